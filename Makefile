@@ -1,0 +1,48 @@
+# One page of commands; `make help` lists them.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+export WANDB_MODE ?= offline
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help check test test-all demo clean format
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/ready: requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or set PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; set PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: Python's venv is missing; on Debian: apt-get install python3.11-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==2.13.0 setuptools
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation openai-whisper==20250625
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+env: $(VENV)/ready  ## Create the environment (.venv) from the pinned versions
+
+demo: $(VENV)/ready  ## TinyShorts, six stages, the table of what each stage moved (about 10 minutes on two cores)
+	$(BIN)/python -m arcvideo.pipeline recipe=tiny_shorts
+
+test: $(VENV)/ready  ## The test suite, without the slow tests
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(VENV)/ready  ## The test suite with the slow tests
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: $(VENV)/ready  ## Format, lint and types
+	$(BIN)/ruff format --check arcvideo tests benchmarks
+	$(BIN)/ruff check arcvideo tests benchmarks
+	$(BIN)/mypy
+
+format: $(VENV)/ready  ## Rewrite the code in the house format
+	$(BIN)/ruff format arcvideo tests benchmarks
+	$(BIN)/ruff check --fix arcvideo tests benchmarks
+
+clean:  ## Remove runs, data and caches; the environment stays
+	rm -rf runs data build *.egg-info .ruff_cache .mypy_cache .pytest_cache

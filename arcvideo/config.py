@@ -1,0 +1,212 @@
+"""RunConfig: the typed settings of one stage run, composed from the dataclasses of the rooms that read them.
+
+Nothing here imports torch: a wrong key, type or combination is reported before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from arcvideo.data.settings import DataSettings, MediaLayout
+from arcvideo.evaluation.settings import EvaluationSettings
+from arcvideo.model.settings import ModelSettings
+from arcvideo.objectives.settings import GrpoSettings
+from arcvideo.runner.settings import (
+    MODULES,
+    LoggerSettings,
+    OptimizerSettings,
+    RunnerSettings,
+    ScheduleSettings,
+    runner_problems,
+)
+
+CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
+OBJECTIVES = ("next_token", "grpo")
+# Parts of Hydra's composition that steer it and are no settings of a run.
+_COMPOSITION_KEYS = ("hydra",)
+
+
+class ConfigError(ValueError):
+    """Settings that cannot run; the message names the key and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """What one of the six stages is (design section 2)."""
+
+    name: str
+    """audio_warmup, pretrain, sft, cold_start, grpo or final_sft; also the name of its directory."""
+    parent: str
+    """Stage whose export this one starts from; `base` starts from the base weights."""
+    objective: str = "next_token"
+    """next_token or grpo."""
+    train: list[str] = field(default_factory=list)
+    """Modules that learn: llm, vision_projector, audio_projector, vit, whisper. The others are frozen, and proven so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a stage run does."""
+
+    stage: StageSettings
+    """Which stage."""
+    model: ModelSettings
+    """Shapes of the model; they must fit the parent's export."""
+    data: DataSettings
+    """What the stage reads."""
+    evaluation: EvaluationSettings
+    """What is measured after training."""
+    engine: dict[str, Any]
+    """DeepSpeed's own keys."""
+    optimizer: OptimizerSettings
+    """Optimizer and learning rates."""
+    schedule: ScheduleSettings
+    """Learning-rate schedule."""
+    runner: RunnerSettings
+    """The loop."""
+    grpo: GrpoSettings
+    """Read by stages whose objective is grpo."""
+    logger: LoggerSettings
+    """Where metrics go besides metrics.jsonl."""
+    data_dir: str = "data/tiny_shorts"
+    """Folder of the shards."""
+    run_dir: str = "runs/tiny_shorts"
+    """Folder of the pipeline: one sub-folder a stage."""
+    base: str = "runs/tiny_shorts/base"
+    """Base weights: what a stage with parent `base` starts from."""
+    parent: str | None = None
+    """Start from this export instead of the parent stage's (a path)."""
+    output: str | None = None
+    """Name of the stage's folder inside run_dir; null means the stage's name."""
+    feature_cache: bool = True
+    """Keep the outputs of the frozen towers on disk, under run_dir/features."""
+    threads: int = 0
+    """CPU threads for torch in each process; 0 leaves torch's choice."""
+
+    @property
+    def stage_dir(self) -> Path:
+        """Where this run writes."""
+        return Path(self.run_dir) / (self.output or self.stage.name)
+
+    @property
+    def layout(self) -> MediaLayout:
+        """The shapes decoding, rendering and the towers share."""
+        return MediaLayout(
+            image_size=self.model.vision.force_image_size,
+            mel_bins=self.model.audio.num_mel_bins,
+            audio_positions=self.model.audio.max_source_positions,
+            audio_pooling=self.model.audio_pooling,
+            max_frames=self.model.max_num_frame,
+        )
+
+
+def typed(composed: DictConfig) -> RunConfig:
+    """The typed settings of a composition.
+
+    Raises:
+        ConfigError: unknown key, wrong type, missing value or settings that do not go together.
+    """
+    plain = OmegaConf.masked_copy(composed, [key for key in composed if key not in _COMPOSITION_KEYS])
+    OmegaConf.set_struct(plain, False)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), plain)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "?"
+        reason = str(getattr(error, "msg", None) or error).splitlines()[0]
+        raise ConfigError(f"{key}: {reason}{_suggestion(key)}") from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    assert isinstance(config, RunConfig)
+    problems = list(_problems(config))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+def plain_dict(config: RunConfig) -> dict[str, Any]:
+    """The settings as JSON-able values, for manifests, identities and W&B."""
+    return dataclasses.asdict(config)
+
+
+def _problems(config: RunConfig) -> Iterator[str]:
+    """Fields that are each fine alone but cannot run together."""
+    yield from runner_problems(
+        runner=config.runner,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        logger=config.logger,
+        engine=config.engine,
+    )
+    if config.stage.objective not in OBJECTIVES:
+        yield f"stage.objective={config.stage.objective!r} is unknown: choose one of {', '.join(OBJECTIVES)}"
+    if not config.stage.train:
+        yield f"stage.train is empty: name what learns, from {', '.join(MODULES)}"
+    for name in config.stage.train:
+        if name not in MODULES:
+            yield f"stage.train has {name!r}, which is unknown: choose from {', '.join(MODULES)}"
+    if not config.data.sources:
+        yield "data.sources is empty: name at least one source, for example data.sources.mine.shards='shards/{000..011}.tar'"
+    if config.feature_cache and config.data.frames == "random":
+        yield "feature_cache=true needs data.frames=middle: random frames change every epoch; set feature_cache=false"
+    if config.feature_cache and {"vit", "whisper"} & set(config.stage.train):
+        yield "feature_cache=true needs frozen towers: drop vit and whisper from stage.train, or set feature_cache=false"
+
+
+def override_problems(arguments: Sequence[str]) -> list[str]:
+    """What is wrong with command-line overrides, before Hydra reads them: unknown keys and unknown group options."""
+    problems = []
+    for argument in arguments:
+        key, equals, value = argument.lstrip("+~").partition("=")
+        if argument.startswith("-") or not equals or key.split(".")[0] == "hydra":
+            continue
+        group = CONF_DIR / key.replace("@", "/")
+        if group.is_dir():
+            options = sorted(path.relative_to(group).with_suffix("").as_posix() for path in group.glob("*.yaml"))
+            for choice in value.split(","):
+                if choice and choice not in options and "(" not in value:
+                    problems.append(f"{key}={choice}: no such option{_nearest(choice, options)}; there are: {', '.join(options)}")
+        elif not _known(RunConfig, key.split(".")):
+            problems.append(f"{key}: no such setting{_suggestion(key)}; `python -m arcvideo.train --cfg job` shows all")
+    return problems
+
+
+def _known(kind: Any, path: Sequence[str]) -> bool:
+    """Whether a dotted path leads to a field; free dictionaries accept any name below them."""
+    if not path:
+        return True
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        names = {entry.name for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
+        return path[0] in names and _known(hints[path[0]], path[1:])
+    if typing.get_origin(kind) is dict:
+        return _known(typing.get_args(kind)[1], path[1:])
+    return kind is Any
+
+
+def _keys(kind: Any = RunConfig, prefix: str = "") -> Iterator[str]:
+    """All dotted names of settings."""
+    for entry in dataclasses.fields(kind):
+        name = f"{prefix}{entry.name}"
+        yield name
+        inner = typing.get_type_hints(kind)[entry.name]
+        if dataclasses.is_dataclass(inner):
+            yield from _keys(inner, f"{name}.")
+
+
+def _suggestion(key: str) -> str:
+    return _nearest(key, list(_keys()))
+
+
+def _nearest(word: str, words: list[str]) -> str:
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""

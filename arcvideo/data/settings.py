@@ -1,0 +1,143 @@
+"""Settings of the data room: plain frozen dataclasses, so that a configuration is checked before torch is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+STYLES = ("plain", "think")
+LENGTH_WEIGHTINGS = ("token", "sqrt", "sample")
+FRAME_POLICIES = ("middle", "random")
+WORDINGS = ("arc", "brief")
+OVER_BUDGET = ("drop", "error", "fewer_frames")
+MODALITIES = ("both", "video", "audio")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaLayout:
+    """The shapes a model reads: what decoding, rendering and the towers must agree on."""
+
+    image_size: int = 640
+    """Side of a square frame in pixels, a multiple of 64."""
+    mel_bins: int = 128
+    """Mel bins of the audio encoder: 80 or 128."""
+    audio_positions: int = 1500
+    """Positions of the audio encoder per chunk, 50 a second (its max_source_positions)."""
+    audio_pooling: int = 1
+    """Audio rows averaged into one before they are added onto a frame."""
+    max_frames: int = 150
+    """Frames a clip has at most; longer clips are covered by as many wider intervals."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < 64 or self.image_size % 64:
+            raise ValueError(f"image_size={self.image_size}: must be a positive multiple of 64")
+        if self.audio_positions < 50 or self.audio_positions % 50:
+            raise ValueError(f"audio_positions={self.audio_positions}: must be a positive multiple of 50 (50 a second)")
+        if self.max_frames < 1 or self.mel_bins < 1 or self.audio_pooling < 1:
+            raise ValueError("max_frames, mel_bins and audio_pooling must be at least 1")
+
+    @property
+    def grid(self) -> int:
+        """Cells along one side of a frame."""
+        return self.image_size // 64
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Placeholders per frame: rows with their newline, begin and end vectors; `<img>` and `</img>` not counted."""
+        return self.grid * (self.grid + 1) + 2
+
+    @property
+    def chunk_seconds(self) -> int:
+        """Seconds of audio in one chunk."""
+        return self.audio_positions // 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSettings:
+    """One weighted source of a mixture."""
+
+    shards: str = ""
+    """Tar files: a path with {000..011} braces or * globs."""
+    weight: float = 1.0
+    """How many times an epoch passes over this source: 0.5 takes half of its clips, 2.0 takes each twice."""
+    tasks: dict[str, float] = field(default_factory=dict)
+    """Relative weight of each task's items; empty takes every task with weight 1, a task left out is not drawn."""
+    tags: list[str] = field(default_factory=list)
+    """Only items that carry all of these tags; empty takes all."""
+    style: str = "plain"
+    """Answer style: plain (the answer) or think (`<think>..</think><answer>..</answer>`)."""
+    items_per_clip: int = 8
+    """Items drawn per clip and visit, without replacement; they share the clip's prefix. 0 takes all."""
+    max_clips: int | None = None
+    """Only the first so many clips of the source; null takes all."""
+    modality: str = "both"
+    """What the model gets of each clip: both, video (sound zeroed) or audio (picture zeroed)."""
+    drop_video: float = 0.0
+    """Probability that the picture of a visit is zeroed (clips with sound only)."""
+    drop_audio: float = 0.0
+    """Probability that the sound of a visit is zeroed (clips with a picture only)."""
+
+    def __post_init__(self) -> None:
+        _one_of("style", self.style, STYLES)
+        _one_of("modality", self.modality, MODALITIES)
+        if self.weight <= 0 or self.items_per_clip < 0 or (self.max_clips is not None and self.max_clips < 1):
+            raise ValueError("source: weight must be > 0, items_per_clip >= 0, max_clips null or >= 1")
+        if any(weight < 0 for weight in self.tasks.values()):
+            raise ValueError(f"source.tasks: weights must be >= 0, got {self.tasks}")
+        if self.drop_video < 0 or self.drop_audio < 0 or self.drop_video + self.drop_audio > 1:
+            raise ValueError("source: drop_video and drop_audio must be >= 0 and sum to at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuarantineSettings:
+    """How much damage a source may have before the run stops; bad samples are never replaced by others."""
+
+    max_count: int = 100
+    """Quarantined clips per source that are tolerated."""
+    max_rate: float = 0.05
+    """Quarantined share of a source that is tolerated (a single bad clip always is, unless max_count is 0)."""
+
+    def __post_init__(self) -> None:
+        if self.max_count < 0 or not 0 <= self.max_rate <= 1:
+            raise ValueError("quarantine: max_count must be >= 0 and max_rate in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """What a stage reads and how it is packed."""
+
+    sources: dict[str, SourceSettings] = field(default_factory=dict)
+    """The mixture: name -> source."""
+    token_budget: int = 2048
+    """Tokens of one packed row (one micro-batch of one rank)."""
+    packs_per_step: int = 1
+    """Packed rows per optimizer step over all ranks; a multiple of the number of ranks."""
+    length_weighting: str = "sqrt"
+    """Weight of an answer of n tokens: token (1 each, n in total), sqrt (1/sqrt(n) each), sample (1/n each)."""
+    frames: str = "middle"
+    """Frame of each one-second interval: middle, or random (a new draw each epoch; no feature cache)."""
+    wording: str = "arc"
+    """Instruction suffixes: arc (the released ones, verbatim) or brief (few tokens, for small models)."""
+    over_budget: str = "error"
+    """A clip whose prefix and shortest item exceed the budget: drop (counted), error, or fewer_frames."""
+    workers: int = 0
+    """Background threads that decode ahead; 0 decodes in the training thread."""
+    prefetch_steps: int = 2
+    """Optimizer steps prepared ahead when workers > 0."""
+    quarantine: QuarantineSettings = field(default_factory=QuarantineSettings)
+
+    def __post_init__(self) -> None:
+        _one_of("data.length_weighting", self.length_weighting, LENGTH_WEIGHTINGS)
+        _one_of("data.frames", self.frames, FRAME_POLICIES)
+        _one_of("data.wording", self.wording, WORDINGS)
+        _one_of("data.over_budget", self.over_budget, OVER_BUDGET)
+        for name in ("token_budget", "packs_per_step", "prefetch_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 1")
+        if self.workers < 0:
+            raise ValueError(f"data.workers={self.workers}: must be 0 or more")
+
+
+def _one_of(key: str, value: str, allowed: Iterable[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{key}={value!r}: choose one of {', '.join(allowed)}")

@@ -1,0 +1,1 @@
+"""Evaluation: metrics with intervals and chance levels on held-out prompts."""

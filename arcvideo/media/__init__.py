@@ -1,0 +1,1 @@
+"""Bytes of a video, a sound or a picture in, a Clip out."""

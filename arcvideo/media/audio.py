@@ -1,0 +1,89 @@
+"""Waveform rules and the log-mel that the audio encoder reads (spec 2.4). The only media file that imports whisper."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SAMPLE_RATE = 16_000
+_SAMPLES_PER_POSITION = 320  # hop 160 and a stride of two in the encoder
+_TOLERATED_DRIFT = 1.0
+"""Seconds by which sound and picture may differ in length before the sound is fitted to the picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioSpan:
+    """The waveform that is encoded, and how many of its seconds count."""
+
+    waveform: Tensor
+    """(N,) float32."""
+    seconds: int
+
+
+def fit_waveform(waveform: Tensor, *, frame_count: int, video_seconds: float | None, max_frames: int) -> AudioSpan:
+    """Cuts and pads a waveform so that its seconds match the frames.
+
+    The released code's rules: above 2 * max_frames seconds, `max_frames` pieces of two seconds are kept; below one
+    second, zeros are appended; up to max_frames seconds there is one second per frame. Where released training
+    stopped with an error (sound much shorter or longer than the picture), the sound is first fitted to the picture.
+
+    Args:
+        waveform: (N,) at 16 kHz.
+        frame_count: frames of the clip.
+        video_seconds: duration of the picture, None when there is none.
+        max_frames: the layout's limit.
+    """
+    if video_seconds is not None and video_seconds > max_frames:
+        drift = waveform.numel() / SAMPLE_RATE - video_seconds
+        if abs(drift) > _TOLERATED_DRIFT:
+            waveform = _resized(waveform, samples=math.ceil(video_seconds) * SAMPLE_RATE)
+    elif video_seconds is not None:
+        return AudioSpan(waveform=_at_least_a_second(waveform), seconds=frame_count)
+    waveform = _at_least_a_second(cut_waveform(waveform, pieces=max_frames))
+    seconds = math.ceil(waveform.numel() / SAMPLE_RATE)
+    return AudioSpan(waveform=waveform, seconds=seconds if seconds > max_frames else frame_count)
+
+
+def cut_waveform(waveform: Tensor, *, pieces: int) -> Tensor:
+    """The whole signal up to 2 * pieces seconds; beyond, two seconds from the start of each of `pieces` parts."""
+    length = 2 * SAMPLE_RATE
+    if waveform.numel() <= pieces * length:
+        return waveform
+    part = waveform.numel() // pieces
+    return torch.cat([waveform[i * part : i * part + length] for i in range(pieces)])
+
+
+def silent_seconds(*, frame_count: int, duration: float, max_frames: int) -> int:
+    """Seconds that count for a clip without sound."""
+    return frame_count if duration <= max_frames else min(math.ceil(duration), 2 * max_frames)
+
+
+def mel_chunks(waveform: Tensor, *, mel_bins: int, chunk_samples: int, chunks: int | None = None) -> Tensor:
+    """(C, M, chunk_samples // 160) float32 Whisper log-mel, chunk by chunk, the last one zero-padded.
+
+    Args:
+        waveform: (N,) float32 at 16 kHz.
+        mel_bins: 80 or 128.
+        chunk_samples: samples of a chunk, 320 per position of the audio encoder.
+        chunks: how many chunks to return (zeros beyond the end, a cut before it); None covers the waveform.
+    """
+    from whisper.audio import log_mel_spectrogram  # slow to import
+
+    if chunk_samples % _SAMPLES_PER_POSITION:
+        raise ValueError(f"chunk_samples={chunk_samples}: must be a multiple of {_SAMPLES_PER_POSITION}")
+    count = chunks or max(1, math.ceil(waveform.numel() / chunk_samples))
+    padded = _resized(waveform, samples=count * chunk_samples)
+    # One call per chunk: the clamp to (maximum - 8) is per chunk in the released feature extractor.
+    return torch.stack([log_mel_spectrogram(chunk, n_mels=mel_bins) for chunk in padded.split(chunk_samples)])
+
+
+def _at_least_a_second(waveform: Tensor) -> Tensor:
+    return waveform if waveform.numel() >= SAMPLE_RATE else _resized(waveform, samples=SAMPLE_RATE)
+
+
+def _resized(waveform: Tensor, *, samples: int) -> Tensor:
+    missing = samples - waveform.numel()
+    return torch.nn.functional.pad(waveform, (0, missing)) if missing > 0 else waveform[:samples]

@@ -1,0 +1,60 @@
+"""Which frames of a video stand for it: one a second, or `max_frames` wider intervals (spec 2.1)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+POLICIES = ("middle", "random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePlan:
+    """Frames to take and the time each stands for."""
+
+    indices: tuple[int, ...]
+    """Positions in presentation order, one per interval; a very slow video repeats some."""
+    spans: tuple[tuple[float, float], ...]
+    """Seconds [start, end) of each interval."""
+
+
+def plan_frames(*, frame_count: int, fps: float, max_frames: int, policy: str = "middle", seed: int = 0) -> FramePlan:
+    """One frame per interval, a pure function of its arguments.
+
+    Args:
+        frame_count: frames in the stream.
+        fps: the container's average frame rate.
+        max_frames: up to so many seconds the intervals are whole seconds, beyond they are duration / max_frames.
+        policy: "middle" takes (start + end) // 2 of each interval, "random" draws from it with `seed`.
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"frame policy {policy!r}: choose one of {', '.join(POLICIES)}")
+    if frame_count < 1 or not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"frame_count={frame_count}, fps={fps}: both must be above 0")
+    spans = time_spans(duration=frame_count / fps, max_frames=max_frames)
+    rng = np.random.default_rng([seed & 0xFFFFFFFFFFFFFFFF, frame_count]) if policy == "random" else None
+    indices = []
+    for span_start, span_end in spans:
+        start = min(int(span_start * fps), frame_count - 1)
+        end = max(min(int(span_end * fps), frame_count), start + 1)  # below 1 fps an interval may hold no frame
+        indices.append(int(rng.integers(start, end)) if rng is not None else min((start + end) // 2, frame_count - 1))
+    return FramePlan(indices=tuple(indices), spans=spans)
+
+
+def time_spans(*, duration: float, max_frames: int) -> tuple[tuple[float, float], ...]:
+    """The intervals of a clip: whole seconds up to `max_frames` of them, else `max_frames` equal parts."""
+    if duration <= max_frames:
+        return tuple((float(i), float(i + 1)) for i in range(max(1, math.ceil(duration))))
+    part = duration / max_frames
+    return tuple((i * part, (i + 1) * part) for i in range(max_frames))
+
+
+def stamp_text(span: tuple[float, float]) -> str:
+    """`HH:MM:SS-HH:MM:SS`, each end rounded to whole seconds as in the released training code."""
+    return "-".join(_clock(round(seconds)) for seconds in span)
+
+
+def _clock(seconds: int) -> str:
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

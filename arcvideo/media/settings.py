@@ -1,0 +1,44 @@
+"""Settings of the media room, and the layout it needs to know; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Layout(Protocol):
+    """The part of the model's media layout that decoding depends on."""
+
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def mel_bins(self) -> int: ...
+    @property
+    def audio_positions(self) -> int: ...
+    @property
+    def max_frames(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaLimits:
+    """What a single file may cost; more is a MediaError, never a silent cut."""
+
+    max_bytes: int = 2 << 30
+    """Size of the encoded file."""
+    max_pixels: int = 8192 * 8192
+    """Width times height of a frame."""
+    max_seconds: float = 4 * 3600.0
+    """Duration of the picture or of the sound."""
+    deadline_seconds: float = 120.0
+    """Wall time for one file in a killable worker."""
+    max_memory_bytes: int = 8 << 30
+    """Address space of a killable worker; 0 sets no limit."""
+    decode_threads: int = 1
+    """Decoder threads; one per clip is best when many clips are decoded at a time."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_pixels", "max_seconds", "deadline_seconds", "decode_threads"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"media limit {name}={getattr(self, name)}: must be above 0")
+        if self.max_memory_bytes < 0:
+            raise ValueError(f"media limit max_memory_bytes={self.max_memory_bytes}: must be 0 (no limit) or more")

@@ -1,0 +1,93 @@
+"""Settings of the objectives. No torch here: settings are checked before torch is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
+SCALE_REWARDS = ("group", "batch", "none")
+IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextTokenSettings:
+    """Cross entropy on the answers."""
+
+    log_accuracy: bool = True
+    """Also report the share of target tokens that are the most likely token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrpoSettings:
+    """Group-relative policy optimisation; names and meanings are those of TRL's GRPOConfig."""
+
+    num_generations: int = 8
+    """G: completions sampled for every prompt; at least 2, or every advantage would be zero."""
+    num_prompts: int = 8
+    """Prompts of one optimizer step, over all ranks (TRL: generation_batch_size / num_generations)."""
+    max_completion_length: int = 1024
+    """Tokens after which a completion is cut off."""
+    temperature: float = 1.0
+    """Sampling temperature; log-probabilities of policy and reference are taken at the same temperature."""
+    top_p: float = 1.0
+    """Nucleus sampling; 1.0 keeps all tokens."""
+    top_k: int = 0
+    """Sample among the k most likely tokens; 0 keeps all."""
+    beta: float = 0.1
+    """Weight of the KL to the parent checkpoint (paper: 0.1). 0: no reference model is kept."""
+    epsilon: float = 0.2
+    """Clip range of the importance ratio, below 1."""
+    epsilon_high: float | None = None
+    """Clip range above 1; None: the same as epsilon."""
+    loss_type: str = "grpo"
+    """How token losses are averaged: grpo, bnpo, dr_grpo, dapo."""
+    scale_rewards: str = "group"
+    """What centred rewards are divided by: the std of the group, of the batch, or none."""
+    importance_sampling_level: str = "token"
+    """token (GRPO) or sequence (GSPO)."""
+    num_iterations: int = 1
+    """Updates for every set of completions."""
+    rewards: dict[str, float] = field(default_factory=lambda: {"mcq_accuracy": 1.0, "temporal_iou": 1.0})
+    """Reward name, or `package.module:function`, -> weight."""
+    mask_truncated_completions: bool = False
+    """Leave completions that were cut off out of the loss."""
+    drop_zero_variance: bool = False
+    """Leave groups whose rewards are all equal out of the batch: they carry no gradient but the KL's."""
+    max_importance_gap: float = 1e-3
+    """Largest |log-prob of the sampler - log-prob of the trainer| tolerated, in nats; above it the run stops."""
+    log_completions: int = 8
+    """Completions written to rollouts.jsonl at every step; 0 writes none."""
+
+    def __post_init__(self) -> None:
+        """Check values and combinations; the message names the key and the remedy."""
+        _among("grpo.loss_type", self.loss_type, LOSS_TYPES)
+        _among("grpo.scale_rewards", self.scale_rewards, SCALE_REWARDS)
+        _among("grpo.importance_sampling_level", self.importance_sampling_level, IMPORTANCE_SAMPLING_LEVELS)
+        _at_least("grpo.num_generations", self.num_generations, 2)
+        _at_least("grpo.num_prompts", self.num_prompts, 1)
+        _at_least("grpo.max_completion_length", self.max_completion_length, 1)
+        _at_least("grpo.num_iterations", self.num_iterations, 1)
+        _at_least("grpo.top_k", self.top_k, 0)
+        _at_least("grpo.beta", self.beta, 0)
+        _at_least("grpo.epsilon", self.epsilon, 0)
+        if self.temperature <= 0:
+            raise ValueError(f"grpo.temperature={self.temperature} must be above 0: greedy groups have no variance")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"grpo.top_p={self.top_p} must be in (0, 1]")
+        if not self.rewards:
+            raise ValueError("grpo.rewards is empty; name at least one reward, for example {mcq_accuracy: 1.0}")
+
+    @property
+    def clip_high(self) -> float:
+        """Clip range above 1, resolved."""
+        return self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+
+def _among(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{key}={value!r} is unknown; use one of: {', '.join(allowed)}")
+
+
+def _at_least(key: str, value: float, least: float) -> None:
+    if value < least:
+        raise ValueError(f"{key}={value} must be at least {least}")

@@ -1,0 +1,161 @@
+"""Settings of the runner room. No torch import: a configuration is checked before torch is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+EngineSettings = dict[str, Any]
+"""DeepSpeed's own keys, passed on unchanged; `engine_problems` names the keys the runner sets itself."""
+
+OPTIMIZERS = ("adamw", "muon")
+SCHEDULES = ("constant", "linear", "cosine")
+PRECISIONS = ("fp32", "bf16")
+WANDB_MODES = ("disabled", "offline", "online")
+MODULES = ("llm", "vision_projector", "audio_projector", "vit", "whisper")
+"""Names by which settings speak about parts of the model (prefixes: `runner/trainable.py`)."""
+
+_ENGINE_KEYS_SET_BY_RUNNER = {
+    "train_batch_size": "the data plan decides how many packs a step has (data.packs_per_step)",
+    "train_micro_batch_size_per_gpu": "a micro-batch is one packed row (data.pack_length)",
+    "gradient_accumulation_steps": "the data plan decides it (data.packs_per_step)",
+    "gradient_clipping": "use runner.clip_norm",
+    "optimizer": "use optimizer.name and optimizer.lr",
+    "scheduler": "use schedule.name and schedule.warmup_steps",
+    "bf16": "use runner.precision=bf16",
+    "fp16": "not supported; use runner.precision=bf16",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """Which optimizer moves the weights, and how fast."""
+
+    name: str = "adamw"
+    """adamw, or muon (2-D matrices of the decoder by Muon, the rest by AdamW; ZeRO 0 only)."""
+    lr: float = 2e-5
+    """Peak learning rate of AdamW."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    """AdamW's two decay rates."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices; norms, biases and other 1-D tensors get none."""
+    muon_lr: float = 2e-4
+    """Peak learning rate of Muon (its update is rescaled to AdamW's RMS), read when name=muon."""
+    muon_momentum: float = 0.95
+    """Nesterov momentum of Muon."""
+    module_lrs: dict[str, float] = field(default_factory=dict)
+    """Learning-rate multiplier per module name (llm, vision_projector, audio_projector, vit, whisper)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """How the learning rate moves over the steps of a stage."""
+
+    name: str = "cosine"
+    """constant, linear or cosine; each after a linear warm-up."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up; the first step already has a learning rate above zero."""
+    min_ratio: float = 0.1
+    """Share of the peak learning rate left at the last step (linear and cosine)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerSettings:
+    """The loop: how long, how precise, how often it logs and saves."""
+
+    steps: int = 100
+    """Optimizer steps of the stage."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global L2 norm; 0 switches clipping off."""
+    precision: str = "fp32"
+    """fp32, or bf16 (bf16 weights for forward and backward, fp32 master weights in the optimizer)."""
+    seed: int = 0
+    """Seeds torch, numpy and python before step 0; each rank adds its number."""
+    log_every: int = 10
+    """Steps between two lines on the terminal; metrics.jsonl has every step."""
+    save_every: int = 100
+    """Steps between two checkpoints; 0 saves only at the end and on a signal."""
+    keep_last: int = 2
+    """How many of the newest checkpoints stay on disk."""
+    liveness: bool = True
+    """Before step 1, prove that each modality moves the loss and that gradients reach what is trained."""
+    skip_budget: int = 10
+    """How many steps may be skipped for a non-finite loss or gradient before the run stops."""
+    deterministic: bool = True
+    """Ask torch for deterministic kernels where it has them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggerSettings:
+    """The optional mirror of metrics.jsonl in Weights & Biases."""
+
+    wandb: str = "disabled"
+    """disabled, offline (files only) or online."""
+    project: str = "arcvideo"
+    """W&B project."""
+    entity: str | None = None
+    """W&B team or user; None uses the account's default."""
+    tags: list[str] = field(default_factory=list)
+    """W&B tags."""
+
+
+def _choice(problems: list[str], key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        problems.append(f"{key}={value!r} is unknown: choose one of {', '.join(allowed)}")
+
+
+def engine_problems(engine: EngineSettings) -> list[str]:
+    """What is wrong with the DeepSpeed keys, one sentence each, naming key and remedy."""
+    problems = [f"engine.{key} is set by the runner: {why}" for key, why in _ENGINE_KEYS_SET_BY_RUNNER.items() if key in engine]
+    stage = zero_stage(engine)
+    if stage not in (0, 1, 2, 3):
+        problems.append(f"engine.zero_optimization.stage={stage!r} must be 0, 1, 2 or 3")
+    return problems
+
+
+def zero_stage(engine: EngineSettings) -> int:
+    """ZeRO stage of the DeepSpeed keys; 0 when they say nothing."""
+    return (engine.get("zero_optimization") or {}).get("stage", 0)
+
+
+def optimizer_problems(optimizer: OptimizerSettings, engine: EngineSettings) -> list[str]:
+    """What is wrong with the optimizer settings, alone and together with the engine."""
+    problems: list[str] = []
+    _choice(problems, "optimizer.name", optimizer.name, OPTIMIZERS)
+    for key in ("lr", "muon_lr", "eps"):
+        if getattr(optimizer, key) <= 0:
+            problems.append(f"optimizer.{key}={getattr(optimizer, key)} must be above 0")
+    if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
+        problems.append(f"optimizer.betas={list(optimizer.betas)} must be two numbers in [0, 1)")
+    if optimizer.weight_decay < 0:
+        problems.append(f"optimizer.weight_decay={optimizer.weight_decay} must not be negative")
+    for name, ratio in optimizer.module_lrs.items():
+        _choice(problems, "optimizer.module_lrs key", name, MODULES)
+        if ratio <= 0:
+            problems.append(f"optimizer.module_lrs.{name}={ratio} must be above 0; to freeze it leave it out of the trained modules")
+    if optimizer.name == "muon" and zero_stage(engine) != 0:
+        problems.append(
+            f"optimizer.name=muon needs whole matrices, but engine.zero_optimization.stage={zero_stage(engine)} cuts them: "
+            "use engine=zero0 or optimizer.name=adamw"
+        )
+    return problems
+
+
+def runner_problems(
+    *, runner: RunnerSettings, optimizer: OptimizerSettings, schedule: ScheduleSettings, logger: LoggerSettings, engine: EngineSettings
+) -> list[str]:
+    """Everything wrong with this room's settings, one sentence each; an empty list means they can run."""
+    problems = engine_problems(engine) + optimizer_problems(optimizer, engine)
+    _choice(problems, "runner.precision", runner.precision, PRECISIONS)
+    _choice(problems, "schedule.name", schedule.name, SCHEDULES)
+    _choice(problems, "logger.wandb", logger.wandb, WANDB_MODES)
+    for key, least in (("steps", 1), ("log_every", 1), ("save_every", 0), ("keep_last", 1), ("skip_budget", 0), ("clip_norm", 0)):
+        if getattr(runner, key) < least:
+            problems.append(f"runner.{key}={getattr(runner, key)} must be at least {least}")
+    if not 0 <= schedule.min_ratio <= 1:
+        problems.append(f"schedule.min_ratio={schedule.min_ratio} must be between 0 and 1")
+    if not 0 <= schedule.warmup_steps < max(runner.steps, 1):
+        problems.append(f"schedule.warmup_steps={schedule.warmup_steps} must be between 0 and runner.steps - 1 ({runner.steps - 1})")
+    return problems

@@ -1,0 +1,1 @@
+"""TinyShorts: generated short videos with known truth."""

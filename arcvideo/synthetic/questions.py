@@ -1,0 +1,205 @@
+"""Questions about a script with their exact answers, as record items (docs/data-format.md).
+
+Every item says what it needs (`needs:vision`, `needs:audio`, `needs:both`, `needs:time`) and its topic, so that
+training mixtures and evaluations choose by tag.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from arcvideo.synthetic.script import COLORS, DURATION, KINDS, SCREEN_WORDS, SOUNDS, SPOKEN_WORDS, Script
+
+Item = dict[str, Any]
+_LETTERS = "ABCD"
+
+
+def questions(script: Script) -> list[Item]:
+    """All items of a clip, in a fixed order; option order and drafts come from the script's seed."""
+    rng = np.random.default_rng([script.seed, 1])
+    makers = (_asr, _caption, _qa, _mcq, _grounding, _summary, _chapters)
+    return [item for maker in makers for item in maker(script, rng)]
+
+
+def _clock(seconds: int) -> str:
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def _range(start: int, end: int) -> str:
+    return f"{_clock(start)} - {_clock(end)}"
+
+
+def _tags(needs: str, topic: str) -> list[str]:
+    return [f"needs:{needs}", f"topic:{topic}"]
+
+
+def _transcript(script: Script) -> str:
+    return " ".join(word.text for word in script.speech)
+
+
+def _events(script: Script) -> list[tuple[int, int, str]]:
+    events = [(shape.start, shape.end, shape.name) for shape in script.shapes]
+    events += [(word.start, word.end, f"text {word.text}") for word in script.words]
+    events += [(sound.start, sound.end, sound.name) for sound in script.sounds]
+    return sorted(events)
+
+
+def _asr(script: Script, rng: np.random.Generator) -> list[Item]:
+    if not script.speech:
+        return []
+    return [{"task": "asr", "question": "What is said?", "answer": _transcript(script), "tags": _tags("audio", "speech")}]
+
+
+def _caption(script: Script, rng: np.random.Generator) -> list[Item]:
+    """A picture's caption and its text (paper 3.2.2: image-text pairs for caption and OCR)."""
+    if not script.shapes:
+        return []
+    names = [shape.name for shape in sorted(script.shapes, key=lambda shape: shape.x)]
+    return [
+        {"task": "caption", "question": "What is shown?", "answer": ", ".join(names), "tags": _tags("vision", "shapes")},
+        {"task": "caption", "question": "Read the text.", "answer": script.words[0].text, "tags": _tags("vision", "text")},
+    ]
+
+
+def _facts(script: Script) -> list[tuple[str, str, tuple[str, ...], list[str]]]:
+    """(question, answer, the vocabulary the answer comes from, tags) with exactly one right answer each."""
+    facts = []
+    for shape in script.shapes:
+        facts.append((f"What color is the {shape.kind}?", shape.color, COLORS, _tags("vision", "color")))
+        facts.append((f"What shape is {shape.color}?", shape.kind, KINDS, _tags("vision", "shape")))
+    for word in script.words:
+        facts.append(("Which text is shown?", word.text, SCREEN_WORDS, _tags("vision", "text")))
+    for sound in script.sounds:
+        facts.append(("Which sound is heard?", sound.name, SOUNDS, _tags("audio", "sound")))
+    if script.speech:
+        first, last = script.speech[0].text, script.speech[-1].text
+        facts.append(("Which word is said first?", first, SPOKEN_WORDS, _tags("audio", "speech")))
+        facts.append(("Which word is said last?", last, SPOKEN_WORDS, _tags("audio", "speech")))
+    return facts
+
+
+def _qa(script: Script, rng: np.random.Generator) -> list[Item]:
+    items = [
+        {"task": "qa", "question": question, "answer": answer, "think": f"I look for {topic(tags)}.", "tags": tags}
+        for question, answer, _, tags in _facts(script)
+    ]
+    return items
+
+
+def topic(tags: list[str]) -> str:
+    """The topic among an item's tags."""
+    return next(tag.removeprefix("topic:") for tag in tags if tag.startswith("topic:"))
+
+
+def _mcq(script: Script, rng: np.random.Generator) -> list[Item]:
+    """Four options each; vision, audio, both together, and order in time."""
+    said = {word.text for word in script.speech}
+    items = []
+    for question, answer, vocabulary, tags in _facts(script) + _joint_facts(script):
+        ruled_out = {answer} | (said if "first" in question or "last" in question else set())
+        wrong = [text for text in vocabulary if text not in ruled_out]
+        if "first" in question or "last" in question:  # other said words are the tempting distractors
+            others = sorted(said - {answer})
+            wrong = list(rng.permutation(others)[:2]) + list(rng.permutation(wrong))
+        else:
+            wrong = list(rng.permutation(wrong))
+        items.append(_choices(question, answer, [str(text) for text in wrong[:3]], tags, rng))
+    return items
+
+
+def _joint_facts(script: Script) -> list[tuple[str, str, tuple[str, ...], list[str]]]:
+    """Facts that need sight and hearing together, or order."""
+    facts = []
+    for shape in script.shapes:
+        inside = [word.text for word in script.speech if shape.start <= word.start < shape.end]
+        if len(inside) == 1:
+            outside = tuple(text for text in SPOKEN_WORDS if text not in inside)
+            question = f"Which word is said during the {shape.name}?"
+            facts.append((question, inside[0], (inside[0], *outside), _tags("both", "joint")))
+    starts = [shape.start for shape in script.shapes]
+    if len(set(starts)) == 2:
+        early, late = sorted(script.shapes, key=lambda shape: shape.start)
+        decoys = tuple(f"{color} {kind}" for color, kind in ((early.color, late.kind), (late.color, early.kind)))
+        facts.append(("What appears earlier?", early.name, (early.name, late.name, *decoys), _tags("vision", "order")))
+    return facts
+
+
+def _choices(question: str, answer: str, wrong: list[str], tags: list[str], rng: np.random.Generator) -> Item:
+    options = [str(text) for text in rng.permutation([answer, *wrong])]
+    letter = _LETTERS[options.index(answer)]
+    return {
+        "task": "mcq",
+        "question": question,
+        "options": options,
+        "answer": letter,
+        "think": f"It is {answer}.",
+        "tags": tags,
+    }
+
+
+def _grounding(script: Script, rng: np.random.Generator) -> list[Item]:
+    """Spans of what is seen, read and heard; `draft` is an imperfect span that a rejection filter would keep."""
+    if script.duration == 1:
+        return []
+    asked = [(f"When is the {shape.name} visible?", shape, "vision", "shapes") for shape in script.shapes]
+    asked += [(f"When is the text {word.text} shown?", word, "vision", "text") for word in script.words]
+    asked += [(f"When is the {sound.name} heard?", sound, "audio", "sound") for sound in script.sounds]
+    items = []
+    for question, event, needs, subject in asked:
+        draft = _draft(event.start, event.end, rng)
+        items.append(
+            {
+                "task": "grounding",
+                "question": question,
+                "answer": _range(event.start, event.end),
+                "span": [event.start, event.end],
+                "draft": _range(*draft),
+                "think": f"I look for the {subject}.",
+                "tags": [*_tags(needs, subject), "needs:time"],
+            }
+        )
+    return items
+
+
+def _draft(start: int, end: int, rng: np.random.Generator) -> tuple[int, int]:
+    """A span with IoU > 0.6 to the truth, uniformly: what the paper's filter keeps for the cold start (A3, Post-2)."""
+    kept = []
+    for a in range(DURATION):
+        for b in range(a + 1, DURATION + 1):
+            overlap = max(0, min(b, end) - max(a, start))
+            if overlap / (max(b, end) - min(a, start)) > 0.6:
+                kept.append((a, b))
+    return kept[int(rng.integers(len(kept)))]
+
+
+def _summary(script: Script, rng: np.random.Generator) -> list[Item]:
+    parts = [name for _, _, name in _events(script)]
+    if script.speech:
+        parts.append(f'says "{_transcript(script)}"')
+    return [
+        {
+            "task": "summary",
+            "question": "Describe the video content.",
+            "answer": ", ".join(parts),
+            "think": " ".join(f"{_range(start, end)} {name}." for start, end, name in _events(script)),
+            "tags": _tags("both" if script.speech and script.shapes else "vision" if script.shapes else "audio", "all"),
+        }
+    ]
+
+
+def _chapters(script: Script, rng: np.random.Generator) -> list[Item]:
+    if script.duration == 1:
+        return []
+    events = _events(script)
+    return [
+        {
+            "task": "chapters",
+            "question": "Localize video chapters with temporal boundaries and the corresponding sentence description.",
+            "answer": "\n".join(f"{_range(start, end)} {name}" for start, end, name in events),
+            "events": [[start, end, name] for start, end, name in events],
+            "think": f"I see {len(events)} events.",
+            "tags": [*_tags("both" if script.sounds and script.shapes else "vision", "all"), "needs:time"],
+        }
+    ]

@@ -1,0 +1,42 @@
+"""Chapters: all events of a clip in order, each with its time range and one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from arcvideo.tasks.answers import clock_span
+from arcvideo.tasks.fields import RecordError, conversation, interval, optional_text, styled_answer
+from arcvideo.types import Sample
+
+QUESTION = "Localize video chapters with temporal boundaries and the corresponding sentence description."
+
+
+def chapters(item: Mapping[str, Any], *, key: str, media_key: str | None, style: str = "plain") -> Sample:
+    """Fields: `events` ([[start, end, text], ...] in seconds), optional `question`."""
+    events = [_event(event) for event in _listed(item.get("events"))]
+    answer = "\n".join(f"{clock_span((start, end))} {text}" for start, end, text in events)
+    question = optional_text(item, "question", default=QUESTION)
+    return Sample(
+        key=key,
+        task="chapters",
+        turns=conversation(item, question=question, answer=styled_answer(item, answer=answer, style=style)),
+        media_key=media_key,
+        truth={"text": answer, "events": tuple(events)},
+        instruction="general" if style == "think" else "none",
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    if value in (None, []):
+        raise RecordError("no_answer", "field 'events' is missing or empty")
+    if not isinstance(value, list):
+        raise RecordError("bad_events", f"'events' must be a list of [start, end, text], got {value!r}")
+    return value
+
+
+def _event(value: Any) -> tuple[float, float, str]:
+    if not isinstance(value, list) or len(value) != 3 or not isinstance(value[2], str) or not value[2].strip():
+        raise RecordError("bad_events", f"each event must be [start, end, text], got {value!r}")
+    start, end = interval(value[:2], name="events")
+    return start, end, value[2]

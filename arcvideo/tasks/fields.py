@@ -1,0 +1,80 @@
+"""Reading fields of a record's item, with an error that names the field; what all tasks share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from arcvideo.types import Turn
+
+
+class RecordError(ValueError):
+    """A record or item cannot become a sample; `reason` is a short name to count by, `detail` says what is wrong."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return (RecordError, (self.reason, self.detail))  # it crosses process borders when shards are indexed
+
+
+def required_text(item: Mapping[str, Any], name: str) -> str:
+    """The non-empty string `item[name]`.
+
+    Raises:
+        RecordError: `no_<name>` when absent or empty, `bad_<name>` when not a string.
+    """
+    value = item.get(name)
+    if value is None:
+        raise RecordError(f"no_{name}", f"field {name!r} is missing")
+    if not isinstance(value, str):
+        raise RecordError(f"bad_{name}", f"field {name!r} must be a string, got {type(value).__name__}")
+    if not value.strip():
+        raise RecordError(f"no_{name}", f"field {name!r} is empty")
+    return value
+
+
+def optional_text(item: Mapping[str, Any], name: str, *, default: str = "") -> str:
+    """`item[name]`, or the default when it is absent, null or empty."""
+    if item.get(name) in (None, ""):
+        return default
+    return required_text(item, name)
+
+
+def interval(value: Any, *, name: str) -> tuple[float, float]:
+    """(start, end) in seconds, 0 <= start <= end.
+
+    Raises:
+        RecordError: `bad_<name>`.
+    """
+    numbers = value if isinstance(value, (list, tuple)) and len(value) == 2 else ()
+    good = len(numbers) == 2 and all(
+        isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+        for number in numbers
+    )
+    if not good or not 0 <= numbers[0] <= numbers[1]:
+        raise RecordError(f"bad_{name}", f"{name!r} must be [start, end] in seconds, 0 <= start <= end, got {value!r}")
+    return float(numbers[0]), float(numbers[1])
+
+
+def styled_answer(item: Mapping[str, Any], *, answer: str, style: str) -> str:
+    """The answer as it is trained: alone (plain), or behind the item's reasoning (think).
+
+    Reasoning may be absent, as in prompts for reinforcement learning; the index marks such items, and they are
+    never drawn for supervised training in the style `think`.
+    """
+    if style == "plain":
+        return answer
+    return f"<think>{optional_text(item, 'think')}</think><answer>{answer}</answer>"
+
+
+def conversation(item: Mapping[str, Any], *, question: str, answer: str) -> tuple[Turn, ...]:
+    """The first turn and the item's further `turns`, a list of {"question", "answer"}."""
+    further = item.get("turns") or []
+    if not isinstance(further, list) or not all(isinstance(turn, Mapping) for turn in further):
+        raise RecordError("bad_turns", "'turns' must be a list of objects with question and answer")
+    rest = (Turn(question=required_text(turn, "question"), answer=required_text(turn, "answer")) for turn in further)
+    return (Turn(question=question, answer=answer), *rest)

@@ -1,0 +1,139 @@
+"""The nouns that travel between rooms: Clip, Turn, Sample, Media, Segments, Batch.
+
+Shapes use: F frames, S image side, N waveform samples, C mel chunks, M mel bins, L tokens of a packed row,
+G segments, T target tokens, P patches of a frame, W width of a tower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """Decoded media with their times; either half may be absent."""
+
+    key: str
+    """Content id: equal keys mean equal tensors (sha256 of the media bytes and of the sampling policy)."""
+    frames: Tensor | None
+    """(F, 3, S, S) uint8 RGB, stamped with their time and resized; None when there is no picture."""
+    frame_times: Tensor
+    """(F, 2) float32, seconds: the interval [start, end) each frame stands for; also set when frames is None."""
+    waveform: Tensor | None
+    """(N,) float32 in [-1, 1], mono 16 kHz; None when there is no sound."""
+    duration: float
+    """Seconds, from the container."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One question and its answer. `question` may contain the media tag `<video>` in the first turn only."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One conversation about at most one clip, as a Task made it from a record."""
+
+    key: str
+    """Unique inside a data set: `<record key>/<item number>`."""
+    task: str
+    """Name in `arcvideo.tasks.TASKS`."""
+    turns: tuple[Turn, ...]
+    media_key: str | None
+    """Record whose media the turns talk about; None for text only."""
+    truth: Mapping[str, Any] = field(default_factory=dict)
+    """What rewards and metrics compare with: `letter`, `span` (start, end) in seconds, `text`, ..."""
+    instruction: str = "none"
+    """Which instruction suffix the question ends with: none, general, mcq, grounding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Media:
+    """What the two towers read for one clip; an absent half is all zeros of the right shape (paper 3.2.2).
+
+    Either `pixels` and `mel` are given, or their tower outputs `patches` and `speech` (a feature-cache hit).
+    """
+
+    key: str
+    frame_count: int
+    """F: frames, also the number of one-second groups of audio rows up to max_num_frame (fusion rule, spec 1.7)."""
+    seconds: int
+    """Seconds of audio that count: whole seconds, at least 1."""
+    has_video: bool
+    has_audio: bool
+    pixels: Tensor | None = None
+    """(F, 3, S, S) uint8; None when has_video is False or patches is given."""
+    mel: Tensor | None = None
+    """(C, M, 2 * max_source_positions) float32 log-mel; None when speech is given. Silence has its own mel."""
+    patches: Tensor | None = None
+    """(F, P, W) float32 output of the frozen ViT."""
+    speech: Tensor | None = None
+    """(C, max_source_positions, W) float32 output of the frozen audio encoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segments:
+    """How one packed row is cut. A token sees its own segment causally, and all of the segment's parent.
+
+    Parents have no parents themselves and stand before their children.
+    """
+
+    starts: Tensor
+    """(G + 1,) int32 cumulative lengths; starts[0] = 0, starts[-1] = L."""
+    parents: Tensor
+    """(G,) int32 index of the parent segment, -1 for none."""
+
+    @property
+    def count(self) -> int:
+        return int(self.parents.numel())
+
+    def to(self, device: torch.device | str) -> Segments:
+        return Segments(starts=self.starts.to(device), parents=self.parents.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One packed row: the micro-batch of one rank.
+
+    Targets are a table, not shifted labels: the last token of a shared prompt predicts the first token of each
+    of its branches, so one position may have several targets.
+    """
+
+    input_ids: Tensor
+    """(L,) int64, newline ids already replaced by the image id."""
+    position_ids: Tensor
+    """(4, L) int64: index, column, row, frame (spec 2.6), restarting per segment at its parent's end."""
+    segments: Segments
+    media: tuple[Media, ...]
+    """In the order in which their image tokens stand in the row."""
+    target_positions: Tensor
+    """(T,) int64: the position whose hidden state predicts the target."""
+    target_ids: Tensor
+    """(T,) int64."""
+    target_weights: Tensor
+    """(T,) float32; the loss is sum(weight * loss) over sum(weight), both over all ranks and micro-batches."""
+    target_samples: Tensor
+    """(T,) int64: index into `keys`."""
+    keys: tuple[str, ...]
+    """Sample keys, in order of their first target."""
+    tasks: tuple[str, ...]
+    """Task of each sample."""
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """What an objective needs beyond targets. GRPO: `advantages` (samples,), `old_logprobs` (T,), `ref_logprobs` (T,)."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Move all tensors; media stay where they are, the model moves what it reads."""
+        moved = {
+            name: getattr(self, name).to(device)
+            for name in ("input_ids", "position_ids", "target_positions", "target_ids", "target_weights", "target_samples")
+        }
+        extra = {name: value.to(device) for name, value in self.extra.items()}
+        return replace(self, segments=self.segments.to(device), extra=extra, **moved)
