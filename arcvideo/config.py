@@ -6,7 +6,6 @@ Nothing here imports torch: a wrong key, type or combination is reported before 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from arcvideo.runner.settings import (
     ScheduleSettings,
     runner_problems,
 )
+from arcvideo.structured import SettingsError, filled, nearest
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 OBJECTIVES = ("next_token", "grpo")
@@ -77,11 +77,11 @@ class RunConfig:
     """Read by stages whose objective is grpo."""
     logger: LoggerSettings
     """Where metrics go besides metrics.jsonl."""
-    data_dir: str = "data/tiny_shorts"
+    data_dir: str = "data"
     """Folder of the shards."""
-    run_dir: str = "runs/tiny_shorts"
+    run_dir: str = "runs"
     """Folder of the pipeline: one sub-folder a stage."""
-    base: str = "runs/tiny_shorts/base"
+    base: str = "base"
     """Base weights: what a stage with parent `base` starts from."""
     parent: str | None = None
     """Start from this export instead of the parent stage's (a path)."""
@@ -115,18 +115,15 @@ def typed(composed: DictConfig) -> RunConfig:
     Raises:
         ConfigError: unknown key, wrong type, missing value or settings that do not go together.
     """
-    plain = OmegaConf.masked_copy(composed, [key for key in composed if key not in _COMPOSITION_KEYS])
-    OmegaConf.set_struct(plain, False)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), plain)
-        config = OmegaConf.to_object(merged)
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "?"
-        reason = str(getattr(error, "msg", None) or error).splitlines()[0]
-        raise ConfigError(f"{key}: {reason}{_suggestion(key)}") from None
-    except ValueError as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    assert isinstance(plain, dict)
+    try:
+        config = filled(RunConfig, {key: value for key, value in plain.items() if key not in _COMPOSITION_KEYS})
+    except SettingsError as error:
         raise ConfigError(str(error)) from None
-    assert isinstance(config, RunConfig)
     problems = list(_problems(config))
     if problems:
         raise ConfigError("\n".join(problems))
@@ -174,10 +171,24 @@ def override_problems(arguments: Sequence[str]) -> list[str]:
             options = sorted(path.relative_to(group).with_suffix("").as_posix() for path in group.glob("*.yaml"))
             for choice in value.split(","):
                 if choice and choice not in options and "(" not in value:
-                    problems.append(f"{key}={choice}: no such option{_nearest(choice, options)}; there are: {', '.join(options)}")
+                    problems.append(f"{key}={choice}: no such option{nearest(choice, options)}; there are: {', '.join(options)}")
         elif not _known(RunConfig, key.split(".")):
-            problems.append(f"{key}: no such setting{_suggestion(key)}; `python -m arcvideo.train --cfg job` shows all")
+            problems.append(f"{key}: no such setting{nearest(key, list(_keys()))}; `python -m arcvideo.train --cfg job` shows all")
     return problems
+
+
+def as_overrides(arguments: Sequence[str]) -> list[str]:
+    """The arguments for Hydra: known settings may be given whether or not a YAML file mentions them."""
+    return [
+        f"++{argument}"
+        if "=" in argument and not argument.startswith(("-", "+", "~")) and _is_setting(argument.partition("=")[0])
+        else argument
+        for argument in arguments
+    ]
+
+
+def _is_setting(key: str) -> bool:
+    return key.split(".")[0] != "hydra" and not (CONF_DIR / key.replace("@", "/")).is_dir()
 
 
 def _known(kind: Any, path: Sequence[str]) -> bool:
@@ -201,12 +212,3 @@ def _keys(kind: Any = RunConfig, prefix: str = "") -> Iterator[str]:
         inner = typing.get_type_hints(kind)[entry.name]
         if dataclasses.is_dataclass(inner):
             yield from _keys(inner, f"{name}.")
-
-
-def _suggestion(key: str) -> str:
-    return _nearest(key, list(_keys()))
-
-
-def _nearest(word: str, words: list[str]) -> str:
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""

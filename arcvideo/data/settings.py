@@ -9,7 +9,7 @@ STYLES = ("plain", "think")
 LENGTH_WEIGHTINGS = ("token", "sqrt", "sample")
 FRAME_POLICIES = ("middle", "random")
 WORDINGS = ("arc", "brief")
-OVER_BUDGET = ("drop", "error", "fewer_frames")
+OVER_BUDGET = ("drop", "error")
 MODALITIES = ("both", "video", "audio")
 
 
@@ -33,8 +33,10 @@ class MediaLayout:
             raise ValueError(f"image_size={self.image_size}: must be a positive multiple of 64")
         if self.audio_positions < 50 or self.audio_positions % 50:
             raise ValueError(f"audio_positions={self.audio_positions}: must be a positive multiple of 50 (50 a second)")
-        if self.max_frames < 1 or self.mel_bins < 1 or self.audio_pooling < 1:
-            raise ValueError("max_frames, mel_bins and audio_pooling must be at least 1")
+        if self.mel_bins not in (80, 128):
+            raise ValueError(f"mel_bins={self.mel_bins}: Whisper's filters exist for 80 and 128 bins")
+        if self.max_frames < 1 or self.audio_pooling < 1:
+            raise ValueError("max_frames and audio_pooling must be at least 1")
 
     @property
     def grid(self) -> int:
@@ -119,9 +121,9 @@ class DataSettings:
     wording: str = "arc"
     """Instruction suffixes: arc (the released ones, verbatim) or brief (few tokens, for small models)."""
     over_budget: str = "error"
-    """A clip whose prefix and shortest item exceed the budget: drop (counted), error, or fewer_frames."""
+    """An item that exceeds the budget even alone with its clip: drop (counted) or error."""
     workers: int = 0
-    """Background threads that decode ahead; 0 decodes in the training thread."""
+    """Decoding processes, each with a thread that works ahead; 0 decodes in the training process."""
     prefetch_steps: int = 2
     """Optimizer steps prepared ahead when workers > 0."""
     quarantine: QuarantineSettings = field(default_factory=QuarantineSettings)
@@ -130,6 +132,11 @@ class DataSettings:
         _one_of("data.length_weighting", self.length_weighting, LENGTH_WEIGHTINGS)
         _one_of("data.frames", self.frames, FRAME_POLICIES)
         _one_of("data.wording", self.wording, WORDINGS)
+        if self.over_budget == "fewer_frames":
+            raise ValueError(
+                "data.over_budget=fewer_frames is not possible yet: the fusion rule needs one frame per second of "
+                "sound; cut the clips, raise data.token_budget, or choose drop"
+            )
         _one_of("data.over_budget", self.over_budget, OVER_BUDGET)
         for name in ("token_budget", "packs_per_step", "prefetch_steps"):
             if getattr(self, name) < 1:

@@ -25,7 +25,7 @@ class EvaluationSettings:
     metrics: list[str] = field(default_factory=lambda: list(METRICS))
     """Which of `METRICS` to report; one without items in the shards is left out."""
     items: int = 200
-    """Items per metric, the first ones of the held-out set; 0 takes all."""
+    """Items per metric, spread over the held-out set; 0 takes all."""
     style: str = "plain"
     """How answers are asked for: plain, or think (with the instruction suffix, answers in tags)."""
     max_new_tokens: int = 64
@@ -38,6 +38,8 @@ class EvaluationSettings:
     """Seed of the resampling."""
     samples: int = 4
     """Predictions per metric shown in the report."""
+    optimize: str = "mcq_accuracy"
+    """Metric that a stage run returns to Hydra's sweepers."""
 
     def __post_init__(self) -> None:
         """Check values; the message names the key and the remedy."""

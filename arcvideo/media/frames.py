@@ -29,8 +29,7 @@ def plan_frames(*, frame_count: int, fps: float, max_frames: int, policy: str = 
         max_frames: up to so many seconds the intervals are whole seconds, beyond they are duration / max_frames.
         policy: "middle" takes (start + end) // 2 of each interval, "random" draws from it with `seed`.
     """
-    if policy not in POLICIES:
-        raise ValueError(f"frame policy {policy!r}: choose one of {', '.join(POLICIES)}")
+    check_policy(policy)
     if frame_count < 1 or not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"frame_count={frame_count}, fps={fps}: both must be above 0")
     spans = time_spans(duration=frame_count / fps, max_frames=max_frames)
@@ -41,6 +40,12 @@ def plan_frames(*, frame_count: int, fps: float, max_frames: int, policy: str = 
         end = max(min(int(span_end * fps), frame_count), start + 1)  # below 1 fps an interval may hold no frame
         indices.append(int(rng.integers(start, end)) if rng is not None else min((start + end) // 2, frame_count - 1))
     return FramePlan(indices=tuple(indices), spans=spans)
+
+
+def check_policy(policy: str) -> None:
+    """Refuses an unknown frame policy."""
+    if policy not in POLICIES:
+        raise ValueError(f"frame policy {policy!r}: choose one of {', '.join(POLICIES)}")
 
 
 def time_spans(*, duration: float, max_frames: int) -> tuple[tuple[float, float], ...]:

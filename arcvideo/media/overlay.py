@@ -26,29 +26,27 @@ def stamp(frame: np.ndarray, *, text: str, font: str | None = None) -> None:
     frame[top : top + patch.shape[0], left : left + patch.shape[1]] = patch
 
 
+def check_font(font: str | None) -> None:
+    """Refuses a font file that cannot be drawn with."""
+    _face(font or str(FONT), 12)
+
+
 @lru_cache(maxsize=4096)
 def _patch(text: str, width: int, height: int, font: str) -> tuple[np.ndarray, int, int]:
     """The box with its text, clipped to the frame, and where its top left corner goes."""
     face = _face(font, max(1, int(_FONT_SHARE * height)))
     x0, y0, x1, y1 = (round(side) for side in face.getbbox(text))
-    text_width, text_height = x1 - x0, y1 - y0
-    x, y = width - text_width - _MARGIN, _MARGIN
-    left, top = max(0, x - _PAD), y - _PAD
-    # PIL fills both corners inclusively; the text is drawn at (x, y) though its ink starts y0 lower, so it may pass
-    # the box edge by a pixel or two on tall frames, as in the reference.
-    right, bottom = min(width, x + text_width + _PAD + 1), min(height, y + text_height + _PAD + 1)
-    ink_bottom = min(height, max(bottom, y + y1 + 1))
-    canvas = Image.new("RGB", (right - left, max(0, ink_bottom - top)))
-    draw = ImageDraw.Draw(canvas)
-    draw.text((x - left, y - top), text, font=face, fill=(255, 255, 255))
+    # + 1: the reference's box includes both of its corners.
+    box_width, box_height = x1 - x0 + 2 * _PAD + 1, y1 - y0 + 2 * _PAD + 1
+    canvas = Image.new("RGB", (box_width, max(box_height, _PAD + y1 + 1)))
+    # As in the reference the text starts at the inner corner although its ink starts y0 lower, so that on tall
+    # frames it may pass the lower edge of the box by a pixel or two.
+    ImageDraw.Draw(canvas).text((_PAD, _PAD), text, font=face, fill=(255, 255, 255))
     patch = np.asarray(canvas)
-    rows = max(bottom - top, _last_ink_row(patch) + 1)
-    return patch[:rows], left, top
-
-
-def _last_ink_row(patch: np.ndarray) -> int:
     inked = np.flatnonzero(patch.any(axis=(1, 2)))
-    return int(inked[-1]) if inked.size else -1
+    rows = max(box_height, int(inked[-1]) + 1 if inked.size else 0)
+    left, top = width - (x1 - x0) - _MARGIN - _PAD, _MARGIN - _PAD
+    return patch[: min(rows, max(0, height - top)), max(0, -left) :], max(0, left), top
 
 
 @lru_cache(maxsize=64)

@@ -9,7 +9,7 @@ OBJECTIVES: dict[str, str] = {
     "next_token": "arcvideo.objectives.next_token:NextToken",
     "grpo": "arcvideo.objectives.grpo:Grpo",
 }
-"""Name in `conf/` -> `module:class`. Every class is built as `Class(settings)` and called as `objective(logits, batch)`."""
+"""Name in `conf/` -> `module:class`; built as `Class(settings)` and called as `objective(logits, batch)`."""
 
 
 def load_objective(name: str) -> Any:

@@ -9,6 +9,7 @@ Shapes: T target tokens, V vocabulary, n completions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,9 @@ STD_EPSILON = 1e-4
 """Added to the std of rewards, as in TRL."""
 MAX_LOG_RATIO = 20.0
 """Bound of log(ref / policy) inside the KL: exp of more overflows (NeMo-RL issue 874)."""
+
+METRIC = "metric:"
+"""Prefix of entries of `Batch.extra` that are only reported."""
 
 
 def group_std(rewards: Tensor, *, groups: Tensor) -> Tensor:
@@ -80,25 +84,25 @@ def token_entropy(logits: Tensor, *, temperature: float, chunk: int = 1024) -> T
     return torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float32)
 
 
-def completion_weights(*, samples: Tensor, mask: Tensor, loss_type: str) -> Tensor:
-    """(T,) float32 target weights that make the Runner's one division the average of the variant.
+def completion_weights(lengths: Tensor, *, counted: Tensor, loss_type: str) -> Tensor:
+    """(n,) float32 weight of each token of each completion, so that the Runner's one division is the variant's average.
 
     grpo: mean over the tokens of a completion, then over completions. dr_grpo: the same divisor, the number of
     completions (`grpo_loss` supplies 1/max_completion_length). dapo: mean over all tokens of the step.
     bnpo: mean over the tokens of this micro-batch, then over micro-batches.
 
     Args:
-        samples: (T,) int64, completion of each token.
-        mask: (T,) float32, 0 for tokens that do not count. As in TRL a masked completion still counts as a completion
-            (grpo, dr_grpo), its tokens do not count as tokens (dapo, bnpo).
+        lengths: (n,) tokens of each completion, at least 1.
+        counted: (n,) float32, 0 for completions that do not count. As in TRL a masked completion still counts as a
+            completion (grpo, dr_grpo), its tokens do not count as tokens (dapo, bnpo).
         loss_type: grpo, bnpo, dr_grpo or dapo.
     """
     if loss_type in ("grpo", "dr_grpo"):
-        return 1.0 / _group_sum(torch.ones_like(mask), groups=samples)
+        return 1.0 / lengths.float()
     if loss_type == "dapo":
-        return mask.clone()
+        return counted.float()
     if loss_type == "bnpo":
-        return mask / mask.sum().clamp(min=1)
+        return counted / (counted * lengths).sum().clamp(min=1)
     raise ValueError(f"grpo.loss_type={loss_type!r} is unknown; use grpo, bnpo, dr_grpo or dapo")
 
 
@@ -149,9 +153,13 @@ def grpo_token_loss(
     kl = torch.zeros_like(logprobs)
     if settings.beta != 0:
         if ref_logprobs is None:
-            raise ValueError(f"grpo.beta={settings.beta} needs ref_logprobs in the batch; set grpo.beta=0 to train without")
+            raise ValueError(
+                f"grpo.beta={settings.beta} needs ref_logprobs in the batch; set grpo.beta=0 to train without"
+            )
         difference = (ref_logprobs - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         kl = difference.exp() - difference - 1  # k3, http://joschu.net/blog/kl-approx.html
+        if settings.use_bias_correction_kl:  # https://arxiv.org/abs/2512.02556
+            kl = kl * ratio
         loss = loss + settings.beta * kl
     return TokenLoss(
         loss=loss,
@@ -224,7 +232,9 @@ class Grpo:
         settings, extra = self.settings, batch.extra
         missing = [name for name in ("advantages", "old_logprobs") if name not in extra]
         if missing:
-            raise ValueError(f"objective grpo needs batch.extra {missing}; use a rollout source, not a plain data source")
+            raise ValueError(
+                f"objective grpo needs batch.extra {missing}; use a rollout source, not a plain data source"
+            )
         loss = grpo_loss(
             token_logprobs(logits, target_ids=batch.target_ids, temperature=settings.temperature),
             old_logprobs=extra["old_logprobs"],
@@ -237,4 +247,11 @@ class Grpo:
         )
         mask = extra.get("loss_mask", torch.ones_like(batch.target_weights))
         entropy = token_entropy(logits, temperature=settings.temperature)
-        return Loss(total=loss.total, metrics={**loss.metrics, "entropy": ((entropy * mask).sum(), mask.sum())})
+        metrics = {**loss.metrics, "entropy": ((entropy * mask).sum(), mask.sum()), **rollout_metrics(extra)}
+        return Loss(total=loss.total, metrics=metrics)
+
+
+def rollout_metrics(extra: Mapping[str, Tensor]) -> dict[str, tuple[Tensor | float, Tensor | float]]:
+    """Sums and counts of what the rollout source put beside the completions as `metric:<name>`; NaN does not count."""
+    found = {name.removeprefix(METRIC): value for name, value in extra.items() if name.startswith(METRIC)}
+    return {name: (value.nansum(), (~value.isnan()).sum().float()) for name, value in found.items()}

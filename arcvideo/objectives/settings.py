@@ -35,6 +35,8 @@ class GrpoSettings:
     """Sample among the k most likely tokens; 0 keeps all."""
     beta: float = 0.1
     """Weight of the KL to the parent checkpoint (paper: 0.1). 0: no reference model is kept."""
+    use_bias_correction_kl: bool = False
+    """Multiply the KL by the importance ratio, for an unbiased gradient (TRL does so by default)."""
     epsilon: float = 0.2
     """Clip range of the importance ratio, below 1."""
     epsilon_high: float | None = None
@@ -47,14 +49,17 @@ class GrpoSettings:
     """token (GRPO) or sequence (GSPO)."""
     num_iterations: int = 1
     """Updates for every set of completions."""
-    rewards: dict[str, float] = field(default_factory=lambda: {"mcq_accuracy": 1.0, "temporal_iou": 1.0})
-    """Reward name, or `package.module:function`, -> weight."""
+    rewards: dict[str, float] = field(default_factory=dict)
+    """Reward name, or `package.module:function`, -> weight; 0 only reports it. Empty: the paper's two, 1.0 each."""
     mask_truncated_completions: bool = False
     """Leave completions that were cut off out of the loss."""
     drop_zero_variance: bool = False
     """Leave groups whose rewards are all equal out of the batch: they carry no gradient but the KL's."""
-    max_importance_gap: float = 1e-3
-    """Largest |log-prob of the sampler - log-prob of the trainer| tolerated, in nats; above it the run stops."""
+    prompts_per_batch: int = 1
+    """Prompts whose groups share one packed row (micro-batch)."""
+    max_logprob_gap: float = 0.05
+    """Largest |log-prob of the sampler - log-prob of the trainer| in nats; above it the run stops.
+    fp32 stays below 1e-3; bf16 needs about 0.5."""
     log_completions: int = 8
     """Completions written to rollouts.jsonl at every step; 0 writes none."""
 
@@ -65,6 +70,7 @@ class GrpoSettings:
         _among("grpo.importance_sampling_level", self.importance_sampling_level, IMPORTANCE_SAMPLING_LEVELS)
         _at_least("grpo.num_generations", self.num_generations, 2)
         _at_least("grpo.num_prompts", self.num_prompts, 1)
+        _at_least("grpo.prompts_per_batch", self.prompts_per_batch, 1)
         _at_least("grpo.max_completion_length", self.max_completion_length, 1)
         _at_least("grpo.num_iterations", self.num_iterations, 1)
         _at_least("grpo.top_k", self.top_k, 0)
@@ -74,8 +80,11 @@ class GrpoSettings:
             raise ValueError(f"grpo.temperature={self.temperature} must be above 0: greedy groups have no variance")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"grpo.top_p={self.top_p} must be in (0, 1]")
-        if not self.rewards:
-            raise ValueError("grpo.rewards is empty; name at least one reward, for example {mcq_accuracy: 1.0}")
+
+    @property
+    def reward_weights(self) -> dict[str, float]:
+        """The rewards, resolved. Defaults would be merged into what a YAML file says, so the field has none."""
+        return dict(self.rewards) or {"mcq_accuracy": 1.0, "temporal_iou": 1.0}
 
     @property
     def clip_high(self) -> float:

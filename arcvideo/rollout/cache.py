@@ -5,6 +5,8 @@ Shapes: R rows, H key-value heads, N cached tokens, D head width.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -25,7 +27,9 @@ class RowsLayer(DynamicLayer):
         self.keys = self._keys[:, :, : self._length]
         self.values = self._values[:, :, : self._length]
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Append (R, H, n, D) and return views of everything cached."""
         end = self._length + key_states.shape[-2]
         assert end <= self._keys.shape[-2], "the cache was made with too little room"
@@ -33,7 +37,7 @@ class RowsLayer(DynamicLayer):
         self._values[:, :, self._length : end] = value_states
         self._length = end
         self._expose()
-        return self.keys, self.values
+        return self._keys[:, :, :end], self._values[:, :, :end]
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these."""
@@ -53,7 +57,10 @@ def fork(cache: Cache, *, rows: Tensor, room: int) -> Cache:
 
     TODO: copies the prompt for every row; sharing it by reference needs attention over two caches (design 5.3).
     """
-    layers = [RowsLayer(keys=layer.keys[rows], values=layer.values[rows], room=room) for layer in cache.layers]
+    layers: list[Any] = [
+        RowsLayer(keys=layer.keys[rows], values=layer.values[rows], room=room)  # type: ignore[union-attr, index]
+        for layer in cache.layers
+    ]
     return Cache(layers=layers)
 
 

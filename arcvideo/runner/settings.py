@@ -15,6 +15,17 @@ WANDB_MODES = ("disabled", "offline", "online")
 MODULES = ("llm", "vision_projector", "audio_projector", "vit", "whisper")
 """Names by which settings speak about parts of the model (prefixes: `runner/trainable.py`)."""
 
+_RUNNER_MINIMA = (
+    ("steps", 1),
+    ("log_every", 1),
+    ("save_every", 0),
+    ("keep_last", 1),
+    ("liveness_scan", 1),
+    ("skip_budget", 0),
+    ("hang_seconds", 0),
+    ("clip_norm", 0),
+)
+
 _ENGINE_KEYS_SET_BY_RUNNER = {
     "train_batch_size": "the data plan decides how many packs a step has (data.packs_per_step)",
     "train_micro_batch_size_per_gpu": "a micro-batch is one packed row (data.pack_length)",
@@ -81,8 +92,12 @@ class RunnerSettings:
     """How many of the newest checkpoints stay on disk."""
     liveness: bool = True
     """Before step 1, prove that each modality moves the loss and that gradients reach what is trained."""
+    liveness_scan: int = 4
+    """How many steps of data the liveness proof looks through for each modality (1 where batches are costly)."""
     skip_budget: int = 10
     """How many steps may be skipped for a non-finite loss or gradient before the run stops."""
+    hang_seconds: int = 1800
+    """A step that takes longer prints the stacks of its threads and ends the process; 0 switches the watch off."""
     deterministic: bool = True
     """Ask torch for deterministic kernels where it has them."""
 
@@ -108,7 +123,9 @@ def _choice(problems: list[str], key: str, value: str, allowed: tuple[str, ...])
 
 def engine_problems(engine: EngineSettings) -> list[str]:
     """What is wrong with the DeepSpeed keys, one sentence each, naming key and remedy."""
-    problems = [f"engine.{key} is set by the runner: {why}" for key, why in _ENGINE_KEYS_SET_BY_RUNNER.items() if key in engine]
+    problems = [
+        f"engine.{key} is set by the runner: {why}" for key, why in _ENGINE_KEYS_SET_BY_RUNNER.items() if key in engine
+    ]
     stage = zero_stage(engine)
     if stage not in (0, 1, 2, 3):
         problems.append(f"engine.zero_optimization.stage={stage!r} must be 0, 1, 2 or 3")
@@ -134,28 +151,37 @@ def optimizer_problems(optimizer: OptimizerSettings, engine: EngineSettings) -> 
     for name, ratio in optimizer.module_lrs.items():
         _choice(problems, "optimizer.module_lrs key", name, MODULES)
         if ratio <= 0:
-            problems.append(f"optimizer.module_lrs.{name}={ratio} must be above 0; to freeze it leave it out of the trained modules")
+            problems.append(
+                f"optimizer.module_lrs.{name}={ratio} must be above 0; to freeze it leave it out of the trained modules"
+            )
     if optimizer.name == "muon" and zero_stage(engine) != 0:
         problems.append(
-            f"optimizer.name=muon needs whole matrices, but engine.zero_optimization.stage={zero_stage(engine)} cuts them: "
-            "use engine=zero0 or optimizer.name=adamw"
+            f"optimizer.name=muon needs whole matrices, but engine.zero_optimization.stage={zero_stage(engine)} cuts "
+            "them: use engine=zero0 or optimizer.name=adamw"
         )
     return problems
 
 
 def runner_problems(
-    *, runner: RunnerSettings, optimizer: OptimizerSettings, schedule: ScheduleSettings, logger: LoggerSettings, engine: EngineSettings
+    *,
+    runner: RunnerSettings,
+    optimizer: OptimizerSettings,
+    schedule: ScheduleSettings,
+    logger: LoggerSettings,
+    engine: EngineSettings,
 ) -> list[str]:
     """Everything wrong with this room's settings, one sentence each; an empty list means they can run."""
     problems = engine_problems(engine) + optimizer_problems(optimizer, engine)
     _choice(problems, "runner.precision", runner.precision, PRECISIONS)
     _choice(problems, "schedule.name", schedule.name, SCHEDULES)
     _choice(problems, "logger.wandb", logger.wandb, WANDB_MODES)
-    for key, least in (("steps", 1), ("log_every", 1), ("save_every", 0), ("keep_last", 1), ("skip_budget", 0), ("clip_norm", 0)):
+    for key, least in _RUNNER_MINIMA:
         if getattr(runner, key) < least:
             problems.append(f"runner.{key}={getattr(runner, key)} must be at least {least}")
     if not 0 <= schedule.min_ratio <= 1:
         problems.append(f"schedule.min_ratio={schedule.min_ratio} must be between 0 and 1")
     if not 0 <= schedule.warmup_steps < max(runner.steps, 1):
-        problems.append(f"schedule.warmup_steps={schedule.warmup_steps} must be between 0 and runner.steps - 1 ({runner.steps - 1})")
+        problems.append(
+            f"schedule.warmup_steps={schedule.warmup_steps} must be between 0 and runner.steps - 1 ({runner.steps - 1})"
+        )
     return problems

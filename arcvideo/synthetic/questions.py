@@ -13,6 +13,8 @@ import numpy as np
 from arcvideo.synthetic.script import COLORS, DURATION, KINDS, SCREEN_WORDS, SOUNDS, SPOKEN_WORDS, Script
 
 Item = dict[str, Any]
+Fact = tuple[str, str, tuple[str, ...], list[str]]
+"""Question, answer, the vocabulary the answer comes from, tags."""
 _LETTERS = "ABCD"
 
 
@@ -46,26 +48,35 @@ def _events(script: Script) -> list[tuple[int, int, str]]:
     return sorted(events)
 
 
+def scene(script: Script) -> str:
+    """A clip told in words: every event with its span, then what is said and when."""
+    lines = [f"{_range(start, end)} {name}" for start, end, name in _events(script)]
+    lines += [f"{_clock(int(word.start))} says {word.text}" for word in script.speech]
+    return "\n".join(lines)
+
+
 def _asr(script: Script, rng: np.random.Generator) -> list[Item]:
     if not script.speech:
         return []
-    return [{"task": "asr", "question": "What is said?", "answer": _transcript(script), "tags": _tags("audio", "speech")}]
+    answer = _transcript(script)
+    return [{"task": "asr", "question": "What is said?", "answer": answer, "tags": _tags("audio", "speech")}]
 
 
 def _caption(script: Script, rng: np.random.Generator) -> list[Item]:
     """A picture's caption and its text (paper 3.2.2: image-text pairs for caption and OCR)."""
     if not script.shapes:
         return []
-    names = [shape.name for shape in sorted(script.shapes, key=lambda shape: shape.x)]
+    shown = ", ".join(shape.name for shape in sorted(script.shapes, key=lambda shape: shape.x))
+    text = script.words[0].text
     return [
-        {"task": "caption", "question": "What is shown?", "answer": ", ".join(names), "tags": _tags("vision", "shapes")},
-        {"task": "caption", "question": "Read the text.", "answer": script.words[0].text, "tags": _tags("vision", "text")},
+        {"task": "caption", "question": "What is shown?", "answer": shown, "tags": _tags("vision", "shapes")},
+        {"task": "caption", "question": "Read the text.", "answer": text, "tags": _tags("vision", "text")},
     ]
 
 
-def _facts(script: Script) -> list[tuple[str, str, tuple[str, ...], list[str]]]:
-    """(question, answer, the vocabulary the answer comes from, tags) with exactly one right answer each."""
-    facts = []
+def _facts(script: Script) -> list[Fact]:
+    """What can be asked with exactly one right answer."""
+    facts: list[Fact] = []
     for shape in script.shapes:
         facts.append((f"What color is the {shape.kind}?", shape.color, COLORS, _tags("vision", "color")))
         facts.append((f"What shape is {shape.color}?", shape.kind, KINDS, _tags("vision", "shape")))
@@ -109,9 +120,9 @@ def _mcq(script: Script, rng: np.random.Generator) -> list[Item]:
     return items
 
 
-def _joint_facts(script: Script) -> list[tuple[str, str, tuple[str, ...], list[str]]]:
+def _joint_facts(script: Script) -> list[Fact]:
     """Facts that need sight and hearing together, or order."""
-    facts = []
+    facts: list[Fact] = []
     for shape in script.shapes:
         inside = [word.text for word in script.speech if shape.start <= word.start < shape.end]
         if len(inside) == 1:

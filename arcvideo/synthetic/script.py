@@ -6,6 +6,7 @@ A script is drawn from a seed and nothing else, so a clip, its media bytes and i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -143,3 +144,10 @@ def _speech(rng: np.random.Generator) -> tuple[Speech, ...]:
         Speech(text=str(text), start=float(start), end=float(start + 0.6))
         for text, start in zip(texts, starts, strict=True)
     )
+
+
+def script_from(truth: dict[str, Any]) -> Script:
+    """The script that a record carries as its `truth`."""
+    events = {"shapes": Shape, "words": Word, "speech": Speech, "sounds": Sound}
+    parts = {name: tuple(kind(**event) for event in truth[name]) for name, kind in events.items()}
+    return Script(**{**truth, **parts})

@@ -23,9 +23,7 @@ class Task(Protocol):
         RecordError: a field is missing or malformed.
     """
 
-    def __call__(
-        self, item: Mapping[str, Any], *, key: str, media_key: str | None, style: str = "plain"
-    ) -> Sample: ...
+    def __call__(self, item: Mapping[str, Any], *, key: str, media_key: str | None, style: str = "plain") -> Sample: ...
 
 
 TASKS: dict[str, Task] = {

@@ -34,9 +34,7 @@ def split_answer(text: str) -> Parsed:
     if whole and all(text.count(tag) == 1 for tag in _TAGS):
         return Parsed(think=whole[1].strip(), answer=whole[2].strip(), valid=True)
     think, answer = _THINK.search(text), _ANSWER.search(text)
-    return Parsed(
-        think=think[1].strip() if think else None, answer=answer[1].strip() if answer else None, valid=False
-    )
+    return Parsed(think=think[1].strip() if think else None, answer=answer[1].strip() if answer else None, valid=False)
 
 
 def answer_text(text: str) -> str:
@@ -108,7 +106,7 @@ def parse_span(text: str) -> tuple[float, float] | None:
 def _seconds(clock: str) -> float | None:
     """Seconds of 'HH:MM:SS', 'MM:SS' or a plain number; None for 75 seconds past the minute and the like."""
     *larger, seconds = clock.split(":")
-    if larger and float(seconds) >= 60 or len(larger) == 2 and int(larger[1]) >= 60:
+    if (larger and float(seconds) >= 60) or (len(larger) == 2 and int(larger[1]) >= 60):
         return None
     return sum(int(part) * 60**power for power, part in enumerate(reversed(larger), start=1)) + float(seconds)
 

@@ -19,9 +19,7 @@ def grounding(item: Mapping[str, Any], *, key: str, media_key: str | None, style
     return Sample(
         key=key,
         task="grounding",
-        turns=conversation(
-            item, question=question, answer=styled_answer(item, answer=clock_span(span), style=style)
-        ),
+        turns=conversation(item, question=question, answer=styled_answer(item, answer=clock_span(span), style=style)),
         media_key=media_key,
         truth={"span": span},
         instruction="grounding" if style == "think" else "none",

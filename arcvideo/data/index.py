@@ -1,0 +1,311 @@
+"""The sidecar index of a shard: everything that planning needs, made once, memory-mapped ever after.
+
+`<shard>.index/` holds `clips.npy`, `items.npy`, `keys.npy` (all readable without pickle), `quarantine.jsonl` and
+`meta.json`, which is written last. What cannot be used is a row of the quarantine list: clips + items of good records
+and quarantined rows together account for everything found in the tar.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from arcvideo.data.members import AUDIO, IMAGE, VIDEO, Group, Member, Problem, read_at, read_groups
+from arcvideo.data.probe import NO_MEDIA, MediaFacts, probe
+from arcvideo.media.errors import MediaError
+from arcvideo.media.read import media_digest
+from arcvideo.tasks import RecordError, make_sample
+
+FORMAT = 1
+"""Raised whenever the meaning of a stored column changes, so that old indexes are built again."""
+
+CLIP = np.dtype(
+    [
+        ("key_start", "<i8"), ("key_size", "<i4"), ("json_offset", "<i8"), ("json_size", "<i8"),
+        ("media_offset", "<i8"), ("media_size", "<i8"), ("sound_offset", "<i8"), ("sound_size", "<i8"),
+        ("digest", "u1", (32,)), ("duration", "<f8"), ("has_video", "?"), ("sound_samples", "<i8"),
+        ("item_start", "<i8"), ("item_count", "<i4"),
+    ]
+)  # fmt: skip
+"""One row per usable record. Sizes 0 mean absent; `sound_*` is a separate sound file that is used with the media;
+`sound_samples` counts the samples at 16 kHz that decoding gives, 0 without sound."""
+
+ITEM = np.dtype([("clip", "<i8"), ("number", "<i4"), ("task", "<i2"), ("tagset", "<i4"), ("think", "?")])
+"""One row per usable item; `number` is its place in the record, `task` and `tagset` point into meta.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardIndex:
+    """A loaded index; arrays are memory-mapped, and stay as they are when the index is built again."""
+
+    shard: Path
+    meta: Mapping[str, Any]
+    clips: np.ndarray
+    """(clips,) of dtype CLIP."""
+    items: np.ndarray
+    """(items,) of dtype ITEM."""
+    keys: np.ndarray
+    """(bytes,) uint8, all keys one after the other."""
+
+    @property
+    def folder(self) -> Path:
+        return index_folder(self.shard)
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(self.meta["tasks"])
+
+    @property
+    def tagsets(self) -> list[list[str]]:
+        return list(self.meta["tagsets"])
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of the content: keys, media, items; not of the file's name or time."""
+        return str(self.meta["digest"])
+
+    def key(self, row: int) -> str:
+        clip = self.clips[row]
+        return self.keys[clip["key_start"] : clip["key_start"] + clip["key_size"]].tobytes().decode()
+
+    def record(self, row: int) -> dict[str, Any]:
+        """The record's JSON, read from the shard."""
+        clip = self.clips[row]
+        return parse_record(read_at(self.shard, offset=int(clip["json_offset"]), size=int(clip["json_size"])))
+
+    def media_bytes(self, row: int) -> tuple[bytes, bytes | None]:
+        """The media file and the separate sound file, if there is one."""
+        clip = self.clips[row]
+        data = read_at(self.shard, offset=int(clip["media_offset"]), size=int(clip["media_size"]))
+        if not clip["sound_size"]:
+            return data, None
+        return data, read_at(self.shard, offset=int(clip["sound_offset"]), size=int(clip["sound_size"]))
+
+    def problems(self) -> list[Problem]:
+        lines = (self.folder / "quarantine.jsonl").read_text().splitlines()
+        return [Problem(**json.loads(line)) for line in lines]
+
+
+def index_folder(shard: Path) -> Path:
+    return shard.with_name(shard.name + ".index")
+
+
+def open_index(shard: Path) -> ShardIndex | None:
+    """The index of a shard, None when there is none or the shard has changed since."""
+    folder = index_folder(shard)
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        if meta.get("made_from") != _made_from(shard):
+            return None
+        columns = {
+            name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            for name in ("clips", "items", "keys")
+        }
+    except (FileNotFoundError, ValueError):
+        return None
+    return ShardIndex(shard=shard, meta=meta, **columns)
+
+
+def ensure_indexes(shards: Sequence[Path], *, workers: int = 1, progress: bool = True) -> list[ShardIndex]:
+    """The indexes of all shards; missing and stale ones are built, in processes when there are several."""
+    stale = [shard for shard in shards if open_index(shard) is None]
+    bar = tqdm(total=len(stale), desc="index", unit="shard", disable=not progress or not stale, leave=False)
+    with bar:
+        if workers > 1 and len(stale) > 1:
+            context = get_context("spawn")  # forking a process that already runs threads can deadlock
+            with ProcessPoolExecutor(min(workers, len(stale)), mp_context=context) as pool:
+                for _ in pool.map(build_index, stale):
+                    bar.update()
+        else:
+            for shard in stale:
+                build_index(shard)
+                bar.update()
+    indexes = [open_index(shard) for shard in shards]
+    for shard, index in zip(shards, indexes, strict=True):
+        if index is None:
+            raise ValueError(f"{shard}: changed while it was indexed; run again when its writer has finished")
+    return [index for index in indexes if index is not None]
+
+
+def build_index(shard: Path) -> None:
+    """Writes `<shard>.index/`, whole or not at all; several processes may ask for the same one."""
+    with _locked(shard):
+        if open_index(shard) is not None:
+            return  # another process was faster
+        made_from = _made_from(shard)
+        groups, problems = read_groups(shard)
+        table = _Table(problems=problems)
+        for group in groups:
+            table.add(group, shard=shard)
+        folder = index_folder(shard)
+        scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        table.write(scratch, made_from=made_from)
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+
+
+@contextmanager
+def _locked(shard: Path) -> Iterator[None]:
+    path = shard.with_name(shard.name + ".lock")
+    try:
+        with open(path, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    except PermissionError as error:
+        raise ValueError(f"{path}: cannot be written; copy the shards to a folder that can hold an index") from error
+
+
+def _made_from(shard: Path) -> dict[str, int]:
+    stat = shard.stat()
+    return {"format": FORMAT, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+@dataclass
+class _Table:
+    """The rows of an index while it is built."""
+
+    problems: list[Problem]
+    clips: list[tuple[Any, ...]] = field(default_factory=list)
+    items: list[tuple[Any, ...]] = field(default_factory=list)
+    keys: bytearray = field(default_factory=bytearray)
+    tasks: dict[str, int] = field(default_factory=dict)
+    tagsets: dict[tuple[str, ...], int] = field(default_factory=dict)
+    content: Any = field(default_factory=hashlib.sha256)
+
+    def add(self, group: Group, *, shard: Path) -> None:
+        """One record: a clip with its items, or rows of the quarantine list."""
+        try:
+            source = _json_member(group)
+            text = read_at(shard, offset=source.offset, size=source.size)
+            record = parse_record(text)
+            media = _read_media(group, record=record, shard=shard)
+            items = record.get("items")
+            if not isinstance(items, list) or not items:
+                raise RecordError("no_items", "'items' must be a non-empty list")
+        except (RecordError, MediaError) as error:
+            stage = "media" if isinstance(error, MediaError) else "record"
+            self.problems.append(Problem(key=group.key, stage=stage, reason=error.reason, detail=error.detail))
+            return
+        good = [row for number, item in enumerate(items) if (row := self._item(item, key=group.key, number=number))]
+        if not good:
+            return
+        start, key = len(self.keys), group.key.encode()
+        self.keys += key
+        self.clips.append((start, len(key), source.offset, source.size, *media.columns(), len(self.items), len(good)))
+        self.items += good
+        self.content.update(hashlib.sha256(text).digest())
+
+    def _item(self, item: Any, *, key: str, number: int) -> tuple[Any, ...] | None:
+        key = f"{key}/{number}"
+        try:
+            make_sample(item, key=key, media_key=key, style="plain")
+            make_sample(item, key=key, media_key=key, style="think")
+            tags = item.get("tags") or []
+            if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+                raise RecordError("bad_tags", "'tags' must be a list of strings")
+        except RecordError as error:
+            self.problems.append(Problem(key=key, stage="item", reason=error.reason, detail=error.detail))
+            return None
+        task = self.tasks.setdefault(item["task"], len(self.tasks))
+        tagset = self.tagsets.setdefault(tuple(sorted(set(tags))), len(self.tagsets))
+        return (len(self.clips), number, task, tagset, bool(item.get("think")))
+
+    def write(self, folder: Path, *, made_from: Mapping[str, int]) -> None:
+        clips, items = np.array(self.clips, dtype=CLIP), np.array(self.items, dtype=ITEM)
+        keys = np.frombuffer(bytes(self.keys), dtype=np.uint8)
+        tagsets = [list(tags) for tags in self.tagsets]
+        digest = self.content
+        digest.update(json.dumps([FORMAT, list(self.tasks), tagsets]).encode())
+        for array in (clips, items, keys):
+            digest.update(array.tobytes())
+        np.save(folder / "clips.npy", clips, allow_pickle=False)
+        np.save(folder / "items.npy", items, allow_pickle=False)
+        np.save(folder / "keys.npy", keys, allow_pickle=False)
+        rows = [json.dumps(asdict(problem), ensure_ascii=False) for problem in self.problems]
+        (folder / "quarantine.jsonl").write_text("".join(row + "\n" for row in rows))
+        meta = {"made_from": made_from, "digest": digest.hexdigest(), "tasks": list(self.tasks), "tagsets": tagsets}
+        counts = {"clips": len(clips), "items": len(items), "quarantined": len(rows)}
+        (folder / "meta.json").write_text(json.dumps({**meta, **counts}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Media:
+    """Where a record's media lie and what they are."""
+
+    main: Member | None = None
+    sound: Member | None = None
+    digest: bytes = bytes(32)
+    facts: MediaFacts = NO_MEDIA
+
+    def columns(self) -> tuple[Any, ...]:
+        main, sound = self.main, self.sound
+        return (
+            *((main.offset, main.size) if main else (0, 0)),
+            *((sound.offset, sound.size) if sound else (0, 0)),
+            np.frombuffer(self.digest, dtype=np.uint8),
+            self.facts.duration,
+            self.facts.has_video,
+            self.facts.sound_samples,
+        )
+
+
+def _json_member(group: Group) -> Member:
+    found = [member for member in group.members if member.extension == "json"]
+    if len(found) != 1:
+        raise RecordError("no_json" if not found else "several_json", f"{len(found)} .json members")
+    return found[0]
+
+
+def parse_record(data: bytes) -> dict[str, Any]:
+    """The JSON object of a record.
+
+    Raises:
+        RecordError: `broken_json`.
+    """
+    try:
+        record = json.loads(data.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise RecordError("broken_json", str(error)) from error
+    if not isinstance(record, dict):
+        raise RecordError("broken_json", f"the record must be an object, got {type(record).__name__}")
+    return record
+
+
+def _read_media(group: Group, *, record: Mapping[str, Any], shard: Path) -> _Media:
+    """Finds and probes the media members: one picture (video or still) and at most one sound."""
+    pictures = [member for member in group.members if member.extension in VIDEO | IMAGE]
+    sounds = [member for member in group.members if member.extension in AUDIO]
+    if not pictures and not sounds:
+        if record.get("text_only") is True:
+            return _Media()
+        raise RecordError("no_media", 'the record has no media file; say "text_only": true when that is meant')
+    if len(pictures) > 1 or len(sounds) > 1:
+        names = ", ".join(member.name for member in (*pictures, *sounds))
+        raise RecordError("several_media", f"more than one picture or sound: {names}")
+    main = (pictures or sounds)[0]
+    data = read_at(shard, offset=main.offset, size=main.size)
+    facts = probe(data, name=main.name)
+    if not pictures or not sounds or facts.sound_samples:
+        return _Media(main=main, digest=media_digest(data), facts=facts)
+    sound = sounds[0]
+    track = read_at(shard, offset=sound.offset, size=sound.size)
+    samples = probe(track, name=sound.name).sound_samples
+    if not samples:
+        raise MediaError("no_media", f"{sound.name}: has no sound")
+    joined = MediaFacts(duration=facts.duration, has_video=True, sound_samples=samples)
+    return _Media(main=main, sound=sound, digest=media_digest(data, sidecar_audio=track), facts=joined)

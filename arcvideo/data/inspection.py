@@ -1,0 +1,125 @@
+"""A clip as the model will see it, as text: media facts, segments, and tokens coloured by what they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Any
+
+import numpy as np
+
+from arcvideo.data.collate import Rendered, collate
+from arcvideo.data.index import ShardIndex
+from arcvideo.data.load import Loader
+from arcvideo.data.mixture import SourceTable, open_mixture
+from arcvideo.data.plan import Family
+from arcvideo.data.render import special_ids
+from arcvideo.data.settings import DataSettings, MediaLayout, SourceSettings
+from arcvideo.media.frames import stamp_text, time_spans
+from arcvideo.types import Batch
+
+_UNBOUNDED = 1 << 30
+_COLOURS = {"supervised": "\033[32m", "media": "\033[36m", "prompt": "\033[0m", "off": "\033[0m"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """How to look at a shard."""
+
+    layout: MediaLayout
+    tokenizer: Any
+    style: str = "plain"
+    wording: str = "arc"
+    colour: bool = True
+
+
+def describe(index: ShardIndex, *, view: View, key: str | None = None) -> Iterator[str]:
+    """Lines about one clip: the one with this key, or the first.
+
+    Raises:
+        ValueError: no such key, or nothing usable.
+    """
+    table = view_table(index, view=view)
+    keys = [table.key(clip) for clip in range(table.clips)]
+    if key is not None and key not in keys:
+        known = [problem for problem in index.problems() if problem.key.split("/")[0] == key or problem.key == key]
+        why = f"it is quarantined: {known[0].reason}: {known[0].detail}" if known else f"the first is {keys[0]}"
+        raise ValueError(f"{index.shard}: no usable record {key!r}; {why}")
+    clip = keys.index(key) if key is not None else 0
+    family = Family(
+        source=0,
+        clip=clip,
+        items=tuple(range(int(table.item_start[clip]), int(table.item_start[clip + 1]))),
+        tokens=0,
+        modality="both",
+        seed=0,
+    )
+    settings = DataSettings(wording=view.wording)
+    loader = Loader(table=table, settings=settings, layout=view.layout, tokenizer=view.tokenizer)
+    (rendered,) = loader.rendered(family)
+    batch = collate([rendered], specials=special_ids(view.tokenizer), weighting="sqrt")
+    yield from _facts(index, int(table.clip_row[clip]), rendered, layout=view.layout)
+    yield from _segments(batch)
+    for sample in rendered.samples:
+        yield f"truth {sample.key} [{sample.task}]: {dict(sample.truth)}"
+    yield from _tokens(batch, rendered, view=view)
+
+
+def view_table(index: ShardIndex, *, view: View) -> SourceTable:
+    """The shard as a source of its own, without a budget."""
+    source = SourceSettings(shards=str(index.shard), style=view.style)
+    settings = DataSettings(sources={"shard": source}, token_budget=_UNBOUNDED, wording=view.wording)
+    (table,) = open_mixture(settings, layout=view.layout, tokenizer=view.tokenizer, supervised=False, progress=False)
+    return table
+
+
+def _facts(index: ShardIndex, row: int, rendered: Rendered, *, layout: MediaLayout) -> Iterator[str]:
+    clip = index.clips[row]
+    yield f"key      {index.key(row)}   in {index.shard}"
+    if not rendered.media:
+        yield "media    none (text only)"
+        return
+    (media,) = rendered.media
+    spans = time_spans(duration=float(clip["duration"]), max_frames=layout.max_frames)
+    shape = None if media.pixels is None else tuple(media.pixels.shape)
+    mel = None if media.mel is None else tuple(media.mel.shape)
+    yield f"media    {clip['duration']:.2f} s, {clip['media_size']} bytes, sha256 {bytes(clip['digest']).hex()[:16]}"
+    yield f"picture  {'yes' if media.has_video else 'absent, zeros'}; {media.frame_count} frames {shape}"
+    yield f"sound    {'yes' if media.has_audio else 'absent, zeros'}; {media.seconds} s count, mel {mel}"
+    yield f"stamps   {', '.join(stamp_text(span) for span in spans)}"
+
+
+def _segments(batch: Batch) -> Iterator[str]:
+    yield f"row      {batch.input_ids.numel()} tokens, {batch.target_ids.numel()} supervised"
+    yield "segment  parent  start  length  positions      supervised"
+    starts = batch.segments.starts.tolist()
+    for number, parent in enumerate(batch.segments.parents.tolist()):
+        start, end = starts[number], starts[number + 1]
+        first, last = batch.position_ids[0, start].item(), batch.position_ids[0, end - 1].item()
+        inside = (batch.target_positions >= start) & (batch.target_positions < end)
+        shown = "-" if parent < 0 else str(parent)
+        yield f"{number:>7}{shown:>8}{start:>7}{end - start:>8}  {first:>5}..{last:<7}{int(inside.sum()):>10}"
+
+
+def _tokens(batch: Batch, rendered: Rendered, *, view: View) -> Iterator[str]:
+    """The row, one segment a line; runs of image tokens are counted instead of printed."""
+    ids = batch.input_ids.numpy()
+    supervised = np.zeros(len(ids), dtype=bool)
+    supervised[batch.target_positions.numpy() + 1] = True  # here every target stands right behind its position
+    image = special_ids(view.tokenizer).image
+    kinds = np.where(ids == image, "media", np.where(supervised, "supervised", "prompt"))
+    starts = batch.segments.starts.tolist()
+    for number, (start, end) in enumerate(pairwise(starts)):
+        pieces = []
+        for kind, run in groupby(range(start, end), key=lambda place: str(kinds[place])):
+            places = list(run)
+            text = f"<IMG x{len(places)}>" if kind == "media" else view.tokenizer.decode(ids[places])
+            pieces.append(_coloured(text, kind, colour=view.colour))
+        yield f"--- segment {number}: {''.join(pieces)}"
+
+
+def _coloured(text: str, kind: str, *, colour: bool) -> str:
+    if colour:
+        return f"{_COLOURS[kind]}{text}{_COLOURS['off']}"
+    return f"[[{text}]]" if kind == "supervised" else text

@@ -1,0 +1,177 @@
+"""From a planned family to a rendered one: reads the record and the media, decodes, renders. Any thread may call it."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from arcvideo.data.collate import Rendered
+from arcvideo.data.mixture import SourceTable
+from arcvideo.data.plan import Family
+from arcvideo.data.prompts import Prompt
+from arcvideo.data.render import render_branch, render_prefix, special_ids, split_question
+from arcvideo.data.settings import DataSettings, MediaLayout
+from arcvideo.media.audio import fit_waveform, silent_seconds
+from arcvideo.media.clip import read_clip, read_request, to_media
+from arcvideo.media.errors import MediaError
+from arcvideo.media.read import clip_key
+from arcvideo.model.features import feature_key
+from arcvideo.tasks import RecordError, make_sample
+from arcvideo.types import Clip, Media, Sample
+
+FAILURES = (MediaError, RecordError, OSError)
+"""What one bad sample may raise; anything else is our own mistake and stops the run."""
+
+
+class Features(Protocol):
+    """Stored outputs of the frozen towers."""
+
+    def has(self, key: str) -> bool: ...
+
+    def load(self, key: str) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(kw_only=True)
+class Loader:
+    """How one source is read and rendered; holds the clips decoded last, as their items often come together."""
+
+    table: SourceTable
+    settings: DataSettings
+    layout: MediaLayout
+    tokenizer: Any
+    features: Features | None = None
+    read: Callable[..., Clip] = read_clip
+    """In this process, or `MediaPool.read_clip`."""
+    kept_clips: int = 4
+    _kept: OrderedDict[str, Media] = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def rendered(self, family: Family) -> list[Rendered]:
+        """The family, ready to be packed.
+
+        Raises:
+            MediaError, RecordError, OSError: what makes it unusable.
+        """
+        samples = self._samples(family.clip, family.items)
+        branches = tuple(
+            render_branch(sample, tokenizer=self.tokenizer, wording=self.settings.wording) for sample in samples
+        )
+        if samples[0].media_key is None:
+            return [Rendered(prefix=np.empty(0, dtype=np.int64), media=(), samples=samples, branches=branches)]
+        media = self.media(family.clip, modality=family.modality, seed=family.seed)
+        prefix = render_prefix(
+            frame_count=media.frame_count,
+            before=split_question(samples[0]).before,
+            tokenizer=self.tokenizer,
+            layout=self.layout,
+        )
+        return [Rendered(prefix=prefix, media=(media,), samples=samples, branches=branches)]
+
+    def prompts(self, family: Family) -> list[Prompt]:
+        """The family's items as prompts."""
+        (rendered,) = self.rendered(family)
+        return [
+            Prompt(
+                prefix_ids=rendered.prefix,
+                question_ids=branch.ids[: branch.question_tokens],
+                media=rendered.media,
+                sample=sample,
+                source=self.table.name,
+                tags=self._tags(family.clip, item),
+                specials=special_ids(self.tokenizer),
+            )
+            for item, sample, branch in zip(family.items, rendered.samples, rendered.branches, strict=True)
+        ]
+
+    def _samples(self, clip: int, items: tuple[int, ...]) -> tuple[Sample, ...]:
+        table = self.table
+        index, row = table.indexes[table.clip_shard[clip]], int(table.clip_row[clip])
+        record, key = index.record(row), index.key(row)
+        media_key = key if table.media_tokens[clip] else None
+        numbers = [int(index.items[table.item_row[item]]["number"]) for item in items]
+        return tuple(
+            make_sample(record["items"][number], key=f"{key}/{number}", media_key=media_key, style=table.settings.style)
+            for number in numbers
+        )
+
+    def _tags(self, clip: int, item: int) -> tuple[str, ...]:
+        index = self.table.indexes[self.table.clip_shard[clip]]
+        return tuple(index.tagsets[index.items[self.table.item_row[item]]["tagset"]])
+
+    def media(self, clip: int, *, modality: str = "both", seed: int = 0) -> Media:
+        """What the towers read of a clip; from the feature store when it is there.
+
+        Raises:
+            MediaError, OSError.
+        """
+        expected = self._expected(clip, modality=modality, seed=seed)
+        if self.features is not None and self.settings.frames == "middle" and self.features.has(feature_key(expected)):
+            patches, speech = self.features.load(feature_key(expected))
+            return replace(expected, patches=patches, speech=speech)
+        media = self._decoded(clip, key=expected.key, seed=seed)
+        if (media.frame_count, media.seconds) != (expected.frame_count, expected.seconds):
+            raise MediaError(
+                "corrupt",
+                f"{self.table.key(clip)}: {media.frame_count} frames and {media.seconds} s were decoded, the index "
+                f"promised {expected.frame_count} and {expected.seconds}",
+            )
+        return shown(media, modality=modality)
+
+    def _expected(self, clip: int, *, modality: str, seed: int) -> Media:
+        """The clip's Media as far as the index knows it, without tensors."""
+        table, limit = self.table, self.layout.max_frames
+        row = table.indexes[table.clip_shard[clip]].clips[table.clip_row[clip]]
+        frames, duration, samples = int(table.frames[clip]), float(row["duration"]), int(row["sound_samples"])
+        if samples:
+            seconds = fit_waveform(
+                torch.empty(samples, device="meta"),  # only its length matters
+                frame_count=frames,
+                video_seconds=duration if row["has_video"] else None,
+                max_frames=limit,
+            ).seconds
+        else:
+            seconds = silent_seconds(frame_count=frames, duration=duration, max_frames=limit)
+        request = read_request(name="", layout=self.layout, policy=self.settings.frames, seed=seed)
+        key = clip_key(row["digest"].tobytes(), request=request)
+        whole = Media(
+            key=key, frame_count=frames, seconds=seconds, has_video=bool(row["has_video"]), has_audio=samples > 0
+        )
+        return shown(whole, modality=modality)
+
+    def _decoded(self, clip: int, *, key: str, seed: int) -> Media:
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        index = self.table.indexes[self.table.clip_shard[clip]]
+        data, sound = index.media_bytes(int(self.table.clip_row[clip]))
+        decoded = self.read(
+            data,
+            name=f"{self.table.key(clip)} in {index.shard.name}",
+            layout=self.layout,
+            policy=self.settings.frames,
+            seed=seed,
+            sidecar_audio=sound,
+        )
+        media = to_media(decoded, layout=self.layout)
+        with self._lock:
+            self._kept[key] = media
+            while len(self._kept) > self.kept_clips:
+                self._kept.popitem(last=False)
+        return media
+
+
+def shown(media: Media, *, modality: str) -> Media:
+    """The media with the half that `modality` leaves out taken away; the model feeds zeros for it."""
+    if modality == "video":
+        return replace(media, has_audio=False, mel=None)
+    if modality == "audio":
+        return replace(media, has_video=False, pixels=None)
+    return media

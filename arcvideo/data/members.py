@@ -1,0 +1,163 @@
+"""Tar shards as they lie on disk: names, offsets and sizes of their members, read without ever extracting one.
+
+Everything suspicious is a Problem that names the member, never an exception that hides the rest of the shard.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import braceexpand
+
+VIDEO = frozenset({"mp4", "m4v", "mov", "mkv", "webm", "avi"})
+AUDIO = frozenset({"wav", "mp3", "m4a", "flac", "ogg", "opus", "aac"})
+IMAGE = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
+PICKLED = frozenset({"pyd", "pkl", "pickle", "pth", "pt", "npy", "npz", "ten"})
+"""Members that plain webdataset decoders would unpickle, or hand to a loader that may."""
+_BLOCK = 512
+_MAX_JSON = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Why something in a shard is not used; one row of a quarantine list."""
+
+    key: str
+    """Record key, `<record>/<item>`, or the shard's name for damage to the shard itself."""
+    stage: str
+    """shard, record, item, tokens or media."""
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One file inside a tar."""
+
+    name: str
+    extension: str
+    offset: int
+    size: int
+
+
+@dataclass(kw_only=True)
+class Group:
+    """Consecutive members with the same key: one record."""
+
+    key: str
+    members: list[Member] = field(default_factory=list)
+
+
+def expand_shards(pattern: str) -> list[Path]:
+    """The tar files of a path with {000..011} braces or * globs, in order.
+
+    Raises:
+        ValueError: a URL or a `pipe:` command, or a file that does not exist.
+    """
+    if not pattern:
+        raise ValueError("shards is empty: give the path of tar files, for example data/train-{000..007}.tar")
+    if pattern.startswith("pipe:") or "://" in pattern:
+        raise ValueError(f"shards={pattern!r}: only local tar files are read; commands and URLs are refused")
+    paths: list[Path] = []
+    for part in braceexpand.braceexpand(os.path.expanduser(pattern)):
+        found = sorted(glob.glob(part)) if any(sign in part for sign in "*?[") else [part]
+        paths.extend(Path(name) for name in found if not name.endswith((".index", ".lock")))
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing or not paths:
+        raise ValueError(f"shards={pattern!r}: no such tar file{': ' + missing[0] if missing else ''}")
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"shards={pattern!r}: names a file twice; use weight to repeat a source")
+    return paths
+
+
+def read_groups(shard: Path) -> tuple[list[Group], list[Problem]]:
+    """The records of a tar in order, and what is wrong with its members. Only headers are read."""
+    groups: dict[str, Group] = {}
+    closed: set[str] = set()
+    problems: dict[str, Problem] = {}
+    order: list[Group] = []
+    size = shard.stat().st_size
+    for found in _walk(shard, size=size):
+        if isinstance(found, Problem):
+            problems.setdefault(found.key, found)
+            continue
+        key = record_key(found.name)
+        if key not in groups or groups[key] is not order[-1]:
+            if key in closed or key in groups:
+                problems[f"{key}@{found.offset}"] = Problem(
+                    key=key, stage="record", reason="duplicate_key", detail=f"{found.name} appears again later on"
+                )
+                closed.add(key)
+                continue
+            groups[key] = Group(key=key)
+            order.append(groups[key])
+        groups[key].members.append(found)
+    good = [group for group in order if group.key not in problems]
+    return good, list(problems.values())
+
+
+def record_key(name: str) -> str:
+    """The name up to the first dot of its last part, as webdataset groups members."""
+    path = PurePosixPath(name)
+    base = path.name.split(".", 1)[0]
+    return base if str(path.parent) == "." else f"{path.parent}/{base}"
+
+
+def _walk(shard: Path, *, size: int) -> Iterator[Member | Problem]:
+    end = 0
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for info in tar:
+                end = tar.offset
+                if not info.isdir():
+                    yield _checked(info, size=size)
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header of the shard in memory
+    except (tarfile.TarError, OSError, ValueError, UnicodeError, EOFError) as error:
+        yield Problem(key=shard.name, stage="shard", reason="broken_tar", detail=f"after byte {end}: {error}")
+        return
+    # tarfile stops without a word at a damaged header or a missing end, and takes both for the end of the archive.
+    with open(shard, "rb") as file:
+        file.seek(end)
+        mark = file.read(_BLOCK)
+    if len(mark) < _BLOCK or mark.strip(b"\0"):
+        reason = "broken_tar" if len(mark) == _BLOCK else "truncated_tar"
+        detail = f"no end mark after byte {end}: records behind it are lost; write the shard again"
+        yield Problem(key=shard.name, stage="shard", reason=reason, detail=detail)
+
+
+def _checked(info: tarfile.TarInfo, *, size: int) -> Member | Problem:
+    """The member, or why it is refused."""
+    parts = PurePosixPath(info.name).parts
+    extension = PurePosixPath(info.name).name.partition(".")[2].lower()
+    kind = extension.rpartition(".")[2]
+    key = record_key(info.name)
+    if info.name.startswith("/") or ".." in parts or "\\" in info.name or "\0" in info.name:
+        return Problem(key=key, stage="record", reason="unsafe_name", detail=f"member {info.name!r}")
+    if info.issparse() or not info.isreg():
+        return Problem(key=key, stage="record", reason="not_a_file", detail=f"member {info.name!r} is no plain file")
+    if kind in PICKLED:
+        return Problem(key=key, stage="record", reason="pickled", detail=f"member {info.name!r} could hold a pickle")
+    if info.offset_data + info.size > size:
+        return Problem(key=key, stage="record", reason="truncated", detail=f"member {info.name!r} is cut short")
+    if extension == "json" and info.size > _MAX_JSON:
+        return Problem(key=key, stage="record", reason="too_large", detail=f"{info.name!r} has {info.size} bytes")
+    return Member(name=info.name, extension=extension, offset=info.offset_data, size=info.size)
+
+
+def read_at(shard: Path, *, offset: int, size: int) -> bytes:
+    """The bytes of a member.
+
+    Raises:
+        OSError: the shard cannot be read or ends early.
+    """
+    with open(shard, "rb", buffering=0) as file:
+        file.seek(offset)
+        data = file.read(size)
+    if data is None or len(data) != size:
+        raise OSError(f"{shard}: {size} bytes expected at {offset}; the shard changed since it was indexed")
+    return data

@@ -1,0 +1,240 @@
+"""Source: this rank's batches or prompts of any global step, decoded ahead in the background."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from arcvideo.data.collate import collate
+from arcvideo.data.load import FAILURES, Features, Loader
+from arcvideo.data.members import Problem
+from arcvideo.data.mixture import SourceTable, index_digest, open_mixture
+from arcvideo.data.plan import Family, Plan
+from arcvideo.data.prompt_plan import PromptPlan, evaluation_families
+from arcvideo.data.prompts import Prompt
+from arcvideo.data.quarantine import Quarantine
+from arcvideo.data.render import special_ids
+from arcvideo.data.settings import DataSettings, MediaLayout
+from arcvideo.media.clip import read_clip
+from arcvideo.media.pool import MediaPool
+from arcvideo.types import Batch
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Step:
+    """What a background thread made of one step."""
+
+    batches: list[Batch] = field(default_factory=list)
+    prompts: list[Prompt] = field(default_factory=list)
+    planned: Counter[str] = field(default_factory=Counter)
+    """Items per source."""
+    seen: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+    problems: list[tuple[str, Problem]] = field(default_factory=list)
+
+
+class Source:
+    """Batches and prompts as a pure function of the step.
+
+    Nothing is replaced: what cannot be read is left out of its pack, written to the quarantine file and counted, so
+    that planned = seen + quarantined. A rank whose packs lost everything gets a batch without weight.
+    """
+
+    def __init__(
+        self,
+        settings: DataSettings,
+        *,
+        layout: MediaLayout,
+        tokenizer: Any,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        features: Features | None = None,
+        quarantine_file: Path | None = None,
+        supervised: bool = True,
+        progress: bool = False,
+    ) -> None:
+        """Opens (and where needed builds) the indexes.
+
+        Args:
+            seed: of the run: decides order, draws, dropped modalities and random frames.
+            features: stored tower outputs; clips in it are not decoded. Not used with frames=random.
+            quarantine_file: JSON lines, one file per rank.
+            supervised: True for `batches`; False for `prompts` and `evaluation`, where sources of style think also
+                draw items without reasoning.
+
+        Raises:
+            ValueError: settings or data that cannot work, naming key and remedy.
+        """
+        if settings.packs_per_step % world:
+            raise ValueError(f"data.packs_per_step={settings.packs_per_step} must be a multiple of the {world} ranks")
+        self.settings, self.rank, self.world, self.seed = settings, rank, world, seed
+        self.supervised = supervised
+        self.specials = special_ids(tokenizer)
+        self.tables: list[SourceTable] = open_mixture(
+            settings, layout=layout, tokenizer=tokenizer, supervised=supervised, progress=progress
+        )
+        self.plan = Plan(
+            self.tables, seed=seed, token_budget=settings.token_budget, packs_per_step=settings.packs_per_step
+        )
+        self._prompt_plan = PromptPlan(self.tables, seed=seed)
+        self.quarantine = Quarantine(self.tables, settings=settings.quarantine, file=quarantine_file)
+        # Threads read, cut mels and render; decoding itself runs in processes that can be killed.
+        self._media = MediaPool(count=settings.workers) if settings.workers else None
+        self._pool = ThreadPoolExecutor(settings.workers, "data") if settings.workers else None
+        self._ahead: dict[tuple[int, int], Future[_Step]] = {}
+        self._loaders = [
+            Loader(
+                table=table,
+                settings=settings,
+                layout=layout,
+                tokenizer=tokenizer,
+                features=features,
+                read=self._media.read_clip if self._media else read_clip,
+            )
+            for table in self.tables
+        ]
+        self._counts: dict[str, Counter[str]] = {name: Counter() for name in ("planned", "seen", "quarantined")}
+
+    @property
+    def digest(self) -> str:
+        """Content of all shards, for a stage's identity."""
+        return index_digest(self.tables)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the first epoch; later ones may differ by a few when only some items of a clip are drawn."""
+        return self.plan.first_step(1)
+
+    def prompt_steps_per_epoch(self, count: int) -> int:
+        """Steps of `count` prompts in an epoch."""
+        return max(1, self._prompt_plan.first(1) // count)
+
+    def batches(self, step: int) -> list[Batch]:
+        """This rank's packed rows of a global step; always packs_per_step / world of them.
+
+        Raises:
+            QuarantineBudgetError: too much damage.
+        """
+        assert self.supervised, "open the source with supervised=True"
+        return self._finish(self._ready(step, 0)).batches
+
+    def prompts(self, step: int, *, count: int) -> list[Prompt]:
+        """This rank's share of the `count` prompts of a global step; unreadable ones are missing, not replaced."""
+        if count % self.world:
+            raise ValueError(f"{count} prompts per step must be a multiple of the {self.world} ranks")
+        return self._finish(self._ready(step, count)).prompts
+
+    def evaluation(self, *, per_task: int | None = None) -> Iterator[Prompt]:
+        """This rank's block of all items in index order, or of `per_task` of each task spread over the source."""
+        families = [
+            family
+            for number, table in enumerate(self.tables)
+            for family in evaluation_families(table, source=number, per_task=per_task)
+        ]
+        block = np.array_split(np.arange(len(families)), self.world)[self.rank]
+        for number in block:
+            yield from self._finish(self._load_prompts([families[number]])).prompts
+
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """Per source: what the index holds, and items planned, seen and quarantined so far on this rank."""
+        return {
+            table.name: {
+                "clips": table.clips,
+                "items": table.items,
+                "over_budget": table.dropped,
+                "bad_samples": self.quarantine.count(table.name),
+                "reasons": dict(self.quarantine.reasons(table.name)),
+                **{name: counter[table.name] for name, counter in self._counts.items()},
+            }
+            for table in self.tables
+        }
+
+    def state(self) -> dict[str, dict[str, int]]:
+        """The counts, for a checkpoint; the position itself is the step, which the Runner keeps."""
+        return {name: dict(counter) for name, counter in self._counts.items()}
+
+    def restore(self, state: Mapping[str, Mapping[str, int]]) -> None:
+        """Continues the counts of a checkpoint."""
+        self._counts = {name: Counter(state.get(name, {})) for name in self._counts}
+
+    def close(self) -> None:
+        """Stops the background threads and processes."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._media is not None:
+            self._media.close()
+
+    def _ready(self, step: int, count: int) -> _Step:
+        """The step's content; with workers, the following steps are started too."""
+        if self._pool is None:
+            return self._load(step, count)
+        wanted = [(number, count) for number in range(step, step + 1 + self.settings.prefetch_steps)]
+        for key in [key for key in self._ahead if key not in wanted]:
+            self._ahead.pop(key).cancel()
+        for key in wanted:
+            if key not in self._ahead:
+                # Planning touches shared state, so it happens here; threads only read and decode.
+                self._ahead[key] = self._pool.submit(self._load_planned, *self._planned(*key))
+        return self._ahead.pop((step, count)).result()
+
+    def _load(self, step: int, count: int) -> _Step:
+        return self._load_planned(*self._planned(step, count))
+
+    def _planned(self, step: int, count: int) -> tuple[list[tuple[Family, ...]], bool]:
+        """The families of a step, and whether they are prompts."""
+        if count:
+            families = self._prompt_plan.step(step, count=count, rank=self.rank, world=self.world)
+            return [tuple(families)], True
+        return self.plan.step(step, rank=self.rank, world=self.world), False
+
+    def _load_planned(self, packs: list[tuple[Family, ...]], as_prompts: bool) -> _Step:
+        if as_prompts:
+            return self._load_prompts([family for pack in packs for family in pack])
+        done = _Step()
+        for pack in packs:
+            rendered = [row for family in pack for row in self._attempt(family, done, Loader.rendered)]
+            done.batches.append(collate(rendered, specials=self.specials, weighting=self.settings.length_weighting))
+        return done
+
+    def _load_prompts(self, families: list[Family]) -> _Step:
+        done = _Step()
+        for family in families:
+            done.prompts += self._attempt(family, done, Loader.prompts)
+        return done
+
+    def _attempt(self, family: Family, done: _Step, load: Callable[[Loader, Family], list[T]]) -> list[T]:
+        """What `load` makes of the family; nothing and an entry in the books when it fails."""
+        name = self.tables[family.source].name
+        done.planned[name] += len(family.items)
+        try:
+            loaded = load(self._loaders[family.source], family)
+        except FAILURES as error:
+            problem = Problem(
+                key=self.tables[family.source].key(family.clip),
+                stage="read" if isinstance(error, OSError) else "media",
+                reason=getattr(error, "reason", type(error).__name__),
+                detail=getattr(error, "detail", str(error)),
+            )
+            done.lost[name] += len(family.items)
+            done.problems.append((name, problem))
+            return []
+        done.seen[name] += len(family.items)
+        return loaded
+
+    def _finish(self, done: _Step) -> _Step:
+        """Books a step that is now handed out."""
+        for name, counter in (("planned", done.planned), ("seen", done.seen), ("quarantined", done.lost)):
+            self._counts[name].update(counter)
+        assert self._counts["planned"] == self._counts["seen"] + self._counts["quarantined"]
+        for source, problem in done.problems:
+            self.quarantine.add(source, problem)
+        return done

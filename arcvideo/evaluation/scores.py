@@ -1,0 +1,90 @@
+"""What an answer is worth and what guessing would reach, as pure functions on texts and spans."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from arcvideo.tasks.answers import answer_text, parse_letter, parse_span, temporal_iou
+
+Span = tuple[float, float]
+CONSTANT_CANDIDATES = 64
+"""How many of the most frequent transcripts are tried as a constant answer."""
+
+
+def words(text: str) -> list[str]:
+    """Words without case and punctuation; a CJK character is a word."""
+    plain = []
+    for character in unicodedata.normalize("NFKC", text).casefold():
+        if "\u3040" <= character <= "\u30ff" or "\u4e00" <= character <= "\u9fff":
+            plain.append(f" {character} ")
+        else:
+            plain.append(character if character.isalnum() or character in "'" else " ")
+    return "".join(plain).split()
+
+
+def edit_distance(first: Sequence[str], second: Sequence[str]) -> int:
+    """Fewest insertions, deletions and substitutions that turn one into the other."""
+    row = list(range(len(second) + 1))
+    for index, item in enumerate(first, start=1):
+        diagonal, row[0] = row[0], index
+        for column, other in enumerate(second, start=1):
+            best = min(row[column] + 1, row[column - 1] + 1, diagonal + (item != other))
+            diagonal, row[column] = row[column], best
+    return row[-1]
+
+
+def transcript_edits(prediction: str, *, truth: str) -> tuple[int, int]:
+    """(edits, reference words) of a transcript."""
+    reference = words(truth)
+    return edit_distance(words(answer_text(prediction)), reference), max(len(reference), 1)
+
+
+def exact(prediction: str, *, truth: str) -> float:
+    """1.0 when the answer has the words of the truth."""
+    return float(words(answer_text(prediction)) == words(truth))
+
+
+def letter(prediction: str, *, truth: str, options: Sequence[str] | None) -> float:
+    """1.0 when the answer names the right option."""
+    return float(parse_letter(prediction, options=options) == truth)
+
+
+def overlap(prediction: str, *, truth: Span) -> float:
+    """Temporal IoU of the answer's span, 0 when none can be read."""
+    span = parse_span(prediction)
+    return temporal_iou(span, truth) if span else 0.0
+
+
+def constant_transcript_error(truths: Sequence[str]) -> float:
+    """Lowest error of one transcript given for every clip; at most 1, the error of saying nothing."""
+    references = [words(truth) for truth in truths]
+    total = sum(max(len(reference), 1) for reference in references)
+    candidates = [list(text) for text, _ in Counter(map(tuple, references)).most_common(CONSTANT_CANDIDATES)]
+    errors = [sum(edit_distance(candidate, reference) for reference in references) / total for candidate in candidates]
+    return min([1.0, *errors])
+
+
+def most_frequent_share(items: Sequence[tuple[str, str]]) -> float:
+    """Share of right answers when every question gets its most frequent answer; items are (question, truth)."""
+    counts: dict[str, Counter[tuple[str, ...]]] = {}
+    for question, truth in items:
+        counts.setdefault(question, Counter())[tuple(words(truth))] += 1
+    return sum(max(counter.values()) for counter in counts.values()) / len(items)
+
+
+def best_constant_span(truths: Sequence[Span], *, step: float = 1.0) -> Span:
+    """The one span, on a grid of `step` seconds, with the highest mean IoU over all truths."""
+    starts, ends = np.array(truths, dtype=np.float64).T
+    marks = np.arange(0.0, ends.max() + step, step)
+    best, chosen = -1.0, (0.0, step)
+    for start in marks[:-1]:
+        tried = marks[marks > start][:, None]  # (ends tried, 1) against (truths,)
+        shared = (np.minimum(tried, ends) - np.maximum(start, starts)).clip(min=0)
+        mean = (shared / (np.maximum(tried, ends) - np.minimum(start, starts))).mean(axis=1)
+        if mean.max() > best:
+            best, chosen = float(mean.max()), (float(start), float(tried[mean.argmax(), 0]))
+    return chosen

@@ -1,0 +1,88 @@
+"""What a recipe should reach, and whether it did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arcvideo.evaluation.bootstrap import paired_difference
+
+Metrics = Mapping[str, Mapping[str, float]]
+"""metric -> {"value", "low", "high", "chance", "n"}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One promise about one metric after one stage; the bounds that are set must all hold."""
+
+    stage: str
+    """Stage after which it is measured."""
+    metric: str
+    """Name of the metric."""
+    at_most: float | None = None
+    """Largest value allowed."""
+    at_least: float | None = None
+    """Smallest value allowed."""
+    at_chance: bool = False
+    """The 95 % interval must reach down to the chance level."""
+    above_metric: str | None = None
+    """The lower end of the interval must lie above the value of this metric of the same stage."""
+    above_stage: str | None = None
+    """The paired bootstrap's 95 % interval of the difference to that stage must lie above zero."""
+    not_below_stage: str | None = None
+    """The paired bootstrap's 95 % interval of the difference to that stage must not lie below zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A target, whether it is met, and the figures that say so."""
+
+    target: Target
+    met: bool
+    reason: str
+
+
+def judge(targets: Sequence[Target], *, metrics: Mapping[str, Metrics], run_dir: Path) -> list[Verdict]:
+    """Compare targets with what the stages measured; a metric that is missing is a target missed."""
+    return [_judge(target, metrics=metrics, run_dir=run_dir) for target in targets]
+
+
+def _judge(target: Target, *, metrics: Mapping[str, Metrics], run_dir: Path) -> Verdict:
+    measured = metrics.get(target.stage, {}).get(target.metric)
+    if measured is None:
+        return Verdict(target=target, met=False, reason="not measured")
+    checks: list[tuple[bool, str]] = []
+    value = measured["value"]
+    if target.at_most is not None:
+        checks.append((value <= target.at_most, f"{value:.3f} <= {target.at_most:g}"))
+    if target.at_least is not None:
+        checks.append((value >= target.at_least, f"{value:.3f} >= {target.at_least:g}"))
+    if target.at_chance:
+        checks.append((measured["low"] <= measured["chance"], f"low {measured['low']:.3f} <= chance {measured['chance']:.3f}"))
+    if target.above_metric is not None:
+        other = metrics[target.stage][target.above_metric]["value"]
+        checks.append((measured["low"] > other, f"low {measured['low']:.3f} > {target.above_metric} {other:.3f}"))
+    for stage, strict in ((target.above_stage, True), (target.not_below_stage, False)):
+        if stage is not None:
+            mean, low, high = _difference(target, stage=stage, run_dir=run_dir)
+            met = low > 0 if strict else high >= 0
+            checks.append((met, f"minus {stage}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]"))
+    return Verdict(target=target, met=all(met for met, _ in checks), reason="; ".join(text for _, text in checks))
+
+
+def _difference(target: Target, *, stage: str, run_dir: Path) -> tuple[float, float, float]:
+    ours = _scores(run_dir / target.stage, metric=target.metric)
+    theirs = _scores(run_dir / stage, metric=target.metric)
+    if ours.keys() != theirs.keys():
+        raise ValueError(f"{target.metric}: {target.stage} and {stage} were measured on different items; evaluate them again")
+    keys = sorted(ours)
+    return paired_difference([ours[key] for key in keys], [theirs[key] for key in keys])
+
+
+def _scores(stage_dir: Path, *, metric: str) -> dict[str, float]:
+    """Score per item of one metric, from predictions.jsonl."""
+    lines: list[dict[str, Any]] = [json.loads(line) for line in (stage_dir / "predictions.jsonl").read_text().splitlines()]
+    return {row["key"]: float(row["score"]) for row in lines if row["metric"] == metric}

@@ -1,0 +1,118 @@
+"""The manifest: what a finished stage proves about itself. Writing it is the last act of a stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+MANIFEST_NAME = "manifest.json"
+EXPORT_NAME = "export"
+"""Folder inside a stage's folder with the weights that its children start from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Proof of one finished stage."""
+
+    stage: str
+    """Its name."""
+    identity: str
+    """`lineage.identity.identity` of the stage."""
+    parent: str
+    """Identity of the parent stage, or digest of the base weights."""
+    parent_path: str
+    """Folder of the weights it started from."""
+    code: str
+    """`code_version()` that ran it."""
+    data: str
+    """Digest of the data."""
+    config: dict[str, Any]
+    """Resolved settings."""
+    config_diff: dict[str, list[Any]] = field(default_factory=dict)
+    """Setting -> [parent's value, own value]."""
+    seen: dict[str, int] = field(default_factory=dict)
+    """Samples trained on, per source."""
+    quarantined: dict[str, int] = field(default_factory=dict)
+    """Samples refused, per reason."""
+    frozen_before: dict[str, str] = field(default_factory=dict)
+    """Frozen module -> sha256 of its tensors before the first step."""
+    frozen_after: dict[str, str] = field(default_factory=dict)
+    """The same after the last step."""
+    trainable: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of the table of modules: module, parameters, trained."""
+    liveness: dict[str, Any] = field(default_factory=dict)
+    """Findings of the liveness proof."""
+    steps: int = 0
+    """Optimizer steps."""
+    skipped: list[int] = field(default_factory=list)
+    """Steps refused for non-finite numbers."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Last training metrics and evaluation."""
+    seconds: float = 0.0
+    """Wall time of the stage."""
+    format: int = FORMAT
+    """Version of this layout."""
+
+
+def write_manifest(manifest: Manifest, *, folder: Path) -> Path:
+    """Write the manifest so that it is there whole or not at all; returns its path.
+
+    Raises:
+        ValueError: a frozen module changed, so the stage is not what it says.
+    """
+    before, after = manifest.frozen_before, manifest.frozen_after
+    changed = sorted(module for module in before.keys() | after.keys() if before.get(module) != after.get(module))
+    if changed:
+        raise ValueError(
+            f"stage {manifest.stage} changed {', '.join(changed)}, which its settings freeze: it is not finished, its "
+            "weights must not be used. Look for code that unfreezes parameters after train_only"
+        )
+    path = folder / MANIFEST_NAME
+    temporary = folder / f".{MANIFEST_NAME}.tmp"
+    with temporary.open("w") as file:
+        json.dump(dataclasses.asdict(manifest), file, indent=1, sort_keys=True)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return path
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a stage's folder.
+
+    Raises:
+        FileNotFoundError: the stage is not finished.
+        ValueError: the file is not one of ours.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} has no {MANIFEST_NAME}: the stage did not finish there")
+    known = {item.name for item in dataclasses.fields(Manifest)}
+    try:
+        found = json.loads(path.read_text())
+        if found["format"] != FORMAT:
+            raise ValueError(f"{path} has format {found['format']}, this version reads {FORMAT}: train the stage again")
+        return Manifest(**{key: value for key, value in found.items() if key in known})
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a manifest of a stage ({error}): delete the folder and train the stage again"
+        ) from error
+
+
+def finished(folder: Path) -> Manifest | None:
+    """The manifest when the stage in `folder` is finished, else None."""
+    try:
+        return read_manifest(folder)
+    except FileNotFoundError:
+        return None

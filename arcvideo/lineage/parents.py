@@ -1,0 +1,78 @@
+"""Where a stage starts from: its parent stage's export, the base weights, or a folder the user names."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from arcvideo.lineage.identity import folder_digest
+from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, finished
+
+BASE = "base"
+"""Parent name of a stage that starts from the base weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    """The weights a stage starts from."""
+
+    path: Path
+    """Folder with config.json and safetensors."""
+    identity: str
+    """Identity of the stage that made them; digest of the files when no stage did."""
+    manifest: Manifest | None = None
+    """Of that stage, if a stage made them."""
+
+
+def resolve_parent(
+    *, run_dir: Path, stage: str, parent: str, base: Path | None = None, override: Path | None = None
+) -> Parent:
+    """Where `stage` starts from.
+
+    Args:
+        run_dir: folder of the pipeline, with one folder a stage.
+        stage: name of the stage that asks.
+        parent: name of its parent stage, or `base`.
+        base: folder of the base weights.
+        override: a folder of weights to start from instead, e.g. an export elsewhere.
+
+    Raises:
+        ValueError: the parent is not finished, or its weights are not there; the message says what to run.
+    """
+    if override is not None:
+        return _weights(override, what=f"parent={override}")
+    if parent == BASE:
+        if base is None:
+            raise ValueError(f"stage {stage} starts from the base weights: set base=<folder>")
+        return _weights(base, what=f"base={base}")
+    folder = run_dir / parent
+    manifest = finished(folder)
+    remedy = f"run `python -m arcvideo.train stage={parent} run_dir={run_dir}`, or give parent=<folder of weights>"
+    if manifest is None:
+        state = "has not finished" if folder.exists() else "has not run"
+        raise ValueError(f"stage {stage} needs {parent}, which {state} in {run_dir}: {remedy}")
+    export = folder / EXPORT_NAME
+    if not (export / "config.json").exists():
+        raise ValueError(f"stage {stage} needs the export of {parent}, but {export} is gone: {remedy}")
+    return Parent(path=export, identity=manifest.identity, manifest=manifest)
+
+
+def _weights(folder: Path, *, what: str) -> Parent:
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{what} is not a folder of weights: no config.json there")
+    # An export inside a stage's folder knows who made it.
+    manifest = finished(folder.parent) if folder.name == EXPORT_NAME else None
+    return Parent(path=folder, identity=manifest.identity if manifest else folder_digest(folder), manifest=manifest)
+
+
+def staleness(manifest: Manifest, *, identity: str) -> str | None:
+    """Why a finished stage does not count as the one asked for now; None when it does."""
+    if manifest.identity == identity:
+        return None
+    return f"finished under another identity ({manifest.identity[:12]}, now {identity[:12]})"
+
+
+def manifest_dict(manifest: Manifest) -> dict[str, object]:
+    """The manifest as JSON-able values."""
+    return dataclasses.asdict(manifest)

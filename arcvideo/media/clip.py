@@ -1,0 +1,102 @@
+"""Bytes -> Clip -> Media: the room's front door."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from arcvideo.media.audio import SAMPLE_RATE, fit_waveform, mel_chunks, silent_seconds
+from arcvideo.media.read import ClipArrays, ReadRequest, read_arrays
+from arcvideo.media.settings import Layout, MediaLimits
+from arcvideo.types import Clip, Media
+
+
+def read_clip(
+    data: bytes,
+    *,
+    name: str,
+    layout: Layout,
+    policy: str = "middle",
+    seed: int = 0,
+    sidecar_audio: bytes | None = None,
+    limits: MediaLimits | None = None,
+    font: str | None = None,
+) -> Clip:
+    """Decodes a video, a sound file or a still picture in this process.
+
+    Args:
+        name: file name, for messages only.
+        layout: frame side and frame limit of the model.
+        policy: frame of each interval: "middle", or "random" with `seed`.
+        sidecar_audio: a second file whose sound is used instead of the file's own.
+        font: TrueType file of the time stamp; None takes the bundled one.
+
+    Raises:
+        MediaError: the file is broken, empty or over a limit.
+    """
+    request = read_request(name=name, layout=layout, policy=policy, seed=seed, font=font)
+    return as_clip(read_arrays(data, request=request, limits=limits or MediaLimits(), sidecar_audio=sidecar_audio))
+
+
+def read_request(
+    *, name: str, layout: Layout, policy: str = "middle", seed: int = 0, font: str | None = None
+) -> ReadRequest:
+    """The plain form of how a file is read."""
+    return ReadRequest(
+        name=name, image_size=layout.image_size, max_frames=layout.max_frames, policy=policy, seed=seed, font=font
+    )
+
+
+def as_clip(arrays: ClipArrays) -> Clip:
+    """The same clip with tensors; frames become channels-first."""
+    frames = arrays.frames
+    return Clip(
+        key=arrays.key,
+        frames=None if frames is None else torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))),
+        frame_times=torch.from_numpy(arrays.spans),
+        waveform=None if arrays.waveform is None else torch.from_numpy(arrays.waveform),
+        duration=arrays.duration,
+    )
+
+
+def to_media(clip: Clip, *, layout: Layout, max_frames: int | None = None) -> Media:
+    """What the towers read. An absent half is None and has its flag off; the model feeds zeros for it.
+
+    Absent sound is not silence: silence has its own log-mel, absence is an all-zero encoder input (paper 3.2.2).
+
+    Args:
+        max_frames: the frame limit the clip was read with; None takes the layout's.
+    """
+    limit = max_frames or layout.max_frames
+    frame_count = int(clip.frame_times.shape[0])
+    if frame_count > limit:
+        raise ValueError(f"clip {clip.key[:12]}: {frame_count} frames, max_frames is {limit}; read it with that limit")
+    if clip.waveform is None:
+        mel, seconds = None, silent_seconds(frame_count=frame_count, duration=clip.duration, max_frames=limit)
+    else:
+        mel, seconds = _mel(clip, clip.waveform, frame_count=frame_count, layout=layout, max_frames=limit)
+    return Media(
+        key=clip.key,
+        frame_count=frame_count,
+        seconds=seconds,
+        has_video=clip.frames is not None,
+        has_audio=mel is not None,
+        pixels=clip.frames,
+        mel=mel,
+    )
+
+
+def _mel(clip: Clip, waveform: Tensor, *, frame_count: int, layout: Layout, max_frames: int) -> tuple[Tensor, int]:
+    video_seconds = clip.duration if clip.frames is not None else None
+    span = fit_waveform(waveform, frame_count=frame_count, video_seconds=video_seconds, max_frames=max_frames)
+    chunk_seconds = layout.audio_positions // 50
+    mel = mel_chunks(
+        span.waveform,
+        mel_bins=layout.mel_bins,
+        chunk_samples=chunk_seconds * SAMPLE_RATE,
+        chunks=math.ceil(span.seconds / chunk_seconds),
+    )
+    return mel, span.seconds

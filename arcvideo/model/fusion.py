@@ -1,0 +1,51 @@
+"""Audio added onto visual tokens (spec 1.7). Shapes: F frames, n tokens of a frame, R audio rows, D width."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as nnf
+from torch import Tensor
+
+
+def rows_per_frame(seconds: int, *, max_num_frame: int, rows_per_second: int) -> int:
+    """Return how many audio rows each frame receives.
+
+    Above `max_num_frame` seconds the division comes first, in double precision, as in the reference: at 165 s and 168 s
+    its rounding gives one row more than exact arithmetic.
+    """
+    if seconds <= max_num_frame:
+        return rows_per_second
+    return math.ceil(seconds / max_num_frame * rows_per_second)
+
+
+def audio_for_frames(
+    rows: Tensor, *, frames: int, tokens: int, seconds: int, max_num_frame: int, rows_per_second: int
+) -> Tensor:
+    """Return the addend for each visual token, (F, n, D): row j of a frame's share stands on token j, zeros after.
+
+    Args:
+        rows: (R, D) projected audio of one clip, R at least seconds * rows_per_second.
+        frames: F of the clip.
+        tokens: n, tokens of a frame.
+        seconds: seconds of audio that count.
+        max_num_frame: number of frames that longer audio is spread over.
+        rows_per_second: audio rows of a second.
+
+    Raises:
+        ValueError: too few rows, or a number of frames that the rule cannot serve.
+    """
+    count = seconds * rows_per_second
+    if rows.shape[0] < count:
+        raise ValueError(f"{seconds} s of audio need {count} rows but the clip has {rows.shape[0]}")
+    groups = min(seconds, max_num_frame)
+    if frames != groups:
+        raise ValueError(f"{seconds} s of audio belong to {groups} frames (one a second) but the clip has {frames}")
+    per = rows_per_frame(seconds, max_num_frame=max_num_frame, rows_per_second=rows_per_second)
+    if per > tokens:
+        raise ValueError(
+            f"{seconds} s of audio give {per} rows a frame but a frame has only {tokens} tokens: "
+            "shorten the clip, pool the audio rows or use larger images"
+        )
+    shares = nnf.pad(rows[:count], (0, 0, 0, groups * per - count)).view(groups, per, -1)
+    return nnf.pad(shares, (0, 0, 0, tokens - per))

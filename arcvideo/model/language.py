@@ -1,0 +1,130 @@
+"""The dense decoder with four-axis rope (spec 1.8). Attribute names are the released key names.
+
+Shapes: L tokens (or B, L), D width, H query heads, G key heads, h head width, V vocabulary.
+A leading batch is optional.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from arcvideo.model.attention import Plan, attend
+from arcvideo.model.norms import RMSNorm
+from arcvideo.model.settings import TextSettings
+
+Rope = tuple[Tensor, Tensor]
+
+
+def rope_tables(positions: Tensor, *, settings: TextSettings, dtype: torch.dtype) -> Rope:
+    """Return cos and sin, each (..., L, 1, h), of positions (..., 4, L).
+
+    The frequencies are cut into contiguous bands that read index, column, row and frame. Angles are at least fp32 and
+    rounded to the activation dtype only after cos and sin.
+    """
+    width = settings.attention_head_dim
+    exact = torch.promote_types(dtype, torch.float32)
+    base = settings.rope_theta * settings.rope_alpha ** (width / (width - 2))
+    exponent = torch.arange(0, width, 2, dtype=exact, device=positions.device) / width
+    frequencies = 1.0 / base**exponent
+    sizes = torch.tensor([int(share * (width // 2)) for share in settings.xdrope_section], device=positions.device)
+    axis = torch.repeat_interleave(torch.arange(len(sizes), device=positions.device), sizes)
+    angles = positions.to(exact).index_select(-2, axis).transpose(-1, -2) * frequencies
+    angles = torch.cat([angles, angles], dim=-1).unsqueeze(-2)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Return x (..., L, heads, h) rotated; frequency k pairs entries k and k + h / 2."""
+    cos, sin = rope
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; q and k are normalised AFTER rope."""
+
+    def __init__(self, settings: TextSettings, *, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.groups = settings.num_attention_heads // settings.num_key_value_heads
+        self.head_dim = settings.attention_head_dim
+        rows = (settings.num_attention_heads + 2 * settings.num_key_value_heads) * self.head_dim
+        self.qkv_proj = nn.Linear(settings.hidden_size, rows, bias=False)
+        self.o_proj = nn.Linear(settings.num_attention_heads * self.head_dim, settings.hidden_size, bias=False)
+        self.query_layernorm = RMSNorm(self.head_dim, eps=settings.rms_norm_eps)
+        self.key_layernorm = RMSNorm(self.head_dim, eps=settings.rms_norm_eps)
+
+    def forward(self, x: Tensor, *, rope: Rope, plan: Plan, cache: Any = None) -> Tensor:
+        # Rows of qkv are grouped by key head: its queries, then one key, then one value.
+        qkv = self.qkv_proj(x).unflatten(-1, (-1, self.groups + 2, self.head_dim))
+        q, k, v = qkv.split([self.groups, 1, 1], dim=-2)
+        v = v.squeeze(-2)
+        # Under autocast rope and norms raise q and k to fp32; the kernels want one dtype.
+        q = self.query_layernorm(rotate(q.flatten(-3, -2), rope)).to(v.dtype)
+        k = self.key_layernorm(rotate(k.squeeze(-2), rope)).to(v.dtype)
+        if cache is not None:
+            k, v = (past.transpose(1, 2) for past in cache.update(k.transpose(1, 2), v.transpose(1, 2), self.layer))
+        return self.o_proj(attend(q, k, v, plan=plan).flatten(-2))
+
+
+class MLP(nn.Module):
+    """down(a * silu(b)): the SECOND half of the fused projection goes through silu."""
+
+    def __init__(self, settings: TextSettings) -> None:
+        super().__init__()
+        self.gate_and_up_proj = nn.Linear(settings.hidden_size, 2 * settings.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(settings.intermediate_size, settings.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.gate_and_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(a * nnf.silu(b))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, settings: TextSettings, *, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(settings.hidden_size, eps=settings.rms_norm_eps)
+        self.self_attn = Attention(settings, layer=layer)
+        self.post_attention_layernorm = RMSNorm(settings.hidden_size, eps=settings.rms_norm_eps)
+        self.mlp = MLP(settings)
+
+    def forward(self, x: Tensor, rope: Rope, plan: Plan, cache: Any = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope=rope, plan=plan, cache=cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    def __init__(self, settings: TextSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.embed_tokens = nn.Embedding(settings.vocab_size, settings.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(settings, layer=i) for i in range(settings.num_hidden_layers))
+        self.norm = RMSNorm(settings.hidden_size, eps=settings.rms_norm_eps)
+        # transformers sets the next two when checkpointing is switched on through its own method.
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Any = None
+
+    def forward(self, x: Tensor, *, positions: Tensor, plan: Plan, cache: Any = None) -> Tensor:
+        """Return final hidden states, shaped like x (..., L, D); positions are (..., 4, L)."""
+        rope = rope_tables(positions, settings=self.settings, dtype=x.dtype)
+        recompute = self.gradient_checkpointing and torch.is_grad_enabled() and cache is None
+        for layer in self.layers:
+            if recompute:
+                x = checkpoint(layer, x, rope, plan, use_reentrant=False)
+            else:
+                x = layer(x, rope, plan, cache)
+        return self.norm(x)
+
+
+class LanguageModel(nn.Module):
+    """Decoder and head; the head is tied to the embedding by the model class."""
+
+    def __init__(self, settings: TextSettings) -> None:
+        super().__init__()
+        self.model = Decoder(settings)
+        self.lm_head = nn.Linear(settings.hidden_size, settings.vocab_size, bias=False)

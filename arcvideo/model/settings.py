@@ -1,0 +1,156 @@
+"""Sizes of the model (torch-free). The defaults are the released 7B; `conf/model/*.yaml` fills them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """The dense decoder."""
+
+    vocab_size: int = 128256
+    """Rows of the embedding; 0 takes the tokenizer's size, rounded up to a multiple of 64."""
+    hidden_size: int = 4096
+    """Width."""
+    intermediate_size: int = 14336
+    """Width of the MLP."""
+    num_hidden_layers: int = 32
+    """Layers."""
+    num_attention_heads: int = 32
+    """Query heads."""
+    num_key_value_heads: int = 8
+    """Key and value heads."""
+    attention_head_dim: int = 128
+    """Width of a head; need not be hidden_size / num_attention_heads."""
+    rms_norm_eps: float = 1e-5
+    """Epsilon of all RMS norms of the decoder."""
+    rope_theta: float = 10000.0
+    """Rope base before NTK scaling."""
+    rope_alpha: float = 1000.0
+    """NTK factor: base = theta * alpha^(d / (d - 2)), at every length; 1 for none."""
+    xdrope_section: list[float] = field(default_factory=lambda: [0.25, 0.25, 0.25, 0.25])
+    """Shares of the frequencies that read index, column, row and frame."""
+    initializer_range: float = 0.02
+    """Standard deviation of fresh embeddings; fresh media tokens get the same RMS."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionSettings:
+    """The vision transformer and its merger."""
+
+    hidden_size: int = 1152
+    """Width."""
+    intermediate_size: int = 4304
+    """Width of the MLP."""
+    num_hidden_layers: int = 27
+    """Layers."""
+    num_attention_heads: int = 16
+    """Heads."""
+    rms_norm_eps: float = 1e-5
+    """Epsilon of the layer norms and of the merger's RMS norms."""
+    patch_size: int = 16
+    """Side of a patch, pixels."""
+    num_channels: int = 3
+    """Colour channels."""
+    max_image_size: int = 2048
+    """Side the position table was made for, pixels."""
+    force_image_size: int = 640
+    """Side of every frame, pixels; a multiple of 64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioSettings:
+    """The Whisper encoder."""
+
+    d_model: int = 1280
+    """Width."""
+    encoder_layers: int = 32
+    """Layers."""
+    encoder_attention_heads: int = 20
+    """Heads."""
+    encoder_ffn_dim: int = 5120
+    """Width of the MLP."""
+    num_mel_bins: int = 128
+    """Mel bins."""
+    max_source_positions: int = 1500
+    """Rows a chunk gives, 50 a second: 1500 is 30 s."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """One model; `tiny` and `arc_hunyuan_7b` differ by these numbers only."""
+
+    text: TextSettings = field(default_factory=TextSettings)
+    """The decoder."""
+    vision: VisionSettings = field(default_factory=VisionSettings)
+    """The vision tower."""
+    audio: AudioSettings = field(default_factory=AudioSettings)
+    """The audio tower."""
+    max_num_frame: int = 150
+    """Longer audio is spread over this many frames (fusion rule)."""
+    audio_pooling: int = 1
+    """Encoder rows averaged into one before the projector; 1 is the released model."""
+    checkpoint_layers: bool = False
+    """Recompute decoder layers in the backward pass instead of keeping their activations."""
+
+    @property
+    def grid(self) -> int:
+        """Cells on a side of a frame."""
+        return self.vision.force_image_size // (4 * self.vision.patch_size)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Fused tokens of a frame: begin, rows of cells each with a newline, end."""
+        return self.grid * (self.grid + 1) + 2
+
+    @property
+    def rows_per_second(self) -> int:
+        """Projected audio rows of a second."""
+        return 50 // self.audio_pooling
+
+
+def check(settings: ModelSettings) -> None:
+    """Raise ValueError, naming the key, when sizes do not fit each other."""
+    text, vision, audio = settings.text, settings.vision, settings.audio
+    half = text.attention_head_dim // 2
+    bands = [int(share * half) for share in text.xdrope_section]
+    rules = {
+        "model.text.num_attention_heads must be a multiple of model.text.num_key_value_heads": (
+            text.num_attention_heads % text.num_key_value_heads == 0
+        ),
+        "model.text.attention_head_dim must be even": text.attention_head_dim % 2 == 0,
+        "model.text.xdrope_section must be four shares that use up every frequency of a head, like [0.25] * 4 with "
+        "model.text.attention_head_dim a multiple of 8": len(bands) == 4 and sum(bands) == half,
+        "model.text.vocab_size must not be negative": text.vocab_size >= 0,
+        "model.vision.num_attention_heads must divide model.vision.hidden_size": (
+            vision.hidden_size % vision.num_attention_heads == 0
+        ),
+        "model.vision.force_image_size must be a positive multiple of 4 * model.vision.patch_size": (
+            vision.force_image_size > 0 and vision.force_image_size % (4 * vision.patch_size) == 0
+        ),
+        "model.vision.max_image_size must be a multiple of model.vision.patch_size": (
+            vision.max_image_size >= vision.patch_size and vision.max_image_size % vision.patch_size == 0
+        ),
+        "model.audio.encoder_attention_heads must divide model.audio.d_model": (
+            audio.d_model % audio.encoder_attention_heads == 0
+        ),
+        "model.audio.d_model must be even and at least 4 (sinusoidal positions)": (
+            audio.d_model % 2 == 0 and audio.d_model >= 4
+        ),
+        "model.audio_pooling must divide 50 and model.audio.max_source_positions": (
+            settings.audio_pooling >= 1
+            and 50 % settings.audio_pooling == 0
+            and audio.max_source_positions % settings.audio_pooling == 0
+        ),
+        "model.max_num_frame must be at least 1": settings.max_num_frame >= 1,
+    }
+    for message, holds in rules.items():
+        if not holds:
+            raise ValueError(message)
+    if settings.rows_per_second > settings.tokens_per_frame:
+        raise ValueError(
+            f"a frame of model.vision.force_image_size={vision.force_image_size} has {settings.tokens_per_frame} "
+            f"tokens and cannot take {settings.rows_per_second} audio rows a second: "
+            "raise model.audio_pooling or the image side"
+        )

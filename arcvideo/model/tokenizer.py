@@ -1,0 +1,179 @@
+"""Tokenizers: a tiny one trained on the spot, the released one, and the special ids of either.
+
+Both are byte-level BPE over NFC text: any text survives encode and decode.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from arcvideo.model.special import ANSWER_TAGS, SPECIALS, SpecialIds
+
+__all__ = [
+    "ANSWER_TAGS",
+    "SPECIALS",
+    "SpecialIds",
+    "build_tiny_tokenizer",
+    "load_tokenizer",
+    "released_tokenizer",
+    "save_tokenizer",
+    "special_ids",
+]
+
+TINY_PIECES = r"\d\d:\d\d:\d\d|\d| ?\p{L}+| ?[^\s\p{L}\d]|\s"
+"""A clock time, a digit, a word or a mark with its leading space, or one white space."""
+
+RELEASED_PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""The GPT-4 pieces, except that every digit stands alone (spec 1.9)."""
+
+RELEASED_FILE = "hunyuan.tiktoken"
+RELEASED_SPECIALS = 217
+
+
+def build_tiny_tokenizer(corpus: Iterable[str], *, vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+    """Return a tokenizer trained on `corpus`; equal text gives equal ids on every machine.
+
+    Words, clock times and answer tags that the corpus repeats become single tokens, as far as `vocab_size` goes.
+
+    Args:
+        corpus: text as the model will read and write it, without special strings.
+        vocab_size: ids in all, special strings and tags included.
+
+    Raises:
+        ValueError: no room for bytes, special strings and tags.
+    """
+    extra = len(SPECIALS) + len(ANSWER_TAGS)
+    if vocab_size < 256 + extra:
+        raise ValueError(f"vocab_size must be at least {256 + extra} (bytes, special strings, tags), got {vocab_size}")
+    tokenizer = _byte_bpe(models.BPE(), pieces=TINY_PIECES)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - extra,
+        min_frequency=1,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    # Sorting makes ties between equally frequent merges independent of the order in which a corpus is listed.
+    tokenizer.train_from_iterator(sorted(corpus), trainer)
+    tokenizer.add_special_tokens([_added(text, special=True) for text in SPECIALS.values()])
+    tokenizer.add_tokens([_added(text, special=False) for text in ANSWER_TAGS])
+    return _wrap(tokenizer)
+
+
+def released_tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    """Return the released tokenizer, converted from its rank file `hunyuan.tiktoken`.
+
+    Raises:
+        ValueError: a file that does not hold `<base64 bytes> <rank>` lines with ranks 0, 1, 2, ...
+    """
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(path.read_bytes().splitlines()):
+        fields = line.split()
+        if len(fields) != 2 or not fields[1].isdigit() or int(fields[1]) != number:
+            raise ValueError(f"{path}: line {number + 1} must be `<base64 bytes> {number}`")
+        ranks[base64.b64decode(fields[0])] = number
+    letters = _byte_letters()
+    vocabulary = {"".join(letters[byte] for byte in token): rank for token, rank in ranks.items()}
+    merges = []
+    for token in ranks:
+        if len(token) > 1 and (pair := _last_merge(token, ranks)) is not None:
+            left, right = ("".join(letters[byte] for byte in half) for half in pair)
+            merges.append((left, right))
+    tokenizer = _byte_bpe(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True), pieces=RELEASED_PIECES)
+    tokenizer.add_special_tokens([_added(text, special=True) for text in _released_specials()])
+    return _wrap(tokenizer)
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a checkpoint directory.
+
+    Raises:
+        ValueError: the directory has neither `tokenizer.json` nor `hunyuan.tiktoken`.
+    """
+    if (directory / "tokenizer.json").exists():
+        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    if (directory / RELEASED_FILE).exists():
+        return released_tokenizer(directory / RELEASED_FILE)
+    raise ValueError(f"{directory} has neither tokenizer.json nor {RELEASED_FILE}: copy one there")
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    """Write tokenizer.json and its configuration beside the weights."""
+    tokenizer.save_pretrained(directory)
+
+
+def special_ids(tokenizer: PreTrainedTokenizerFast) -> SpecialIds:
+    """Return the ids of the special strings.
+
+    Raises:
+        ValueError: a string the tokenizer lacks.
+    """
+    vocabulary = tokenizer.get_vocab()
+    names = [name for name in SPECIALS if name in SpecialIds.__dataclass_fields__]
+    missing = [SPECIALS[name] for name in names if SPECIALS[name] not in vocabulary]
+    if missing:
+        raise ValueError(f"the tokenizer lacks the special strings {missing}: it does not belong to this model")
+    return SpecialIds(**{name: vocabulary[SPECIALS[name]] for name in names})
+
+
+def _byte_bpe(model: models.BPE, *, pieces: str) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pieces), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _added(text: str, *, special: bool) -> AddedToken:
+    return AddedToken(text, special=special, normalized=False)
+
+
+def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=SPECIALS["start"],
+        eos_token=SPECIALS["end"],
+        pad_token=SPECIALS["pad"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _byte_letters() -> dict[int, str]:
+    """Return the printable letter that byte-level BPE writes for each byte."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+
+
+def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | None:
+    """Return the two parts whose merge makes `token`: what BPE leaves when only earlier ranks may merge."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    limit = ranks[token]
+    while len(parts) > 2:
+        candidates = [(ranks.get(parts[i] + parts[i + 1], limit), i) for i in range(len(parts) - 1)]
+        rank, i = min(candidates)
+        if rank >= limit:
+            return None
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts[0], parts[1]
+
+
+def _released_specials() -> list[str]:
+    """Return the 217 special strings in id order from 127957 (spec 1.9)."""
+    head = ["end", "start", "bos", "eos", "pad", "img_open", "img_close", "newline"]
+    # sep, vid and /vid changed places with extras 31, 32 and 33, and newline with the image placeholder.
+    names = [SPECIALS[name] for name in head] + [f"<|extra_{n}|>" for n in (31, 32, 33)] + [SPECIALS["image"]]
+    swapped = {31: SPECIALS["sep"], 32: SPECIALS["vid_open"], 33: SPECIALS["vid_close"]}
+    return names + [swapped.get(n, f"<|extra_{n}|>") for n in range(RELEASED_SPECIALS - len(names))]

@@ -1,0 +1,25 @@
+"""`python -m arcvideo.report runs/tiny_shorts` writes the page of a pipeline's runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from arcvideo.report.page import write_page
+
+
+def main() -> None:
+    """Write the page and say where it is."""
+    parser = argparse.ArgumentParser(
+        prog="python -m arcvideo.report", description="Write the HTML page of a pipeline's runs."
+    )
+    parser.add_argument("run_dir", type=Path, help="folder of the pipeline, for example runs/tiny_shorts")
+    try:
+        print(write_page(parser.parse_args().run_dir))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Encoding each clip of a rollout once: sampling, both log-prob passes and every update then read the same features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from arcvideo.data.prompts import Prompt
+from arcvideo.model.features import feature_key
+from arcvideo.model.media import Towers, tower_outputs
+
+
+@torch.no_grad()
+def with_features(prompts: Sequence[Prompt], *, model: Any, features: Any = None) -> list[Prompt]:
+    """The prompts with tower outputs in place of pixels and mel; unchanged while a tower trains.
+
+    Args:
+        prompts: with or without media.
+        model: an `ArcVideoForConditionalGeneration`.
+        features: a `FeatureStore`, or None.
+    """
+    towers = (model.vision_model.vit, model.speech_encoder)
+    if any(parameter.requires_grad for tower in towers for parameter in tower.parameters()):
+        return list(prompts)
+    clips = {feature_key(media): media for prompt in prompts for media in prompt.media}
+    if not clips:
+        return list(prompts)
+    parameter = next(model.parameters())
+    patches, speech = tower_outputs(
+        list(clips.values()),
+        towers=Towers(encode_vision=model.encode_vision, encode_audio=model.encode_audio),
+        settings=model.settings,
+        features=features,
+        device=parameter.device,
+        dtype=parameter.dtype,
+    )
+    encoded = {
+        key: replace(media, pixels=None, mel=None, patches=seen, speech=heard)
+        for (key, media), seen, heard in zip(clips.items(), patches, speech, strict=True)
+    }
+    return [replace(prompt, media=tuple(encoded[feature_key(media)] for media in prompt.media)) for prompt in prompts]

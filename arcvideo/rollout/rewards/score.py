@@ -1,0 +1,99 @@
+"""Scoring groups with weighted rewards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arcvideo.rollout.groups import Group
+from arcvideo.rollout.rewards import load_reward
+from arcvideo.rollout.rewards.protocol import Reward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Rewards of all completions of some groups, group after group."""
+
+    total: Tensor
+    """(n,) float32: weighted sum of the rewards that apply; NaN where none does."""
+    parts: dict[str, Tensor]
+    """Reward name -> (n,) float32, unweighted; NaN where it does not apply."""
+
+
+def score(groups: Sequence[Group], *, rewards: Mapping[str, float]) -> Scores:
+    """Score every completion.
+
+    Args:
+        groups: what was sampled.
+        rewards: name -> weight.
+
+    Raises:
+        ValueError: a reward is unknown, fails, returns a wrong number of scores or one that is not finite, or no
+            reward applies to a whole group. The message names the reward and the sample.
+    """
+    completions = [completion.text for group in groups for completion in group.completions]
+    if not completions:
+        return Scores(total=torch.zeros(0), parts={name: torch.zeros(0) for name in rewards})
+    columns = reward_columns(groups)
+    parts = {name: _call(load_reward(name), name=name, completions=completions, columns=columns) for name in rewards}
+    weights = torch.tensor(list(rewards.values()))
+    stacked = torch.stack(list(parts.values()), dim=1)  # (n, rewards)
+    total = (stacked * weights).nansum(dim=1)
+    total[stacked.isnan().all(dim=1)] = float("nan")
+    _check_applies(total, groups=groups, rewards=rewards)
+    return Scores(total=total, parts=parts)
+
+
+def reward_columns(groups: Sequence[Group]) -> dict[str, list[Any]]:
+    """The columns every reward gets, one entry per completion."""
+    rows = [(group.prompt, completion) for group in groups for completion in group.completions]
+    names = sorted({name for group in groups for name in group.prompt.truth})
+    columns: dict[str, list[Any]] = {name: [prompt.truth.get(name) for prompt, _ in rows] for name in names}
+    columns["prompts"] = [prompt.question for prompt, _ in rows]
+    columns["completion_ids"] = [completion.ids.tolist() for _, completion in rows]
+    columns["key"] = [prompt.key for prompt, _ in rows]
+    columns["task"] = [prompt.task for prompt, _ in rows]
+    return columns
+
+
+def _call(reward: Reward, *, name: str, completions: list[str], columns: dict[str, list[Any]]) -> Tensor:
+    try:
+        scores = reward(completions, **columns)
+    except Exception as error:
+        key, cause = _culprit(reward, completions=completions, columns=columns)
+        raise ValueError(f"reward {name!r} failed on sample {key}: {cause or repr(error)}") from error
+    if len(scores) != len(completions):
+        raise ValueError(f"reward {name!r} returned {len(scores)} scores for {len(completions)} completions")
+    for value, key, text in zip(scores, columns["key"], completions, strict=True):
+        if value is not None and not math.isfinite(value):
+            raise ValueError(
+                f"reward {name!r} returned {value} for sample {key}, completion {text!r}; use None to abstain"
+            )
+    return torch.tensor([math.nan if value is None else float(value) for value in scores])
+
+
+def _culprit(reward: Reward, *, completions: list[str], columns: dict[str, list[Any]]) -> tuple[str, str]:
+    """Key and error of the first completion that fails alone; a reward that only fails on all names the whole batch."""
+    for index, text in enumerate(completions):
+        try:
+            reward([text], **{column: [values[index]] for column, values in columns.items()})
+        except Exception as error:
+            return columns["key"][index], f"{error!r} on completion {text!r}"
+    return f"{columns['key'][0]} .. {columns['key'][-1]} (only as a batch)", ""
+
+
+def _check_applies(total: Tensor, *, groups: Sequence[Group], rewards: Mapping[str, float]) -> None:
+    start = 0
+    for group in groups:
+        end = start + len(group.completions)
+        if total[start:end].isnan().all():
+            raise ValueError(
+                f"no reward of grpo.rewards ({', '.join(rewards)}) applies to sample {group.prompt.key} of task "
+                f"{group.prompt.task!r}; add one that does, or leave this task out of the sources"
+            )
+        start = end

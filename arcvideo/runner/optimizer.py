@@ -1,0 +1,91 @@
+"""The torch optimizer given to DeepSpeed: parameter groups, AdamW, Muon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from arcvideo.muon import Muon
+from arcvideo.runner.settings import OptimizerSettings
+from arcvideo.runner.trainable import module_of
+
+# Read and written by row, not multiplied: Muon's argument about matrices does not hold for them.
+_TABLES = ("embed_tokens", "lm_head", "wte")
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """One optimizer over two: groups with `muon=True` step by Muon, the others by AdamW.
+
+    The group dictionaries and the state are shared with the two torch optimizers, so that whoever sets a learning
+    rate or reads a state here reaches theirs.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, settings: OptimizerSettings) -> None:
+        super().__init__(groups, {"lr": settings.lr})
+        by_muon = [group for group in self.param_groups if group["muon"]]
+        by_adamw = [group for group in self.param_groups if not group["muon"]]
+        self._inner: list[torch.optim.Optimizer] = []
+        if by_muon:
+            self._inner.append(Muon(by_muon, lr=settings.muon_lr, momentum=settings.muon_momentum))
+        if by_adamw:
+            self._inner.append(torch.optim.AdamW(by_adamw, lr=settings.lr, betas=_betas(settings), eps=settings.eps))
+        self.param_groups = [group for inner in self._inner for group in inner.param_groups]
+        for inner in self._inner:
+            inner.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Step both; a closure is not supported."""
+        assert closure is None
+        for inner in self._inner:
+            inner.step()
+
+
+def _betas(settings: OptimizerSettings) -> tuple[float, float]:
+    return float(settings.betas[0]), float(settings.betas[1])
+
+
+def _is_muon(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim == 2 and module_of(name) == "llm" and not any(table in name for table in _TABLES)
+
+
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], *, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """Groups by module, weight decay and optimizer; each has `module`, `muon`, `peak_lr`, `lr` and `weight_decay`.
+
+    Norms, biases and other tensors of fewer than two dimensions get no weight decay.
+    """
+    groups: dict[tuple[str, bool, bool], dict[str, Any]] = {}
+    for name, parameter in named:
+        if not parameter.requires_grad:
+            continue
+        module, decays = module_of(name), parameter.ndim >= 2
+        muon = settings.name == "muon" and _is_muon(name, parameter)
+        if (module, decays, muon) not in groups:
+            peak = (settings.muon_lr if muon else settings.lr) * settings.module_lrs.get(module, 1.0)
+            groups[module, decays, muon] = {
+                "params": [],
+                "module": module,
+                "muon": muon,
+                "peak_lr": peak,
+                "lr": peak,
+                "weight_decay": settings.weight_decay if decays else 0.0,
+            }
+        groups[module, decays, muon]["params"].append(parameter)
+    return list(groups.values())
+
+
+def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], *, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """The optimizer of the trained parameters among `named`.
+
+    Raises:
+        ValueError: nothing is trained.
+    """
+    groups = parameter_groups(named, settings=settings)
+    if not groups:
+        raise ValueError("no parameter is trained: stage.train must name at least one module")
+    if settings.name == "muon":
+        return MuonWithAdamW(groups, settings=settings)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=_betas(settings), eps=settings.eps, fused=True)

@@ -1,0 +1,215 @@
+"""One stage from its settings to its manifest: the composition root, design section 6 read from top to bottom."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arcvideo.config import RunConfig, plain_dict
+from arcvideo.data.settings import DataSettings, SourceSettings
+from arcvideo.data.source import Source
+from arcvideo.evaluation.evaluate import evaluate
+from arcvideo.lineage.identity import code_version, config_diff, identity
+from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, write_manifest
+from arcvideo.lineage.parents import Parent
+from arcvideo.model.features import FeatureStore, tower_digest
+from arcvideo.model.loading import load_model, save_model
+from arcvideo.model.modeling import ArcVideoForConditionalGeneration
+from arcvideo.model.tokenizer import load_tokenizer, save_tokenizer
+from arcvideo.objectives import load_objective
+from arcvideo.objectives.settings import NextTokenSettings
+from arcvideo.runner.engine import Engine
+from arcvideo.runner.ranks import World, barrier, join
+from arcvideo.runner.runner import Runner, RunResult
+from arcvideo.runner.settings import MODULES
+from arcvideo.runner.trainable import frozen_hashes, table_text, train_only, trainable_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Room:
+    """What every part of a run shares."""
+
+    config: RunConfig
+    world: World
+    parent: Parent
+    tokenizer: Any
+    features: FeatureStore | None
+    folder: Path
+
+
+def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
+    """Train, evaluate, export and prove one stage; returns the metric that sweeps optimise.
+
+    Raises:
+        ValueError: settings, data or weights that cannot work together.
+        Preempted: a signal asked to stop; a checkpoint is written (exit status 85).
+    """
+    began = time.monotonic()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    world = join()
+    folder = config.stage_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    model = load_model(parent.path)
+    _fits(model, config=config, parent=parent)
+    model.checkpoint_layers = config.model.checkpoint_layers
+    train_only(model, config.stage.train)
+    if world.first:
+        print(table_text(trainable_table(model)), flush=True)
+    room = _Room(
+        config=config,
+        world=world,
+        parent=parent,
+        tokenizer=load_tokenizer(parent.path),
+        features=_features(model, config=config),
+        folder=folder,
+    )
+    source = _source(config.data, room=room, supervised=config.stage.objective == "next_token")
+    own = identity(config=plain_dict(config), data=source.digest, parent=parent.identity, code=code_version())
+    still = [name for name in MODULES if name not in config.stage.train]
+    frozen = frozen_hashes(model, frozen=still)
+    model, result = _train(model, source=source, own=own, room=room)
+    source.close()
+    metrics = _evaluate(model, room=room)
+    if world.first:
+        export = folder / EXPORT_NAME
+        save_model(model, export)
+        save_tokenizer(room.tokenizer, export)
+        manifest = Manifest(
+            stage=config.stage.name,
+            identity=own,
+            parent=parent.identity,
+            parent_path=str(parent.path),
+            code=code_version(),
+            data=source.digest,
+            config=plain_dict(config),
+            config_diff=config_diff(parent.manifest.config, plain_dict(config)) if parent.manifest else {},
+            seen={name: count["seen"] for name, count in source.counts().items()},
+            quarantined={name: count["bad_samples"] for name, count in source.counts().items()},
+            frozen_before=frozen,
+            frozen_after=frozen_hashes(model, frozen=still),
+            trainable=[asdict(row) for row in trainable_table(model)],
+            liveness=result.liveness,
+            steps=result.steps,
+            skipped=result.skipped,
+            metrics=result.metrics | {f"eval/{name}": value["value"] for name, value in metrics.items()},
+            seconds=time.monotonic() - began,
+        )
+        write_manifest(manifest, folder=folder)
+    barrier(world=world)
+    return metrics[config.evaluation.optimize]["value"] if config.evaluation.optimize in metrics else None
+
+
+def _fits(model: ArcVideoForConditionalGeneration, *, config: RunConfig, parent: Parent) -> None:
+    """The parent's weights must be of the model that the settings describe."""
+    ours = replace(model.settings, checkpoint_layers=config.model.checkpoint_layers)
+    wanted = config.model
+    if wanted.text.vocab_size == 0:
+        wanted = replace(wanted, text=replace(wanted.text, vocab_size=ours.text.vocab_size))
+    if ours != wanted:
+        diff = config_diff(asdict(ours), asdict(wanted))
+        raise ValueError(f"{parent.path} holds another model than model=... describes; [there, here]: {diff}")
+
+
+def _features(model: ArcVideoForConditionalGeneration, *, config: RunConfig) -> FeatureStore | None:
+    if not config.feature_cache:
+        return None
+    towers = (model.vision_model.vit, model.speech_encoder)
+    return FeatureStore(Path(config.run_dir) / "features", tower_digest(towers, settings=model.settings))
+
+
+def _source(settings: DataSettings, *, room: _Room, supervised: bool, name: str = "quarantine") -> Source:
+    rank = room.world.rank
+    return Source(
+        settings,
+        layout=room.config.layout,
+        tokenizer=room.tokenizer,
+        seed=room.config.runner.seed,
+        rank=rank,
+        world=room.world.size,
+        features=room.features,
+        quarantine_file=room.folder / (f"{name}.jsonl" if rank == 0 else f"{name}-{rank}.jsonl"),
+        supervised=supervised,
+        progress=room.world.first,
+    )
+
+
+def _train(
+    model: ArcVideoForConditionalGeneration, *, source: Source, own: str, room: _Room
+) -> tuple[ArcVideoForConditionalGeneration, RunResult]:
+    """The Runner's part: the trained model, whole again, and what happened."""
+    config = room.config
+    engine = Engine(
+        model,
+        world=room.world,
+        settings=config.engine,
+        optimizer=config.optimizer,
+        precision=config.runner.precision,
+        clip_norm=config.runner.clip_norm,
+    )
+    reinforced = config.stage.objective == "grpo"
+    objective = load_objective(config.stage.objective)
+    result = Runner(
+        engine=engine,
+        source=_rollouts(source, engine=engine, room=room) if reinforced else source,
+        objective=objective(config.grpo if reinforced else NextTokenSettings()),
+        settings=config.runner,
+        schedule=config.schedule,
+        train=config.stage.train,
+        folder=room.folder,
+        identity=own,
+        logger=config.logger,
+        name=config.stage.name,
+        config=plain_dict(config),
+        forward_extra={"features": room.features},
+    ).run()
+    whole = engine.close()
+    assert isinstance(whole, ArcVideoForConditionalGeneration)
+    return whole, result
+
+
+def _rollouts(source: Source, *, engine: Engine, room: _Room) -> Any:
+    from arcvideo.rollout.source import RolloutSource
+
+    return RolloutSource(
+        source,
+        engine=engine,
+        tokenizer=room.tokenizer,
+        settings=room.config.grpo,
+        seed=room.config.runner.seed,
+        features=room.features,
+        log=room.folder / "rollouts.jsonl" if room.world.first else None,
+    )
+
+
+def _evaluate(model: ArcVideoForConditionalGeneration, *, room: _Room) -> dict[str, dict[str, float]]:
+    """Metrics on held-out clips, written to evaluation.json; empty without shards, and on ranks that do not write."""
+    settings = room.config.evaluation
+    if not settings.shards or not room.world.first:
+        return {}
+    held_out = replace(
+        room.config.data,
+        sources={"held_out": SourceSettings(shards=settings.shards, style=settings.style, items_per_clip=0)},
+        packs_per_step=1,
+    )
+    alone = replace(room, world=replace(room.world, rank=0, size=1))
+    source = _source(held_out, room=alone, supervised=False, name="quarantine-held-out")
+    prompts = list(source.evaluation(per_task=settings.items or None))
+    source.close()
+    model.eval()
+    measured = evaluate(
+        model,
+        prompts,
+        tokenizer=room.tokenizer,
+        settings=settings,
+        features=room.features,
+        output=room.folder / "predictions.jsonl",
+    )
+    metrics = {name: asdict(metric) for name, metric in measured.items()}
+    (room.folder / "evaluation.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    return metrics

@@ -1,0 +1,95 @@
+"""Filling settings dataclasses from plain values: types are checked and unknown keys refused, with the full key named.
+
+OmegaConf's own structured configurations make frozen dataclasses read-only before they can be filled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+Kind = TypeVar("Kind")
+
+
+class SettingsError(ValueError):
+    """Values that do not fit; the message names the full key and the remedy."""
+
+
+def filled(kind: type[Kind], values: Mapping[str, Any], *, key: str = "") -> Kind:
+    """The dataclass `kind` with `values` over its defaults.
+
+    Args:
+        key: where `values` stand, for messages.
+
+    Raises:
+        SettingsError: an unknown key, a wrong type, a missing value, or what the dataclass itself refuses.
+    """
+    if not isinstance(values, Mapping):
+        raise SettingsError(f"{key}: expected a group of settings, got {values!r}")
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in fields:
+            raise SettingsError(f"{_join(key, name)}: no such setting{nearest(str(name), list(fields))}")
+    found = {name: _value(hints[name], value, key=_join(key, name)) for name, value in values.items()}
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in found:
+            raise SettingsError(f"{_join(key, name)}: must be set")
+    try:
+        return kind(**found)
+    except SettingsError:
+        raise
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+
+
+def nearest(word: str, words: list[str]) -> str:
+    """" (did you mean 'x'?)" for the closest of `words`, or nothing."""
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _value(kind: Any, value: Any, *, key: str) -> Any:
+    """`value` as the annotated type; integers are accepted for floats, and numbers written like 1e-5."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (inner,) = [argument for argument in arguments if argument is not type(None)]
+        return _value(inner, value, key=key)
+    if dataclasses.is_dataclass(kind):
+        return filled(kind, value, key=key)  # type: ignore[arg-type]
+    if origin is list:
+        if not isinstance(value, (list, tuple)):
+            raise SettingsError(f"{key}: expected a list like [a, b], got {value!r}")
+        return [_value(arguments[0], item, key=f"{key}[{number}]") for number, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise SettingsError(f"{key}: expected a mapping like {{a: 1}}, got {value!r}")
+        return {str(name): _value(arguments[1], item, key=_join(key, name)) for name, item in value.items()}
+    return _plain(kind, value, key=key)
+
+
+def _plain(kind: type, value: Any, *, key: str) -> Any:
+    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
+    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    elif type(value) is kind:
+        return value
+    raise SettingsError(f"{key}: expected {wanted}, got {value!r}")
+
+
+def _join(key: str, name: object) -> str:
+    return f"{key}.{name}" if key else str(name)

@@ -1,0 +1,62 @@
+"""`python -m arcvideo.synthetic --out DIR`: makes the TinyShorts shards."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from arcvideo.synthetic.settings import TinyShortsSettings
+from arcvideo.synthetic.write import write_dataset
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when the data set is there, 2 when the arguments or the directory are wrong."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.workers < 1:
+            raise ValueError(f"--workers {options.workers}: must be at least 1")
+        settings = TinyShortsSettings(
+            clips=options.clips,
+            test_clips=options.test_clips,
+            seed=options.seed,
+            clips_per_shard=options.clips_per_shard,
+        )
+        _make(options.out, settings=settings, workers=options.workers)
+    except (ValueError, OSError) as error:
+        print(f"arcvideo.synthetic: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _make(out: Path, *, settings: TinyShortsSettings, workers: int) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    total = settings.clips + settings.test_clips
+    columns = (TextColumn("TinyShorts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    started = time.perf_counter()
+    with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("clips", total=total)
+        dataset = write_dataset(
+            out, settings=settings, workers=workers, progress=lambda count: bar.advance(task, count)
+        )
+    took = f"written in {time.perf_counter() - started:.1f} s" if dataset.written else "already there"
+    print(f"{out}: {total} clips in {len(dataset.shards)} shards, {took}, digest {dataset.digest[:12]}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = TinyShortsSettings()
+    parser = argparse.ArgumentParser(prog="python -m arcvideo.synthetic", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="directory for the shards")
+    parser.add_argument("--clips", type=int, default=defaults.clips, help="training clips (%(default)s)")
+    parser.add_argument("--test-clips", type=int, default=defaults.test_clips, help="held-out clips (%(default)s)")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of all clips (%(default)s)")
+    parser.add_argument("--clips-per-shard", type=int, default=defaults.clips_per_shard, help="(%(default)s)")
+    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

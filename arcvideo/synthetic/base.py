@@ -1,0 +1,156 @@
+"""Base weights of the tiny model: `python -m arcvideo.synthetic.base --data DIR --out DIR` (docs/decisions/0002).
+
+The stand-in for the released ViT, Whisper encoder and language model. It reads training shards only, with the truth that
+TinyShorts records carry; the six stages see media, questions and answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tarfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from arcvideo.data.settings import MediaLayout
+from arcvideo.media.clip import read_clip, to_media
+from arcvideo.model.configuration import ArcVideoConfig
+from arcvideo.model.features import FeatureStore, tower_digest
+from arcvideo.model.loading import save_model
+from arcvideo.model.modeling import ArcVideoForConditionalGeneration
+from arcvideo.model.settings import ModelSettings
+from arcvideo.model.tokenizer import build_tiny_tokenizer, save_tokenizer, special_ids
+from arcvideo.structured import filled
+from arcvideo.synthetic.prose import corpus, train_language
+from arcvideo.synthetic.script import script_from
+from arcvideo.synthetic.towers import Known, train_audio, train_vision
+
+REPORT = "base.json"
+"""Written last: what was trained, and how well."""
+
+
+def make_base(options: argparse.Namespace) -> dict[str, float]:
+    """Train towers and decoder, save the directory that the first stage starts from, and return what was reached."""
+    torch.manual_seed(options.seed)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    settings = filled(ModelSettings, yaml.safe_load(options.model.read_text()))
+    layout = MediaLayout(
+        image_size=settings.vision.force_image_size,
+        mel_bins=settings.audio.num_mel_bins,
+        audio_positions=settings.audio.max_source_positions,
+        audio_pooling=settings.audio_pooling,
+        max_frames=settings.max_num_frame,
+    )
+    clips = _known(options.data, layout=layout, workers=options.workers)
+    scripts = [clip.script for clip in clips]
+    tokenizer = build_tiny_tokenizer(corpus(scripts))
+    special = special_ids(tokenizer)
+    model = ArcVideoForConditionalGeneration(
+        ArcVideoConfig.from_settings(settings, vocab_size=len(tokenizer), special=special)
+    )
+    reached: dict[str, float] = {}
+    for name, train in (
+        ("vision", lambda: train_vision(model, clips, steps=options.vision_steps, frames=32)),
+        ("audio", lambda: train_audio(model, clips, steps=options.audio_steps, per_step=16)),
+        ("language", lambda: _language(model, scripts, tokenizer=tokenizer, options=options)),
+        ("features", lambda: _fill_features(model, clips, root=options.features)),
+    ):
+        began = time.monotonic()
+        reached[name] = train()
+        reached[f"{name}_seconds"] = round(time.monotonic() - began, 1)
+        print(f"base weights: {name} {reached[name]:.3f} in {reached[f'{name}_seconds']} s", flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    save_model(model, options.out)
+    save_tokenizer(tokenizer, options.out)
+    # Last: its presence says that the directory is complete.
+    (options.out / REPORT).write_text(json.dumps(reached, indent=1) + "\n")
+    return reached
+
+
+def _language(
+    model: ArcVideoForConditionalGeneration, scripts: Sequence[Any], *, tokenizer: Any, options: argparse.Namespace
+) -> float:
+    return train_language(
+        model, scripts=scripts, tokenizer=tokenizer, steps=options.language_steps, seed=options.seed
+    )
+
+
+def _known(folder: Path, *, layout: MediaLayout, workers: int) -> list[Known]:
+    """All training clips, decoded, with their truth."""
+    shards = sorted(folder.glob("train-*.tar"))
+    if not shards:
+        raise ValueError(f"{folder} has no train-*.tar: make them with `python -m arcvideo.synthetic --out {folder}`")
+    members = [member for shard in shards for member in _members(shard)]
+    jobs = [(name, content, truth, layout) for name, content, truth in members]
+    with ProcessPoolExecutor(max_workers=workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        found = pool.map(_decode, jobs, chunksize=16)
+        return list(tqdm(found, total=len(jobs), desc="decode", unit="clip", disable=None))
+
+
+def _members(shard: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    """(file name, media bytes, truth) of every record of a shard."""
+    with tarfile.open(shard) as tar:
+        media: tuple[str, bytes] | None = None
+        for member in tar:
+            stream = tar.extractfile(member)
+            assert stream is not None, f"{shard}: {member.name} is no file"
+            content = stream.read()
+            if not member.name.endswith(".json"):
+                media = (member.name, content)
+            elif media is not None:
+                yield (*media, json.loads(content)["truth"])
+                media = None
+
+
+def _decode(job: tuple[str, bytes, dict[str, Any], MediaLayout]) -> Known:
+    name, content, truth, layout = job
+    media = to_media(read_clip(content, name=name, layout=layout), layout=layout)
+    return Known(script=script_from(truth), media=media)
+
+
+@torch.no_grad()
+def _fill_features(model: ArcVideoForConditionalGeneration, clips: Sequence[Known], *, root: Path | None) -> float:
+    """Store the tower outputs of the clips, which the stages would otherwise decode again; returns how many."""
+    if root is None:
+        return 0.0
+    model.requires_grad_(False)
+    towers = (model.vision_model.vit, model.speech_encoder)
+    store = FeatureStore(root, tower_digest(towers, settings=model.settings))
+    for start in tqdm(range(0, len(clips), 16), desc="features", unit="batch", disable=None):
+        model.embed_media([clip.media for clip in clips[start : start + 16]], features=store)
+    return float(len(clips))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when the weights are there, 2 when the arguments or the data are wrong."""
+    parser = argparse.ArgumentParser(prog="python -m arcvideo.synthetic.base", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="directory of train-*.tar")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the weights")
+    parser.add_argument("--model", type=Path, default=Path("conf/model/tiny.yaml"), help="sizes (%(default)s)")
+    parser.add_argument("--features", type=Path, help="also store the clips' tower outputs here")
+    parser.add_argument("--vision-steps", type=int, default=400)
+    parser.add_argument("--audio-steps", type=int, default=160)
+    parser.add_argument("--language-steps", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2, help="decoding processes (%(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's choice")
+    options = parser.parse_args(arguments)
+    try:
+        make_base(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Pre-training of the tiny model's decoder on written TinyShorts scenes (docs/decisions/0002).
+
+A language model that the recipe could start from knows the words, can look things up in a text, and can name the letter
+of an option. Both are learnt here from text alone, made from the scripts of training clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from arcvideo.data.collate import Rendered, collate
+from arcvideo.data.render import render_branch, special_ids
+from arcvideo.model.modeling import ArcVideoForConditionalGeneration
+from arcvideo.muon import Muon
+from arcvideo.synthetic.questions import questions, scene
+from arcvideo.synthetic.script import COLORS, KINDS, SCREEN_WORDS, SOUNDS, SPOKEN_WORDS, Script
+from arcvideo.synthetic.towers import descend, split_parameters
+from arcvideo.tasks import make_sample
+from arcvideo.tasks.instructions import SUFFIXES
+from arcvideo.types import Batch, Sample, Turn
+
+_VOCABULARIES = (COLORS, KINDS, SCREEN_WORDS, SOUNDS, SPOKEN_WORDS)
+_TASKS = ("qa", "mcq", "grounding", "asr", "caption")
+_QUESTIONS_PER_SCENE = 6
+_NO_PREFIX = np.zeros(0, dtype=np.int64)
+
+
+def corpus(scripts: Sequence[Script]) -> Iterator[str]:
+    """Text as the model will read and write it, for the tokenizer."""
+    for script in scripts:
+        yield scene(script)
+        for item in questions(script):
+            yield "\n" + item["question"]
+            yield from (item[key] for key in ("answer", "draft", "think") if key in item)
+            yield "\n".join(f"{letter}.{text}" for letter, text in zip("ABCD", item.get("options", ()), strict=False))
+    yield from (f"\n{text}" for text in SUFFIXES["brief"].values() if text)
+
+
+def train_language(
+    model: ArcVideoForConditionalGeneration, *, scripts: Sequence[Script], tokenizer: Any, steps: int, seed: int
+) -> float:
+    """Train the decoder: the first third on naming the letter of an option, the rest on that and on written scenes."""
+    rng = np.random.default_rng(seed)
+    matrices, others = split_parameters(model.language_model)
+    optimizers = [Muon(matrices, lr=4e-3), torch.optim.AdamW(others, lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0)]
+
+    def loss(step: int) -> tuple[Tensor, Tensor]:
+        letters_only = step < steps // 3
+        families = [_letter_family(rng, tokenizer=tokenizer) for _ in range(32 if letters_only else 8)]
+        if not letters_only:
+            chosen = rng.choice(len(scripts), size=8, replace=False)
+            families += [_scene_family(scripts[index], rng, tokenizer=tokenizer) for index in chosen]
+        return _loss(model, collate(families, specials=special_ids(tokenizer), weighting="sqrt"))
+
+    return descend(loss, optimizers=optimizers, steps=steps, what="language model")
+
+
+def _letter_family(rng: np.random.Generator, *, tokenizer: Any) -> Rendered:
+    """A fact, four options, and the letter of the right one."""
+    vocabulary = _VOCABULARIES[int(rng.integers(len(_VOCABULARIES)))]
+    options = [str(text) for text in rng.choice(vocabulary, size=4, replace=False)]
+    right = int(rng.integers(4))
+    listed = "\n".join(f"{letter}.{text}" for letter, text in zip("ABCD", options, strict=True))
+    turn = Turn(question=f"It is {options[right]}.\n{listed}", answer="ABCD"[right])
+    sample = Sample(key="letters", task="mcq", turns=(turn,), media_key=None)
+    branch = render_branch(sample, tokenizer=tokenizer, wording="brief")
+    return Rendered(prefix=_NO_PREFIX, media=(), samples=(sample,), branches=(branch,))
+
+
+def _scene_family(script: Script, rng: np.random.Generator, *, tokenizer: Any) -> Rendered:
+    """A clip told in words instead of shown, and questions about it."""
+    items = [item for item in questions(script) if item["task"] in _TASKS]
+    chosen = rng.permutation(len(items))[:_QUESTIONS_PER_SCENE]
+    samples = tuple(
+        make_sample(items[index], key=f"{script.key}/{index}", media_key=script.key, style="plain") for index in chosen
+    )
+    told = tokenizer.encode(scene(script), add_special_tokens=False)
+    return Rendered(
+        prefix=np.array([special_ids(tokenizer).start, *told], dtype=np.int64),
+        media=(),
+        samples=samples,
+        branches=tuple(render_branch(sample, tokenizer=tokenizer, wording="brief") for sample in samples),
+    )
+
+
+def _loss(model: ArcVideoForConditionalGeneration, batch: Batch) -> tuple[Tensor, Tensor]:
+    logits = model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        segments=batch.segments,
+        target_positions=batch.target_positions,
+    ).logits
+    losses = nnf.cross_entropy(logits, batch.target_ids, reduction="none")
+    hits = (logits.argmax(-1) == batch.target_ids).float()
+    weight = batch.target_weights
+    return (losses * weight).sum() / weight.sum(), ((hits * weight).sum() / weight.sum()).detach()

@@ -1,0 +1,27 @@
+"""Settings of the TinyShorts generator; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyShortsSettings:
+    """Which clips are made; with the code they determine every byte of the shards."""
+
+    clips: int = 1600
+    """Training clips."""
+    test_clips: int = 200
+    """Held-out clips, drawn from another random stream."""
+    seed: int = 0
+    """Seed of all scripts."""
+    clips_per_shard: int = 200
+    """Clips in one tar file."""
+
+    def __post_init__(self) -> None:
+        if self.clips < 0 or self.test_clips < 0 or self.clips + self.test_clips < 1:
+            raise ValueError(f"clips={self.clips}, test_clips={self.test_clips}: both must be >= 0 and one above 0")
+        if self.clips_per_shard < 1:
+            raise ValueError(f"clips_per_shard={self.clips_per_shard}: must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: must be 0 or more")

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from arcvideo.data.settings import DataSettings, MediaLayout, QuarantineSettings, SourceSettings
+
+
+def test_layouts_of_both_sizes() -> None:
+    tiny = MediaLayout(image_size=128, mel_bins=80, audio_positions=400, audio_pooling=10)
+    assert (tiny.grid, tiny.tokens_per_frame, tiny.chunk_seconds) == (2, 8, 8)
+    assert (MediaLayout().tokens_per_frame, MediaLayout().chunk_seconds) == (112, 30)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MediaLayout(image_size=100), "image_size"),
+        (lambda: MediaLayout(mel_bins=64), "mel_bins"),
+        (lambda: SourceSettings(style="loud"), "style"),
+        (lambda: SourceSettings(tasks={"mcq": -1.0}), "tasks"),
+        (lambda: SourceSettings(drop_video=0.7, drop_audio=0.7), "drop_video"),
+        (lambda: DataSettings(token_budget=0), "token_budget"),
+        (lambda: DataSettings(length_weighting="none"), "length_weighting"),
+        (lambda: DataSettings(over_budget="fewer_frames"), "not possible yet"),
+        (lambda: QuarantineSettings(max_rate=2.0), "max_rate"),
+    ],
+)
+def test_bad_settings_name_their_key(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()  # type: ignore[operator]
+
+
+def test_settings_do_not_import_torch() -> None:
+    code = "import sys, arcvideo.data.settings; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from arcvideo.evaluation import scores
+from arcvideo.tasks.answers import temporal_iou
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "edits"),
+    [
+        ("", "", 0),
+        ("a b c", "a b c", 0),
+        ("a b c", "a c", 1),
+        ("", "a b", 2),
+        ("a x c", "a b c d", 2),
+        ("b a", "a b", 2),
+    ],
+)
+def test_edit_distance(first: str, second: str, edits: int) -> None:
+    assert scores.edit_distance(first.split(), second.split()) == edits
+    assert scores.edit_distance(second.split(), first.split()) == edits
+
+
+def test_transcripts_are_compared_without_case_punctuation_and_tags() -> None:
+    assert scores.transcript_edits("<think>x</think><answer>Hello, World.</answer>", truth="hello world") == (0, 2)
+    assert scores.transcript_edits("hello", truth="hello world") == (1, 2)
+    assert scores.transcript_edits("今天 好", truth="今天很好。") == (1, 4)
+
+
+def test_answers_are_worth_what_they_should() -> None:
+    assert scores.exact("Red.", truth="red") == 1.0
+    assert scores.exact("dark red", truth="red") == 0.0
+    assert scores.letter("<think>is it A?</think><answer>B</answer>", truth="B", options=("red", "blue")) == 1.0
+    assert scores.letter("no idea", truth="B", options=("red", "blue")) == 0.0
+    assert scores.overlap("00:00:02 - 00:00:04", truth=(2.0, 6.0)) == 0.5
+    assert scores.overlap("soon", truth=(2.0, 6.0)) == 0.0
+
+
+def test_best_constant_span_equals_trying_all() -> None:
+    truths = [(0.0, 2.0), (1.0, 3.0), (1.0, 4.0), (5.5, 7.2)]
+    grid = [(float(start), float(end)) for start, end in itertools.combinations(range(9), 2)]
+
+    def mean(span: tuple[float, float]) -> float:
+        return sum(temporal_iou(span, truth) for truth in truths) / len(truths)
+
+    assert mean(scores.best_constant_span(truths)) == pytest.approx(max(map(mean, grid)))
+
+
+def test_chance_levels_use_the_best_answer_that_ignores_the_clip() -> None:
+    assert scores.most_frequent_share([("q", "red"), ("q", "Red"), ("q", "blue"), ("other", "one")]) == 0.75
+    assert scores.constant_transcript_error(["a b", "a c", "a b"]) == pytest.approx(1 / 6)
+    assert scores.constant_transcript_error(["a", "b c d"]) <= 1.0

@@ -1,0 +1,124 @@
+"""Identities, manifests, parents."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from arcvideo.lineage.identity import code_version, config_diff, diff_text, digest_of, folder_digest, identity
+from arcvideo.lineage.manifest import Manifest, finished, read_manifest, write_manifest
+from arcvideo.lineage.parents import resolve_parent, staleness
+
+CONFIG = {"stage": {"name": "sft"}, "optimizer": {"lr": 1e-4}, "runner": {"steps": 5, "log_every": 1}, "run_dir": "a"}
+
+
+def manifest(**changes: object) -> Manifest:
+    plain = Manifest(
+        stage="sft", identity="id", parent="pid", parent_path="p", code="c", data="d", config=CONFIG,
+        frozen_before={"vit": "1"}, frozen_after={"vit": "1"},
+    )  # fmt: skip
+    return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def identify(**changes: object) -> str:
+    return identity(**({"config": CONFIG, "data": "d", "parent": "p", "code": "c"} | changes))  # type: ignore[arg-type]
+
+
+def test_identity_follows_what_decides_the_outcome() -> None:
+    assert identify() == identify(config=dict(reversed(CONFIG.items())))
+    others = [
+        identify(config=CONFIG | {"optimizer": {"lr": 2e-4}}),
+        identify(data="e"),
+        identify(parent="q"),
+        identify(code="f"),
+    ]
+    assert len({identify(), *others}) == 5
+
+
+def test_identity_ignores_where_and_how_loudly_a_stage_runs() -> None:
+    louder = CONFIG | {"run_dir": "b", "runner": {"steps": 5, "log_every": 7}, "logger": {"wandb": "online"}}
+    assert identify(config=louder) == identify()
+
+
+def test_code_version_is_a_digest_of_the_package() -> None:
+    assert code_version() == code_version()
+    assert len(code_version()) == 64
+
+
+def test_config_diff_names_dotted_keys() -> None:
+    diff = config_diff({"a": {"b": 1, "c": [1]}, "d": {}}, {"a": {"b": 2, "c": [1]}, "e": None, "d": {}})
+    assert diff == {"a.b": [1, 2]}
+    assert diff_text(diff) == "  a.b: 1 -> 2"
+
+
+def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
+    assert finished(tmp_path) is None
+    made = manifest(metrics={"train/loss": 1.5}, seen={"tiny": 3}, skipped=[4], config_diff={"a": [1, 2]})
+    write_manifest(made, folder=tmp_path)
+    assert read_manifest(tmp_path) == made
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_a_stage_whose_frozen_module_changed_cannot_finish(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="changed vit, which its settings freeze"):
+        write_manifest(manifest(frozen_after={"vit": "2"}), folder=tmp_path)
+    assert finished(tmp_path) is None
+
+
+def test_a_foreign_file_is_not_a_manifest(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"format": 1}')
+    with pytest.raises(ValueError, match="not a manifest"):
+        finished(tmp_path)
+
+
+def finish(run_dir: Path, stage: str) -> None:
+    (run_dir / stage / "export").mkdir(parents=True)
+    (run_dir / stage / "export" / "config.json").write_text("{}")
+    write_manifest(manifest(stage=stage, identity=f"id-{stage}"), folder=run_dir / stage)
+
+
+def test_a_stage_starts_from_its_parents_export(tmp_path: Path) -> None:
+    finish(tmp_path, "sft")
+    found = resolve_parent(run_dir=tmp_path, stage="cold_start", parent="sft")
+    assert found.path == tmp_path / "sft" / "export"
+    assert found.identity == "id-sft"
+    assert found.manifest is not None
+
+
+def test_a_missing_parent_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"stage grpo needs cold_start, which has not run .*stage=cold_start"):
+        resolve_parent(run_dir=tmp_path, stage="grpo", parent="cold_start")
+    (tmp_path / "cold_start").mkdir()
+    with pytest.raises(ValueError, match="has not finished"):
+        resolve_parent(run_dir=tmp_path, stage="grpo", parent="cold_start")
+
+
+def test_base_weights_and_overrides_are_known_by_their_bytes(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    with pytest.raises(ValueError, match="not a folder of weights"):
+        resolve_parent(run_dir=tmp_path, stage="audio_warmup", parent="base", base=base)
+    (base / "config.json").write_text("{}")
+    (base / "model.safetensors").write_bytes(b"1")
+    first = resolve_parent(run_dir=tmp_path, stage="audio_warmup", parent="base", base=base)
+    assert first.identity == folder_digest(base)
+    (base / "model.safetensors").write_bytes(b"2")
+    assert resolve_parent(run_dir=tmp_path, stage="sft", parent="pretrain", override=base).identity != first.identity
+
+
+def test_a_finished_stage_of_another_identity_is_stale() -> None:
+    assert staleness(manifest(), identity="id") is None
+    assert "another identity" in str(staleness(manifest(), identity="other"))
+
+
+def test_lineage_and_settings_do_not_import_torch() -> None:
+    modules = "arcvideo.lineage.identity, arcvideo.lineage.manifest, arcvideo.lineage.parents, arcvideo.runner.settings"
+    subprocess.run([sys.executable, "-c", f"import sys, {modules}; assert 'torch' not in sys.modules"], check=True)
+
+
+def test_digests_do_not_depend_on_key_order() -> None:
+    assert digest_of({"a": 1, "b": [2]}) == digest_of({"b": [2], "a": 1})

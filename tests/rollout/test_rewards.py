@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from arcvideo.rollout.groups import Completion, Group
+from arcvideo.rollout.rewards import REWARDS, load_reward
+from arcvideo.rollout.rewards.score import Scores, score
+from tests.rollout.world import make_prompt
+
+
+def group(key: str, *texts: str, **prompt: Any) -> Group:
+    ids = torch.zeros(1, dtype=torch.int64)
+    completions = tuple(Completion(ids=ids, logprobs=ids.float(), finished=True, text=text) for text in texts)
+    return Group(prompt=make_prompt(key, **prompt), completions=completions)
+
+
+MCQ = group("m/0", "<think>x</think><answer>A</answer>", "B")
+SPAN = group(
+    "g/0",
+    "<think>x</think><answer>00:00:02 - 00:00:06</answer>",
+    "00:00:04 - 00:00:06",
+    "never",
+    task="grounding",
+    truth={"span": (2.0, 6.0)},
+)
+
+
+def test_each_task_is_scored_by_its_own_reward_with_weights() -> None:
+    scores = score([MCQ, SPAN], rewards={"mcq_accuracy": 1.0, "temporal_iou": 2.0, "format": 0.5})
+    assert scores.total.tolist() == [1.5, 0.0, 2.5, 1.0, 0.0]
+    nan = math.nan
+    torch.testing.assert_close(scores.parts["mcq_accuracy"], torch.tensor([1, 0, nan, nan, nan]), equal_nan=True)
+    torch.testing.assert_close(scores.parts["temporal_iou"], torch.tensor([nan, nan, 1, 0.5, 0]), equal_nan=True)
+    assert scores.parts["format"].tolist() == [1, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "worth"),
+    [
+        ("<think>maybe B</think><answer>A</answer>", 1.0),
+        ("<answer>A.red</answer>", 1.0),
+        ("A", 1.0),
+        ("A or B", 0.0),
+        ("A and then <answer></answer>", 0.0),
+        ("", 0.0),
+        ("<think>A</think><answer>B</answer>", 0.0),
+        ("<answer>A</answer><answer>B</answer>", 1.0),  # the first block counts; `format` refuses the second
+    ],
+)
+def test_adversarial_choices(text: str, worth: float) -> None:
+    assert REWARDS["mcq_accuracy"]([text], task=["mcq"], letter=["A"], options=[("red", "blue")]) == [worth]
+
+
+@pytest.mark.parametrize(
+    ("text", "worth"),
+    [
+        ("<think>00:00:02 - 00:00:06</think><answer>00:00:00 - 00:00:01</answer>", 0.0),
+        ("00:00:06 - 00:00:02", 0.0),
+        ("00:00:00 - 00:00:08", 0.5),
+        ("", 0.0),
+    ],
+)
+def test_adversarial_spans(text: str, worth: float) -> None:
+    assert REWARDS["temporal_iou"]([text], task=["grounding"], span=[(2.0, 6.0)]) == [worth]
+
+
+def test_a_users_reward_gets_the_columns_and_is_called_by_its_path() -> None:
+    scores = score([MCQ, SPAN], rewards={f"{__name__}:counts_columns": 1.0})
+    assert scores.total.tolist() == [1.0] * 5
+
+
+def counts_columns(completions: list[str], **columns: Any) -> list[float]:
+    assert {"prompts", "completion_ids", "key", "task", "letter", "options", "span"} == set(columns)
+    assert all(len(values) == len(completions) for values in columns.values())
+    assert columns["key"] == ["m/0", "m/0", "g/0", "g/0", "g/0"]
+    assert columns["span"][0] is None
+    return [1.0] * len(completions)
+
+
+def test_trl_rewards_work_by_name() -> None:
+    reward = load_reward("trl.rewards:get_soft_overlong_punishment")(max_completion_len=2, soft_punish_cache=1)
+    assert reward(completion_ids=[[1, 2, 3], [1]]) == [-1, 0.0]
+
+
+def fails_on_empty(completions: list[str], **columns: Any) -> list[float]:
+    return [1 / len(text) for text in completions]
+
+
+def too_short(completions: list[str], **columns: Any) -> list[float]:
+    return [1.0]
+
+
+def not_a_number(completions: list[str], **columns: Any) -> list[float]:
+    return [math.nan] * len(completions)
+
+
+def abstains(completions: list[str], **columns: Any) -> list[float | None]:
+    return [None] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fails_on_empty", "failed on sample m/1.*ZeroDivisionError"),
+        ("too_short", "1 scores for 3 completions"),
+        ("not_a_number", "returned nan for sample m/0"),
+        ("abstains", "no reward.*applies to sample m/0 of task 'mcq'"),
+    ],
+)
+def test_a_broken_reward_stops_with_the_sample_named(name: str, message: str) -> None:
+    groups = [MCQ, group("m/1", "")]
+    with pytest.raises(ValueError, match=message):
+        score(groups, rewards={f"{__name__}:{name}": 1.0})
+
+
+def test_a_completion_nobody_scores_has_no_reward_but_its_group_goes_on() -> None:
+    scores = score([MCQ], rewards={f"{__name__}:scores_the_first": 1.0})
+    assert scores.total[0] == 1.0
+    assert scores.total[1].isnan()
+
+
+def scores_the_first(completions: list[str], **columns: Any) -> list[float | None]:
+    return [1.0] + [None] * (len(completions) - 1)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "nowhere.module:f", f"{__name__}:missing", f"{__name__}:MCQ"])
+def test_an_unknown_reward_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=r"grpo\.rewards"):
+        load_reward(name)
+
+
+def test_scores_are_plain_data() -> None:
+    assert isinstance(score([MCQ], rewards={"format": 1.0}), Scores)

@@ -1,0 +1,111 @@
+"""A checkpoint is there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from arcvideo.runner import checkpoint
+from arcvideo.runner.checkpoint import CheckpointFolder, read_checkpoint
+from arcvideo.runner.ranks import World
+from tests.runner.job import train
+
+WEIGHTS = [("a", torch.arange(6.0).reshape(2, 3)), ("b", torch.ones(4))]
+OPTIMIZER = [("exp_avg/a", torch.zeros(2, 3))]
+
+
+def write(folder: CheckpointFolder, step: int) -> None:
+    folder.write(step=step, identity="me", weights=iter(WEIGHTS), optimizer=iter(OPTIMIZER), state={"x": [1, 0.1]})
+
+
+def test_what_is_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_SHARD_BYTES", 20)
+    folder = CheckpointFolder(tmp_path)
+    write(folder, 3)
+    found = folder.newest()
+    assert found is not None
+    assert (found.step, found.identity, found.state) == (3, "me", {"x": [1, 0.1]})
+    assert len(list(found.path.glob("weights-*.safetensors"))) == 2
+    tensors = found.tensors("weights")
+    assert sorted(tensors) == ["a", "b"]
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in WEIGHTS)
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=2)
+    for step in (1, 2, 10):
+        write(folder, step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-2"]
+
+
+@pytest.mark.parametrize("name", ["weights-00000.safetensors", "optimizer-00000.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, name: str, damage: str) -> None:
+    folder = CheckpointFolder(tmp_path)
+    write(folder, 1)
+    write(folder, 2)
+    file = tmp_path / "step-2" / name
+    data = bytearray(file.read_bytes())
+    if damage == "cut":
+        file.write_bytes(data[:-1])
+    elif damage == "flip":
+        data[-1] ^= 1
+        file.write_bytes(data)
+    else:
+        file.unlink()
+    found = folder.newest()
+    assert found is not None
+    assert found.step == 1
+
+
+def test_a_manifest_cannot_point_outside_its_folder(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    write(folder, 1)
+    path = tmp_path / "step-1" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"]["../elsewhere"] = manifest["files"]["state.json"]
+    (tmp_path / "elsewhere").write_bytes((tmp_path / "step-1" / "state.json").read_bytes())
+    path.write_text(json.dumps(manifest))
+    assert read_checkpoint(tmp_path / "step-1") is None
+
+
+def test_a_full_disk_spares_the_older_checkpoint_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = CheckpointFolder(tmp_path)
+    write(folder, 1)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match=r"could not write checkpoint step-2.*No space left"):
+        write(folder, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    assert folder.newest() is not None
+
+
+def test_what_a_killed_writer_left_is_ignored_and_removed(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    write(folder, 1)
+    os.rename(tmp_path / "step-1", tmp_path / "step-1.tmp-abc")
+    assert folder.newest() is None
+    write(folder, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
+
+
+def test_frozen_modules_are_not_saved(tmp_path: Path, world: World) -> None:
+    train(tmp_path, world=world, steps=2)
+    found = CheckpointFolder(tmp_path / "checkpoints").newest()
+    assert found is not None
+    assert not any(name.startswith(("vision_model.vit", "speech_encoder")) for name in found.tensors("weights"))
+
+
+def test_a_checkpoint_of_another_identity_is_refused(tmp_path: Path, world: World) -> None:
+    train(tmp_path, world=world, steps=2)
+    path = tmp_path / "checkpoints" / "step-2" / "manifest.json"
+    path.write_text(path.read_text().replace('"tiny"', '"other"'))
+    with pytest.raises(ValueError, match="another run of this stage"):
+        train(tmp_path, world=world, steps=2)

@@ -1,0 +1,134 @@
+"""The engine: DeepSpeed's private corners we rely on, skipping, Muon, hidden modules."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+
+from arcvideo.runner.engine import Engine
+from arcvideo.runner.optimizer import MuonWithAdamW, build_optimizer, parameter_groups
+from arcvideo.runner.ranks import World
+from arcvideo.runner.runner import model_inputs
+from arcvideo.runner.settings import OptimizerSettings
+from arcvideo.runner.trainable import tensor_digest, train_only
+from tests.runner.job import TRAIN, build_engine
+from tests.runner.tiny import Rows, Tiny, cross_entropy
+
+# DeepSpeed's bf16 optimizer of ZeRO-1 collects garbage at every turn and is slow to build.
+SLOW = pytest.param(1, "bf16", marks=pytest.mark.slow)
+CASES = [*((stage, "fp32") for stage in range(4)), (0, "bf16"), SLOW, (2, "bf16"), (3, "bf16")]
+
+
+def one_step(engine: Engine, *, step: int = 0, factor: float = 1.0) -> bool:
+    batches = Rows().batches(step)
+    for number, row in enumerate(batches):
+        loss = cross_entropy(engine(**model_inputs(row)), row).total / 50
+        engine.backward(loss * factor, last=number == len(batches) - 1)
+    return engine.step().applied
+
+
+def test_deepspeed_still_has_the_switch_that_keeps_it_from_compiling(world: World) -> None:
+    build_engine(world=world)
+    operations = importlib.import_module("deepspeed.ops")
+    communication = importlib.import_module("deepspeed.comm.torch")
+    assert operations.__compatible_ops__["deepspeed_shm_comm"] is False
+    assert communication.build_shm_op() is None
+
+
+@pytest.mark.parametrize(("stage", "precision"), CASES)
+def test_a_non_finite_loss_leaves_every_bit_of_the_weights(world: World, stage: int, precision: str) -> None:
+    engine = build_engine(world=world, stage=stage, precision=precision)
+    assert one_step(engine)
+    before = tensor_digest(engine.weights()), tensor_digest(engine.optimizer_state())
+    assert not one_step(engine, step=1, factor=float("inf"))
+    assert (tensor_digest(engine.weights()), tensor_digest(engine.optimizer_state())) == before
+    assert one_step(engine, step=2)
+    assert tensor_digest(engine.weights()) != before[0]
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_frozen_modules_are_hidden_from_deepspeed_and_come_back(world: World, stage: int) -> None:
+    names = [name for name, _ in Tiny().named_parameters()]
+    engine = build_engine(world=world, stage=stage)
+    seen = {name for name, _ in engine.model.named_parameters()}
+    assert not any(name.startswith(("vision_model.vit", "speech_encoder")) for name in seen)
+    assert not hasattr(engine.model.vision_model.vit.weight, "ds_id")
+    one_step(engine)
+    weights = dict(engine.weights())
+    model = engine.close()
+    assert [name for name, _ in model.named_parameters()] == names
+    assert all(torch.equal(dict(model.named_parameters())[name], tensor) for name, tensor in weights.items())
+    assert torch.equal(model.vision_model.vit.weight, Tiny().vision_model.vit.weight)
+
+
+def test_whole_weights_under_zero3_give_the_logits_of_a_training_forward(world: World) -> None:
+    engine = build_engine(world=world, stage=3)
+    one_step(engine)
+    row = Rows().batches(3)[1]
+    expected = engine(**model_inputs(row)).detach()
+    with engine.whole_weights() as model, torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(model(**model_inputs(row)).logits, expected)
+    assert one_step(engine, step=1)
+
+
+def test_clipping_scales_the_update_to_the_norm_asked_for(world: World) -> None:
+    small, large = build_engine(world=world), build_engine(world=world)
+    one_step(small, factor=1e3)
+    one_step(large, factor=1e4)
+    for (_, one), (_, other) in zip(small.weights(), large.weights(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_muon_moves_decoder_matrices_and_adamw_the_rest(world: World) -> None:
+    model = Tiny()
+    train_only(model, TRAIN)
+    optimizer = build_optimizer(model.named_parameters(), settings=OptimizerSettings(name="muon"))
+    assert isinstance(optimizer, MuonWithAdamW)
+    by_muon = {id(item) for group in optimizer.param_groups if group["muon"] for item in group["params"]}
+    assert by_muon == {id(layer.weight) for layer in model.language_model.layers}
+    engine = build_engine(world=world, name="muon", muon_lr=0.05)
+    before = dict(engine.weights())
+    engine.set_lr(0.0)
+    one_step(engine)
+    assert all(torch.equal(before[name], tensor) for name, tensor in engine.weights())
+    engine.set_lr(1.0)
+    one_step(engine, step=1)
+    assert not any(torch.equal(before[name], tensor) for name, tensor in engine.weights())
+
+
+def test_norms_and_biases_get_no_weight_decay_and_modules_their_own_rate() -> None:
+    model = Tiny()
+    train_only(model, TRAIN)
+    settings = OptimizerSettings(lr=1.0, weight_decay=0.1, module_lrs={"audio_projector": 0.5})
+    for group in parameter_groups(model.named_parameters(), settings=settings):
+        assert group["weight_decay"] == (0.1 if group["params"][0].ndim >= 2 else 0.0)
+        assert group["lr"] == (0.5 if group["module"] == "audio_projector" else 1.0)
+
+
+def test_nothing_to_train_is_an_error_that_names_the_key() -> None:
+    model = Tiny()
+    train_only(model, [])
+    with pytest.raises(ValueError, match=r"stage\.train"):
+        build_optimizer(model.named_parameters(), settings=OptimizerSettings())
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_bf16_starts_from_all_bits_and_gives_the_frozen_ones_back(world: World, stage: int) -> None:
+    first = dict(Tiny().named_parameters())
+    engine = build_engine(world=world, stage=stage, precision="bf16")
+    assert all(torch.equal(tensor, first[name]) for name, tensor in engine.weights())
+    one_step(engine)
+    model = engine.close()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert torch.equal(model.speech_encoder.weight, first["speech_encoder.weight"])
+
+
+def test_a_frozen_copy_changed_during_training_is_found(world: World) -> None:
+    engine = build_engine(world=world, stage=2, precision="bf16")
+    with torch.no_grad():
+        engine.model.speech_encoder.weight[0, 0] += 1
+    with pytest.raises(ValueError, match="was changed during training"):
+        engine.close()
