@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+PIP_TORCH ?= torch==2.13.0
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
@@ -18,7 +19,7 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: Python's venv is missing; on Debian: apt-get install python3.11-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet torch==2.13.0 setuptools
+	$(BIN)/python -m pip install --quiet $(PIP_TORCH) setuptools
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation openai-whisper==20250625
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
@@ -29,8 +30,8 @@ env: $(VENV)/ready  ## Create the environment (.venv) from the pinned versions
 demo: $(VENV)/ready  ## TinyShorts, six stages, the table of what each stage moved (about 10 minutes on two cores)
 	$(BIN)/python -m arcvideo.pipeline recipe=tiny_shorts
 
-test: $(VENV)/ready  ## The test suite, without the slow tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: $(VENV)/ready  ## The test suite; without the slow tests unless CI is set
+	$(BIN)/python -m pytest -m "$(if $(CI),not gpu,not slow and not gpu)"
 
 test-all: $(VENV)/ready  ## The test suite with the slow tests
 	$(BIN)/python -m pytest -m "not gpu"

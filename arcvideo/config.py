@@ -50,7 +50,7 @@ class StageSettings:
     objective: str = "next_token"
     """next_token or grpo."""
     train: list[str] = field(default_factory=list)
-    """Modules that learn: llm, vision_projector, audio_projector, vit, whisper. The others are frozen, and proven so."""
+    """Modules that learn: llm, vision_projector, audio_projector, vit, whisper. The others are proven to be frozen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,8 @@ def typed(composed: DictConfig) -> RunConfig:
     try:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from None
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(key + str(error).splitlines()[0]) from None
     assert isinstance(plain, dict)
     try:
         config = filled(RunConfig, {key: value for key, value in plain.items() if key not in _COMPOSITION_KEYS})
@@ -144,6 +145,10 @@ def _problems(config: RunConfig) -> Iterator[str]:
         logger=config.logger,
         engine=config.engine,
     )
+    try:
+        _ = config.layout
+    except ValueError as error:
+        yield f"model: {error}"
     if config.stage.objective not in OBJECTIVES:
         yield f"stage.objective={config.stage.objective!r} is unknown: choose one of {', '.join(OBJECTIVES)}"
     if not config.stage.train:
@@ -152,11 +157,11 @@ def _problems(config: RunConfig) -> Iterator[str]:
         if name not in MODULES:
             yield f"stage.train has {name!r}, which is unknown: choose from {', '.join(MODULES)}"
     if not config.data.sources:
-        yield "data.sources is empty: name at least one source, for example data.sources.mine.shards='shards/{000..011}.tar'"
+        yield "data.sources is empty: name at least one source, for example data.sources.mine.shards=shards/*.tar"
     if config.feature_cache and config.data.frames == "random":
         yield "feature_cache=true needs data.frames=middle: random frames change every epoch; set feature_cache=false"
     if config.feature_cache and {"vit", "whisper"} & set(config.stage.train):
-        yield "feature_cache=true needs frozen towers: drop vit and whisper from stage.train, or set feature_cache=false"
+        yield "feature_cache=true needs frozen towers: drop vit and whisper from stage.train or set feature_cache=false"
 
 
 def override_problems(arguments: Sequence[str]) -> list[str]:
@@ -168,12 +173,14 @@ def override_problems(arguments: Sequence[str]) -> list[str]:
             continue
         group = CONF_DIR / key.replace("@", "/")
         if group.is_dir():
-            options = sorted(path.relative_to(group).with_suffix("").as_posix() for path in group.glob("*.yaml"))
+            options = sorted(path.relative_to(group).with_suffix("").as_posix() for path in group.rglob("*.yaml"))
             for choice in value.split(","):
                 if choice and choice not in options and "(" not in value:
-                    problems.append(f"{key}={choice}: no such option{nearest(choice, options)}; there are: {', '.join(options)}")
+                    problems.append(
+                        f"{key}={choice}: no such option{nearest(choice, options)}; there are: {', '.join(options)}"
+                    )
         elif not _known(RunConfig, key.split(".")):
-            problems.append(f"{key}: no such setting{nearest(key, list(_keys()))}; `python -m arcvideo.train --cfg job` shows all")
+            problems.append(f"{key}: no such setting{nearest(key, list(_keys()))}; `--help` shows all")
     return problems
 
 

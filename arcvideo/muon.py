@@ -17,7 +17,7 @@ _ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised, rescaled to the RMS that AdamW's updates have (0.2 * sqrt(max(rows, columns))).
+    """Nesterov momentum, orthogonalised, scaled to the RMS of AdamW's updates (0.2 * sqrt(max(rows, columns))).
 
     Parameters of more than two dimensions (convolutions) are treated as matrices of their first dimension by the rest.
     The only state is `momentum_buffer`, shaped like the parameter.

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from arcvideo.evaluation.targets import Target
+from arcvideo.evaluation.targets import Target, judge
 from arcvideo.lineage.manifest import finished
 from arcvideo.structured import filled
 
@@ -102,12 +102,14 @@ def run(recipe: Recipe, *, extra: Sequence[str] = ()) -> bool:
 
 def summarise(recipe: Recipe) -> bool:
     """Write summary.json and the page, print the table; True when every target is met."""
-    from arcvideo.report.summary import print_summary, write_summary
+    from arcvideo.report.page import PAGE
+    from arcvideo.report.summary import evaluations, print_summary, write_summary
 
+    run_dir = Path(recipe.run_dir)
     stages = [_stage_of(shlex.split(line)) for line in recipe.stages]
-    prepared = _remembered(recipe)
-    summary = write_summary(Path(recipe.run_dir), stages=stages, targets=recipe.targets, prepared=prepared)
-    print_summary(summary)
+    verdicts = judge(recipe.targets, metrics=evaluations(run_dir, stages=stages), run_dir=run_dir)
+    summary = write_summary(run_dir, stages=stages, verdicts=verdicts, prepared=_remembered(recipe))
+    print_summary(summary, page=run_dir / PAGE)
     return bool(summary["passed"])
 
 

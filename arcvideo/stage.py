@@ -199,7 +199,7 @@ def _evaluate(model: ArcVideoForConditionalGeneration, *, room: _Room) -> dict[s
     )
     alone = replace(room, world=replace(room.world, rank=0, size=1))
     source = _source(held_out, room=alone, supervised=False, name="quarantine-held-out")
-    prompts = list(source.evaluation(per_task=settings.items or None))
+    prompts = list(source.evaluation())
     source.close()
     model.eval()
     measured = evaluate(

@@ -49,7 +49,7 @@ def filled(kind: type[Kind], values: Mapping[str, Any], *, key: str = "") -> Kin
 
 
 def nearest(word: str, words: list[str]) -> str:
-    """" (did you mean 'x'?)" for the closest of `words`, or nothing."""
+    """A question after the closest of `words`, ` (did you mean 'x'?)`, or nothing."""
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

@@ -127,13 +127,11 @@ class Batch:
     tasks: tuple[str, ...]
     """Task of each sample."""
     extra: Mapping[str, Tensor] = field(default_factory=dict)
-    """What an objective needs beyond targets. GRPO: `advantages` (samples,), `old_logprobs` (T,), `ref_logprobs` (T,)."""
+    """What an objective needs beyond targets; GRPO: `advantages` (samples,), `old_logprobs` and `ref_logprobs` (T,)."""
 
     def to(self, device: torch.device | str) -> Batch:
         """Move all tensors; media stay where they are, the model moves what it reads."""
-        moved = {
-            name: getattr(self, name).to(device)
-            for name in ("input_ids", "position_ids", "target_positions", "target_ids", "target_weights", "target_samples")
-        }
+        names = ("input_ids", "position_ids", "target_positions", "target_ids", "target_weights", "target_samples")
+        moved = {name: getattr(self, name).to(device) for name in names}
         extra = {name: value.to(device) for name, value in self.extra.items()}
         return replace(self, segments=self.segments.to(device), extra=extra, **moved)

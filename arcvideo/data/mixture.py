@@ -157,7 +157,7 @@ def _table(
     media_tokens = np.where(has_media, media_length(frames, layout=layout), 0)
     usable = {"both": np.ones(len(facts), bool), "video": facts["has_video"], "audio": has_sound}[source.modality]
     usable = usable & (np.arange(len(facts)) < (source.max_clips or len(facts)))
-    columns = _columns(indexes, lengths, tasks=tasks, source=source, think_only=supervised and source.style == "think")
+    columns = _columns(indexes, lengths, tasks=tasks, source=source, think_only=supervised and source.style != "plain")
     columns.media_tokens = media_tokens[columns.clip]
     columns.keep &= usable[columns.clip]
     dropped = _apply_budget(columns, indexes, settings=settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-STYLES = ("plain", "think")
+STYLES = ("plain", "think", "draft")
 LENGTH_WEIGHTINGS = ("token", "sqrt", "sample")
 FRAME_POLICIES = ("middle", "random")
 WORDINGS = ("arc", "brief")
@@ -67,7 +67,8 @@ class SourceSettings:
     tags: list[str] = field(default_factory=list)
     """Only items that carry all of these tags; empty takes all."""
     style: str = "plain"
-    """Answer style: plain (the answer) or think (`<think>..</think><answer>..</answer>`)."""
+    """Answer style: plain (the answer), think (`<think>..</think><answer>..</answer>`), or draft (think, with an item's
+    `draft` for its answer where it has one)."""
     items_per_clip: int = 8
     """Items drawn per clip and visit, without replacement; they share the clip's prefix. 0 takes all."""
     max_clips: int | None = None
@@ -127,6 +128,7 @@ class DataSettings:
     prefetch_steps: int = 2
     """Optimizer steps prepared ahead when workers > 0."""
     quarantine: QuarantineSettings = field(default_factory=QuarantineSettings)
+    """How much damage is tolerated in each source."""
 
     def __post_init__(self) -> None:
         _one_of("data.length_weighting", self.length_weighting, LENGTH_WEIGHTINGS)

@@ -102,6 +102,7 @@ class Source:
             )
             for table in self.tables
         ]
+        self._booked: set[int] = set()
         self._counts: dict[str, Counter[str]] = {name: Counter() for name in ("planned", "seen", "quarantined")}
 
     @property
@@ -125,13 +126,13 @@ class Source:
             QuarantineBudgetError: too much damage.
         """
         assert self.supervised, "open the source with supervised=True"
-        return self._finish(self._ready(step, 0)).batches
+        return self._finish(self._ready(step, 0), step=step).batches
 
     def prompts(self, step: int, *, count: int) -> list[Prompt]:
         """This rank's share of the `count` prompts of a global step; unreadable ones are missing, not replaced."""
         if count % self.world:
             raise ValueError(f"{count} prompts per step must be a multiple of the {self.world} ranks")
-        return self._finish(self._ready(step, count)).prompts
+        return self._finish(self._ready(step, count), step=step).prompts
 
     def evaluation(self, *, per_task: int | None = None) -> Iterator[Prompt]:
         """This rank's block of all items in index order, or of `per_task` of each task spread over the source."""
@@ -230,8 +231,12 @@ class Source:
         done.seen[name] += len(family.items)
         return loaded
 
-    def _finish(self, done: _Step) -> _Step:
-        """Books a step that is now handed out."""
+    def _finish(self, done: _Step, *, step: int | None = None) -> _Step:
+        """Books a step that is now handed out; not again when it was looked at before, as the liveness proof does."""
+        if step is not None and step in self._booked:
+            return done
+        if step is not None:
+            self._booked.add(step)
         for name, counter in (("planned", done.planned), ("seen", done.seen), ("quarantined", done.lost)):
             self._counts[name].update(counter)
         assert self._counts["planned"] == self._counts["seen"] + self._counts["quarantined"]

@@ -61,7 +61,9 @@ def _judge(target: Target, *, metrics: Mapping[str, Metrics], run_dir: Path) -> 
     if target.at_least is not None:
         checks.append((value >= target.at_least, f"{value:.3f} >= {target.at_least:g}"))
     if target.at_chance:
-        checks.append((measured["low"] <= measured["chance"], f"low {measured['low']:.3f} <= chance {measured['chance']:.3f}"))
+        checks.append(
+            (measured["low"] <= measured["chance"], f"low {measured['low']:.3f} <= chance {measured['chance']:.3f}")
+        )
     if target.above_metric is not None:
         other = metrics[target.stage][target.above_metric]["value"]
         checks.append((measured["low"] > other, f"low {measured['low']:.3f} > {target.above_metric} {other:.3f}"))
@@ -77,12 +79,16 @@ def _difference(target: Target, *, stage: str, run_dir: Path) -> tuple[float, fl
     ours = _scores(run_dir / target.stage, metric=target.metric)
     theirs = _scores(run_dir / stage, metric=target.metric)
     if ours.keys() != theirs.keys():
-        raise ValueError(f"{target.metric}: {target.stage} and {stage} were measured on different items; evaluate them again")
+        raise ValueError(
+            f"{target.metric}: {target.stage} and {stage} were measured on different items; evaluate them again"
+        )
     keys = sorted(ours)
     return paired_difference([ours[key] for key in keys], [theirs[key] for key in keys])
 
 
 def _scores(stage_dir: Path, *, metric: str) -> dict[str, float]:
     """Score per item of one metric, from predictions.jsonl."""
-    lines: list[dict[str, Any]] = [json.loads(line) for line in (stage_dir / "predictions.jsonl").read_text().splitlines()]
+    lines: list[dict[str, Any]] = [
+        json.loads(line) for line in (stage_dir / "predictions.jsonl").read_text().splitlines()
+    ]
     return {row["key"]: float(row["score"]) for row in lines if row["metric"] == metric}

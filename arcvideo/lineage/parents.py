@@ -45,7 +45,10 @@ def resolve_parent(
     if parent == BASE:
         if base is None:
             raise ValueError(f"stage {stage} starts from the base weights: set base=<folder>")
-        return _weights(base, what=f"base={base}")
+        make = f"python -m arcvideo.synthetic.base --data <folder of shards> --out {base}"
+        return _weights(
+            base, what=f"base={base}", remedy=f"; give another base=<folder>, or for TinyShorts run `{make}`"
+        )
     folder = run_dir / parent
     manifest = finished(folder)
     remedy = f"run `python -m arcvideo.train stage={parent} run_dir={run_dir}`, or give parent=<folder of weights>"
@@ -58,9 +61,9 @@ def resolve_parent(
     return Parent(path=export, identity=manifest.identity, manifest=manifest)
 
 
-def _weights(folder: Path, *, what: str) -> Parent:
+def _weights(folder: Path, *, what: str, remedy: str = "") -> Parent:
     if not (folder / "config.json").exists():
-        raise ValueError(f"{what} is not a folder of weights: no config.json there")
+        raise ValueError(f"{what} is not a folder of weights: no config.json there{remedy}")
     # An export inside a stage's folder knows who made it.
     manifest = finished(folder.parent) if folder.name == EXPORT_NAME else None
     return Parent(path=folder, identity=manifest.identity if manifest else folder_digest(folder), manifest=manifest)

@@ -94,6 +94,9 @@ class ModelSettings:
     checkpoint_layers: bool = False
     """Recompute decoder layers in the backward pass instead of keeping their activations."""
 
+    def __post_init__(self) -> None:
+        check(self)
+
     @property
     def grid(self) -> int:
         """Cells on a side of a frame."""

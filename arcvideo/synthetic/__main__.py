@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings = TinyShortsSettings(
             clips=options.clips,
             test_clips=options.test_clips,
+            texts=options.texts,
             seed=options.seed,
             clips_per_shard=options.clips_per_shard,
         )
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _make(out: Path, *, settings: TinyShortsSettings, workers: int) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    total = settings.clips + settings.test_clips
+    total = settings.clips + settings.test_clips + settings.texts
     columns = (TextColumn("TinyShorts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     started = time.perf_counter()
     with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as bar:
@@ -43,7 +44,7 @@ def _make(out: Path, *, settings: TinyShortsSettings, workers: int) -> None:
             out, settings=settings, workers=workers, progress=lambda count: bar.advance(task, count)
         )
     took = f"written in {time.perf_counter() - started:.1f} s" if dataset.written else "already there"
-    print(f"{out}: {total} clips in {len(dataset.shards)} shards, {took}, digest {dataset.digest[:12]}")
+    print(f"{out}: {total} records in {len(dataset.shards)} shards, {took}, digest {dataset.digest[:12]}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="directory for the shards")
     parser.add_argument("--clips", type=int, default=defaults.clips, help="training clips (%(default)s)")
     parser.add_argument("--test-clips", type=int, default=defaults.test_clips, help="held-out clips (%(default)s)")
+    parser.add_argument("--texts", type=int, default=defaults.texts, help="records without media (%(default)s)")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of all clips (%(default)s)")
     parser.add_argument("--clips-per-shard", type=int, default=defaults.clips_per_shard, help="(%(default)s)")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)")

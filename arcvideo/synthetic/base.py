@@ -59,9 +59,9 @@ def make_base(options: argparse.Namespace) -> dict[str, float]:
     )
     reached: dict[str, float] = {}
     for name, train in (
-        ("vision", lambda: train_vision(model, clips, steps=options.vision_steps, frames=32)),
-        ("audio", lambda: train_audio(model, clips, steps=options.audio_steps, per_step=16)),
         ("language", lambda: _language(model, scripts, tokenizer=tokenizer, options=options)),
+        ("vision", lambda: _vision(model, clips, tokenizer=tokenizer, options=options)),
+        ("audio", lambda: train_audio(model, clips, steps=options.audio_steps, per_step=16)),
         ("features", lambda: _fill_features(model, clips, root=options.features)),
     ):
         began = time.monotonic()
@@ -82,6 +82,12 @@ def _language(
     return train_language(
         model, scripts=scripts, tokenizer=tokenizer, steps=options.language_steps, seed=options.seed
     )
+
+
+def _vision(
+    model: ArcVideoForConditionalGeneration, clips: Sequence[Known], *, tokenizer: Any, options: argparse.Namespace
+) -> float:
+    return train_vision(model, clips, tokenizer=tokenizer, steps=options.vision_steps, frames=32)
 
 
 def _known(folder: Path, *, layout: MediaLayout, workers: int) -> list[Known]:
@@ -138,8 +144,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, default=Path("conf/model/tiny.yaml"), help="sizes (%(default)s)")
     parser.add_argument("--features", type=Path, help="also store the clips' tower outputs here")
     parser.add_argument("--vision-steps", type=int, default=400)
-    parser.add_argument("--audio-steps", type=int, default=160)
-    parser.add_argument("--language-steps", type=int, default=400)
+    parser.add_argument("--audio-steps", type=int, default=220)
+    parser.add_argument("--language-steps", type=int, default=450)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="decoding processes (%(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's choice")

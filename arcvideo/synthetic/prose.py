@@ -18,14 +18,13 @@ from arcvideo.data.collate import Rendered, collate
 from arcvideo.data.render import render_branch, special_ids
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.muon import Muon
-from arcvideo.synthetic.questions import questions, scene
-from arcvideo.synthetic.script import COLORS, KINDS, SCREEN_WORDS, SOUNDS, SPOKEN_WORDS, Script
+from arcvideo.synthetic.questions import letter_items, questions, scene
+from arcvideo.synthetic.script import Script
 from arcvideo.synthetic.towers import descend, split_parameters
 from arcvideo.tasks import make_sample
 from arcvideo.tasks.instructions import SUFFIXES
-from arcvideo.types import Batch, Sample, Turn
+from arcvideo.types import Batch
 
-_VOCABULARIES = (COLORS, KINDS, SCREEN_WORDS, SOUNDS, SPOKEN_WORDS)
 _TASKS = ("qa", "mcq", "grounding", "asr", "caption")
 _QUESTIONS_PER_SCENE = 6
 _NO_PREFIX = np.zeros(0, dtype=np.int64)
@@ -63,12 +62,8 @@ def train_language(
 
 def _letter_family(rng: np.random.Generator, *, tokenizer: Any) -> Rendered:
     """A fact, four options, and the letter of the right one."""
-    vocabulary = _VOCABULARIES[int(rng.integers(len(_VOCABULARIES)))]
-    options = [str(text) for text in rng.choice(vocabulary, size=4, replace=False)]
-    right = int(rng.integers(4))
-    listed = "\n".join(f"{letter}.{text}" for letter, text in zip("ABCD", options, strict=True))
-    turn = Turn(question=f"It is {options[right]}.\n{listed}", answer="ABCD"[right])
-    sample = Sample(key="letters", task="mcq", turns=(turn,), media_key=None)
+    (item,) = letter_items(seed=int(rng.integers(1 << 31)), index=0, count=1)
+    sample = make_sample(item, key="letters", media_key=None)
     branch = render_branch(sample, tokenizer=tokenizer, wording="brief")
     return Rendered(prefix=_NO_PREFIX, media=(), samples=(sample,), branches=(branch,))
 

@@ -16,6 +16,7 @@ Item = dict[str, Any]
 Fact = tuple[str, str, tuple[str, ...], list[str]]
 """Question, answer, the vocabulary the answer comes from, tags."""
 _LETTERS = "ABCD"
+_VOCABULARIES = (COLORS, KINDS, SCREEN_WORDS, SOUNDS, SPOKEN_WORDS)
 
 
 def questions(script: Script) -> list[Item]:
@@ -23,6 +24,20 @@ def questions(script: Script) -> list[Item]:
     rng = np.random.default_rng([script.seed, 1])
     makers = (_asr, _caption, _qa, _mcq, _grounding, _summary, _chapters)
     return [item for maker in makers for item in maker(script, rng)]
+
+
+def letter_items(*, seed: int, index: int, count: int = 4) -> list[Item]:
+    """Questions about nothing but their own text: a fact, four options, the letter of the right one.
+
+    Text like this among clips keeps a language model able to name options while it learns to see and hear.
+    """
+    rng = np.random.default_rng([seed, 2, index])
+    items = []
+    for _ in range(count):
+        vocabulary = _VOCABULARIES[int(rng.integers(len(_VOCABULARIES)))]
+        answer, *wrong = (str(text) for text in rng.choice(vocabulary, size=4, replace=False))
+        items.append(_choices(f"It is {answer}.", answer, wrong, _tags("text", "letters"), rng))
+    return items
 
 
 def _clock(seconds: int) -> str:
@@ -109,14 +124,10 @@ def _mcq(script: Script, rng: np.random.Generator) -> list[Item]:
     said = {word.text for word in script.speech}
     items = []
     for question, answer, vocabulary, tags in _facts(script) + _joint_facts(script):
-        ruled_out = {answer} | (said if "first" in question or "last" in question else set())
-        wrong = [text for text in vocabulary if text not in ruled_out]
-        if "first" in question or "last" in question:  # other said words are the tempting distractors
-            others = sorted(said - {answer})
-            wrong = list(rng.permutation(others)[:2]) + list(rng.permutation(wrong))
-        else:
-            wrong = list(rng.permutation(wrong))
-        items.append(_choices(question, answer, [str(text) for text in wrong[:3]], tags, rng))
+        wrong = [str(text) for text in rng.permutation([text for text in vocabulary if text != answer])]
+        # Two other said words among the options: naming any word that was heard must not be enough.
+        wrong = [text for text in wrong if text in said][:2] + [text for text in wrong if text not in said]
+        items.append(_choices(question, answer, wrong[:3], tags, rng))
     return items
 
 
@@ -124,11 +135,10 @@ def _joint_facts(script: Script) -> list[Fact]:
     """Facts that need sight and hearing together, or order."""
     facts: list[Fact] = []
     for shape in script.shapes:
-        inside = [word.text for word in script.speech if shape.start <= word.start < shape.end]
-        if len(inside) == 1:
-            outside = tuple(text for text in SPOKEN_WORDS if text not in inside)
-            question = f"Which word is said during the {shape.name}?"
-            facts.append((question, inside[0], (inside[0], *outside), _tags("both", "joint")))
+        heard = [word.text for word in script.speech if int(word.start) == shape.start]
+        if heard:
+            question = f"Which word is said when the {shape.name} appears?"
+            facts.append((question, heard[0], SPOKEN_WORDS, _tags("both", "joint")))
     starts = [shape.start for shape in script.shapes]
     if len(set(starts)) == 2:
         early, late = sorted(script.shapes, key=lambda shape: shape.start)
@@ -204,6 +214,7 @@ def _chapters(script: Script, rng: np.random.Generator) -> list[Item]:
     if script.duration == 1:
         return []
     events = _events(script)
+    needs = "vision" if not script.sounds else "both" if script.shapes else "audio"
     return [
         {
             "task": "chapters",
@@ -211,6 +222,6 @@ def _chapters(script: Script, rng: np.random.Generator) -> list[Item]:
             "answer": "\n".join(f"{_range(start, end)} {name}" for start, end, name in events),
             "events": [[start, end, name] for start, end, name in events],
             "think": f"I see {len(events)} events.",
-            "tags": [*_tags("both" if script.sounds and script.shapes else "vision", "all"), "needs:time"],
+            "tags": [*_tags(needs, "all"), "needs:time"],
         }
     ]

@@ -135,11 +135,11 @@ def _shapes(rng: np.random.Generator, *, duration: int) -> tuple[Shape, ...]:
 
 
 def _speech(rng: np.random.Generator) -> tuple[Speech, ...]:
-    """Three or four different words, one a second at most."""
+    """Three or four different words, one a second, without a pause between them."""
     count = int(rng.integers(3, 5))
     texts = rng.choice(SPOKEN_WORDS, size=count, replace=False)
-    seconds = np.sort(rng.choice(DURATION, size=count, replace=False))
-    starts = seconds + rng.uniform(0.05, 0.3, size=count)
+    first = int(rng.integers(0, DURATION - count + 1))
+    starts = first + np.arange(count) + rng.uniform(0.05, 0.3, size=count)
     return tuple(
         Speech(text=str(text), start=float(start), end=float(start + 0.6))
         for text, start in zip(texts, starts, strict=True)

@@ -13,14 +13,19 @@ class TinyShortsSettings:
     """Training clips."""
     test_clips: int = 200
     """Held-out clips, drawn from another random stream."""
+    texts: int = 400
+    """Records without media, which keep a language model in practice."""
     seed: int = 0
     """Seed of all scripts."""
     clips_per_shard: int = 200
     """Clips in one tar file."""
 
     def __post_init__(self) -> None:
-        if self.clips < 0 or self.test_clips < 0 or self.clips + self.test_clips < 1:
-            raise ValueError(f"clips={self.clips}, test_clips={self.test_clips}: both must be >= 0 and one above 0")
+        counts = (self.clips, self.test_clips, self.texts)
+        if min(counts) < 0 or sum(counts) < 1:
+            raise ValueError(
+                f"clips={self.clips}, test_clips={self.test_clips}, texts={self.texts}: all must be >= 0 and one above 0"
+            )
         if self.clips_per_shard < 1:
             raise ValueError(f"clips_per_shard={self.clips_per_shard}: must be at least 1")
         if self.seed < 0:

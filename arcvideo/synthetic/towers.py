@@ -1,15 +1,16 @@
 """Pre-training of the tiny model's towers on the truth of training clips (docs/decisions/0002).
 
-The ViT learns to name what a frame shows from every quarter of it; the audio encoder learns to name what each pooled row
-sounds like. The probes are thrown away; what stays is that the answers can be read off the towers linearly.
+The vision tower learns to name what a frame shows in the words of the language model; the audio encoder learns to name
+what each pooled row sounds like. The probes are thrown away; what stays is that the answers can be read off the towers.
 
-Shapes: F frames, P patches, C clips, R pooled audio rows, W tower width.
+Shapes: F frames, P patches, C clips, R pooled audio rows, W tower width, D text width, N tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as nnf
@@ -31,8 +32,13 @@ class Known:
     media: Media
 
 
-def train_vision(model: ArcVideoForConditionalGeneration, clips: Sequence[Known], *, steps: int, frames: int) -> float:
-    """Train the ViT to name second, colours, kinds and text; returns the last steps' accuracy.
+def train_vision(
+    model: ArcVideoForConditionalGeneration, clips: Sequence[Known], *, tokenizer: Any, steps: int, frames: int
+) -> float:
+    """Train ViT and merger to name second, colours, kinds and text in the decoder's own words; returns the accuracy.
+
+    A cell's token is compared with the word embeddings, which stay as they are (locked-text tuning, arXiv 2111.07991):
+    the released recipe, too, starts from a vision tower that its language model can read.
 
     Args:
         frames: frames per step.
@@ -40,25 +46,49 @@ def train_vision(model: ArcVideoForConditionalGeneration, clips: Sequence[Known]
     seen = [clip for clip in clips if clip.media.pixels is not None]
     pixels = torch.cat([clip.media.pixels for clip in seen if clip.media.pixels is not None])
     labels = torch.cat([frame_labels(clip.script) for clip in seen])
-    tower = model.vision_model.vit
-    width = model.settings.vision.hidden_size
-    probes = nn.ModuleList(nn.Linear(width, size) for size in (DURATION, len(COLORS) + 1, len(KINDS) + 1, len(SCREEN_WORDS) + 1))
+    vision, grid = model.vision_model, model.settings.grid
+    times = [f"00:00:{second:02d}" for second in range(DURATION)]
+    words = [_word_vectors(model, names, tokenizer=tokenizer) for names in (times, COLORS, KINDS, SCREEN_WORDS)]
+    probes = nn.ModuleList(_Naming(vectors) for vectors in words)
 
     def loss(_: int) -> tuple[Tensor, Tensor]:
         rows = torch.randint(len(pixels), (frames,))
-        patches = tower(normalize_pixels(pixels[rows], dtype=torch.float32))
-        side = int(patches.shape[1] ** 0.5)
-        quarters = patches.view(frames, 2, side // 2, 2, side // 2, width).mean((2, 4)).flatten(1, 2)
+        tokens = vision(normalize_pixels(pixels[rows], dtype=torch.float32))
+        cells = tokens[:, 1:-1].unflatten(1, (grid, grid + 1))[:, :, :grid]
         losses, hits = [], []
-        for quarter in range(4):
-            column = quarter % 2  # the left quarters name the left shape
-            for probe, field in zip(probes, (0, 1 + 2 * column, 2 + 2 * column, 5), strict=True):
-                logits, truth = probe(quarters[:, quarter]), labels[rows, field]
-                losses.append(nnf.cross_entropy(logits, truth))
-                hits.append((logits.argmax(-1) == truth).float().mean())
+        for row in range(grid):
+            for column in range(grid):
+                side = 0 if column < grid / 2 else 1  # the left cells name the left shape
+                for probe, field in zip(probes, (0, 1 + 2 * side, 2 + 2 * side, 5), strict=True):
+                    logits, truth = probe(cells[:, row, column]), labels[rows, field]
+                    losses.append(nnf.cross_entropy(logits, truth))
+                    hits.append((logits.argmax(-1) == truth).float().mean())
         return torch.stack(losses).mean(), torch.stack(hits).mean()
 
-    return _train(tower, probes, loss, steps=steps, what="vision tower")
+    return _train([vision.vit, vision.perceive], probes, loss, steps=steps, what="vision tower")
+
+
+class _Naming(nn.Module):
+    """Logits of each word, and of none of them, for a token (N, D)."""
+
+    def __init__(self, words: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("words", nnf.normalize(words, dim=-1))
+        self.scale = nn.Parameter(torch.tensor(10.0))
+        self.none = nn.Parameter(torch.zeros(1))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        named = self.scale * nnf.normalize(tokens, dim=-1) @ self.words.T
+        return torch.cat([named, self.none.expand(len(tokens), 1)], dim=-1)
+
+
+def _word_vectors(model: ArcVideoForConditionalGeneration, words: Sequence[str], *, tokenizer: Any) -> Tensor:
+    """(words, D): the embedding of each word, with and without the space before it."""
+    table = model.get_input_embeddings().weight.detach()
+    forms = [[tokenizer.encode(text, add_special_tokens=False)[-1] for text in (word, f" {word}")] for word in words]
+    vectors = table[torch.tensor(forms)].mean(1)
+    # What all words share says nothing about which one it is.
+    return vectors - vectors.mean(0)
 
 
 def train_audio(model: ArcVideoForConditionalGeneration, clips: Sequence[Known], *, steps: int, per_step: int) -> float:
@@ -81,11 +111,11 @@ def train_audio(model: ArcVideoForConditionalGeneration, clips: Sequence[Known],
             hits.append((logits.argmax(-1) == truth).float().mean())
         return torch.stack(losses).sum(), torch.stack(hits).mean()
 
-    return _train(model.speech_encoder, probes, loss, steps=steps, what="audio tower")
+    return _train([model.speech_encoder], probes, loss, steps=steps, what="audio tower")
 
 
 def frame_labels(script: Script) -> Tensor:
-    """(F, 6) int64 per second: second, left colour, left kind, right colour, right kind, text; the last class is none."""
+    """(F, 6) int64 per second: second, left colour and kind, right colour and kind, text; last class: none."""
     rows = []
     for second in range(script.duration):
         row = [second, len(COLORS), len(KINDS), len(COLORS), len(KINDS), len(SCREEN_WORDS)]
@@ -116,9 +146,14 @@ def row_labels(script: Script, *, rows: int, per_second: int) -> Tensor:
 
 
 def _train(
-    tower: nn.Module, probes: nn.Module, loss: Callable[[int], tuple[Tensor, Tensor]], *, steps: int, what: str
+    towers: Sequence[nn.Module],
+    probes: nn.Module,
+    loss: Callable[[int], tuple[Tensor, Tensor]],
+    *,
+    steps: int,
+    what: str,
 ) -> float:
-    matrices, others = split_parameters(tower, probes)
+    matrices, others = split_parameters(*towers, probes)
     optimizers = [Muon(matrices, lr=8e-3), torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0)]
     return descend(loss, optimizers=optimizers, steps=steps, what=what)
 
@@ -146,13 +181,14 @@ def descend(
             optimizer.zero_grad()
         accuracy += (float(hit) - accuracy) / min(step + 1, 20)
         if step % 20 == 0:
-            bar.set_postfix(loss=f"{float(value):.3f}", accuracy=f"{accuracy:.3f}")
+            bar.set_postfix(loss=f"{float(value.detach()):.3f}", accuracy=f"{accuracy:.3f}")
     return accuracy
 
 
 def split_parameters(*modules: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """(matrices and convolutions for Muon, everything else); tables that are read by row belong to everything else."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for module in modules:
         for name, parameter in module.named_parameters():
             table = "position" in name or "embed_tokens" in name

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from arcvideo.synthetic.encode import encode
-from arcvideo.synthetic.questions import questions
+from arcvideo.synthetic.questions import letter_items, questions
 from arcvideo.synthetic.script import Script, draw_script
 from arcvideo.synthetic.settings import TinyShortsSettings
 
@@ -84,7 +84,7 @@ def record(script: Script) -> dict[str, Any]:
 
 def _shards(settings: TinyShortsSettings) -> list[_Shard]:
     shards = []
-    for split, total in (("train", settings.clips), ("test", settings.test_clips)):
+    for split, total in (("train", settings.clips), ("test", settings.test_clips), ("text", settings.texts)):
         for number, first in enumerate(range(0, total, settings.clips_per_shard)):
             count = min(settings.clips_per_shard, total - first)
             shards.append(_Shard(name=f"{split}-{number:06d}.tar", split=split, first=first, count=count))
@@ -111,10 +111,19 @@ def _indices(shard: _Shard) -> range:
 
 
 def _clip_members(split: str, seed: int, index: int) -> list[_Member]:
+    if split == "text":
+        return [_text_member(seed, index)]
     script = draw_script(split=split, index=index, seed=seed)
     extension, media = encode(script)
     text = json.dumps(record(script), ensure_ascii=False, sort_keys=True).encode()
     return [(f"{script.key}.{extension}", media), (f"{script.key}.json", text)]
+
+
+def _text_member(seed: int, index: int) -> _Member:
+    """A record without media."""
+    key = f"text-{index:06d}"
+    content = {"id": key, "source": SOURCE, "text_only": True, "items": letter_items(seed=seed, index=index)}
+    return f"{key}.json", json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
 
 
 def _write_shard(out: Path, shard: _Shard, clips: Iterator[list[_Member]], progress: Progress) -> dict[str, Any]:
@@ -175,7 +184,7 @@ def _present(out: Path, *, identity: str) -> Dataset | None:
 
 def _is_ours(path: Path) -> bool:
     """A shard of an earlier, interrupted run."""
-    return path.name.startswith(("train-", "test-")) and path.name.endswith((".tar", ".part"))
+    return path.name.startswith(("train-", "test-", "text-")) and path.name.endswith((".tar", ".part"))
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -21,5 +21,5 @@ def asr(item: Mapping[str, Any], *, key: str, media_key: str | None, style: str 
         turns=conversation(item, question=question, answer=styled_answer(item, answer=answer, style=style)),
         media_key=media_key,
         truth={"text": answer},
-        instruction="general" if style == "think" else "none",
+        instruction="general" if style != "plain" else "none",
     )

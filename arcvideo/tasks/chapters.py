@@ -23,7 +23,7 @@ def chapters(item: Mapping[str, Any], *, key: str, media_key: str | None, style:
         turns=conversation(item, question=question, answer=styled_answer(item, answer=answer, style=style)),
         media_key=media_key,
         truth={"text": answer, "events": tuple(events)},
-        instruction="general" if style == "think" else "none",
+        instruction="general" if style != "plain" else "none",
     )
 
 

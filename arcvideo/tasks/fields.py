@@ -61,13 +61,18 @@ def interval(value: Any, *, name: str) -> tuple[float, float]:
 
 
 def styled_answer(item: Mapping[str, Any], *, answer: str, style: str) -> str:
-    """The answer as it is trained: alone (plain), or behind the item's reasoning (think).
+    """The answer as it is trained: alone (plain), or behind the item's reasoning (think, draft).
+
+    `draft` takes the item's own `draft` where it has one: an imperfect answer that a rejection filter let through, such
+    as a span with an IoU above 0.6 (the paper's cold start).
 
     Reasoning may be absent, as in prompts for reinforcement learning; the index marks such items, and they are
-    never drawn for supervised training in the style `think`.
+    never drawn for supervised training in these styles.
     """
     if style == "plain":
         return answer
+    if style == "draft":
+        answer = optional_text(item, "draft", default=answer)
     return f"<think>{optional_text(item, 'think')}</think><answer>{answer}</answer>"
 
 

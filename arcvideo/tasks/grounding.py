@@ -22,5 +22,5 @@ def grounding(item: Mapping[str, Any], *, key: str, media_key: str | None, style
         turns=conversation(item, question=question, answer=styled_answer(item, answer=clock_span(span), style=style)),
         media_key=media_key,
         truth={"span": span},
-        instruction="grounding" if style == "think" else "none",
+        instruction="grounding" if style != "plain" else "none",
     )

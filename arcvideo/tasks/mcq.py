@@ -27,7 +27,7 @@ def mcq(item: Mapping[str, Any], *, key: str, media_key: str | None, style: str 
         ),
         media_key=media_key,
         truth={"letter": answer, "options": options},
-        instruction="mcq" if style == "think" else "none",
+        instruction="mcq" if style != "plain" else "none",
     )
 
 

@@ -9,12 +9,12 @@ import pytest
 
 from arcvideo.synthetic.__main__ import main
 from arcvideo.synthetic.encode import encode
-from arcvideo.synthetic.questions import questions
+from arcvideo.synthetic.questions import letter_items, questions
 from arcvideo.synthetic.script import draw_script
 from arcvideo.synthetic.settings import TinyShortsSettings
 from arcvideo.synthetic.write import write_dataset
 
-SMALL = TinyShortsSettings(clips=5, test_clips=2, seed=7, clips_per_shard=3)
+SMALL = TinyShortsSettings(clips=5, test_clips=2, texts=2, seed=7, clips_per_shard=3)
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,7 @@ def test_shards_hold_media_then_record_of_every_clip(made):
     assert sorted(path.name for path in made.iterdir()) == [
         "dataset.json",
         "test-000000.tar",
+        "text-000000.tar",
         "train-000000.tar",
         "train-000001.tar",
     ]
@@ -43,6 +44,14 @@ def test_shards_hold_media_then_record_of_every_clip(made):
     assert record["source"] == "tiny_shorts"
     assert record["items"] == json.loads(json.dumps(questions(script)))
     assert record["truth"] == json.loads(json.dumps(asdict(script)))
+
+
+def test_records_without_media_say_so(made):
+    with tarfile.open(made / "text-000000.tar") as tar:
+        assert tar.getnames() == ["text-000000.json", "text-000001.json"]
+        record = json.loads(tar.extractfile("text-000001.json").read())
+    assert record["text_only"] is True
+    assert record["items"] == letter_items(seed=7, index=1)
 
 
 def test_processes_do_not_change_the_bytes(made, tmp_path):
@@ -69,7 +78,7 @@ def test_other_settings_are_refused_and_leave_the_data_alone(made):
 
 
 def test_an_interrupted_or_damaged_data_set_is_made_again(tmp_path):
-    settings = TinyShortsSettings(clips=1, test_clips=1)
+    settings = TinyShortsSettings(clips=1, test_clips=1, texts=1)
     first = write_dataset(tmp_path, settings=settings, workers=1)
     (tmp_path / "train-000000.tar").write_bytes(b"half")
     second = write_dataset(tmp_path, settings=settings, workers=1)
@@ -89,9 +98,9 @@ def test_a_directory_with_other_files_is_refused(tmp_path):
 
 
 def test_the_command_reports_and_its_errors_name_the_remedy(tmp_path, capsys):
-    arguments = ["--out", str(tmp_path / "d"), "--clips", "2", "--test-clips", "1", "--workers", "1"]
+    arguments = ["--out", str(tmp_path / "d"), "--clips", "2", "--test-clips", "1", "--texts", "1", "--workers", "1"]
     assert main(arguments) == 0
-    assert "3 clips in 2 shards" in capsys.readouterr().out
+    assert "4 records in 3 shards" in capsys.readouterr().out
     assert main(arguments) == 0
     assert "already there" in capsys.readouterr().out
     assert main([*arguments, "--seed", "5"]) == 2

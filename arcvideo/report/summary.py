@@ -1,0 +1,75 @@
+"""What each stage of a pipeline moved: summary.json, the printed table and the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from arcvideo.report.page import write_page
+
+SUMMARY = "summary.json"
+
+
+def write_summary(
+    run_dir: Path, *, stages: Sequence[str], verdicts: Sequence[Any], prepared: Mapping[str, float]
+) -> dict[str, Any]:
+    """Collect evaluations, seconds and verdicts of the finished stages; writes summary.json and report.html.
+
+    Args:
+        stages: in the order of the recipe.
+        verdicts: dataclasses with `target`, `met` and `reason`.
+        prepared: seconds of the steps before the stages.
+    """
+    manifests = {stage: json.loads((run_dir / stage / "manifest.json").read_text()) for stage in stages}
+    summary = {
+        "stages": evaluations(run_dir, stages=stages),
+        "seconds": {**prepared, **{stage: round(manifest["seconds"], 1) for stage, manifest in manifests.items()}},
+        "targets": [{**_set(asdict(v.target)), "met": v.met, "reason": v.reason} for v in verdicts],
+        "passed": all(v.met for v in verdicts),
+    }
+    (run_dir / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
+    write_page(run_dir, stages=list(stages))
+    return summary
+
+
+def evaluations(run_dir: Path, *, stages: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """stage -> metric -> {"value", "low", "high", "chance", "n"}; stages that were not evaluated are empty."""
+    paths = {stage: run_dir / stage / "evaluation.json" for stage in stages}
+    return {stage: json.loads(path.read_text()) if path.exists() else {} for stage, path in paths.items()}
+
+
+def print_summary(summary: Mapping[str, Any], *, page: Path) -> None:
+    """The table of metrics by stage, the seconds, and each target with its verdict."""
+    console = Console()
+    stages = summary["stages"]
+    table = Table(title="held-out TinyShorts after each stage (95 % interval)")
+    table.add_column("metric")
+    table.add_column("chance", justify="right")
+    for stage in stages:
+        table.add_column(stage, justify="right")
+    for metric in dict.fromkeys(name for metrics in stages.values() for name in metrics):
+        found = [metrics.get(metric) for metrics in stages.values()]
+        chance = next(cell["chance"] for cell in found if cell)
+        table.add_row(metric, f"{chance:.2f}", *(_cell(cell) for cell in found))
+    console.print(table)
+    seconds = summary["seconds"]
+    console.print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
+    console.print(f"in all {sum(seconds.values()) / 60:.1f} minutes; page: {page}")
+    for target in summary["targets"]:
+        mark = "[green]met   [/]" if target["met"] else "[red]MISSED[/]"
+        console.print(f"{mark} {target['stage']}: {target['metric']} {target['reason']}", highlight=False)
+
+
+def _cell(metric: Mapping[str, float] | None) -> str:
+    return f"{metric['value']:.2f} [{metric['low']:.2f}, {metric['high']:.2f}]" if metric else ""
+
+
+def _set(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what was left open."""
+    return {key: value for key, value in values.items() if value not in (None, False)}

@@ -1,0 +1,52 @@
+"""A small world that several tests share: a few TinyShorts clips and hardly trained base weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallWorld:
+    """Folders; whoever trains writes elsewhere."""
+
+    data: Path
+    """train-, test- and text-*.tar."""
+    base: Path
+    """Base weights of the tiny model."""
+    features: Path
+    """Tower outputs of the training clips."""
+
+    @property
+    def overrides(self) -> list[str]:
+        """A short run of any stage on this data, starting from the base weights."""
+        return [
+            f"data_dir={self.data}",
+            f"base={self.base}",
+            f"parent={self.base}",
+            "threads=1",
+            "data.token_budget=1024",
+            "runner.steps=3",
+            "runner.log_every=1",
+            "schedule.warmup_steps=1",
+            "evaluation.items=6",
+            "evaluation.max_new_tokens=4",
+            "evaluation.bootstrap=20",
+        ]
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
+    """Made once for all tests that ask for it; takes some seconds."""
+    from arcvideo.synthetic.base import main
+    from arcvideo.synthetic.settings import TinyShortsSettings
+    from arcvideo.synthetic.write import write_dataset
+
+    root = tmp_path_factory.mktemp("world")
+    made = SmallWorld(data=root / "data", base=root / "base", features=root / "features")
+    write_dataset(made.data, settings=TinyShortsSettings(clips=16, test_clips=8, texts=8, seed=1), workers=1)
+    steps = ["--vision-steps=3", "--audio-steps=3", "--language-steps=3", "--workers=1", "--threads=1"]
+    assert main([f"--data={made.data}", f"--out={made.base}", f"--features={made.features}", *steps]) == 0
+    return made

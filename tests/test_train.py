@@ -1,0 +1,103 @@
+"""`python -m arcvideo.train` as a user types it: what is wrong is one clear line, told before torch is loaded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def without_torch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which importing torch fails loudly."""
+    folder = tmp_path_factory.mktemp("fake")
+    (folder / "torch.py").write_text("raise AssertionError('torch was imported')\n")
+    return {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+
+
+def train(*words: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "arcvideo.train", *words]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["stage=stf"],
+            ["stage=stf", "did you mean 'sft'", "audio_warmup, cold_start, final_sft, grpo, pretrain, sft"],
+        ),
+        (["stage=sft", "runner.stepz=3"], ["runner.stepz", "did you mean 'runner.steps'"]),
+        (["stage=sft", "grpo.beta=abc"], ["grpo.beta", "a number", "'abc'"]),
+        (["stage=sft", "engine=zero9"], ["engine=zero9", "zero0, zero1, zero2, zero3"]),
+        (["stage=sft", "engine=zero1"], ["optimizer.name=muon", "engine=zero0"]),
+        (["stage=sft"], ["sft needs pretrain", "has not run", "python -m arcvideo.train stage=pretrain"]),
+        (["stage=sft", "parent=elsewhere"], ["parent=elsewhere", "no config.json"]),
+        (
+            ["stage=audio_warmup", "base=nowhere"],
+            ["base=nowhere", "no config.json", "python -m arcvideo.synthetic.base"],
+        ),
+        (["stage=sft", "data_dir=${nope}"], ["nope"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_mistake_is_one_line_before_torch(
+    tmp_path: Path, without_torch: dict[str, str], words: list[str], told: list[str]
+) -> None:
+    done = train(*words, cwd=tmp_path, env=without_torch)
+    assert done.returncode != 0
+    said = (done.stderr + done.stdout).strip()
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) == 1
+    assert [part for part in told if part not in said] == []
+
+
+def test_missing_data_is_told_before_torch(tmp_path: Path, without_torch: dict[str, str]) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    done = train("stage=audio_warmup", "base=base", "data_dir=nowhere", cwd=tmp_path, env=without_torch)
+    assert done.returncode != 0
+    assert "error: data.sources.tiny_shorts.shards='nowhere/train-*.tar': no such tar file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_a_stage_the_stages_are_listed(tmp_path: Path, without_torch: dict[str, str]) -> None:
+    done = train(cwd=tmp_path, env=without_torch)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    said = done.stderr + done.stdout
+    assert [stage for stage in ("audio_warmup", "cold_start", "final_sft", "grpo") if stage not in said] == []
+
+
+@pytest.mark.parametrize("words", [["--help"], ["stage=sft", "--help"], ["stage=grpo", "--cfg", "job"]], ids=" ".join)
+def test_help_and_settings_are_shown_without_torch(
+    tmp_path: Path, without_torch: dict[str, str], words: list[str]
+) -> None:
+    done = train(*words, cwd=tmp_path, env=without_torch)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "stage" in done.stdout
+    assert "cold_start" in done.stdout
+
+
+def test_a_parent_that_was_interrupted_is_told_from_one_that_never_ran(
+    tmp_path: Path, without_torch: dict[str, str]
+) -> None:
+    (tmp_path / "runs" / "pretrain").mkdir(parents=True)
+    done = train("stage=sft", "run_dir=runs", cwd=tmp_path, env=without_torch)
+    assert "has not finished" in done.stderr
+
+
+def test_a_sweep_is_told_the_same_mistake(tmp_path: Path, without_torch: dict[str, str]) -> None:
+    done = train("-m", "stage=sft", "runner.steps=5,many", cwd=tmp_path, env=without_torch)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+
+
+def test_the_flag_of_a_sweep_may_stand_between_the_words(tmp_path: Path, without_torch: dict[str, str]) -> None:
+    done = train("stage=sft", "-m", "runner.steps=50,60", cwd=tmp_path, env=without_torch)
+    assert "sft needs pretrain" in done.stderr + done.stdout
