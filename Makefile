@@ -37,13 +37,13 @@ test-all: $(VENV)/ready  ## The test suite with the slow tests
 	$(BIN)/python -m pytest -m "not gpu"
 
 check: $(VENV)/ready  ## Format, lint and types
-	$(BIN)/ruff format --check arcvideo tests benchmarks
-	$(BIN)/ruff check arcvideo tests benchmarks
+	$(BIN)/ruff format --check arcvideo tests
+	$(BIN)/ruff check arcvideo tests
 	$(BIN)/mypy
 
 format: $(VENV)/ready  ## Rewrite the code in the house format
-	$(BIN)/ruff format arcvideo tests benchmarks
-	$(BIN)/ruff check --fix arcvideo tests benchmarks
+	$(BIN)/ruff format arcvideo tests
+	$(BIN)/ruff check --fix arcvideo tests
 
 clean:  ## Remove runs, data and caches; the environment stays
 	rm -rf runs data build *.egg-info .ruff_cache .mypy_cache .pytest_cache

@@ -1,7 +1,7 @@
 """Base weights of the tiny model: `python -m arcvideo.synthetic.base --data DIR --out DIR` (docs/decisions/0002).
 
-The stand-in for the released ViT, Whisper encoder and language model. It reads training shards only, with the truth that
-TinyShorts records carry; the six stages see media, questions and answers.
+The stand-in for the released vision-language model and Whisper encoder. It reads training shards only, with the truth
+that TinyShorts records carry; the six stages see media, questions and answers.
 """
 
 from __future__ import annotations
@@ -79,9 +79,7 @@ def make_base(options: argparse.Namespace) -> dict[str, float]:
 def _language(
     model: ArcVideoForConditionalGeneration, scripts: Sequence[Any], *, tokenizer: Any, options: argparse.Namespace
 ) -> float:
-    return train_language(
-        model, scripts=scripts, tokenizer=tokenizer, steps=options.language_steps, seed=options.seed
-    )
+    return train_language(model, scripts=scripts, tokenizer=tokenizer, steps=options.language_steps, seed=options.seed)
 
 
 def _vision(
@@ -143,9 +141,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="directory for the weights")
     parser.add_argument("--model", type=Path, default=Path("conf/model/tiny.yaml"), help="sizes (%(default)s)")
     parser.add_argument("--features", type=Path, help="also store the clips' tower outputs here")
-    parser.add_argument("--vision-steps", type=int, default=400)
-    parser.add_argument("--audio-steps", type=int, default=220)
-    parser.add_argument("--language-steps", type=int, default=450)
+    parser.add_argument("--vision-steps", type=int, default=350)
+    parser.add_argument("--audio-steps", type=int, default=300)
+    parser.add_argument("--language-steps", type=int, default=420)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="decoding processes (%(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's choice")

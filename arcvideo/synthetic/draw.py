@@ -22,7 +22,7 @@ RGB = {
 }
 _TOP = 38
 """Rows at the top that the time stamp will cover; shapes live below."""
-_TRAVEL = 0.16
+_TRAVEL = 0.08
 """Share of the width that a moving shape crosses while it is visible."""
 _SUPERSAMPLING = 4
 _TEXT_CENTRE = 0.845
@@ -63,7 +63,7 @@ def _background(rng: np.random.Generator) -> Image.Image:
 def _style(shape: Shape, rng: np.random.Generator) -> tuple[int, tuple[int, int, int]]:
     jitter = rng.integers(-_COLOR_JITTER, _COLOR_JITTER + 1, size=3)
     red, green, blue = (int(value) for value in np.clip(np.add(RGB[shape.color], jitter), 0, 255))
-    return int(rng.integers(18, 23)), (red, green, blue)
+    return int(rng.integers(26, 31)), (red, green, blue)
 
 
 def _placed(shape: Shape, time: float, radius: int, color: tuple[int, int, int]) -> _Layer:

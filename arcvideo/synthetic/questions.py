@@ -74,7 +74,15 @@ def _asr(script: Script, rng: np.random.Generator) -> list[Item]:
     if not script.speech:
         return []
     answer = _transcript(script)
-    return [{"task": "asr", "question": "What is said?", "answer": answer, "tags": _tags("audio", "speech")}]
+    return [
+        {
+            "task": "asr",
+            "question": "What is said?",
+            "answer": answer,
+            "think": "I listen.",
+            "tags": _tags("audio", "speech"),
+        }
+    ]
 
 
 def _caption(script: Script, rng: np.random.Generator) -> list[Item]:
@@ -84,8 +92,20 @@ def _caption(script: Script, rng: np.random.Generator) -> list[Item]:
     shown = ", ".join(shape.name for shape in sorted(script.shapes, key=lambda shape: shape.x))
     text = script.words[0].text
     return [
-        {"task": "caption", "question": "What is shown?", "answer": shown, "tags": _tags("vision", "shapes")},
-        {"task": "caption", "question": "Read the text.", "answer": text, "tags": _tags("vision", "text")},
+        {
+            "task": "caption",
+            "question": "What is shown?",
+            "answer": shown,
+            "think": "I look.",
+            "tags": _tags("vision", "shapes"),
+        },
+        {
+            "task": "caption",
+            "question": "Read the text.",
+            "answer": text,
+            "think": "I read.",
+            "tags": _tags("vision", "text"),
+        },
     ]
 
 

@@ -117,10 +117,11 @@ def _span(rng: np.random.Generator, *, duration: int) -> dict[str, int]:
 
 
 def _shapes(rng: np.random.Generator, *, duration: int) -> tuple[Shape, ...]:
-    """Two shapes that share neither colour nor kind, on different sides, so that each question has one answer."""
-    colors = rng.choice(COLORS, size=2, replace=False)
-    kinds = rng.choice(KINDS, size=2, replace=False)
-    sides = rng.permutation([0.27, 0.73])
+    """One shape, in every fourth clip two: of different colour, kind and side, so that each question has one answer."""
+    count = 1 + int(rng.random() < 0.25)
+    colors = rng.choice(COLORS, size=count, replace=False)
+    kinds = rng.choice(KINDS, size=count, replace=False)
+    sides = rng.permutation([0.27, 0.73])[:count]
     return tuple(
         Shape(
             color=str(color),

@@ -24,7 +24,8 @@ class TinyShortsSettings:
         counts = (self.clips, self.test_clips, self.texts)
         if min(counts) < 0 or sum(counts) < 1:
             raise ValueError(
-                f"clips={self.clips}, test_clips={self.test_clips}, texts={self.texts}: all must be >= 0 and one above 0"
+                f"clips={self.clips}, test_clips={self.test_clips}, texts={self.texts}: "
+                "all must be >= 0 and one of them above 0"
             )
         if self.clips_per_shard < 1:
             raise ValueError(f"clips_per_shard={self.clips_per_shard}: must be at least 1")

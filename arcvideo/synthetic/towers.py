@@ -23,6 +23,9 @@ from arcvideo.muon import Muon
 from arcvideo.synthetic.script import COLORS, DURATION, KINDS, SCREEN_WORDS, SOUNDS, SPOKEN_WORDS, Script
 from arcvideo.types import Media
 
+_SHARES = (0.5, 1.0, 2.0, 0.5)
+"""Weights of second, colour, kind and text: kinds take longest to tell apart."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
@@ -59,9 +62,10 @@ def train_vision(
         for row in range(grid):
             for column in range(grid):
                 side = 0 if column < grid / 2 else 1  # the left cells name the left shape
-                for probe, field in zip(probes, (0, 1 + 2 * side, 2 + 2 * side, 5), strict=True):
+                fields = (0, 1 + 2 * side, 2 + 2 * side, 5)
+                for probe, field, share in zip(probes, fields, _SHARES, strict=True):
                     logits, truth = probe(cells[:, row, column]), labels[rows, field]
-                    losses.append(nnf.cross_entropy(logits, truth))
+                    losses.append(share * nnf.cross_entropy(logits, truth))
                     hits.append((logits.argmax(-1) == truth).float().mean())
         return torch.stack(losses).mean(), torch.stack(hits).mean()
 
