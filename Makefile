@@ -30,8 +30,8 @@ env: $(VENV)/ready  ## Create the environment (.venv) from the pinned versions
 demo: $(VENV)/ready  ## TinyShorts, six stages, the table of what each stage moved (about 10 minutes on two cores)
 	$(BIN)/python -m arcvideo.pipeline recipe=tiny_shorts
 
-test: $(VENV)/ready  ## The test suite; without the slow tests unless CI is set
-	$(BIN)/python -m pytest -m "$(if $(CI),not gpu,not slow and not gpu)"
+test: $(VENV)/ready  ## The test suite, without the slow tests
+	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-all: $(VENV)/ready  ## The test suite with the slow tests
 	$(BIN)/python -m pytest -m "not gpu"
