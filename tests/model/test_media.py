@@ -125,7 +125,7 @@ def test_image_tokens_without_media_are_refused(model):
 def test_pixels_without_sound_are_refused(model):
     with pytest.raises(ValueError, match="pixel_values and mels together"):
         model(row_with(2)["input_ids"][None], pixel_values=torch.zeros(2, 3, 128, 128))
-    with pytest.raises(ValueError, match="silence"):
+    with pytest.raises(ValueError, match="neither mel nor speech"):
         model.embed_media([replace(clip(), mel=None)])
 
 
@@ -203,3 +203,11 @@ def test_fusion_refuses_what_does_not_fit(change, message):
     arguments = {"frames": 2, "tokens": 6, "seconds": 2, "max_num_frame": 8, "rows_per_second": 5} | change
     with pytest.raises(ValueError, match=message):
         audio_for_frames(torch.zeros(10, 1), **arguments)
+
+
+def test_absent_sound_is_an_all_zero_encoder_input(model) -> None:
+    heard = clip()
+    silent = replace(heard, has_audio=False, mel=None)
+    zeros = replace(heard, has_audio=False, mel=torch.zeros_like(heard.mel))
+    assert torch.equal(model.embed_media([silent]), model.embed_media([zeros]))
+    assert not torch.equal(model.embed_media([silent]), model.embed_media([heard]))

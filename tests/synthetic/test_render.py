@@ -110,8 +110,9 @@ def test_moving_shapes_move_the_way_they_say():
         return [float(np.argwhere(frame.min(axis=2) > 150)[:, 1].mean()) for frame in frames]
 
     left, still, right = path("left"), path("still"), path("right")
-    assert left[0] - left[-1] > 10
-    assert right[-1] - right[0] > 10
+    travel = draw._TRAVEL * draw.WIDTH
+    assert travel / 2 < left[0] - left[-1] < travel
+    assert travel / 2 < right[-1] - right[0] < travel
     assert still[0] == still[-1]
 
 
