@@ -142,8 +142,9 @@ def _remembered(recipe: Recipe) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read `recipe=NAME`; all other words are overrides for every stage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help"):
-        sys.exit("usage: python -m arcvideo.pipeline recipe=NAME [override ...]   (overrides go to every stage)")
+    if {"-h", "--help"} & set(words):
+        print("usage: python -m arcvideo.pipeline recipe=NAME [override ...]   (overrides go to every stage)")
+        return
     names = [word.removeprefix("recipe=") for word in words if word.startswith("recipe=")]
     if len(names) != 1:
         sys.exit("error: name one recipe: python -m arcvideo.pipeline recipe=tiny_shorts")

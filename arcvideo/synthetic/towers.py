@@ -75,6 +75,8 @@ def train_vision(
 class _Naming(nn.Module):
     """Logits of each word, and of none of them, for a token (N, D)."""
 
+    words: Tensor
+
     def __init__(self, words: Tensor) -> None:
         super().__init__()
         self.register_buffer("words", nnf.normalize(words, dim=-1))
