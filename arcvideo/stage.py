@@ -70,7 +70,9 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
         folder=folder,
     )
     source = _source(config.data, room=room, supervised=config.stage.objective == "next_token")
-    own = identity(config=plain_dict(config), data=source.digest, parent=parent.identity, code=code_version())
+    # Once: an edit during the run must not make the manifest name another code than the identity.
+    code = code_version()
+    own = identity(config=plain_dict(config), data=source.digest, parent=parent.identity, code=code)
     still = [name for name in MODULES if name not in config.stage.train]
     frozen = frozen_hashes(model, frozen=still)
     model, result = _train(model, source=source, own=own, room=room)
@@ -85,7 +87,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
             identity=own,
             parent=parent.identity,
             parent_path=str(parent.path),
-            code=code_version(),
+            code=code,
             data=source.digest,
             config=plain_dict(config),
             config_diff=config_diff(parent.manifest.config, plain_dict(config)) if parent.manifest else {},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,8 +73,3 @@ def staleness(manifest: Manifest, *, identity: str) -> str | None:
     if manifest.identity == identity:
         return None
     return f"finished under another identity ({manifest.identity[:12]}, now {identity[:12]})"
-
-
-def manifest_dict(manifest: Manifest) -> dict[str, object]:
-    """The manifest as JSON-able values."""
-    return dataclasses.asdict(manifest)

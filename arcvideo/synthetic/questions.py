@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from arcvideo.synthetic.script import COLORS, DURATION, KINDS, SCREEN_WORDS, SOUNDS, SPOKEN_WORDS, Script
+from arcvideo.tasks.answers import clock, clock_span
 
 Item = dict[str, Any]
 Fact = tuple[str, str, tuple[str, ...], list[str]]
@@ -40,14 +41,6 @@ def letter_items(*, seed: int, index: int, count: int = 4) -> list[Item]:
     return items
 
 
-def _clock(seconds: int) -> str:
-    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-
-
-def _range(start: int, end: int) -> str:
-    return f"{_clock(start)} - {_clock(end)}"
-
-
 def _tags(needs: str, topic: str) -> list[str]:
     return [f"needs:{needs}", f"topic:{topic}"]
 
@@ -65,8 +58,8 @@ def _events(script: Script) -> list[tuple[int, int, str]]:
 
 def scene(script: Script) -> str:
     """A clip told in words: every event with its span, then what is said and when."""
-    lines = [f"{_range(start, end)} {name}" for start, end, name in _events(script)]
-    lines += [f"{_clock(int(word.start))} says {word.text}" for word in script.speech]
+    lines = [f"{clock_span((start, end))} {name}" for start, end, name in _events(script)]
+    lines += [f"{clock(int(word.start))} says {word.text}" for word in script.speech]
     return "\n".join(lines)
 
 
@@ -194,9 +187,9 @@ def _grounding(script: Script, rng: np.random.Generator) -> list[Item]:
             {
                 "task": "grounding",
                 "question": question,
-                "answer": _range(event.start, event.end),
+                "answer": clock_span((event.start, event.end)),
                 "span": [event.start, event.end],
-                "draft": _range(*draft),
+                "draft": clock_span(draft),
                 "think": f"I look for the {subject}.",
                 "tags": [*_tags(needs, subject), "needs:time"],
             }
@@ -224,7 +217,7 @@ def _summary(script: Script, rng: np.random.Generator) -> list[Item]:
             "task": "summary",
             "question": "Describe the video content.",
             "answer": ", ".join(parts),
-            "think": " ".join(f"{_range(start, end)} {name}." for start, end, name in _events(script)),
+            "think": " ".join(f"{clock_span((start, end))} {name}." for start, end, name in _events(script)),
             "tags": _tags("both" if script.speech and script.shapes else "vision" if script.shapes else "audio", "all"),
         }
     ]
@@ -239,7 +232,7 @@ def _chapters(script: Script, rng: np.random.Generator) -> list[Item]:
         {
             "task": "chapters",
             "question": "Localize video chapters with temporal boundaries and the corresponding sentence description.",
-            "answer": "\n".join(f"{_range(start, end)} {name}" for start, end, name in events),
+            "answer": "\n".join(f"{clock_span((start, end))} {name}" for start, end, name in events),
             "events": [[start, end, name] for start, end, name in events],
             "think": f"I see {len(events)} events.",
             "tags": [*_tags(needs, "all"), "needs:time"],
