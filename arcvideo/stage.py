@@ -24,8 +24,9 @@ from arcvideo.model.tokenizer import load_tokenizer, save_tokenizer
 from arcvideo.objectives import load_objective
 from arcvideo.objectives.settings import NextTokenSettings
 from arcvideo.runner.engine import Engine
+from arcvideo.runner.protocols import RunResult
 from arcvideo.runner.ranks import World, barrier, join
-from arcvideo.runner.runner import Runner, RunResult
+from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import MODULES
 from arcvideo.runner.trainable import frozen_hashes, table_text, train_only, trainable_table
 
@@ -91,7 +92,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
             data=source.digest,
             config=plain_dict(config),
             config_diff=config_diff(parent.manifest.config, plain_dict(config)) if parent.manifest else {},
-            seen={name: count["seen"] for name, count in source.counts().items()},
+            seen=result.counts.get("seen", {}),
             quarantined={name: count["bad_samples"] for name, count in source.counts().items()},
             frozen_before=frozen,
             frozen_after=frozen_hashes(model, frozen=still),

@@ -164,7 +164,8 @@ class Source:
         return {name: dict(counter) for name, counter in self._counts.items()}
 
     def restore(self, state: Mapping[str, Mapping[str, int]]) -> None:
-        """Continues the counts of a checkpoint."""
+        """Continues the counts of a checkpoint; steps handed out from here on are counted again."""
+        self._booked.clear()
         self._counts = {name: Counter(state.get(name, {})) for name in self._counts}
 
     def close(self) -> None:

@@ -12,7 +12,20 @@ from typing import Any
 IRRELEVANT = ("logger", "run_dir", "data_dir", "base", "parent", "output", "feature_cache", "threads")
 """Settings that say where and how visibly a stage runs, not what comes out; data and parent count by their digests."""
 
-IRRELEVANT_WITHIN = {"runner": ("log_every", "save_every", "keep_last", "hang_seconds", "liveness", "liveness_scan")}
+IRRELEVANT_WITHIN = {
+    "runner": (
+        "log_every",
+        "save_every",
+        "keep_last",
+        "keep_every",
+        "save_failures",
+        "hang_seconds",
+        "peak_tflops",
+        "liveness",
+        "liveness_scan",
+        "liveness_every",
+    )
+}
 """The same, inside a group."""
 
 

@@ -32,6 +32,8 @@ from arcvideo.rollout.sampler import Sampler
 from arcvideo.rollout.settings import grpo_sampling
 from arcvideo.types import Batch
 
+Counts = dict[str, dict[str, int]]
+"""Kind (planned, seen, quarantined) -> data source -> items."""
 SAMPLER_GAP = f"{METRIC}rollout/logprob_gap"
 """Entry of `Batch.extra`: (T,) |log-prob of the sampler - log-prob of the trainer|."""
 ZERO_STD = 1e-6
@@ -45,6 +47,14 @@ class PromptSource(Protocol):
 
     def prompts(self, step: int, *, count: int) -> Sequence[Prompt]:
         """This rank's share of the `count` prompts of a step; a pure function of the step."""
+        ...
+
+    def state(self) -> Counts:
+        """Items that this rank was handed so far; JSON-able."""
+        ...
+
+    def restore(self, state: Counts) -> None:
+        """Continue counting from there."""
         ...
 
 
@@ -102,6 +112,7 @@ class RolloutSource:
             with engine.whole_weights() as model:
                 self._reference = frozen_copy(model)
         self._rollout = -1
+        self._before: Counts = {}
         self._batches: list[Batch] = []
 
     def batches(self, step: int) -> list[Batch]:
@@ -111,8 +122,18 @@ class RolloutSource:
         """
         rollout = step // self.settings.num_iterations
         if rollout != self._rollout:
+            self._before = self.source.state()
             self._batches, self._rollout = self._roll_out(rollout), rollout
         return self._batches
+
+    def state(self) -> Counts:
+        """Counts of the prompts' source, for a checkpoint."""
+        return self.source.state()
+
+    def restore(self, state: Counts) -> None:
+        """Continue the counts; a held rollout that began from `state` will be handed out, so it stays counted."""
+        if self._rollout < 0 or state != self._before:
+            self.source.restore(state)
 
     def _roll_out(self, rollout: int) -> list[Batch]:
         settings = self.settings

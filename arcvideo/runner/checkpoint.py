@@ -1,29 +1,34 @@
 """Checkpoints: directories `step-N` that exist entirely or not at all.
 
 Written under a temporary name, every file synced, a manifest of sizes and sha256, then one rename. Tensors are
-safetensors, the rest is JSON: nothing that is loaded can run code.
+safetensors, the rest is JSON: nothing that is loaded can run code. Every rank writes its share of the tensors; rank 0
+waits for the others and renames.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
+import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
 _SHARD_BYTES = 2 << 30
+_CHUNK_BYTES = 16 << 20
 _NAME = re.compile(r"step-(\d+)")
+_PART = "part-{}.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,68 +61,86 @@ class _Tensors(Mapping[str, Tensor]):
         return len(self._where)
 
 
+Named = Sequence[tuple[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one rank writes of a checkpoint."""
+
+    step: int
+    """Steps done."""
+    identity: str
+    """Of the stage run; resuming asks for the same."""
+    token: str
+    """Of this attempt, the same on all ranks; part of the temporary name."""
+    weights: Named
+    """This rank's trained tensors: fp32, on the CPU."""
+    optimizer: Named
+    """This rank's optimizer tensors, likewise."""
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """JSON-able; written by rank 0."""
+    rank: int = 0
+    ranks: int = 1
+
+
 class CheckpointFolder:
     """The folder of a run's checkpoints."""
 
-    def __init__(self, root: Path, *, keep_last: int = 2) -> None:
-        self.root = root
-        self.keep_last = keep_last
-
-    def write(
-        self,
-        *,
-        step: int,
-        identity: str,
-        weights: Iterable[tuple[str, Tensor]],
-        optimizer: Iterable[tuple[str, Tensor]],
-        state: Mapping[str, Any],
-        writes: bool = True,
-    ) -> None:
-        """Write `step-N`, then remove what `keep_last` no longer keeps.
+    def __init__(self, root: Path, *, keep_last: int = 2, keep_every: int = 0) -> None:
+        """Name the folder.
 
         Args:
-            step: steps done.
-            identity: of the stage run; resuming asks for the same.
-            weights: trained tensors; consumed on every rank, since gathering them takes all ranks.
-            optimizer: optimizer tensors, likewise.
-            state: JSON-able.
-            writes: False on all ranks but the first.
+            root: made when something is written.
+            keep_last: how many of the newest stay.
+            keep_every: those of steps divisible by it stay for good; 0 for none.
+        """
+        self.root, self.keep_last, self.keep_every = root, keep_last, keep_every
+
+    def write(self, share: Share, *, give_up: Event | None = None, patience: float = 1800) -> None:
+        """Write this rank's share of `step-N`; rank 0 then completes it and removes what need not be kept.
+
+        Args:
+            share: what to write.
+            give_up: set by whoever knows that another rank failed; rank 0 stops waiting for it.
+            patience: seconds rank 0 waits for the other ranks' shares.
 
         Raises:
-            OSError: the disk is full or broken; older checkpoints are untouched.
+            OSError: the disk is full or broken, or a share never came; older checkpoints are untouched.
         """
-        if not writes:
-            for _ in weights:
-                pass
-            for _ in optimizer:
-                pass
-            return
-        self.root.mkdir(parents=True, exist_ok=True)
-        self.remove_unfinished()
-        temporary = self.root / f"step-{step}.tmp-{uuid.uuid4().hex[:8]}"
+        folder = self.root / f"step-{share.step}.tmp-{share.token}"
         try:
-            temporary.mkdir()
-            names = [*_write_shards(temporary, "weights", weights), *_write_shards(temporary, "optimizer", optimizer)]
-            (temporary / "state.json").write_text(json.dumps(dict(state)))
-            files = {name: _seal(temporary / name) for name in [*names, "state.json"]}
-            manifest = {"format": FORMAT, "step": step, "identity": identity, "files": files}
-            (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
-            _sync(temporary / "manifest.json")
-            _sync(temporary)
-            final = self.root / f"step-{step}"
-            if final.exists():
-                shutil.rmtree(final)
-            os.rename(temporary, final)
-            _sync(self.root)
-        except BaseException as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if isinstance(error, OSError) or "safetensor" in type(error).__name__.lower():
-                raise OSError(
-                    f"could not write checkpoint step-{step} in {self.root} (older ones are untouched): {error}"
-                ) from error
-            raise
-        for _, old in self._by_step()[: -self.keep_last]:
-            shutil.rmtree(old, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            files = _write_share(folder, share)
+            if share.rank > 0:
+                _write_whole(folder / _PART.format(share.rank), files)
+                return
+            files |= _other_shares(folder, ranks=share.ranks, give_up=give_up or Event(), patience=patience)
+            _write_json(folder / "state.json", dict(share.state))
+            files["state.json"] = seal(folder / "state.json")
+            manifest = {"format": FORMAT, "step": share.step, "identity": share.identity, "files": files}
+            _write_json(folder / "manifest.json", manifest)
+            self._publish(folder, step=share.step)
+        except OSError as error:
+            if share.rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise OSError(
+                f"could not write checkpoint step-{share.step} in {self.root} (older ones are untouched): {error}"
+            ) from error
+        self._remove_old()
+
+    def _publish(self, folder: Path, *, step: int) -> None:
+        _sync(folder)
+        final = self.root / f"step-{step}"
+        if final.exists():
+            shutil.rmtree(final)
+        os.rename(folder, final)
+        _sync(self.root)
+
+    def _remove_old(self) -> None:
+        for step, path in self._by_step()[: -self.keep_last]:
+            if not self.keep_every or step % self.keep_every:
+                shutil.rmtree(path, ignore_errors=True)
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose manifest verifies; damaged ones are passed over."""
@@ -167,30 +190,90 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
     return Checkpoint(path=path, step=int(manifest["step"]), identity=manifest["identity"], state=state)
 
 
-def _write_shards(folder: Path, kind: str, tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    names: list[str] = []
-    shard: dict[str, Tensor] = {}
+def _write_share(folder: Path, share: Share) -> dict[str, dict[str, Any]]:
+    files: dict[str, dict[str, Any]] = {}
+    for kind, tensors in (("weights", share.weights), ("optimizer", share.optimizer)):
+        for number, shard in enumerate(_shards(tensors)):
+            name = f"{kind}-{share.rank:04d}-{number:05d}.safetensors"
+            files[name] = write_tensors(folder / name, shard)
+    return files
+
+
+def _shards(tensors: Named) -> Iterator[Named]:
+    shard: list[tuple[str, Tensor]] = []
     size = 0
-
-    def flush() -> None:
-        nonlocal shard, size
-        if shard:
-            names.append(f"{kind}-{len(names):05d}.safetensors")
-            save_file(shard, folder / names[-1])
-        shard, size = {}, 0
-
     for name, tensor in tensors:
-        shard[name] = tensor.contiguous()
-        size += tensor.numel() * tensor.element_size()
+        shard.append((name, tensor))
+        size += tensor.nbytes
         if size >= _SHARD_BYTES:
-            flush()
-    flush()
-    return names
+            yield shard
+            shard, size = [], 0
+    if shard:
+        yield shard
 
 
-def _seal(path: Path) -> dict[str, Any]:
+def write_tensors(path: Path, tensors: Named) -> dict[str, Any]:
+    """Write fp32 CPU tensors as safetensors, synced; returns size and sha256.
+
+    In one pass and straight from the tensors' memory. The library's `save_file` first copies everything into Python
+    bytes under the interpreter lock, which would stop the training loop that this runs beside.
+    """
+    header: dict[str, Any] = {}
+    offset = 0
+    for name, tensor in tensors:
+        assert (tensor.dtype, tensor.device.type, tensor.is_contiguous()) == (torch.float32, "cpu", True), name
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, offset + tensor.nbytes]}
+        offset += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for part in itertools.chain([len(text).to_bytes(8, "little"), text], _chunks(tensors)):
+            file.write(part)
+            digest.update(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"size": 8 + len(text) + offset, "sha256": digest.hexdigest()}
+
+
+def _chunks(tensors: Named) -> Iterator[Any]:
+    for _, tensor in tensors:
+        if tensor.numel():
+            view = memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+            for start in range(0, len(view), _CHUNK_BYTES):
+                yield view[start : start + _CHUNK_BYTES]
+
+
+def _other_shares(folder: Path, *, ranks: int, give_up: Event, patience: float) -> dict[str, dict[str, Any]]:
+    files: dict[str, dict[str, Any]] = {}
+    deadline = time.monotonic() + patience
+    for rank in range(1, ranks):
+        part = folder / _PART.format(rank)
+        while not part.exists():
+            if give_up.wait(0.01) or time.monotonic() > deadline:
+                raise OSError(f"the share of rank {rank} did not arrive")
+        files |= json.loads(part.read_text())
+        part.unlink()
+    return files
+
+
+def seal(path: Path) -> dict[str, Any]:
+    """Sync a file; returns its size and sha256."""
     _sync(path)
     return {"size": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with path.open("w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_whole(path: Path, value: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    _write_json(temporary, value)
+    os.replace(temporary, path)
 
 
 def _sha256(path: Path) -> str:

@@ -12,7 +12,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +24,12 @@ from arcvideo.runner.optimizer import build_optimizer
 from arcvideo.runner.ranks import World
 from arcvideo.runner.settings import EngineSettings, OptimizerSettings, zero_stage
 from arcvideo.runner.trainable import HiddenModules
+from arcvideo.runner.zero import forget_partitions, judged_norm, link_states, make_flat_states, publish_weights
 
 _NEVER = 1 << 62
+
+Refuse = Callable[[float], bool]
+"""Global gradient norm -> whether to drop the step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,7 @@ class StepOutcome:
     grad_norm: float
     """Global L2 norm of the gradient before clipping; inf or nan when it was not finite."""
     applied: bool
-    """False: the gradient was not finite and the weights kept every bit."""
+    """False: the step was dropped and the weights kept every bit."""
 
 
 class _Policy(nn.Module):
@@ -141,30 +145,39 @@ class Engine:
         """Present learning rate per module (of its matrices)."""
         return {group["module"]: float(group["lr"]) for group in reversed(self._basic().param_groups)}
 
-    def step(self) -> StepOutcome:
-        """Clip and apply the accumulated gradient, or drop it when it is not finite."""
+    def step(self, *, refuse: Refuse = lambda norm: False) -> StepOutcome:
+        """Clip and apply the accumulated gradient, or drop it, leaving every bit of weights and optimizer state.
+
+        Args:
+            refuse: told the global norm of a finite gradient before anything moves; True drops the step. It must
+                answer alike on all ranks.
+        """
         if self.stage == 0:
-            norm = self._clip()
-            if not torch.isfinite(norm):
+            norm = self._norm()
+            if not torch.isfinite(norm) or refuse(float(norm)):
                 self._deepspeed.zero_grad()
                 return StepOutcome(grad_norm=float(norm), applied=False)
+            self._clip(norm)
             self._deepspeed.step()
             self.steps_applied += 1
             return StepOutcome(grad_norm=float(norm), applied=True)
-        self._deepspeed.step()
+        with judged_norm(self._deepspeed.optimizer, refuse=refuse) as seen:
+            self._deepspeed.step()
         applied = bool(self._deepspeed.was_step_applied())
         self.steps_applied += int(applied)
-        norm = self._deepspeed.get_global_grad_norm()
-        return StepOutcome(grad_norm=float("inf") if norm is None else float(norm), applied=applied)
+        total = self._deepspeed.get_global_grad_norm() if applied else seen[-1] if seen else float("inf")
+        return StepOutcome(grad_norm=float(total), applied=applied)
 
-    def _clip(self) -> Tensor:
-        gradients = [parameter.grad for parameter in self._trained.values() if parameter.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float())
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self._trained.values() if parameter.grad is not None]
+
+    def _norm(self) -> Tensor:
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._gradients())).float())
+
+    def _clip(self, norm: Tensor) -> None:
         if self.clip_norm > 0:
             # Same formula as ZeRO's, so that the stages agree.
-            factor = torch.clamp((norm + 1e-6) / self.clip_norm, min=1.0)
-            torch._foreach_div_(gradients, factor)
-        return norm
+            torch._foreach_div_(self._gradients(), torch.clamp((norm + 1e-6) / self.clip_norm, min=1.0))
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Name -> parameter object of everything that trains (under ZeRO-3 their data may be elsewhere)."""
@@ -176,28 +189,38 @@ class Engine:
 
     # --- the training state, by name ---
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Trained tensors in fp32 on the CPU, whole; every rank must run through all of them."""
-        from deepspeed.utils import safe_get_full_fp32_param
+    def live_state(self) -> Iterator[tuple[str, str, Tensor]]:
+        """(`weights` or `optimizer`, name, whole tensor) of everything that a checkpoint holds.
+
+        Tensors may be the live ones: copy them before the next step. Every rank must run through all of them.
+        Optimizer tensors are called `<kind>/<parameter>`; there are none before the first applied step.
+        """
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         for name, parameter in self._trained.items():
-            full = parameter.detach() if self.stage == 0 else safe_get_full_fp32_param(parameter)
-            yield name, full.detach().to("cpu", torch.float32, copy=True)
-
-    def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
-        """Pairs (`<kind>/<parameter>`, fp32 tensor), whole; nothing before the first applied step."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
+            yield "weights", name, parameter.detach() if self.stage == 0 else safe_get_full_fp32_param(parameter)
         if self.steps_applied == 0:
             return
-        self._link_states()
+        link_states(self._deepspeed.optimizer, stage=self.stage)
         for name, parameter in self._trained.items():
             for kind in self._state_kinds(parameter):
                 if self.stage == 0:
-                    full = self.optimizer.state[parameter][kind]
+                    yield "optimizer", f"{kind}/{name}", self.optimizer.state[parameter][kind]
                 else:
-                    full = safe_get_full_optimizer_state(parameter, kind)
-                yield f"{kind}/{name}", full.detach().to("cpu", torch.float32, copy=True)
+                    yield "optimizer", f"{kind}/{name}", safe_get_full_optimizer_state(parameter, kind)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Copies of the trained tensors in fp32 on the CPU, whole; every rank must run through all of them."""
+        return self._copies("weights")
+
+    def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
+        """The same of the optimizer's tensors."""
+        return self._copies("optimizer")
+
+    def _copies(self, wanted: str) -> Iterator[tuple[str, Tensor]]:
+        for kind, name, tensor in self.live_state():
+            if kind == wanted:
+                yield name, tensor.detach().to("cpu", torch.float32, copy=True)
 
     def _state_kinds(self, parameter: nn.Parameter) -> tuple[str, ...]:
         by_muon = self.stage == 0 and any(
@@ -219,12 +242,12 @@ class Engine:
             )
         self.steps_applied = steps_applied
         if steps_applied and self.stage:
-            self._make_flat_states(steps_applied)
+            make_flat_states(self._deepspeed.optimizer, self._basic(), stage=self.stage, steps=steps_applied)
         for name, parameter in self._trained.items():
             self._set(parameter, weights[name], kind=None)
             for kind in self._state_kinds(parameter) if steps_applied else ():
                 self._set(parameter, optimizer[f"{kind}/{name}"], kind=kind)
-        self._publish_weights()
+        publish_weights(self._deepspeed.optimizer, stage=self.stage)
 
     def _set(self, parameter: Any, value: Tensor, *, kind: str | None) -> None:
         if self.stage == 0:
@@ -246,42 +269,6 @@ class Engine:
         parameter._z3_optimizer.set_local_hp_param(
             padded.narrow(0, part * self.world.rank, part).to(self.device), parameter, kind
         )
-
-    def _make_flat_states(self, steps: int) -> None:
-        # AdamW makes its state in its first step; a resumed run needs it before that, to be filled.
-        for flat in self._flat_tensors():
-            self._basic().state[flat] = {
-                "step": torch.tensor(float(steps), device=flat.device),
-                "exp_avg": torch.zeros_like(flat),
-                "exp_avg_sq": torch.zeros_like(flat),
-            }
-        self._link_states()
-
-    def _link_states(self) -> None:
-        # ZeRO-1 and 2 map parameters to optimizer states after the first *group* has stepped, when the other groups
-        # have none yet, and never again: do it anew.
-        if self.stage in (1, 2):
-            self._deepspeed.optimizer._hp_optimizer_states_linked = False
-            self._deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
-
-    def _flat_tensors(self) -> list[Tensor]:
-        zero = self._deepspeed.optimizer
-        for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat_partition"):
-            if hasattr(zero, name):
-                return list(getattr(zero, name))
-        raise AssertionError(f"deepspeed keeps its fp32 weights elsewhere now: {type(zero).__name__}")
-
-    def _publish_weights(self) -> None:
-        """Make the weights used in the forward those of the fp32 masters."""
-        zero = self._deepspeed.optimizer
-        if self.stage in (1, 2):
-            zero.update_lp_params()
-        elif self.stage == 3:
-            zero._partition_all_parameters()
-            for index in range(len(zero.fp16_groups)):
-                zero._reassign_or_swap_out_partitioned_parameters(index)
-            if zero.persistent_parameters:
-                zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
     @contextmanager
     def whole_weights(self) -> Iterator[nn.Module]:
@@ -315,16 +302,11 @@ class Engine:
         self._deepspeed.destroy()
         self._hidden.restore()
         if self.stage == 3:
-            _forget_partitions(self.model)
+            forget_partitions(self.model)
         for name, parameter in self._trained.items():
             parameter.data = weights[name]
             parameter.grad = None
         return self.model.to("cpu")
-
-
-def _forget_partitions(model: nn.Module) -> None:
-    for module in model.modules():
-        module._parameters = dict(module._parameters)
 
 
 def _deepspeed_config(settings: EngineSettings, *, precision: str, clip_norm: float) -> dict[str, Any]:

@@ -1,16 +1,25 @@
-"""Where numbers go: metrics.jsonl is the truth, Weights & Biases an optional mirror that never stops a run."""
+"""Where numbers go: metrics.jsonl is the truth, W&B and TensorBoard are mirrors that never stop or slow a run."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import netrc
 import os
+import queue
 import sys
+import threading
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from arcvideo.runner.settings import LoggerSettings
+
+_WAITING = 10_000
+"""Steps that may wait for W&B."""
+_PATIENCE = 30
+"""Seconds W&B may take to start, and to finish."""
 
 
 class MetricsFile:
@@ -71,7 +80,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class WandbMirror:
-    """Sends the same numbers to W&B. Any failure is said once on stderr and switches the mirror off."""
+    """Sends the same numbers to W&B from a thread of its own: a server that hangs, errs or dies costs no step.
+
+    Any failure is said once on stderr and switches the mirror off.
+    """
 
     def __init__(
         self, settings: LoggerSettings, *, folder: Path, name: str, config: Mapping[str, Any], run_id: str | None
@@ -79,58 +91,124 @@ class WandbMirror:
         """Start or continue the W&B run.
 
         Args:
-            settings: mode, project and so on.
+            settings: mode, project and so on; online without a key becomes offline.
             folder: where W&B keeps its files.
             name: name of the run.
             config: resolved settings, shown by W&B.
             run_id: id from a checkpoint, None for a new run.
         """
-        self.run_id = run_id
-        self._run: Any = None
-        if settings.wandb == "disabled":
+        mode = _wandb_mode(settings.wandb)
+        self.run_id = run_id if mode == "disabled" else run_id or uuid.uuid4().hex[:8]
+        self._on = mode != "disabled"
+        self._todo: queue.Queue[Mapping[str, Any] | int] = queue.Queue(_WAITING)
+        if not self._on:
             return
+        options = {
+            "project": settings.project,
+            "entity": settings.entity,
+            "tags": list(settings.tags) or None,
+            "mode": mode,
+            "dir": str(folder),
+            "name": name,
+            "id": self.run_id,
+            "resume": "allow",
+            "config": dict(config),
+        }
+        self._thread = threading.Thread(target=self._mirror, args=(options,), name="wandb", daemon=True)
+        self._thread.start()
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Mirror one object of metrics.jsonl."""
+        if self._on:
+            try:
+                self._todo.put_nowait(values)
+            except queue.Full:
+                self._give_up(TimeoutError(f"{_WAITING} steps are waiting to be sent"))
+
+    def close(self, *, exit_code: int = 0) -> None:
+        """Finish the W&B run; a server that does not answer is not waited for longer than half a minute."""
+        if not self._on:
+            return
+        with contextlib.suppress(queue.Full):
+            self._todo.put_nowait(exit_code)
+        self._thread.join(_PATIENCE)
+        if self._thread.is_alive():
+            self._give_up(TimeoutError(f"no answer in {_PATIENCE} s; `wandb sync` sends the files later"))
+        self._on = False
+
+    def _mirror(self, options: dict[str, Any]) -> None:
         try:
             import wandb
 
-            self.run_id = run_id or uuid.uuid4().hex[:8]
-            self._run = wandb.init(
-                project=settings.project,
-                entity=settings.entity,
-                tags=list(settings.tags) or None,
-                mode=settings.wandb,  # type: ignore[arg-type]
-                dir=str(folder),
-                name=name,
-                id=self.run_id,
-                resume="allow",
-                config=dict(config),
-                settings=wandb.Settings(silent=True, console="off", init_timeout=30),
-            )
+            quiet = wandb.Settings(silent=True, console="off", init_timeout=_PATIENCE)
+            run = wandb.init(settings=quiet, **options)
+            while self._on:
+                item = self._todo.get()
+                if isinstance(item, int):
+                    run.finish(exit_code=item)
+                    return
+                numbers = {
+                    key: value for key, value in item.items() if key != "step" and isinstance(value, int | float)
+                }
+                run.log(numbers, step=int(item["step"]))
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        if self._on:
+            self._on = False
+            print(f"W&B is off for this run, training goes on: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _wandb_mode(asked: str) -> str:
+    """The mode asked for, unless WANDB_MODE says otherwise or there is no key to be online with."""
+    mode = os.environ.get("WANDB_MODE", asked) if asked == "online" else asked
+    if mode != "online" or os.environ.get("WANDB_API_KEY"):
+        return mode
+    try:
+        known = netrc.netrc().authenticators("api.wandb.ai")
+    except (OSError, netrc.NetrcParseError):
+        known = None
+    if known:
+        return mode
+    print("W&B has no key (WANDB_API_KEY or `wandb login`): writing offline, `wandb sync` sends it", file=sys.stderr)
+    return "offline"
+
+
+class TensorBoardMirror:
+    """Writes the same numbers as TensorBoard events, when asked to and when tensorboard is installed."""
+
+    def __init__(self, settings: LoggerSettings, *, folder: Path, start: int) -> None:
+        """Open `folder`/tensorboard; events of steps from `start` on, left by a killed run, are disregarded."""
+        self._writer: Any = None
+        if not settings.tensorboard:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
         except Exception as error:
             self._give_up(error)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Mirror one object of metrics.jsonl."""
-        if self._run is None:
+        if self._writer is None:
             return
         try:
-            numbers = {key: value for key, value in values.items() if key != "step" and isinstance(value, int | float)}
-            self._run.log(numbers, step=int(values["step"]))
+            for key, value in values.items():
+                if key != "step" and isinstance(value, int | float):
+                    self._writer.add_scalar(key, value, values["step"])
         except Exception as error:
             self._give_up(error)
 
-    def close(self, *, exit_code: int = 0) -> None:
-        """Finish the W&B run."""
-        if self._run is None:
-            return
-        try:
-            self._run.finish(exit_code=exit_code)
-        except Exception as error:
-            self._give_up(error)
-        self._run = None
+    def close(self) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            self._writer.close()
 
     def _give_up(self, error: Exception) -> None:
-        print(f"W&B is off for this run, training goes on: {type(error).__name__}: {error}", file=sys.stderr)
-        self._run = None
+        print(f"TensorBoard is off for this run: {type(error).__name__}: {error}", file=sys.stderr)
+        self._writer = None
 
 
 class Sums:

@@ -3,73 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-import faulthandler
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from arcvideo.objectives.loss import Loss
+from arcvideo.runner.badnumbers import SpikeRule
 from arcvideo.runner.checkpoint import Checkpoint, CheckpointFolder
-from arcvideo.runner.engine import Engine, StepOutcome
+from arcvideo.runner.cost import (
+    MemoryUse,
+    accounting,
+    device_peak,
+    is_out_of_memory,
+    settings_of,
+)
+from arcvideo.runner.engine import Engine
+from arcvideo.runner.facts import facts_of, values_of
 from arcvideo.runner.liveness import GradientWatch, LivenessReport, check_modalities
 from arcvideo.runner.log import RunLog
-from arcvideo.runner.metrics import Sums, merge
+from arcvideo.runner.metrics import Sums
+from arcvideo.runner.protocols import BatchSource, Objective, RunResult, model_inputs, summed
 from arcvideo.runner.randomness import random_state, restore_random_state, seed_all
-from arcvideo.runner.ranks import barrier, gather_json
+from arcvideo.runner.ranks import gather_json
+from arcvideo.runner.saving import Saver
 from arcvideo.runner.schedule import lr_ratio
 from arcvideo.runner.settings import LoggerSettings, RunnerSettings, ScheduleSettings
 from arcvideo.runner.signals import Preempted, StopSignals
+from arcvideo.runner.watchdog import Watchdog
 from arcvideo.types import Batch
 
 
-class BatchSource(Protocol):
-    """Where batches come from: a data set, or rollouts of the policy (then it holds the policy itself)."""
-
-    def batches(self, step: int) -> Sequence[Batch]:
-        """This rank's micro-batches of optimizer step `step`; as many on every rank. A pure function of the step."""
-        ...
-
-
-class Objective(Protocol):
-    """What is minimised."""
-
-    def __call__(self, logits: Tensor, batch: Batch) -> Loss:
-        """Summed loss of one micro-batch; logits are (T, V)."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """What a finished run leaves for the manifest."""
-
-    steps: int
-    seconds: float
-    """Of this process, without what ran before a resume."""
-    metrics: dict[str, float]
-    """Of the last step."""
-    skipped: list[int]
-    """Steps refused for a non-finite loss or gradient."""
-    resumed_from: int
-    """Steps that were already done when this process started."""
-    liveness: dict[str, Any] = field(default_factory=dict)
-    """LivenessReport as a dict; empty when switched off."""
-
-
-def model_inputs(batch: Batch) -> dict[str, Any]:
-    """What the model's forward reads of a batch."""
-    return {
-        "input_ids": batch.input_ids,
-        "position_ids": batch.position_ids,
-        "segments": batch.segments,
-        "media": batch.media,
-        "target_positions": batch.target_positions,
-    }
+class BadNumbers(RuntimeError):
+    """More steps had to be skipped than the budget allows."""
 
 
 class Runner:
@@ -112,10 +82,17 @@ class Runner:
         self.folder, self.identity, self.name = folder, identity, name
         self.logger, self.config = logger or LoggerSettings(), dict(config or {})
         self.world = engine.world
-        self.checkpoints = CheckpointFolder(folder / "checkpoints", keep_last=settings.keep_last)
+        self.checkpoints = CheckpointFolder(
+            folder / "checkpoints", keep_last=settings.keep_last, keep_every=settings.keep_every
+        )
+        self._saver = Saver(engine, folder=self.checkpoints, identity=identity, failures=settings.save_failures)
+        self._rule = SpikeRule(z=settings.spike_z, window=settings.spike_window, clip_norm=engine.clip_norm)
+        self._dog = Watchdog(seconds=settings.hang_seconds, folder=folder / "hang", world=engine.world)
+        self._memory = MemoryUse(engine.device)
+        self._sizes = settings_of(engine.model)
+        self._peak = device_peak(engine.device, tflops=settings.peak_tflops)
         self._extra = dict(forward_extra or {})
         self._skipped: list[int] = []
-        self._saved_at = -1
         self._report = LivenessReport()
         self._watch: GradientWatch | None = None
 
@@ -125,7 +102,9 @@ class Runner:
         Raises:
             Preempted: a signal asked to stop; a checkpoint is written, the process should exit with code 85.
             DeadModality: the liveness proof failed.
-            RuntimeError: more steps had to be skipped than `runner.skip_budget` allows.
+            BadNumbers: more steps had to be skipped than `runner.skip_budget` allows.
+            OutOfMemory: naming samples and the override that fits.
+            OSError: checkpoints cannot be written.
         """
         began = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -137,65 +116,73 @@ class Runner:
         found = self._resume()
         start = found.step if found else 0
         self._log = self._open_log(found)
-        last: dict[str, float] = {}
+        last: dict[str, Any] = {}
         code = 1
         try:
-            with StopSignals() as signals:
+            with StopSignals() as signals, self._dog:
                 if self.settings.liveness and start == 0:
                     self._prove()
                 for step in range(start, self.settings.steps):
-                    last, stop = self._step(step, stop=signals.requested)
+                    last, stop = self._step(step, stop=signals)
                     done = step + 1
                     if stop or self._save_is_due(done):
                         self.save(done)
                     if stop and done < self.settings.steps:
+                        self._finish_saving(done)
                         raise Preempted(done)
-            self._end_watch()
+                self._end_watch()
+                self._finish_saving(self.settings.steps)
             code = 0
         finally:
-            faulthandler.cancel_dump_traceback_later()
             self._log.close(exit_code=code)
         return RunResult(
             steps=self.settings.steps,
             seconds=time.monotonic() - began,
-            metrics=last,
+            metrics={name: value for name, value in last.items() if isinstance(value, int | float)},
             skipped=list(self._skipped),
             resumed_from=start,
             liveness=dataclasses.asdict(self._report) if self.settings.liveness else {},
+            counts=summed(gather_json(self.source.state(), world=self.world)),
         )
 
     # --- one step ---
 
-    def _step(self, step: int, *, stop: bool) -> tuple[dict[str, float], bool]:
+    def _step(self, step: int, *, stop: StopSignals) -> tuple[dict[str, Any], bool]:
         """One optimizer step; returns its metrics, and whether any rank was asked to stop."""
-        if self.settings.hang_seconds:
-            faulthandler.dump_traceback_later(self.settings.hang_seconds, exit=True)
         began = time.perf_counter()
+        self._dog.note(f"waiting for the data of step {step}")
         batches = list(self.source.batches(step))
         waited = time.perf_counter() - began
+        self._dog.note(f"in step {step}", _keys(batches))
         weight = self._global_weight(step, batches)
+        self._prove_again(step, batches)
         self.engine.set_lr(lr_ratio(step, schedule=self.schedule, steps=self.settings.steps))
         sums, suspects = self._gradient(batches, weight=weight)
         if self._watch is not None:
             self._watch.after_backward(batches)
             if not self._watch.unproven or step + 1 >= self.settings.liveness_scan:
                 self._end_watch()
-        outcome = self.engine.step()
-        facts = {
-            "pairs": sums.pairs(),
-            "tokens": sum(int(batch.input_ids.numel()) for batch in batches),
-            "waited": waited,
-            "stop": stop,
-            # When no loss is to blame, any sample of the step may be.
-            "suspects": suspects or [key for batch in batches for key in batch.keys],
-            "blames": bool(suspects),
-        }
-        parts = gather_json(facts if not outcome.applied else facts | {"suspects": []}, world=self.world)
-        values = self._values(parts, outcome=outcome, weight=weight, seconds=time.perf_counter() - began)
+        facts = facts_of(
+            batches, sums=sums, waited=waited, sizes=self._sizes, trained=self.train, device=self.engine.device
+        )
+        parts = gather_json(facts | {"stop": stop.requested, "suspects": suspects}, world=self.world)
+        loss = sum(part["pairs"]["loss"][0] for part in parts) / weight
+        blame = self._rule.loss(loss)
+        outcome = self.engine.step(refuse=lambda norm: bool(blame or self._rule.norm(norm)))
+        values = values_of(
+            parts,
+            outcome=outcome,
+            loss=loss,
+            weight=weight,
+            seconds=time.perf_counter() - began,
+            lr=max(self.engine.lrs().values()),
+            peak=self._peak,
+        )
         self._log.record({"step": step} | values)
-        if not outcome.applied:
-            blaming = [part for part in parts if part["blames"]] or parts
-            self._skip(step, [key for part in blaming for key in part["suspects"]])
+        if outcome.applied:
+            self._rule.accept(loss=loss, norm=outcome.grad_norm)
+        else:
+            self._skip(step, batches, parts, why=blame or self._rule.norm(outcome.grad_norm) or "gradient not finite")
         return values, any(part["stop"] for part in parts)
 
     def _gradient(self, batches: Sequence[Batch], *, weight: float) -> tuple[Sums, list[str]]:
@@ -203,33 +190,22 @@ class Runner:
         sums = Sums()
         totals: list[Tensor] = []
         for number, batch in enumerate(batches):
-            batch = batch.to(self.engine.device)
-            loss = self.objective(self.engine(**model_inputs(batch), **self._extra), batch)
-            self.engine.backward(loss.total / weight, last=number == len(batches) - 1)
+            self._memory.before()
+            try:
+                batch = batch.to(self.engine.device)
+                loss = self.objective(self.engine(**model_inputs(batch), **self._extra), batch)
+                self.engine.backward(loss.total / weight, last=number == len(batches) - 1)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise self._memory.explain(error, batch=batch) from error
+                raise
+            self._memory.after(batch)
             totals.append(loss.total.detach())
             sums.add("loss", totals[-1], 0.0)
             for name, (metric, count) in loss.metrics.items():
                 sums.add(name, metric, count)
         finite = torch.isfinite(torch.stack(totals)).tolist()
         return sums, [key for ok, batch in zip(finite, batches, strict=True) if not ok for key in batch.keys]
-
-    def _values(
-        self, parts: Sequence[dict[str, Any]], *, outcome: StepOutcome, weight: float, seconds: float
-    ) -> dict[str, float]:
-        """The numbers of a step, over all ranks."""
-        tokens = sum(part["tokens"] for part in parts)
-        values = {
-            "train/loss": sum(part["pairs"]["loss"][0] for part in parts) / weight,
-            "train/grad_norm": outcome.grad_norm,
-            "train/lr": max(self.engine.lrs().values()),
-            "train/weight": weight,
-            "train/tokens": tokens,
-            "train/skipped": int(not outcome.applied),
-            "time/step": seconds,
-            "time/data": max(part["waited"] for part in parts),
-            "speed/tokens_per_second": tokens / seconds,
-        }
-        return values | {f"train/{name}": value for name, value in merge([part["pairs"] for part in parts]).items()}
 
     def _global_weight(self, step: int, batches: Sequence[Batch]) -> float:
         """Sum of target weights over ranks and micro-batches.
@@ -252,26 +228,52 @@ class Runner:
             raise ValueError(f"step {step} has no target tokens, first sample {batches[0].keys[:1]}: check the data")
         return weight
 
-    def _skip(self, step: int, keys: Sequence[str]) -> None:
+    def _skip(self, step: int, batches: Sequence[Batch], parts: Sequence[dict[str, Any]], *, why: str) -> None:
+        """Report a dropped step, on all ranks.
+
+        Raises:
+            BadNumbers: the budget is spent.
+        """
+        # When no loss is to blame, any sample of the step may be.
+        suspects = [key for part in parts for key in part["suspects"]]
+        keys = suspects or [key for part in gather_json(_keys(batches), world=self.world) for key in part]
         self._skipped.append(step)
         shown = ", ".join(keys[:8]) + (" ..." if len(keys) > 8 else "")
-        self._log.say(f"step {step} skipped, weights unchanged: loss or gradient is not finite; samples {shown}")
+        self._log.say(f"step {step} skipped, weights unchanged: {why}; samples {shown}")
+        if self.world.first:
+            with (self.folder / "skipped.jsonl").open("a") as file:
+                file.write(json.dumps({"step": step, "why": why, "samples": keys}) + "\n")
         if len(self._skipped) > self.settings.skip_budget:
-            raise RuntimeError(
-                f"{len(self._skipped)} steps were skipped for non-finite numbers, more than runner.skip_budget="
-                f"{self.settings.skip_budget}; the last ones: {self._skipped[-5:]}, samples {shown}"
+            raise BadNumbers(
+                f"{len(self._skipped)} steps were skipped, more than runner.skip_budget={self.settings.skip_budget}; "
+                f"the last ones: {self._skipped[-5:]}; step {step}: {why}, samples {shown}. All: "
+                f"{self.folder / 'skipped.jsonl'}. Lower optimizer.lr, look at the samples, or raise the budget"
             )
 
     # --- proofs ---
 
     def _prove(self) -> None:
+        self._dog.note("proving that modalities are alive")
+        before = self.source.state()
         ahead = range(min(self.settings.liveness_scan, self.settings.steps))
         batches = ([batch.to(self.engine.device) for batch in self.source.batches(step)] for step in ahead)
         # Without the feature cache: it would answer for changed clips with the features of the originals.
         self._report = check_modalities(
             batches, forward=lambda batch: self.engine(**model_inputs(batch)), world=self.world
         )
+        # What was looked at ahead is not trained on yet.
+        self.source.restore(before)
         self._watch = GradientWatch(self.engine.trained_parameters(), train=self.train, world=self.world)
+
+    def _prove_again(self, step: int, batches: Sequence[Batch]) -> None:
+        every = self.settings.liveness_every
+        if every and step and step % every == 0:
+            moved = [[batch.to(self.engine.device) for batch in batches]]
+            again = check_modalities(
+                moved, forward=lambda batch: self.engine(**model_inputs(batch)), world=self.world
+            ).moved
+            self._report.moved.update(again)
+            self._log.say(f"liveness at step {step}: {', '.join(f'{key} {value:.3g}' for key, value in again.items())}")
 
     def _end_watch(self) -> None:
         if self._watch is not None:
@@ -287,30 +289,33 @@ class Runner:
         return done == self.settings.steps or (every > 0 and done % every == 0)
 
     def save(self, done: int) -> None:
-        """Write the checkpoint of `done` finished steps, once."""
-        if done == self._saved_at:
-            return
+        """Begin the checkpoint of `done` finished steps, once; training may go on while it is written."""
+        self._dog.note(f"saving after step {done}")
         state = {
             "random": gather_json(random_state(), world=self.world),
             "steps_applied": self.engine.steps_applied,
             "skipped": self._skipped,
+            "spikes": self._rule.state(),
+            "source": gather_json(self.source.state(), world=self.world),
             "wandb_id": self._log.wandb_id,
             "world_size": self.world.size,
             "liveness": dataclasses.asdict(self._report),
         }
-        self.checkpoints.write(
-            step=done,
-            identity=self.identity,
-            weights=self.engine.weights(),
-            optimizer=self.engine.optimizer_state(),
-            state=state,
-            writes=self.world.first,
-        )
-        barrier(world=self.world)
-        self._saved_at = done
+        self._saver.save(done, state=state, say=self._log.say)
+
+    def _finish_saving(self, done: int) -> None:
+        """Wait for the disk; the last checkpoint must be there, so a failed write is tried once more."""
+        self._dog.note("writing the last checkpoint")
+        self._saver.settle(say=self._log.say)
+        if self._saver.saved_at != done:
+            self._saver.failures = 0
+            self.save(done)
+            self._saver.settle(say=self._log.say)
 
     def _resume(self) -> Checkpoint | None:
         # Rank 0 chooses: another rank could see a half-deleted directory.
+        if self.world.first:
+            self.checkpoints.remove_unfinished()
         chosen = self.checkpoints.newest() if self.world.first else None
         step = gather_json(chosen.step if chosen else None, world=self.world)[0]
         if step is None:
@@ -328,11 +333,14 @@ class Runner:
         )
         if found.state["world_size"] == self.world.size:
             restore_random_state(found.state["random"][self.world.rank])
+            self.source.restore(found.state["source"][self.world.rank])
         else:
             seed_all(self.settings.seed + found.step, rank=self.world.rank)
+            self.source.restore(summed(found.state["source"]) if self.world.first else {})
         self._skipped = list(found.state["skipped"])
+        self._rule.restore(found.state["spikes"])
         self._report = LivenessReport(**found.state["liveness"])
-        self._saved_at = found.step
+        self._saver.saved_at = found.step
         return found
 
     def _open_log(self, found: Checkpoint | None) -> RunLog:
@@ -349,4 +357,10 @@ class Runner:
         )
         if found:
             log.say(f"resumed after step {found.step} from {found.path}")
+        if self._sizes is not None:
+            log.say(accounting(device=self.engine.device, peak=self._peak, ranks=self.world.size))
         return log
+
+
+def _keys(batches: Sequence[Batch]) -> list[str]:
+    return [key for batch in batches for key in batch.keys]

@@ -20,8 +20,14 @@ _RUNNER_MINIMA = (
     ("log_every", 1),
     ("save_every", 0),
     ("keep_last", 1),
+    ("keep_every", 0),
+    ("save_failures", 0),
     ("liveness_scan", 1),
+    ("liveness_every", 0),
     ("skip_budget", 0),
+    ("spike_z", 0),
+    ("spike_window", 8),
+    ("peak_tflops", 0),
     ("hang_seconds", 0),
     ("clip_norm", 0),
 )
@@ -90,21 +96,33 @@ class RunnerSettings:
     """Steps between two checkpoints; 0 saves only at the end and on a signal."""
     keep_last: int = 2
     """How many of the newest checkpoints stay on disk."""
+    keep_every: int = 0
+    """Checkpoints of steps divisible by this stay for good; 0 keeps none beyond keep_last."""
+    save_failures: int = 2
+    """How many writes in a row may fail (disk full, network) before the run stops; the last save must succeed."""
     liveness: bool = True
     """Before step 1, prove that each modality moves the loss and that gradients reach what is trained."""
     liveness_scan: int = 4
     """How many steps of data the liveness proof looks through for each modality (1 where batches are costly)."""
+    liveness_every: int = 0
+    """Repeat the proof that modalities move the loss every so many steps; 0 for before step 1 only."""
     skip_budget: int = 10
-    """How many steps may be skipped for a non-finite loss or gradient before the run stops."""
+    """How many steps may be skipped (non-finite numbers, spikes) before the run stops."""
+    spike_z: float = 30.0
+    """A step whose loss or gradient norm lies more robust standard deviations above the median is skipped; 0: none."""
+    spike_window: int = 128
+    """Accepted steps that the spike rule looks back on; it is silent before a quarter of them are there."""
     hang_seconds: int = 1800
-    """A step that takes longer prints the stacks of its threads and ends the process; 0 switches the watch off."""
+    """No progress for so long prints the stacks of all ranks and ends them with status 86; 0 switches the watch off."""
+    peak_tflops: float = 0.0
+    """Peak of one device for MFU, TFLOP/s; 0 looks its name up."""
     deterministic: bool = True
     """Ask torch for deterministic kernels where it has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggerSettings:
-    """The optional mirror of metrics.jsonl in Weights & Biases."""
+    """The optional mirrors of metrics.jsonl: Weights & Biases and TensorBoard."""
 
     wandb: str = "disabled"
     """disabled, offline (files only) or online."""
@@ -114,6 +132,8 @@ class LoggerSettings:
     """W&B team or user; None uses the account's default."""
     tags: list[str] = field(default_factory=list)
     """W&B tags."""
+    tensorboard: bool = False
+    """Write TensorBoard events too; needs the package tensorboard."""
 
 
 def _choice(problems: list[str], key: str, value: str, allowed: tuple[str, ...]) -> None:

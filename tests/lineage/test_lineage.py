@@ -28,6 +28,11 @@ def identify(**changes: object) -> str:
     return identity(**({"config": CONFIG, "data": "d", "parent": "p", "code": "c"} | changes))  # type: ignore[arg-type]
 
 
+def test_settings_that_cannot_change_the_outcome_do_not_change_the_identity() -> None:
+    for name in ("keep_every", "save_failures", "liveness_every", "peak_tflops"):
+        assert identify(config=CONFIG | {"runner": CONFIG["runner"] | {name: 7}}) == identify()
+
+
 def test_identity_follows_what_decides_the_outcome() -> None:
     assert identify() == identify(config=dict(reversed(CONFIG.items())))
     others = [

@@ -42,6 +42,12 @@ class Prompts:
         self.asked.append(step)
         return make_prompts()[:count]
 
+    def state(self) -> dict[str, dict[str, int]]:
+        return {"seen": {"clips": 4 * len(self.asked)}}
+
+    def restore(self, state: dict[str, dict[str, int]]) -> None:
+        self.asked = self.asked[: state["seen"]["clips"] // 4]
+
 
 def make_source(settings: GrpoSettings = SETTINGS, **options: Any) -> RolloutSource:
     model = make_model()
@@ -250,3 +256,15 @@ def test_sample_rollouts_are_written_for_people(tmp_path: Path) -> None:
     assert rows[0]["key"] == "a/0"
     assert rows[4]["truth"] == {"span": [0.0, 1.0]}
     assert set(rows[0]["rewards"]) == {f"{__name__}:length", "format"}
+
+
+def test_looking_ahead_is_not_counted_but_what_is_kept_of_it_is() -> None:
+    source = make_source()
+    fresh = source.state()
+    source.batches(0)
+    source.restore(fresh)
+    source.batches(0)
+    assert source.state() == {"seen": {"clips": 4}}
+    source.batches(1)
+    source.restore(fresh)
+    assert source.state() == fresh

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from arcvideo.runner import checkpoint
-from arcvideo.runner.checkpoint import CheckpointFolder, read_checkpoint
+from arcvideo.runner.checkpoint import CheckpointFolder, Share, read_checkpoint, write_tensors
 from arcvideo.runner.ranks import World
 from tests.runner.job import train
 
@@ -19,7 +23,15 @@ OPTIMIZER = [("exp_avg/a", torch.zeros(2, 3))]
 
 
 def write(folder: CheckpointFolder, step: int) -> None:
-    folder.write(step=step, identity="me", weights=iter(WEIGHTS), optimizer=iter(OPTIMIZER), state={"x": [1, 0.1]})
+    folder.write(share(step))
+
+
+def share(step: int, *, rank: int = 0, ranks: int = 1) -> Share:
+    """What one of the ranks holds of the two weights and one optimizer tensor."""
+    return Share(
+        step=step, identity="me", token="abc", weights=WEIGHTS[rank::ranks], optimizer=OPTIMIZER[rank::ranks],
+        state={"x": [1, 0.1]}, rank=rank, ranks=ranks,
+    )  # fmt: skip
 
 
 def test_what_is_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +54,45 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-2"]
 
 
-@pytest.mark.parametrize("name", ["weights-00000.safetensors", "optimizer-00000.safetensors", "state.json"])
+def test_steps_divisible_by_keep_every_stay_for_good(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=1, keep_every=4)
+    for step in (2, 4, 6, 8, 10):
+        write(folder, step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-4", "step-8"]
+
+
+def test_tensors_of_every_shape_are_safetensors_that_the_library_reads(tmp_path: Path) -> None:
+    tensors = [("matrix", torch.randn(3, 5)), ("empty", torch.zeros(0, 4)), ("scalar", torch.tensor(2.5))]
+    sealed = write_tensors(tmp_path / "x.safetensors", tensors)
+    read = load_file(tmp_path / "x.safetensors")
+    assert {name: tensor.tolist() for name, tensor in tensors} == {name: read[name].tolist() for name in read}
+    data = (tmp_path / "x.safetensors").read_bytes()
+    assert sealed == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def test_a_checkpoint_is_there_when_the_shares_of_all_ranks_are(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    first = threading.Thread(target=folder.write, args=(share(1, ranks=2),))
+    first.start()
+    time.sleep(0.1)
+    assert folder.newest() is None
+    folder.write(share(1, rank=1, ranks=2))
+    first.join(timeout=30)
+    found = folder.newest()
+    assert found is not None
+    assert sorted(found.tensors("weights")) == ["a", "b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+
+
+def test_a_share_that_does_not_come_leaves_the_older_checkpoint(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    write(folder, 1)
+    with pytest.raises(OSError, match=r"step-2.*share of rank 1 did not arrive"):
+        folder.write(share(2, ranks=2), patience=0.05)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+
+
+@pytest.mark.parametrize("name", ["weights-0000-00000.safetensors", "optimizer-0000-00000.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, name: str, damage: str) -> None:
     folder = CheckpointFolder(tmp_path)
@@ -80,7 +130,7 @@ def test_a_full_disk_spares_the_older_checkpoint_and_says_so(tmp_path: Path, mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
     with pytest.raises(OSError, match=r"could not write checkpoint step-2.*No space left"):
         write(folder, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
@@ -92,6 +142,7 @@ def test_what_a_killed_writer_left_is_ignored_and_removed(tmp_path: Path) -> Non
     write(folder, 1)
     os.rename(tmp_path / "step-1", tmp_path / "step-1.tmp-abc")
     assert folder.newest() is None
+    folder.remove_unfinished()
     write(folder, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
 

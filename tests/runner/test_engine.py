@@ -9,8 +9,8 @@ import torch
 
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.optimizer import MuonWithAdamW, build_optimizer, parameter_groups
+from arcvideo.runner.protocols import model_inputs
 from arcvideo.runner.ranks import World
-from arcvideo.runner.runner import model_inputs
 from arcvideo.runner.settings import OptimizerSettings
 from arcvideo.runner.trainable import tensor_digest, train_only
 from tests.runner.job import TRAIN, build_engine

@@ -9,8 +9,9 @@ import torch
 
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.liveness import DeadModality, permuted, zeroed
+from arcvideo.runner.protocols import BatchSource, RunResult
 from arcvideo.runner.ranks import World
-from arcvideo.runner.runner import BatchSource, Runner, RunResult
+from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import OptimizerSettings, RunnerSettings, ScheduleSettings
 from arcvideo.runner.trainable import changed_modules, frozen_hashes, train_only
 from tests.runner.job import TRAIN

@@ -1,0 +1,90 @@
+"""The numbers of a step: what each rank tells the others, and what comes of it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+
+from arcvideo.model.settings import ModelSettings
+from arcvideo.runner.cost import peak_memory, useful_flops
+from arcvideo.runner.engine import StepOutcome
+from arcvideo.runner.metrics import Sums, merge
+from arcvideo.types import Batch
+
+
+def facts_of(
+    batches: Sequence[Batch],
+    *,
+    sums: Sums,
+    waited: float,
+    sizes: ModelSettings | None,
+    trained: Collection[str],
+    device: torch.device,
+) -> dict[str, Any]:
+    """What a rank tells the others about its share of a step; JSON-able.
+
+    Args:
+        batches: its micro-batches.
+        sums: loss and metrics over them.
+        waited: seconds until they were there.
+        sizes: of the model, for its FLOPs; None for a model that is not ours.
+        trained: names of the modules that train.
+        device: whose memory counts.
+    """
+    flops = sum(useful_flops(batch, settings=sizes, trained=trained) for batch in batches) if sizes else 0.0
+    return {
+        "pairs": sums.pairs(),
+        "tokens": sum(int(batch.input_ids.numel()) for batch in batches),
+        "flops": flops,
+        "packs": [zlib.crc32("\n".join(batch.keys).encode()) for batch in batches],
+        "waited": waited,
+        "memory": peak_memory(device),
+    }
+
+
+def values_of(
+    parts: Sequence[dict[str, Any]],
+    *,
+    outcome: StepOutcome,
+    loss: float,
+    weight: float,
+    seconds: float,
+    lr: float,
+    peak: float | None,
+) -> dict[str, Any]:
+    """The numbers of a step over all ranks.
+
+    Args:
+        parts: the ranks' facts.
+        outcome: of the optimizer step.
+        loss: mean over all target weights.
+        weight: their sum.
+        seconds: of the step.
+        lr: largest learning rate.
+        peak: FLOP/s of one device, for MFU.
+    """
+    tokens = sum(part["tokens"] for part in parts)
+    flops = sum(part["flops"] for part in parts)
+    packs = sorted(number for part in parts for number in part["packs"])
+    values: dict[str, Any] = {
+        "train/loss": loss,
+        "train/grad_norm": outcome.grad_norm,
+        "train/lr": lr,
+        "train/weight": weight,
+        "train/tokens": tokens,
+        "train/skipped": int(not outcome.applied),
+        # Which samples stood together, whichever rank had them.
+        "data/packs": f"{zlib.crc32(repr(packs).encode()):08x}",
+        "time/step": seconds,
+        "time/data": max(part["waited"] for part in parts),
+        "speed/tokens_per_second": tokens / seconds,
+        "memory/gib": max(part["memory"] for part in parts),
+    }
+    if flops:
+        values["speed/tflops"] = flops / seconds / 1e12
+        if peak:
+            values["speed/mfu"] = flops / seconds / (peak * len(parts))
+    return values | {f"train/{name}": value for name, value in merge([part["pairs"] for part in parts]).items()}
