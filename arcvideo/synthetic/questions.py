@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from arcvideo.synthetic.script import COLORS, DURATION, KINDS, SCREEN_WORDS, SOUNDS, SPOKEN_WORDS, Script
+from arcvideo.synthetic.script import COLORS, KINDS, SCREEN_WORDS, SOUNDS, SPOKEN_WORDS, Script
 from arcvideo.tasks.answers import clock, clock_span
 
 Item = dict[str, Any]
@@ -203,8 +203,9 @@ def _grounding(script: Script, rng: np.random.Generator) -> list[Item]:
 
 
 def _draft(start: int, end: int, rng: np.random.Generator) -> tuple[int, int]:
-    """A span as a bootstrapped model writes it and the paper's filter keeps it (A3, Post-2): IoU above 0.6 to the truth,
-    yet cut a second short in four of five cases where that passes.
+    """A span as a bootstrapped model writes it and the paper's filter keeps it (A3, Post-2).
+
+    Its IoU to the truth is above 0.6, yet it is cut a second short in four of five cases where that passes.
     """
     short = end - start > 2 and rng.random() < 0.8
     return (start, end - 1) if short else (start, end)
