@@ -8,7 +8,7 @@ import pytest
 from arcvideo.media.clip import read_clip
 from arcvideo.media.errors import MediaError
 from tests.media.conftest import grey_frames, tone
-from tests.media.files import Picture, Sound, box, write, with_edit
+from tests.media.files import Picture, Sound, box, with_edit, write
 
 RATE = 16_000
 
