@@ -51,6 +51,11 @@ class GrpoSettings:
     """Updates for every set of completions."""
     rewards: dict[str, float] = field(default_factory=dict)
     """Reward name, or `package.module:function`, -> weight; 0 only reports it. Empty: the paper's two, 1.0 each."""
+    task_rewards: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Task -> its own rewards and weights, used instead of `rewards` for its prompts."""
+    task_weights: dict[str, float] = field(default_factory=dict)
+    """Task -> factor on the advantages of its prompts, 1.0 if absent. scale_rewards=group cancels any common factor
+    of a group's rewards, so only this makes a whole task count less."""
     mask_truncated_completions: bool = False
     """Leave completions that were cut off out of the loss."""
     drop_zero_variance: bool = False
@@ -80,11 +85,25 @@ class GrpoSettings:
             raise ValueError(f"grpo.temperature={self.temperature} must be above 0: greedy groups have no variance")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"grpo.top_p={self.top_p} must be in (0, 1]")
+        for task, rewards in self.task_rewards.items():
+            if not rewards:
+                raise ValueError(f"grpo.task_rewards.{task} is empty: name a reward, or leave the task out")
+        for task, weight in self.task_weights.items():
+            _at_least(f"grpo.task_weights.{task}", weight, 0)
 
     @property
     def reward_weights(self) -> dict[str, float]:
         """The rewards, resolved. Defaults would be merged into what a YAML file says, so the field has none."""
         return dict(self.rewards) or {"mcq_accuracy": 1.0, "temporal_iou": 1.0}
+
+    def rewards_of(self, task: str) -> dict[str, float]:
+        """Reward -> weight for prompts of a task."""
+        return dict(self.task_rewards.get(task, {})) or self.reward_weights
+
+    @property
+    def reward_names(self) -> list[str]:
+        """All rewards that some task may use, each once."""
+        return list(dict.fromkeys([*self.reward_weights, *(n for own in self.task_rewards.values() for n in own)]))
 
     @property
     def clip_high(self) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.groups import Completion, Group
 from arcvideo.rollout.rewards import REWARDS, load_reward
 from arcvideo.rollout.rewards.score import Scores, score
@@ -30,12 +31,24 @@ SPAN = group(
 
 
 def test_each_task_is_scored_by_its_own_reward_with_weights() -> None:
-    scores = score([MCQ, SPAN], rewards={"mcq_accuracy": 1.0, "temporal_iou": 2.0, "format": 0.5})
+    scores = score(
+        [MCQ, SPAN], settings=GrpoSettings(rewards={"mcq_accuracy": 1.0, "temporal_iou": 2.0, "format": 0.5})
+    )
     assert scores.total.tolist() == [1.5, 0.0, 2.5, 1.0, 0.0]
     nan = math.nan
     torch.testing.assert_close(scores.parts["mcq_accuracy"], torch.tensor([1, 0, nan, nan, nan]), equal_nan=True)
     torch.testing.assert_close(scores.parts["temporal_iou"], torch.tensor([nan, nan, 1, 0.5, 0]), equal_nan=True)
     assert scores.parts["format"].tolist() == [1, 0, 1, 0, 0]
+
+
+def test_a_task_can_have_rewards_of_its_own() -> None:
+    speech = group("s/0", "<think>x</think><answer>one</answer>", "one", task="asr", truth={"text": "one"})
+    settings = GrpoSettings(rewards={"mcq_accuracy": 2.0}, task_rewards={"asr": {"format": 0.5}})
+    scores = score([MCQ, speech], settings=settings)
+    assert scores.total.tolist() == [2.0, 0.0, 0.5, 0.0]
+    assert scores.parts["format"].isnan().tolist() == [True, True, False, False]
+    with pytest.raises(ValueError, match=r"task 'asr'.*grpo\.task_rewards\.asr"):
+        score([speech], settings=GrpoSettings(rewards={"mcq_accuracy": 2.0}))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +82,7 @@ def test_adversarial_spans(text: str, worth: float) -> None:
 
 
 def test_a_users_reward_gets_the_columns_and_is_called_by_its_path() -> None:
-    scores = score([MCQ, SPAN], rewards={f"{__name__}:counts_columns": 1.0})
+    scores = score([MCQ, SPAN], settings=GrpoSettings(rewards={f"{__name__}:counts_columns": 1.0}))
     assert scores.total.tolist() == [1.0] * 5
 
 
@@ -114,11 +127,11 @@ def abstains(completions: list[str], **columns: Any) -> list[float | None]:
 def test_a_broken_reward_stops_with_the_sample_named(name: str, message: str) -> None:
     groups = [MCQ, group("m/1", "")]
     with pytest.raises(ValueError, match=message):
-        score(groups, rewards={f"{__name__}:{name}": 1.0})
+        score(groups, settings=GrpoSettings(rewards={f"{__name__}:{name}": 1.0}))
 
 
 def test_a_completion_nobody_scores_has_no_reward_but_its_group_goes_on() -> None:
-    scores = score([MCQ], rewards={f"{__name__}:scores_the_first": 1.0})
+    scores = score([MCQ], settings=GrpoSettings(rewards={f"{__name__}:scores_the_first": 1.0}))
     assert scores.total[0] == 1.0
     assert scores.total[1].isnan()
 
@@ -134,4 +147,4 @@ def test_an_unknown_reward_is_named(name: str) -> None:
 
 
 def test_scores_are_plain_data() -> None:
-    assert isinstance(score([MCQ], rewards={"format": 1.0}), Scores)
+    assert isinstance(score([MCQ], settings=GrpoSettings(rewards={"format": 1.0})), Scores)

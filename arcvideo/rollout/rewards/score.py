@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.groups import Group
 from arcvideo.rollout.rewards import load_reward
 from arcvideo.rollout.rewards.protocol import Reward
@@ -25,12 +26,12 @@ class Scores:
     """Reward name -> (n,) float32, unweighted; NaN where it does not apply."""
 
 
-def score(groups: Sequence[Group], *, rewards: Mapping[str, float]) -> Scores:
+def score(groups: Sequence[Group], *, settings: GrpoSettings) -> Scores:
     """Score every completion.
 
     Args:
         groups: what was sampled.
-        rewards: name -> weight.
+        settings: give each task its rewards and their weights.
 
     Raises:
         ValueError: a reward is unknown, fails, returns a wrong number of scores or one that is not finite, or no
@@ -38,15 +39,25 @@ def score(groups: Sequence[Group], *, rewards: Mapping[str, float]) -> Scores:
     """
     completions = [completion.text for group in groups for completion in group.completions]
     if not completions:
-        return Scores(total=torch.zeros(0), parts={name: torch.zeros(0) for name in rewards})
+        return Scores(total=torch.zeros(0), parts={name: torch.zeros(0) for name in settings.reward_names})
     columns = reward_columns(groups)
-    parts = {name: _call(load_reward(name), name=name, completions=completions, columns=columns) for name in rewards}
-    weights = torch.tensor(list(rewards.values()))
-    stacked = torch.stack(list(parts.values()), dim=1)  # (n, rewards)
-    total = (stacked * weights).nansum(dim=1)
-    total[stacked.isnan().all(dim=1)] = float("nan")
-    _check_applies(total, groups=groups, rewards=rewards)
+    weights = _weights(columns["task"], settings=settings)
+    parts = {}
+    for name, weight in weights.items():
+        part = _call(load_reward(name), name=name, completions=completions, columns=columns)
+        parts[name] = part.masked_fill(weight.isnan(), math.nan)
+    stacked = torch.stack(list(parts.values()))  # (rewards, n)
+    total = (stacked * torch.stack(list(weights.values()))).nansum(dim=0)
+    total[stacked.isnan().all(dim=0)] = math.nan
+    _check_applies(total, groups=groups, settings=settings)
     return Scores(total=total, parts=parts)
+
+
+def _weights(tasks: Sequence[str], *, settings: GrpoSettings) -> dict[str, Tensor]:
+    """Reward -> (n,) its weight for each completion; NaN where the completion's task does not use it."""
+    tables = {task: settings.rewards_of(task) for task in set(tasks)}
+    names = [name for name in settings.reward_names if any(name in table for table in tables.values())]
+    return {name: torch.tensor([tables[task].get(name, math.nan) for task in tasks]) for name in names}
 
 
 def reward_columns(groups: Sequence[Group]) -> dict[str, list[Any]]:
@@ -87,13 +98,15 @@ def _culprit(reward: Reward, *, completions: list[str], columns: dict[str, list[
     return f"{columns['key'][0]} .. {columns['key'][-1]} (only as a batch)", ""
 
 
-def _check_applies(total: Tensor, *, groups: Sequence[Group], rewards: Mapping[str, float]) -> None:
+def _check_applies(total: Tensor, *, groups: Sequence[Group], settings: GrpoSettings) -> None:
     start = 0
     for group in groups:
         end = start + len(group.completions)
         if total[start:end].isnan().all():
+            rewards = ", ".join(settings.rewards_of(group.prompt.task))
             raise ValueError(
-                f"no reward of grpo.rewards ({', '.join(rewards)}) applies to sample {group.prompt.key} of task "
-                f"{group.prompt.task!r}; add one that does, or leave this task out of the sources"
+                f"no reward of grpo.rewards ({rewards}) applies to sample {group.prompt.key} of task "
+                f"{group.prompt.task!r}; add one that does, in grpo.rewards or "
+                f"grpo.task_rewards.{group.prompt.task}, or leave this task out of the sources"
             )
         start = end
