@@ -26,7 +26,7 @@ from arcvideo.rollout.encode import with_features
 from arcvideo.rollout.groups import Group
 from arcvideo.rollout.log import RolloutLog
 from arcvideo.rollout.reference import frozen_copy
-from arcvideo.rollout.rewards import load_reward
+from arcvideo.rollout.rewards.loading import load_reward
 from arcvideo.rollout.rewards.score import Scores, score
 from arcvideo.rollout.sampler import Sampler
 from arcvideo.rollout.settings import grpo_sampling
