@@ -130,8 +130,8 @@ def _encoded(pixels: Tensor, *, quality: int) -> tuple[Tensor, Tensor]:
     parts = []
     for frame in pixels.permute(0, 2, 3, 1).numpy():
         stream = io.BytesIO()
-        # Full colour resolution: the default halves it, which blurs stamps and small coloured text.
-        Image.fromarray(frame).save(stream, "JPEG", quality=quality, subsampling=0)
+        # Half the colour resolution, as the video itself has it: twice as fast to read as full.
+        Image.fromarray(frame).save(stream, "JPEG", quality=quality, subsampling="4:2:0")
         parts.append(stream.getvalue())
     joined = np.frombuffer(b"".join(parts), dtype=np.uint8).copy()
     return torch.from_numpy(joined), torch.tensor([len(part) for part in parts]).cumsum(0)

@@ -52,8 +52,8 @@ class FrameCacheSettings:
     """Folder, best on a local disk; null decodes every time. Runs, ranks and workers may share it."""
     max_gib: float = 50.0
     """Size of the folder; the clips that were not read for longest are removed first."""
-    quality: int = 95
-    """JPEG quality of the stored frames, at full colour resolution."""
+    quality: int = 90
+    """JPEG quality of the stored frames, at half the colour resolution, as video has it."""
 
     def __post_init__(self) -> None:
         if self.max_gib <= 0 or not 1 <= self.quality <= 100:

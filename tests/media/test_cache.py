@@ -74,7 +74,7 @@ def test_absent_halves_stay_absent(tmp_path: Path) -> None:
 def test_other_quality_or_mel_is_another_clip(tmp_path: Path) -> None:
     wider = MediaLayout(image_size=64, mel_bins=128, audio_positions=400)
     settings = FrameCacheSettings(path=str(tmp_path))
-    stores = [cache(tmp_path), cache(tmp_path, quality=90), FrameCache(settings, layout=wider)]
+    stores = [cache(tmp_path), cache(tmp_path, quality=80), FrameCache(settings, layout=wider)]
     assert len({store.key("clip") for store in stores} | {"clip"}) == 4
 
 
