@@ -139,7 +139,7 @@ def _encoded(pixels: Tensor, *, quality: int) -> tuple[Tensor, Tensor]:
 
 def _decoded(jpeg: Tensor, ends: Tensor) -> Tensor:
     """(F, 3, S, S) uint8, channels last in memory: as JPEG gives them and convolutions like them."""
-    data, frames, start = memoryview(jpeg.numpy()), None, 0
+    data, frames, start = jpeg.numpy().tobytes(), None, 0
     for number, end in enumerate(ends.tolist()):
         with Image.open(io.BytesIO(data[start:end]), formats=["JPEG"]) as image:
             pixels = np.asarray(image)
