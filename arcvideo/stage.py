@@ -57,7 +57,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
     folder.mkdir(parents=True, exist_ok=True)
     model = load_model(parent.path)
     _fits(model, config=config, parent=parent)
-    model.checkpoint_layers = config.model.checkpoint_layers
+    model.adopt(config.model)
     train_only(model, config.stage.train)
     if world.first:
         print(table_text(trainable_table(model)), flush=True)
@@ -109,8 +109,13 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
 
 def _fits(model: ArcVideoForConditionalGeneration, *, config: RunConfig, parent: Parent) -> None:
     """The parent's weights must be of the model that the settings describe."""
-    ours = replace(model.settings, checkpoint_layers=config.model.checkpoint_layers)
     wanted = config.model
+    ours = replace(
+        model.settings,
+        checkpoint_layers=wanted.checkpoint_layers,
+        attention=wanted.attention,
+        corrections=wanted.corrections,
+    )
     if wanted.text.vocab_size == 0:
         wanted = replace(wanted, text=replace(wanted.text, vocab_size=ours.text.vocab_size))
     if ours != wanted:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+ATTENTIONS = ("sdpa", "flex_attention", "eager")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings:
@@ -78,6 +80,18 @@ class AudioSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Corrections:
+    """The right rule where the released code is wrong; off is the released one (docs/reference_differences.md)."""
+
+    exact_alignment: bool = False
+    """Clips above max_num_frame seconds: each frame hears its own span instead of one that runs ahead of it."""
+    merger_gradient: bool = False
+    """The merger learns from the start; `stage.train` decides in a stage."""
+    separate_documents: bool = False
+    """A batch row with several turns: tokens behind an end-of-document id do not see what stands before it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """One model; `tiny` and `arc_hunyuan_7b` differ by these numbers only."""
 
@@ -93,6 +107,10 @@ class ModelSettings:
     """Encoder rows averaged into one before the projector; 1 is the released model."""
     checkpoint_layers: bool = False
     """Recompute decoder layers in the backward pass instead of keeping their activations."""
+    attention: str = "sdpa"
+    """Attention of the decoder: sdpa, flex_attention or eager (transformers' attn_implementation)."""
+    corrections: Corrections = field(default_factory=Corrections)
+    """Departures from the released code."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -147,6 +165,7 @@ def check(settings: ModelSettings) -> None:
             and audio.max_source_positions % settings.audio_pooling == 0
         ),
         "model.max_num_frame must be at least 1": settings.max_num_frame >= 1,
+        f"model.attention must be one of {', '.join(ATTENTIONS)}": settings.attention in ATTENTIONS,
     }
     for message, holds in rules.items():
         if not holds:

@@ -12,18 +12,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from arcvideo.model.special import ANSWER_TAGS, SPECIALS, SpecialIds
-
-__all__ = [
-    "ANSWER_TAGS",
-    "SPECIALS",
-    "SpecialIds",
-    "build_tiny_tokenizer",
-    "load_tokenizer",
-    "released_tokenizer",
-    "save_tokenizer",
-    "special_ids",
-]
+from arcvideo.model.special import ANSWER_TAGS, SPECIALS
 
 TINY_PIECES = r"\d\d:\d\d:\d\d|\d| ?\p{L}+| ?[^\s\p{L}\d]|\s"
 """A clock time, a digit, a word or a mark with its leading space, or one white space."""
@@ -107,20 +96,6 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
     """Write tokenizer.json and its configuration beside the weights."""
     tokenizer.save_pretrained(directory)
-
-
-def special_ids(tokenizer: PreTrainedTokenizerFast) -> SpecialIds:
-    """Return the ids of the special strings.
-
-    Raises:
-        ValueError: a string the tokenizer lacks.
-    """
-    vocabulary = tokenizer.get_vocab()
-    names = [name for name in SPECIALS if name in SpecialIds.__dataclass_fields__]
-    missing = [SPECIALS[name] for name in names if SPECIALS[name] not in vocabulary]
-    if missing:
-        raise ValueError(f"the tokenizer lacks the special strings {missing}: it does not belong to this model")
-    return SpecialIds(**{name: vocabulary[SPECIALS[name]] for name in names})
 
 
 def _byte_bpe(model: models.BPE, *, pieces: str) -> Tokenizer:

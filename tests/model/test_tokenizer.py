@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.model.special import ANSWER_TAGS, SPECIALS
+from arcvideo.model.special import ANSWER_TAGS, SPECIALS, special_ids
 from arcvideo.model.tokenizer import (
     RELEASED_FILE,
     RELEASED_PIECES,
@@ -14,7 +14,6 @@ from arcvideo.model.tokenizer import (
     load_tokenizer,
     released_tokenizer,
     save_tokenizer,
-    special_ids,
 )
 
 ROOT = Path(__file__).parents[2]
