@@ -30,6 +30,9 @@ NEIGHBOURS = {
     ("data", "tasks"): {"*"},  # items become samples there
     # What a prompt must agree on with the model: ids and positions, the vocabulary, the names in the feature cache.
     ("data", "model"): {"positions", "special", "tokenizer", "features"},
+    # The parity command also compares preprocessing with the reference.
+    ("model", "media"): {"audio", "frames", "overlay", "read"},
+    ("model", "data"): {"render", "settings"},
     ("synthetic", "media"): {"*"},
     ("synthetic", "data"): {"*"},
     ("synthetic", "tasks"): {"*"},

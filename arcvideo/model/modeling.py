@@ -242,7 +242,7 @@ class ArcVideoForConditionalGeneration(ArcVideoGenerationMixin, PreTrainedModel)
             attention_mask: (B, cached + L) 1 for tokens, 0 for padding.
             pixel_values: (F, 3, S, S) normalised frames of one clip, instead of `media`; needs mels.
             mels: (C, M, T) or (C * M, T) log-mel of that clip.
-            duration: seconds of its audio that count; all of them by default.
+            duration: seconds of its audio that count, at most those there are; all of them by default.
             labels: shaped like input_ids, -100 where not supervised: adds `loss`, shifted by one.
             use_cache: make a cache when none is given.
             logits_to_keep: of a batch, only the last so many positions, or those of a tensor (n,); 0 for all.
@@ -299,7 +299,7 @@ class ArcVideoForConditionalGeneration(ArcVideoGenerationMixin, PreTrainedModel)
             raise ValueError("give pixel_values and mels together, and no media beside them")
         mels = mels.reshape(-1, self.settings.audio.num_mel_bins, mels.shape[-1])
         whole = len(mels) * self.settings.audio.max_source_positions // 50
-        seconds = whole if duration is None else int(duration)
+        seconds = whole if duration is None else min(int(duration), whole)
         speech = self.encode_audio(mels)
         patches = self.encode_vision(pixel_values)
         return self.fuse(patches, [speech], frame_counts=[len(patches)], seconds=[seconds]).flatten(0, 1)
