@@ -197,7 +197,10 @@ def test_nothing_runs_code_from_files() -> None:
         for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Call):
                 words = {f"{word.arg}={ast.unparse(word.value)}" for word in node.keywords}
-                unsafe = sorted(words & UNSAFE_WORDS) + [name for name in [dotted(node.func)] if name in UNSAFE_CALLS]
+                called = dotted(node.func)
+                plain_tensors = called == "torch.load" and "weights_only=True" in words
+                unsafe = sorted(words & UNSAFE_WORDS)
+                unsafe += [called] if called in UNSAFE_CALLS and not plain_tensors else []
                 found += [f"{name_of(path)}:{node.lineno} {what}" for what in unsafe]
     assert found == []
 

@@ -158,7 +158,7 @@ def _fill(model: nn.Module, files: Iterable[Path]) -> None:
     state = model.state_dict()
     fit = _Fit({name: tuple(tensor.shape) for name, tensor in state.items() if name != HEAD})
     head: Tensor | None = None
-    for name, tensor in _tensors(files):
+    for name, tensor in tensors_of(files):
         if name == HEAD:
             head = tensor
         elif fit.accept(name, tuple(tensor.shape)):
@@ -166,7 +166,7 @@ def _fill(model: nn.Module, files: Iterable[Path]) -> None:
     fit.finish(head=None if head is None else head.to(state[EMBEDDING].dtype), embedding=state[EMBEDDING].cpu())
 
 
-def _tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
+def tensors_of(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
     """Yield names and tensors one by one, so that only one is in memory beside the model."""
     for path in files:
         with safe_open(path, framework="pt") as handle:
