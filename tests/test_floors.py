@@ -19,9 +19,9 @@ ALL_FILES = [*FILES, *sorted((ROOT / "tests").rglob("*.py"))]
 FLOORS = (
     {"types", "structured", "muon"},
     {"media", "data", "tasks", "model", "objectives", "synthetic"},
-    {"runner", "rollout", "lineage", "evaluation", "report"},
+    {"runner", "rollout", "lineage", "evaluation", "report", "processing"},
     {"config"},
-    {"train", "pipeline", "evaluate", "stage"},
+    {"train", "pipeline", "evaluate", "stage", "ask"},
 )
 """From the ground up. A room is a folder or a single file of the package."""
 
@@ -52,7 +52,7 @@ FRAMEWORKS = {
     "peft": {"model/lora.py"},
     "av": {"media/", "synthetic/encode.py"},
     "trl": {"rollout/"},
-    "transformers": {"model/", "rollout/"},
+    "transformers": {"model/", "rollout/", "processing.py"},
     "yaml": {"pipeline.py", "synthetic/base.py"},
 }
 """Framework -> the only places (files, or folders with a slash) that import it."""

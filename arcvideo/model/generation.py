@@ -25,6 +25,8 @@ class ArcVideoGenerationMixin(GenerationMixin):
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return what `forward` takes for the next step."""
         cache = kwargs.get("past_key_values")
+        # Stop strings bring their tokenizer along, which transformers hands on to the model.
+        kwargs.pop("tokenizer", None)
         prepare: Any = super().prepare_inputs_for_generation
         inputs = prepare(input_ids, **kwargs)
         if cache is not None and cache.get_seq_length() > 0:

@@ -159,7 +159,9 @@ def _released(name: str) -> str:
 def _config(llm: Path, listening: Mapping[str, int]) -> ArcVideoConfig:
     """Return the directory's configuration with the sizes of the Whisper encoder."""
     config = load_config(llm)
-    return ArcVideoConfig.from_dict(config.to_dict() | {"audio_config": (config.audio_config or {}) | listening})
+    return ArcVideoConfig.from_dict(
+        config.to_dict() | {"audio_config": dict(config.audio_config or {}) | dict(listening)}
+    )
 
 
 Encoder = tuple[Mapping[str, int], Iterable[tuple[str, Tensor]]]

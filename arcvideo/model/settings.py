@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from arcvideo.data.settings import MediaLayout
+
 ATTENTIONS = ("sdpa", "flex_attention", "eager")
 
 
@@ -124,6 +126,17 @@ class ModelSettings:
     def tokens_per_frame(self) -> int:
         """Fused tokens of a frame: begin, rows of cells each with a newline, end."""
         return self.grid * (self.grid + 1) + 2
+
+    @property
+    def layout(self) -> MediaLayout:
+        """The shapes that decoding, rendering and the towers share."""
+        return MediaLayout(
+            image_size=self.vision.force_image_size,
+            mel_bins=self.audio.num_mel_bins,
+            audio_positions=self.audio.max_source_positions,
+            audio_pooling=self.audio_pooling,
+            max_frames=self.max_num_frame,
+        )
 
     @property
     def rows_per_second(self) -> int:
