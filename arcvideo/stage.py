@@ -20,9 +20,10 @@ from arcvideo.lineage.parents import Parent
 from arcvideo.model.features import FeatureStore, tower_digest
 from arcvideo.model.loading import load_model, save_model
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
-from arcvideo.model.tokenizer import load_tokenizer, save_tokenizer
+from arcvideo.model.tokenizer import load_tokenizer
 from arcvideo.objectives import load_objective
 from arcvideo.objectives.settings import NextTokenSettings
+from arcvideo.processing import ArcVideoProcessor
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.ranks import World, barrier, join
 from arcvideo.runner.runner import Runner, RunResult
@@ -81,7 +82,8 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
     if world.first:
         export = folder / EXPORT_NAME
         save_model(model, export)
-        save_tokenizer(room.tokenizer, export)
+        processor = ArcVideoProcessor(room.tokenizer, layout=config.layout, wording=config.data.wording)
+        processor.save_pretrained(export)
         manifest = Manifest(
             stage=config.stage.name,
             identity=own,

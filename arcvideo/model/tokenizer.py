@@ -23,6 +23,17 @@ RELEASED_PIECES = (
 )
 """The GPT-4 pieces, except that every digit stands alone (spec 1.9)."""
 
+CHAT_TEMPLATE = (
+    "{{ '<|startoftext|>' }}{% for message in messages %}"
+    "{% if message['role'] not in ['user', 'assistant'] %}"
+    "{{ raise_exception('roles are user and assistant only: this model has no system turn') }}{% endif %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{{ part['text'] if part['type'] == 'text' else '<video>\\n' }}{% endfor %}{% endif %}"
+    "{{ '<sep>' if message['role'] == 'user' else '<|endoftext|>' }}{% endfor %}"
+)
+"""Spec 3.1. Parts that are no text become the media tag, which the processor replaces by frames."""
+
 RELEASED_FILE = "hunyuan.tiktoken"
 RELEASED_SPECIALS = 217
 
@@ -122,6 +133,7 @@ def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
         eos_token=SPECIALS["end"],
         pad_token=SPECIALS["pad"],
         clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
     )
 
 

@@ -7,6 +7,7 @@ from transformers import GenerationConfig
 from arcvideo.model.generation import clips_of_rows
 from arcvideo.model.media import normalize_pixels
 from tests.model.small import SETTINGS, SPECIAL, Row, clip, prefix, small_model, text
+from tests.rollout.world import make_model, tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +145,17 @@ def test_one_clip_as_plain_tensors(model):
     settings = {"max_new_tokens": 4, "eos_token_id": None}
     plain = model.generate(**padded([row]), pixel_values=pixels, mels=media.mel, duration=2, **settings)
     assert plain.tolist() == model.generate(**padded([row]), media=(media,), **settings).tolist()
+
+
+@torch.no_grad()
+def test_stop_strings_end_an_answer():
+    model = make_model().eval()
+    ids = torch.tensor([tokenizer().encode("Which colour?")])
+    (close,) = tokenizer().encode("</answer>")
+
+    def insist(input_ids, scores):
+        return torch.zeros_like(scores).index_fill(1, torch.tensor([close]), 1.0)
+
+    stop = {"stop_strings": ["</answer>"], "tokenizer": tokenizer()}
+    assert model.generate(ids, max_new_tokens=5, logits_processor=[insist], **stop).shape[1] == ids.shape[1] + 1
+    assert model.generate(ids, max_new_tokens=5, logits_processor=[insist]).shape[1] == ids.shape[1] + 5
