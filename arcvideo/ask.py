@@ -220,7 +220,8 @@ def ask(settings: AskSettings, *, out: TextIO, err: TextIO) -> str:
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     inputs = processor(_question(settings), media=media, task=settings.task)
-    model = load_model(folder, dtype=dtype).to(device)
+    model: Any = load_model(folder, dtype=dtype)
+    model.to(device)
     stop = stop_ids(processor.tokenizer)
     writer = TerminalWriter(processor.tokenizer, out=out, prompt_tokens=inputs["input_ids"].shape[1])
     sampling: Mapping[str, Any] = {"do_sample": False}
