@@ -124,3 +124,16 @@ def test_logits_only_at_labels_give_the_same_gradients():
         model(**inputs, labels=labels, labelled_only=labelled_only).loss.backward()
         found.append(model.language_model.model.embed_tokens.weight.grad.clone())
     torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_flex_attention_agrees_with_sdpa_on_cuda():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    model = small_model().eval().to("cuda")
+    inputs = {name: tensor.to("cuda") for name, tensor in batch().items()}
+    expected = model(**inputs).logits
+    model.set_attn_implementation("flex_attention")
+    kept = inputs["attention_mask"].bool()
+    torch.testing.assert_close(model(**inputs).logits[kept], expected[kept], atol=1e-4, rtol=1e-4)
