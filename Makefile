@@ -8,7 +8,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: bench-data help check test test-all demo clean format
+.PHONY: bench-data help check test test-all demo clean format bench-model
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ check: $(VENV)/ready  ## Format, lint and types
 format: $(VENV)/ready  ## Rewrite the code in the house format
 	$(BIN)/ruff format arcvideo tests
 	$(BIN)/ruff check --fix arcvideo tests
+
+bench-model: $(VENV)/ready  ## Positions of a long video, memory of the label-only head
+	$(BIN)/python -m benchmarks.model
 
 clean:  ## Remove runs, data and caches; the environment stays
 	rm -rf runs data build *.egg-info .ruff_cache .mypy_cache .pytest_cache

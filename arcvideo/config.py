@@ -100,13 +100,7 @@ class RunConfig:
     @property
     def layout(self) -> MediaLayout:
         """The shapes decoding, rendering and the towers share."""
-        return MediaLayout(
-            image_size=self.model.vision.force_image_size,
-            mel_bins=self.model.audio.num_mel_bins,
-            audio_positions=self.model.audio.max_source_positions,
-            audio_pooling=self.model.audio_pooling,
-            max_frames=self.model.max_num_frame,
-        )
+        return self.model.layout
 
 
 def typed(composed: DictConfig) -> RunConfig:

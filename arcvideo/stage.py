@@ -20,9 +20,10 @@ from arcvideo.lineage.parents import Parent
 from arcvideo.model.features import FeatureStore, tower_digest
 from arcvideo.model.loading import load_model, save_model
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
-from arcvideo.model.tokenizer import load_tokenizer, save_tokenizer
+from arcvideo.model.tokenizer import load_tokenizer
 from arcvideo.objectives import load_objective
 from arcvideo.objectives.settings import NextTokenSettings
+from arcvideo.processing import ArcVideoProcessor
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.ranks import World, barrier, join
 from arcvideo.runner.runner import Runner, RunResult
@@ -57,7 +58,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
     folder.mkdir(parents=True, exist_ok=True)
     model = load_model(parent.path)
     _fits(model, config=config, parent=parent)
-    model.checkpoint_layers = config.model.checkpoint_layers
+    model.adopt(config.model)
     train_only(model, config.stage.train)
     if world.first:
         print(table_text(trainable_table(model)), flush=True)
@@ -81,7 +82,8 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
     if world.first:
         export = folder / EXPORT_NAME
         save_model(model, export)
-        save_tokenizer(room.tokenizer, export)
+        processor = ArcVideoProcessor(room.tokenizer, layout=config.layout, wording=config.data.wording)
+        processor.save_pretrained(export)
         manifest = Manifest(
             stage=config.stage.name,
             identity=own,
@@ -109,8 +111,13 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
 
 def _fits(model: ArcVideoForConditionalGeneration, *, config: RunConfig, parent: Parent) -> None:
     """The parent's weights must be of the model that the settings describe."""
-    ours = replace(model.settings, checkpoint_layers=config.model.checkpoint_layers)
     wanted = config.model
+    ours = replace(
+        model.settings,
+        checkpoint_layers=wanted.checkpoint_layers,
+        attention=wanted.attention,
+        corrections=wanted.corrections,
+    )
     if wanted.text.vocab_size == 0:
         wanted = replace(wanted, text=replace(wanted.text, vocab_size=ours.text.vocab_size))
     if ours != wanted:

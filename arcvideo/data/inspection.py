@@ -15,10 +15,10 @@ from arcvideo.data.index import ShardIndex
 from arcvideo.data.load import Loader
 from arcvideo.data.mixture import SourceTable, open_mixture
 from arcvideo.data.plan import Family
-from arcvideo.data.render import special_ids
 from arcvideo.data.settings import DataSettings, MediaLayout, SourceSettings
 from arcvideo.data.sheet import contact_sheet
 from arcvideo.media.frames import stamp_text, time_spans
+from arcvideo.model.special import special_ids
 from arcvideo.types import Batch
 
 _UNBOUNDED = 1 << 30

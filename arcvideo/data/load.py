@@ -16,7 +16,7 @@ from arcvideo.data.collate import Rendered
 from arcvideo.data.mixture import SourceTable
 from arcvideo.data.plan import Family
 from arcvideo.data.prompts import Prompt
-from arcvideo.data.render import render_branch, render_prefix, special_ids, split_question
+from arcvideo.data.render import render_branch, render_prefix, split_question
 from arcvideo.data.settings import DataSettings, MediaLayout
 from arcvideo.media.audio import fit_waveform, silent_seconds
 from arcvideo.media.cache import FrameCache
@@ -24,6 +24,7 @@ from arcvideo.media.clip import read_clip, read_request, to_media
 from arcvideo.media.errors import MediaError
 from arcvideo.media.read import clip_key
 from arcvideo.model.features import feature_key
+from arcvideo.model.special import special_ids
 from arcvideo.tasks import RecordError, make_sample
 from arcvideo.types import Clip, Media, Sample
 

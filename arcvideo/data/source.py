@@ -20,11 +20,11 @@ from arcvideo.data.plan import Family, Plan
 from arcvideo.data.prompt_plan import PromptPlan, evaluation_families
 from arcvideo.data.prompts import Prompt
 from arcvideo.data.quarantine import Quarantine
-from arcvideo.data.render import special_ids
 from arcvideo.data.settings import DataSettings, MediaLayout
 from arcvideo.media.cache import FrameCache
 from arcvideo.media.clip import read_clip
 from arcvideo.media.pool import MediaPool
+from arcvideo.model.special import special_ids
 from arcvideo.types import Batch
 
 T = TypeVar("T")
