@@ -323,8 +323,7 @@ def _probe_job(group: Group, *, shard: Path) -> ProbeJob | None:
     if len(pictures) > 1 or len(sounds) > 1 or not (pictures or sounds):
         return None
     main, *rest = [
-        Extent(path=shard, name=member.name, offset=member.offset, size=member.size)
-        for member in (*pictures, *sounds)
+        Extent(path=shard, name=member.name, offset=member.offset, size=member.size) for member in (*pictures, *sounds)
     ]
     return ProbeJob(main=main, sound=rest[0] if rest else None)
 
