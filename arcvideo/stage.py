@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from arcvideo.config import RunConfig, plain_dict
+from arcvideo.data.cost import pack_cost
 from arcvideo.data.settings import DataSettings, SourceSettings
 from arcvideo.data.source import Source
 from arcvideo.evaluation.evaluate import evaluate
@@ -126,18 +127,19 @@ def _features(model: ArcVideoForConditionalGeneration, *, config: RunConfig) -> 
 
 
 def _source(settings: DataSettings, *, room: _Room, supervised: bool, name: str = "quarantine") -> Source:
-    rank = room.world.rank
+    rank, config = room.world.rank, room.config
     return Source(
         settings,
-        layout=room.config.layout,
+        layout=config.layout,
         tokenizer=room.tokenizer,
-        seed=room.config.runner.seed,
+        seed=config.runner.seed,
         rank=rank,
         world=room.world.size,
         features=room.features,
         quarantine_file=room.folder / (f"{name}.jsonl" if rank == 0 else f"{name}-{rank}.jsonl"),
         supervised=supervised,
         progress=room.world.first,
+        cost=pack_cost(config.model, trained=config.stage.train, towers=room.features is None),
     )
 
 

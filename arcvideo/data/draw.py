@@ -1,19 +1,14 @@
-"""Which clips a source gives in an epoch, in which order, and which of their items: counter-based, so any epoch can be
-drawn without those before it.
-
-All randomness is raw Philox words keyed by what it decides (seed, source, pass, purpose). Raw words, unlike the
-distributions of numpy's Generator, are the same in every numpy version.
-"""
+"""Which clips a source gives in an epoch, in which order, and which of their items."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from arcvideo.data.mixture import Ints, SourceTable
+from arcvideo.data.random_words import permutation, uniforms, words
 
 BOTH, VIDEO, AUDIO = 0, 1, 2
 """What a visit shows of its clip."""
@@ -34,22 +29,6 @@ class Visits:
     """(V,) BOTH, VIDEO or AUDIO."""
     seed: Ints
     """(V,) seed for random frames."""
-
-
-def words(count: int, *key: object) -> npt.NDArray[np.uint64]:
-    """(count,) random 64-bit words, a pure function of the key."""
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return np.random.Philox(key=int.from_bytes(digest[:16], "little")).random_raw(count)
-
-
-def uniforms(count: int, *key: object) -> npt.NDArray[np.float64]:
-    """(count,) numbers in (0, 1)."""
-    return ((words(count, *key) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-
-
-def permutation(count: int, *key: object) -> Ints:
-    """A random order of 0..count-1."""
-    return np.argsort(words(count, *key), kind="stable")
 
 
 def draw_visits(table: SourceTable, *, seed: int, epoch: int) -> Visits:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from arcvideo.data.collate import Rendered, collate
+from arcvideo.data.families import Family
 from arcvideo.data.index import ShardIndex
 from arcvideo.data.load import Loader
 from arcvideo.data.mixture import SourceTable, open_mixture
-from arcvideo.data.plan import Family
 from arcvideo.data.render import special_ids
 from arcvideo.data.settings import DataSettings, MediaLayout, SourceSettings
 from arcvideo.media.frames import stamp_text, time_spans

@@ -12,10 +12,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from arcvideo.data.collate import collate
+from arcvideo.data.cost import PackCost
+from arcvideo.data.families import Family
 from arcvideo.data.load import FAILURES, Features, Loader
 from arcvideo.data.members import Problem
 from arcvideo.data.mixture import SourceTable, index_digest, open_mixture
-from arcvideo.data.plan import Family, Plan
+from arcvideo.data.plan import Plan
 from arcvideo.data.prompt_plan import PromptPlan, evaluation_families
 from arcvideo.data.prompts import Prompt
 from arcvideo.data.quarantine import Quarantine
@@ -61,6 +63,7 @@ class Source:
         quarantine_file: Path | None = None,
         supervised: bool = True,
         progress: bool = False,
+        cost: PackCost | None = None,
     ) -> None:
         """Opens (and where needed builds) the indexes.
 
@@ -70,6 +73,7 @@ class Source:
             quarantine_file: JSON lines, one file per rank.
             supervised: True for `batches`; False for `prompts` and `evaluation`, where sources of style think also
                 draw items without reasoning.
+            cost: how long packs take, for an even load of the ranks; None counts tokens alone.
 
         Raises:
             ValueError: settings or data that cannot work, naming key and remedy.
@@ -83,7 +87,11 @@ class Source:
             settings, layout=layout, tokenizer=tokenizer, supervised=supervised, progress=progress
         )
         self.plan = Plan(
-            self.tables, seed=seed, token_budget=settings.token_budget, packs_per_step=settings.packs_per_step
+            self.tables,
+            seed=seed,
+            token_budget=settings.token_budget,
+            packs_per_step=settings.packs_per_step,
+            cost=cost,
         )
         self._prompt_plan = PromptPlan(self.tables, seed=seed)
         self.quarantine = Quarantine(self.tables, settings=settings.quarantine, file=quarantine_file)
