@@ -35,9 +35,9 @@ def draw_visits(table: SourceTable, *, seed: int, epoch: int) -> Visits:
     """The visits of one epoch.
 
     A source is an endless stream of passes over all its clips, each in its own order; an epoch takes the next
-    `weight` passes of it. So a weight of 0.5 sees every clip once in two epochs.
+    `passes` passes of it. So half a pass sees every clip once in two epochs.
     """
-    per_epoch = max(1, round(table.settings.weight * table.clips))
+    per_epoch = max(1, round(table.passes * table.clips))
     stream = np.arange(epoch * per_epoch, (epoch + 1) * per_epoch)
     parts = [
         _visits_of_pass(table, places=stream[stream // table.clips == number] % table.clips, seed=seed, number=number)

@@ -23,6 +23,7 @@ from arcvideo.data.prompts import Prompt
 from arcvideo.data.quarantine import Quarantine
 from arcvideo.data.render import special_ids
 from arcvideo.data.settings import DataSettings, MediaLayout
+from arcvideo.data.shares import mixture_report, realised, realised_prompts, with_passes
 from arcvideo.media.clip import read_clip
 from arcvideo.media.pool import MediaPool
 from arcvideo.types import Batch
@@ -83,9 +84,8 @@ class Source:
         self.settings, self.rank, self.world, self.seed = settings, rank, world, seed
         self.supervised = supervised
         self.specials = special_ids(tokenizer)
-        self.tables: list[SourceTable] = open_mixture(
-            settings, layout=layout, tokenizer=tokenizer, supervised=supervised, progress=progress
-        )
+        opened = open_mixture(settings, layout=layout, tokenizer=tokenizer, supervised=supervised, progress=progress)
+        self.tables: list[SourceTable] = with_passes(opened, unit=settings.unit)
         self.plan = Plan(
             self.tables,
             seed=seed,
@@ -166,6 +166,19 @@ class Source:
             }
             for table in self.tables
         }
+
+    def mixture(self, steps: int, *, count: int = 0) -> dict[str, dict[str, Any]]:
+        """Requested beside realised mixture of the first steps, all ranks together.
+
+        Args:
+            steps: of `batches`, or of `prompts`.
+            count: prompts of a step; 0 for batches.
+        """
+        if count:
+            found = realised_prompts(self._prompt_plan, steps=steps, count=count)
+        else:
+            found = realised(self.plan, steps=steps)
+        return mixture_report(self.tables, unit=self.settings.unit, found=found)
 
     def state(self) -> dict[str, dict[str, int]]:
         """The counts, for a checkpoint; the position itself is the step, which the Runner keeps."""

@@ -16,6 +16,7 @@ from arcvideo.data.plan import Plan
 from arcvideo.data.random_words import permutation, uniforms, words
 from arcvideo.data.settings import DataSettings, SourceSettings
 from arcvideo.data.shards import Record, write_shards
+from arcvideo.data.shares import mixture_report, realised, with_passes
 from arcvideo.flops import Segment, decoder_flops, media_flops
 from arcvideo.model.settings import ModelSettings, TextSettings
 from tests.data.build import LAYOUT, tokenizer
@@ -222,6 +223,7 @@ def synthetic(clips: int) -> SourceTable:
         tasks=("caption",),
         quarantined=(),
         dropped=0,
+        passes=1.0,
     )
 
 
@@ -265,3 +267,43 @@ def test_frame_counts_follow_the_media_room() -> None:
     durations = np.array([0.4, 1.0, 7.52, 16.96, 149.5, 150.0, 150.2, 400.0])
     expected = [len(time_spans(duration=float(seconds), max_frames=150)) for seconds in durations]
     assert frame_counts(durations, max_frames=150).tolist() == expected
+
+
+def test_token_weights_give_their_shares_and_stop_at_repeat(pattern: str) -> None:
+    one = SourceSettings(shards=pattern, tasks={"asr": 1.0}, weight=3.0)
+    two = SourceSettings(shards=pattern, tasks={"caption": 1.0}, items_per_clip=0)
+
+    def shares(*sources: SourceSettings) -> dict[str, float]:
+        opened = with_passes(tables(*sources, unit="tokens"), unit="tokens")
+        made = Plan(opened, seed=3, token_budget=512, packs_per_step=4)
+        steps = made.first_step(12)  # one epoch takes a part of the clips, longer or shorter than the others
+        report = mixture_report(opened, unit="tokens", found=realised(made, steps=steps))
+        return {name: row["realised"]["share"] for name, row in report.items()}
+
+    assert shares(one, two) == pytest.approx({"s0": 0.75, "s1": 0.25}, abs=0.02)
+    limited = SourceSettings(**{**vars(one), "repeat": 1.0})
+    opened = with_passes(tables(limited, two, unit="tokens"), unit="tokens")
+    assert [table.passes for table in opened] == pytest.approx([1.0, 1.0])
+
+
+def test_realised_mixture_counts_what_the_packs_hold(pattern: str) -> None:
+    made = plan(SourceSettings(shards=pattern, tasks={"asr": 1.0}), SourceSettings(shards=pattern, items_per_clip=3))
+    steps = made.first_step(1) + 3
+    families = [family for step in range(steps) for pack in made.step(step) for family in pack]
+    found = realised(made, steps=steps)
+    for number, table in enumerate(made.tables):
+        own = [family for family in families if family.source == number]
+        items = [item for family in own for item in family.items]
+        tasks = Counter(table.tasks[task] for task in table.item_task[items])
+        row = found[table.name]
+        assert (row["families"], row["items"]) == (len(own), len(items))
+        assert row["tokens"] == sum(family.tokens for family in own)
+        assert +Counter(row["tasks"]) == tasks
+
+
+def test_fraction_keeps_the_same_clips_when_shards_are_added(pattern: str) -> None:
+    (whole,) = tables(SourceSettings(shards=pattern, fraction=0.4))
+    (part,) = tables(SourceSettings(shards=pattern.replace("*", "shard-000000"), fraction=0.4))
+    kept = [whole.key(clip) for clip in range(whole.clips)]
+    assert 0.25 < len(kept) / 150 < 0.55
+    assert [part.key(clip) for clip in range(part.clips)] == [key for key in kept if key < "r0060"]
