@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from arcvideo.data import plots
 from arcvideo.data.import_command import add_import, print_problems
 from arcvideo.data.index import ShardIndex, ensure_indexes
 from arcvideo.data.inspection import View, describe, view_table
@@ -45,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--key", help="record key; default: the first")
         if name == "stats":
             command.add_argument("--token-budget", type=int, default=2048)
+            command.add_argument("--plot", type=Path, help="also draw it, into this PNG file")
     add_import(commands)
     return top
 
@@ -119,13 +121,24 @@ def _stats(options: argparse.Namespace) -> int:
     tokens = np.concatenate(lengths)
     print(f"tokens   {_quantiles(tokens)} (an item with its own prefix)")
     fitting = tokens[tokens <= options.token_budget]
+    packs = best_fit(fitting, budget=options.token_budget)
+    fill = np.array([fitting[pack].sum() / options.token_budget for pack in packs])
     if len(fitting):
-        fill = fitting.sum() / (len(best_fit(fitting, budget=options.token_budget)) * options.token_budget)
-        print(f"packing  {fill:.1%} full at {options.token_budget} tokens, {len(tokens) - len(fitting)} items too long")
+        long = len(tokens) - len(fitting)
+        print(f"packing  {fill.mean():.1%} full at {options.token_budget} tokens, {long} items too long")
     for name, counter in (("task", tasks), ("tag", tags)):
         for value, count in counter.most_common():
             print(f"{name:<8} {value:<24} {count}")
     print_problems([problem for index in indexes for problem in index.problems()])
+    if options.plot is not None:
+        panels = [
+            plots.histogram(seconds, title="clips by length", unit="s"),
+            plots.histogram(tokens, title="items by tokens", unit="tokens"),
+            plots.counts(tasks, title="items by task"),
+            plots.histogram(100 * fill, title=f"packs of {options.token_budget} tokens by fill", unit="%"),
+        ]
+        plots.draw(panels, path=options.plot)
+        print(f"drawn    {options.plot}")
     return 0
 
 
