@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 
@@ -23,7 +26,9 @@ from arcvideo.media.read import media_digest
 from arcvideo.media.settings import MediaLimits
 
 _START_SECONDS = 120.0
-"""Time a new process has to import what it needs, on top of the deadline of its first file."""
+"""Time a new process has to import what it needs."""
+_READY = b"ready\n"
+_COMMAND = (sys.executable, "-m", "arcvideo.data.probe")
 _AHEAD = 4
 """Files under way or waiting for an earlier one, per process."""
 
@@ -132,17 +137,42 @@ def _no_frames(facts: VideoFacts) -> Selection:
 class _Prober:
     """One probing process and what it is busy with."""
 
-    process: BaseProcess
-    pipe: Connection
+    process: subprocess.Popen[bytes]
     job: ProbeJob | None = None
     number: int = -1
     deadline: float = 0.0
-    warm: bool = False
+
+    def fileno(self) -> int:
+        """Where its answers come from."""
+        assert self.process.stdout is not None
+        return self.process.stdout.fileno()
+
+    def send(self, job: ProbeJob) -> None:
+        """Hands it a job; a process that has died meanwhile is noticed when its answer is read."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(_job_line(job))
+            self.process.stdin.flush()
+
+    def receive(self) -> Probed | MediaError:
+        """Its answer.
+
+        Raises:
+            EOFError: it has died.
+        """
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError
+        return _read_answer(line)
 
     def end(self) -> None:
         self.process.kill()
-        self.process.join()
-        self.pipe.close()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):
+                pipe.close()
 
 
 @dataclass(kw_only=True)
@@ -206,32 +236,40 @@ class ProbePool:
             prober = self._started()
             self._probers.append(prober)
         prober.number, prober.job = number, job
-        prober.deadline = time.monotonic() + self.limits.deadline_seconds + (0 if prober.warm else _START_SECONDS)
-        prober.pipe.send(job)
+        prober.deadline = time.monotonic() + self.limits.deadline_seconds
+        prober.send(job)
 
     def _started(self) -> _Prober:
-        context = get_context("spawn")  # forking a process that already runs threads can deadlock
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self.limits), daemon=True)
-        process.start()
-        theirs.close()
-        return _Prober(process=process, pipe=ours)
+        """A new process. Not `multiprocessing`: it would run the user's script again, which may be what started us."""
+        root = str(Path(__file__).resolve().parents[2])
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        process = subprocess.Popen(
+            [*_COMMAND, json.dumps(asdict(self.limits))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        )
+        prober = _Prober(process=process)
+        if not wait([prober.fileno()], timeout=_START_SECONDS) or process.stdout.readline() != _READY:  # type: ignore[union-attr]
+            prober.end()
+            raise RuntimeError(f"the process that examines media does not start (exit status {process.returncode})")
+        return prober
 
     def _collect(self) -> dict[int, Probed | MediaError]:
         """Waits until a process has answered, died or run out of time; the results by number."""
         busy = [prober for prober in self._probers if prober.job is not None]
         patience = min(prober.deadline for prober in busy) - time.monotonic()
-        ready = wait([prober.pipe for prober in busy], timeout=max(0.0, patience))
+        ready = wait([prober.fileno() for prober in busy], timeout=max(0.0, patience))
         found: dict[int, Probed | MediaError] = {}
         for prober in busy:
             assert prober.job is not None
             name = prober.job.main.name
-            if prober.pipe in ready:
+            if prober.fileno() in ready:
                 try:
-                    found[prober.number] = prober.pipe.recv()
-                    prober.job, prober.warm = None, True
+                    found[prober.number] = prober.receive()
+                    prober.job = None
                     continue
-                except (EOFError, OSError):
+                except EOFError:
                     found[prober.number] = MediaError("crashed", f"{name}: the decoder died")
             elif time.monotonic() < prober.deadline:
                 continue
@@ -243,17 +281,42 @@ class ProbePool:
         return found
 
 
-def _serve(pipe: Connection, limits: MediaLimits) -> None:
-    """The probing process: answers until the parent closes the pipe."""
+def _serve(limits: MediaLimits) -> None:
+    """The probing process: a job a line, an answer a line, until the parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     if limits.max_memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (limits.max_memory_bytes, limits.max_memory_bytes))
-    while True:
-        try:
-            job = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(_answer(job, limits=limits))
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not look like an answer
+    answers.write(_READY)
+    answers.flush()
+    for line in sys.stdin.buffer:
+        answers.write(_answer_line(_answer(_read_job(line), limits=limits)))
+        answers.flush()
+
+
+def _job_line(job: ProbeJob) -> bytes:
+    rows = [None if part is None else {**vars(part), "path": str(part.path)} for part in (job.main, job.sound)]
+    return json.dumps(rows).encode() + b"\n"
+
+
+def _read_job(line: bytes) -> ProbeJob:
+    main, sound = (row and Extent(**{**row, "path": Path(row["path"])}) for row in json.loads(line))
+    return ProbeJob(main=main, sound=sound)
+
+
+def _answer_line(found: Probed | MediaError) -> bytes:
+    if isinstance(found, MediaError):
+        return json.dumps({"reason": found.reason, "detail": found.detail}).encode() + b"\n"
+    row = {"facts": vars(found.facts), "uses_sound": found.uses_sound, "digest": found.digest.hex()}
+    return json.dumps(row).encode() + b"\n"
+
+
+def _read_answer(line: bytes) -> Probed | MediaError:
+    row = json.loads(line)
+    if "reason" in row:
+        return MediaError(row["reason"], row["detail"])
+    return Probed(facts=MediaFacts(**row["facts"]), uses_sound=row["uses_sound"], digest=bytes.fromhex(row["digest"]))
 
 
 def _answer(job: ProbeJob, *, limits: MediaLimits) -> Probed | MediaError:
@@ -263,3 +326,7 @@ def _answer(job: ProbeJob, *, limits: MediaLimits) -> Probed | MediaError:
         return error
     except MemoryError:
         return MediaError("too_large", f"{job.main.name}: needs more memory than {limits.max_memory_bytes} bytes")
+
+
+if __name__ == "__main__":
+    _serve(MediaLimits(**json.loads(sys.argv[1])))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from arcvideo.media.errors import MediaError
 from arcvideo.media.settings import MediaLimits
 from tests.data import build
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def hang_or_die(job: ProbeJob, *, limits: MediaLimits) -> Probed | MediaError:
     """Stands for a decoder with bad days: the file's name says what happens."""
@@ -22,33 +26,43 @@ def hang_or_die(job: ProbeJob, *, limits: MediaLimits) -> Probed | MediaError:
     return probe.examine(job, limits=limits)
 
 
-def serve_badly(pipe: object, limits: MediaLimits) -> None:
+def serve_badly() -> None:
+    """What the process runs instead."""
     probe._answer = hang_or_die
-    probe._serve(pipe, limits)  # type: ignore[arg-type]
+    probe._serve(MediaLimits(deadline_seconds=2.0))
 
 
-@pytest.mark.slow
 def test_hanging_and_dying_decoders_cost_one_file_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.wav"
     path.write_bytes(build.wav(1.0))
-    real = probe.get_context("spawn").Process
-
-    class Context:
-        Pipe = staticmethod(probe.get_context("spawn").Pipe)
-
-        @staticmethod
-        def Process(*, target: object, args: tuple[object, ...], daemon: bool) -> object:
-            return real(target=serve_badly, args=args, daemon=daemon)
-
-    monkeypatch.setattr(probe, "get_context", lambda kind: Context)
-    monkeypatch.setattr(probe, "_START_SECONDS", 20.0)
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.data import test_probe; test_probe.serve_badly()"
+    monkeypatch.setattr(probe, "_COMMAND", (sys.executable, "-c", code))
     names = ["good", "dies", "good", "", "good", "hangs", "good"]
     jobs = [ProbeJob(main=Extent(path=path, name=name)) if name else None for name in names]
-    with ProbePool(count=1, limits=MediaLimits(deadline_seconds=0.5)) as pool:
-        # The process is warm when the hanging file comes, so its deadline is the short one.
+    with ProbePool(count=1, limits=MediaLimits(deadline_seconds=2.0)) as pool:
         found = list(pool.map(jobs))
     kinds = [item.reason if isinstance(item, MediaError) else type(item).__name__ for item in found]
     assert kinds == ["Probed", "crashed", "Probed", "NoneType", "Probed", "timeout", "Probed"]
+
+
+def test_process_that_cannot_start_is_not_the_fault_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
+    job = ProbeJob(main=Extent(path=tmp_path / "x.wav", name="x.wav"))
+    with ProbePool(count=1) as pool, pytest.raises(RuntimeError, match="does not start"):
+        list(pool.map([job]))
+
+
+def test_script_without_a_main_guard_may_open_an_index(tmp_path: Path) -> None:
+    pattern = build.shards(tmp_path, count=1)
+    (tmp_path / "script.py").write_text(
+        "import glob, pathlib, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from arcvideo.data.index import ensure_indexes\n"
+        f"(index,) = ensure_indexes([pathlib.Path(name) for name in glob.glob({pattern!r})], workers=1)\n"
+        "print(len(index.clips))\n"
+    )
+    done = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
 def test_pool_gives_what_this_process_gives(tmp_path: Path) -> None:
