@@ -45,5 +45,8 @@ format: $(VENV)/ready  ## Rewrite the code in the house format
 	$(BIN)/ruff format arcvideo tests
 	$(BIN)/ruff check --fix arcvideo tests
 
+bench-plan: $(VENV)/ready  ## Planning a million samples: fill, balance, time, memory
+	$(BIN)/python -m benchmarks.plan
+
 clean:  ## Remove runs, data and caches; the environment stays
 	rm -rf runs data build *.egg-info .ruff_cache .mypy_cache .pytest_cache
