@@ -50,6 +50,8 @@ format: $(VENV)/ready  ## Rewrite the code in the house format
 
 bench-model: $(VENV)/ready  ## Positions of a long video, memory of the label-only head
 	$(BIN)/python -m benchmarks.model
+bench-plan: $(VENV)/ready  ## Planning a million samples: fill, balance, time, memory
+	$(BIN)/python -m benchmarks.plan
 
 clean:  ## Remove runs, data and caches; the environment stays
 	rm -rf runs data build *.egg-info .ruff_cache .mypy_cache .pytest_cache

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from arcvideo.config import RunConfig, plain_dict
+from arcvideo.data.cost import pack_cost
 from arcvideo.data.settings import DataSettings, SourceSettings
+from arcvideo.data.shares import mixture_text
 from arcvideo.data.source import Source
 from arcvideo.evaluation.evaluate import evaluate
 from arcvideo.lineage.identity import code_version, config_diff, identity
@@ -78,6 +80,9 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
     frozen = frozen_hashes(model, frozen=still)
     model, result = _train(model, source=source, own=own, room=room)
     source.close()
+    mixture = _mixture(source, steps=result.steps, config=config)
+    if world.first:
+        print(mixture_text(mixture), flush=True)
     metrics = _evaluate(model, room=room)
     if world.first:
         export = folder / EXPORT_NAME
@@ -95,6 +100,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
             config_diff=config_diff(parent.manifest.config, plain_dict(config)) if parent.manifest else {},
             seen={name: count["seen"] for name, count in source.counts().items()},
             quarantined={name: count["bad_samples"] for name, count in source.counts().items()},
+            mixture=mixture,
             frozen_before=frozen,
             frozen_after=frozen_hashes(model, frozen=still),
             trainable=[asdict(row) for row in trainable_table(model)],
@@ -107,6 +113,14 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
         write_manifest(manifest, folder=folder)
     barrier(world=world)
     return metrics[config.evaluation.optimize]["value"] if config.evaluation.optimize in metrics else None
+
+
+def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Requested and realised mixture of what the steps were trained on."""
+    if config.stage.objective != "grpo":
+        return source.mixture(steps)
+    rollouts = -(-steps // config.grpo.num_iterations)
+    return source.mixture(rollouts, count=config.grpo.num_prompts)
 
 
 def _fits(model: ArcVideoForConditionalGeneration, *, config: RunConfig, parent: Parent) -> None:
@@ -133,18 +147,19 @@ def _features(model: ArcVideoForConditionalGeneration, *, config: RunConfig) -> 
 
 
 def _source(settings: DataSettings, *, room: _Room, supervised: bool, name: str = "quarantine") -> Source:
-    rank = room.world.rank
+    rank, config = room.world.rank, room.config
     return Source(
         settings,
-        layout=room.config.layout,
+        layout=config.layout,
         tokenizer=room.tokenizer,
-        seed=room.config.runner.seed,
+        seed=config.runner.seed,
         rank=rank,
         world=room.world.size,
         features=room.features,
         quarantine_file=room.folder / (f"{name}.jsonl" if rank == 0 else f"{name}-{rank}.jsonl"),
         supervised=supervised,
         progress=room.world.first,
+        cost=pack_cost(config.model, trained=config.stage.train, towers=room.features is None),
     )
 
 

@@ -29,7 +29,8 @@ NEIGHBOURS = {
     ("data", "media"): {"*"},  # clips are decoded where they are read
     ("data", "tasks"): {"*"},  # items become samples there
     # What a prompt must agree on with the model: ids and positions, the vocabulary, the names in the feature cache.
-    ("data", "model"): {"positions", "special", "tokenizer", "features"},
+    ("data", "model"): {"positions", "special", "tokenizer", "features", "settings"},
+    ("data", "flops"): {"*"},  # packs of a step are chosen to take equally long
     ("flops", "model"): {"settings"},  # what a step costs follows from sizes alone
     # The parity command also compares preprocessing with the reference.
     ("model", "media"): {"audio", "frames", "overlay", "read"},

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from arcvideo.data.collate import Rendered, collate
+from arcvideo.data.families import Family
 from arcvideo.data.index import ShardIndex
 from arcvideo.data.load import Loader
 from arcvideo.data.mixture import SourceTable, open_mixture
-from arcvideo.data.plan import Family
 from arcvideo.data.settings import DataSettings, MediaLayout, SourceSettings
 from arcvideo.data.sheet import contact_sheet
 from arcvideo.media.frames import stamp_text, time_spans

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from arcvideo.data.collate import Rendered
+from arcvideo.data.families import Family
 from arcvideo.data.mixture import SourceTable
-from arcvideo.data.plan import Family
 from arcvideo.data.prompts import Prompt
 from arcvideo.data.render import render_branch, render_prefix, split_question
 from arcvideo.data.settings import DataSettings, MediaLayout

@@ -55,6 +55,8 @@ class SourceTable:
     quarantined: tuple[Problem, ...]
     dropped: int
     """Items that exceed the token budget (policy drop)."""
+    passes: float
+    """How often an epoch passes over the source."""
 
     @property
     def clips(self) -> int:
@@ -157,6 +159,8 @@ def _table(
     media_tokens = np.where(has_media, media_length(frames, layout=layout), 0)
     usable = {"both": np.ones(len(facts), bool), "video": facts["has_video"], "audio": has_sound}[source.modality]
     usable = usable & (np.arange(len(facts)) < (source.max_clips or len(facts)))
+    if source.fraction < 1:
+        usable = usable & _sampled(indexes, fraction=source.fraction)
     columns = _columns(indexes, lengths, tasks=tasks, source=source, think_only=supervised and source.style != "plain")
     columns.media_tokens = media_tokens[columns.clip]
     columns.keep &= usable[columns.clip]
@@ -193,7 +197,15 @@ def _table(
         tasks=tasks,
         quarantined=tuple(problems),
         dropped=dropped,
+        passes=source.weight,
     )
+
+
+def _sampled(indexes: list[ShardIndex], *, fraction: float) -> npt.NDArray[np.bool_]:
+    """(C,) about this share of the clips. A clip's lot depends on its key alone, so more shards change nothing."""
+    keys = (index.key(row) for index in indexes for row in range(len(index.clips)))
+    lots = (int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") for key in keys)
+    return np.fromiter((lot < fraction * 2.0**64 for lot in lots), dtype=bool)
 
 
 def _tasks(indexes: list[ShardIndex], *, source: SourceSettings) -> tuple[str, ...]:

@@ -13,14 +13,17 @@ from typing import Any, TypeVar
 import numpy as np
 
 from arcvideo.data.collate import collate
+from arcvideo.data.cost import PackCost
+from arcvideo.data.families import Family
 from arcvideo.data.load import FAILURES, Features, Loader
 from arcvideo.data.members import Problem
 from arcvideo.data.mixture import SourceTable, index_digest, open_mixture
-from arcvideo.data.plan import Family, Plan
+from arcvideo.data.plan import Plan
 from arcvideo.data.prompt_plan import PromptPlan, evaluation_families
 from arcvideo.data.prompts import Prompt
 from arcvideo.data.quarantine import Quarantine
 from arcvideo.data.settings import DataSettings, MediaLayout
+from arcvideo.data.shares import mixture_report, realised, realised_prompts, with_passes
 from arcvideo.media.cache import FrameCache
 from arcvideo.media.clip import read_clip
 from arcvideo.media.pool import MediaPool
@@ -63,6 +66,7 @@ class Source:
         quarantine_file: Path | None = None,
         supervised: bool = True,
         progress: bool = False,
+        cost: PackCost | None = None,
     ) -> None:
         """Opens (and where needed builds) the indexes.
 
@@ -72,6 +76,7 @@ class Source:
             quarantine_file: JSON lines, one file per rank.
             supervised: True for `batches`; False for `prompts` and `evaluation`, where sources of style think also
                 draw items without reasoning.
+            cost: how long packs take, for an even load of the ranks; None counts tokens alone.
 
         Raises:
             ValueError: settings or data that cannot work, naming key and remedy.
@@ -81,11 +86,14 @@ class Source:
         self.settings, self.rank, self.world, self.seed = settings, rank, world, seed
         self.supervised = supervised
         self.specials = special_ids(tokenizer)
-        self.tables: list[SourceTable] = open_mixture(
-            settings, layout=layout, tokenizer=tokenizer, supervised=supervised, progress=progress
-        )
+        opened = open_mixture(settings, layout=layout, tokenizer=tokenizer, supervised=supervised, progress=progress)
+        self.tables: list[SourceTable] = with_passes(opened, unit=settings.unit)
         self.plan = Plan(
-            self.tables, seed=seed, token_budget=settings.token_budget, packs_per_step=settings.packs_per_step
+            self.tables,
+            seed=seed,
+            token_budget=settings.token_budget,
+            packs_per_step=settings.packs_per_step,
+            cost=cost,
         )
         self._prompt_plan = PromptPlan(self.tables, seed=seed)
         self.quarantine = Quarantine(self.tables, settings=settings.quarantine, file=quarantine_file)
@@ -163,6 +171,19 @@ class Source:
             }
             for table in self.tables
         }
+
+    def mixture(self, steps: int, *, count: int = 0) -> dict[str, dict[str, Any]]:
+        """Requested beside realised mixture of the first steps, all ranks together.
+
+        Args:
+            steps: of `batches`, or of `prompts`.
+            count: prompts of a step; 0 for batches.
+        """
+        if count:
+            found = realised_prompts(self._prompt_plan, steps=steps, count=count)
+        else:
+            found = realised(self.plan, steps=steps)
+        return mixture_report(self.tables, unit=self.settings.unit, found=found)
 
     def state(self) -> dict[str, dict[str, int]]:
         """The counts, for a checkpoint; the position itself is the step, which the Runner keeps."""

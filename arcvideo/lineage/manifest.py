@@ -39,6 +39,8 @@ class Manifest:
     """Samples trained on, per source."""
     quarantined: dict[str, int] = field(default_factory=dict)
     """Samples refused, per reason."""
+    mixture: dict[str, Any] = field(default_factory=dict)
+    """Source -> requested and realised mixture of the stage's steps."""
     frozen_before: dict[str, str] = field(default_factory=dict)
     """Frozen module -> sha256 of its tensors before the first step."""
     frozen_after: dict[str, str] = field(default_factory=dict)

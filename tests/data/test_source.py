@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -88,6 +89,14 @@ def test_batches_do_not_depend_on_workers_or_ranks_or_restarts(pattern: str, wor
         assert all(equal(first, second) for first, second in zip(whole, merged, strict=True))
     for rank in ranks:
         rank.close()
+
+
+def test_mixture_of_prompts_counts_the_prompts(pattern: str) -> None:
+    data = source(build.settings(pattern, source_tasks={"qa": 1.0, "asr": 1.0}), supervised=False)
+    asked = [prompt.sample.task for step in range(5) for prompt in data.prompts(step, count=4)]
+    row = data.mixture(5, count=4)["tiny"]["realised"]
+    assert (row["items"], row["share"]) == (20, 1.0)
+    assert {task: count for task, count in row["tasks"].items() if count} == dict(Counter(asked))
 
 
 def test_counts_continue_after_a_restart(pattern: str) -> None:
