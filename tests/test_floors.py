@@ -18,7 +18,7 @@ ALL_FILES = [*FILES, *sorted((ROOT / "tests").rglob("*.py"))]
 
 FLOORS = (
     {"types", "structured", "muon"},
-    {"media", "data", "tasks", "model", "objectives", "synthetic"},
+    {"media", "data", "tasks", "model", "objectives", "synthetic", "flops"},
     {"runner", "rollout", "lineage", "evaluation", "report"},
     {"config"},
     {"train", "pipeline", "preflight", "evaluate", "stage", "recipe", "sweep", "compose"},
@@ -30,6 +30,7 @@ NEIGHBOURS = {
     ("data", "tasks"): {"*"},  # items become samples there
     # What a prompt must agree on with the model: ids and positions, the vocabulary, the names in the feature cache.
     ("data", "model"): {"positions", "special", "tokenizer", "features"},
+    ("flops", "model"): {"settings"},  # what a step costs follows from sizes alone
     ("synthetic", "media"): {"*"},
     ("synthetic", "data"): {"*"},
     ("synthetic", "tasks"): {"*"},

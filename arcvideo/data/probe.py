@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from arcvideo.media.decode import SAMPLE_RATE, Selection, VideoFacts, decode
+from arcvideo.media.decode import decode
 from arcvideo.media.errors import MediaError
+from arcvideo.media.picture import Selection, VideoFacts
 from arcvideo.media.settings import MediaLimits
+from arcvideo.media.sound import SAMPLE_RATE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +16,7 @@ class MediaFacts:
     """Facts of one media file."""
 
     duration: float
-    """Seconds: frames / average rate of the picture, else samples of the sound."""
+    """Seconds: of the picture (frames / average rate, or by their times), else samples of the sound."""
     has_video: bool
     sound_samples: int
     """Samples at 16 kHz; 0 without sound."""
@@ -32,7 +34,7 @@ def probe(data: bytes, *, name: str, limits: MediaLimits | None = None) -> Media
     found = decode(data, name=name, choose=_no_frames, limits=limits or MediaLimits())
     samples = 0 if found.waveform is None else found.waveform.size
     if found.facts is not None:
-        duration = found.facts.frame_count / found.facts.fps
+        duration = found.facts.duration
     elif samples:
         duration = samples / SAMPLE_RATE
     else:
