@@ -89,6 +89,8 @@ class RunConfig:
     """Name of the stage's folder inside run_dir; null means the stage's name."""
     feature_cache: bool = True
     """Keep the outputs of the frozen towers on disk, under run_dir/features."""
+    train_parents: bool = False
+    """Train unfinished parent stages first, with this run's model, data set, engine and folders; sweeps do so."""
     threads: int = 0
     """CPU threads for torch in each process; 0 leaves torch's choice."""
 

@@ -16,9 +16,10 @@ from arcvideo.data.settings import DataSettings, SourceSettings
 from arcvideo.data.shares import mixture_text
 from arcvideo.data.source import Source
 from arcvideo.evaluation.evaluate import evaluate
-from arcvideo.lineage.identity import code_version, config_diff, identity
-from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, write_manifest
+from arcvideo.lineage.identity import config_diff
+from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, read_manifest, write_manifest
 from arcvideo.lineage.parents import Parent
+from arcvideo.lineage.state import wanted, write_started
 from arcvideo.model.features import FeatureStore, tower_digest
 from arcvideo.model.loading import load_model, save_model
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
@@ -74,8 +75,10 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
     )
     source = _source(config.data, room=room, supervised=config.stage.objective == "next_token")
     # Once: an edit during the run must not make the manifest name another code than the identity.
-    code = code_version()
-    own = identity(config=plain_dict(config), data=source.digest, parent=parent.identity, code=code)
+    asked = replace(wanted(plain_dict(config), parent=parent.identity), data=source.digest)
+    own = str(asked.identity)
+    if world.first:
+        write_started(folder, asked=asked)
     still = [name for name in MODULES if name not in config.stage.train]
     frozen = frozen_hashes(model, frozen=still)
     model, result = _train(model, source=source, own=own, room=room)
@@ -94,7 +97,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
             identity=own,
             parent=parent.identity,
             parent_path=str(parent.path),
-            code=code,
+            code=asked.code,
             data=source.digest,
             config=plain_dict(config),
             config_diff=config_diff(parent.manifest.config, plain_dict(config)) if parent.manifest else {},
@@ -109,6 +112,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
             skipped=result.skipped,
             metrics=result.metrics | {f"eval/{name}": value["value"] for name, value in metrics.items()},
             seconds=time.monotonic() - began,
+            evaluation=asked.evaluation,
         )
         write_manifest(manifest, folder=folder)
     barrier(world=world)
@@ -121,6 +125,41 @@ def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict
         return source.mixture(steps)
     rollouts = -(-steps // config.grpo.num_iterations)
     return source.mixture(rollouts, count=config.grpo.num_prompts)
+
+
+def measure_stage(config: RunConfig, *, parent: Parent) -> float | None:
+    """Evaluate a finished stage anew, because the evaluation has changed; nothing is trained.
+
+    Returns:
+        The metric that sweeps optimise.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    world, folder = join(), config.stage_dir
+    export = folder / EXPORT_NAME
+    model = load_model(export)
+    train_only(model, [])
+    room = _Room(
+        config=config,
+        world=world,
+        parent=parent,
+        tokenizer=load_tokenizer(export),
+        features=_features(model, config=config),
+        folder=folder,
+    )
+    metrics = _evaluate(model, room=room)
+    if world.first:
+        old = read_manifest(folder)
+        kept = {name: value for name, value in old.metrics.items() if not name.startswith("eval/")}
+        new = replace(
+            old,
+            config=old.config | {"evaluation": plain_dict(config)["evaluation"]},
+            metrics=kept | {f"eval/{name}": value["value"] for name, value in metrics.items()},
+            evaluation=wanted(plain_dict(config), parent=parent.identity).evaluation,
+        )
+        write_manifest(new, folder=folder)
+    barrier(world=world)
+    return metrics[config.evaluation.optimize]["value"] if config.evaluation.optimize in metrics else None
 
 
 def _fits(model: ArcVideoForConditionalGeneration, *, config: RunConfig, parent: Parent) -> None:

@@ -21,7 +21,7 @@ FLOORS = (
     {"media", "data", "tasks", "model", "objectives", "synthetic", "flops"},
     {"runner", "rollout", "lineage", "evaluation", "report", "processing"},
     {"config"},
-    {"train", "pipeline", "evaluate", "stage", "ask"},
+    {"train", "pipeline", "preflight", "evaluate", "stage", "recipe", "sweep", "compose", "ask"},
 )
 """From the ground up. A room is a folder or a single file of the package."""
 
@@ -40,12 +40,16 @@ NEIGHBOURS = {
     ("synthetic", "tasks"): {"*"},
     ("synthetic", "model"): {"*"},  # makes the base weights
     ("evaluation", "rollout"): {"sampler", "settings"},  # one way to decode answers, for rewards and for metrics
+    ("recipe", "compose"): {"*"},
+    ("sweep", "compose"): {"*"},
+    ("pipeline", "recipe"): {"*"},
+    ("train", "sweep"): {"*"},
     ("train", "stage"): {"*"},  # train checks settings before torch is imported, stage does the work
 }
 """(room, neighbour on the same floor) -> the neighbour's modules it may import."""
 
 FRAMEWORKS = {
-    "hydra": {"train.py"},
+    "hydra": {"train.py", "sweep.py", "compose.py"},
     "omegaconf": {"train.py", "config.py"},
     "deepspeed": {"runner/engine.py"},
     "wandb": {"runner/metrics.py"},
@@ -55,7 +59,7 @@ FRAMEWORKS = {
     "av": {"media/", "synthetic/encode.py"},
     "trl": {"rollout/"},
     "transformers": {"model/", "rollout/", "processing.py"},
-    "yaml": {"pipeline.py", "synthetic/base.py"},
+    "yaml": {"recipe.py", "synthetic/base.py"},
 }
 """Framework -> the only places (files, or folders with a slash) that import it."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -127,10 +127,15 @@ def open_mixture(
 
 def index_digest(tables: Sequence[SourceTable]) -> str:
     """Hex digest of the content of all shards of all sources: what a stage's identity calls its data."""
+    return content_digest((table.name, table.indexes) for table in tables)
+
+
+def content_digest(sources: Iterable[tuple[str, Sequence[ShardIndex]]]) -> str:
+    """The same from (name, indexes) of each source, for those who need no lengths."""
     digest = hashlib.sha256()
-    for table in tables:
-        digest.update(table.name.encode())
-        for index in table.indexes:
+    for name, indexes in sources:
+        digest.update(name.encode())
+        for index in indexes:
             digest.update(bytes.fromhex(index.digest))
     return digest.hexdigest()
 

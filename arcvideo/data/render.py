@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from arcvideo.data.settings import MediaLayout
-from arcvideo.model.positions import video_ids
 from arcvideo.model.special import special_ids
 from arcvideo.tasks.fields import RecordError
 from arcvideo.tasks.instructions import suffix
@@ -88,6 +87,8 @@ def media_length(frame_count: N, *, layout: MediaLayout) -> N:
 
 def render_prefix(*, frame_count: int, before: str, tokenizer: Any, layout: MediaLayout) -> Ids:
     """(n,) int64: start token, text before, `<vid>` frames `</vid>`; row ends still carry the newline id."""
+    from arcvideo.model.positions import video_ids  # imports torch, which counting tokens does without
+
     special = special_ids(tokenizer)
     frames = video_ids(layout.grid, frames=frame_count, special=special).numpy()
     return np.concatenate([[special.start], encode(before, tokenizer=tokenizer), frames])
