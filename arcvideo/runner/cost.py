@@ -18,7 +18,7 @@ from arcvideo.types import Batch
 _GIB = 1 << 30
 
 
-class OutOfMemory(RuntimeError):
+class OutOfMemory(ValueError):
     """A micro-batch did not fit; the message names it and the override that fits."""
 
 

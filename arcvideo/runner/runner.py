@@ -38,7 +38,7 @@ from arcvideo.runner.watchdog import Watchdog
 from arcvideo.types import Batch
 
 
-class BadNumbers(RuntimeError):
+class BadNumbers(ValueError):
     """More steps had to be skipped than the budget allows."""
 
 

@@ -7,7 +7,7 @@ import importlib
 import pytest
 import torch
 
-from arcvideo.runner.engine import Engine
+from arcvideo.runner.engine import Engine, Refuse
 from arcvideo.runner.optimizer import MuonWithAdamW, build_optimizer, parameter_groups
 from arcvideo.runner.protocols import model_inputs
 from arcvideo.runner.ranks import World
@@ -21,12 +21,12 @@ SLOW = pytest.param(1, "bf16", marks=pytest.mark.slow)
 CASES = [*((stage, "fp32") for stage in range(4)), (0, "bf16"), SLOW, (2, "bf16"), (3, "bf16")]
 
 
-def one_step(engine: Engine, *, step: int = 0, factor: float = 1.0) -> bool:
+def one_step(engine: Engine, *, step: int = 0, factor: float = 1.0, refuse: Refuse = lambda norm: False) -> bool:
     batches = Rows().batches(step)
     for number, row in enumerate(batches):
         loss = cross_entropy(engine(**model_inputs(row)), row).total / 50
         engine.backward(loss * factor, last=number == len(batches) - 1)
-    return engine.step().applied
+    return engine.step(refuse=refuse).applied
 
 
 def test_deepspeed_still_has_the_switch_that_keeps_it_from_compiling(world: World) -> None:

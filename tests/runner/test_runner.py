@@ -72,7 +72,7 @@ def test_a_poisoned_step_is_skipped_and_its_samples_named(
 
 
 def test_more_skipped_steps_than_the_budget_stop_the_run(tmp_path: Path, world: World) -> None:
-    with pytest.raises(RuntimeError, match=r"runner\.skip_budget=0.*sample-16"):
+    with pytest.raises(ValueError, match=r"runner\.skip_budget=0.*sample-16"):
         runner(tmp_path, world=world, source=Rows(poison=2), skip_budget=0).run()
 
 
