@@ -16,7 +16,7 @@ from tqdm import tqdm
 from arcvideo.data import plots
 from arcvideo.data.import_command import add_import, print_problems
 from arcvideo.data.index import ShardIndex, ensure_indexes
-from arcvideo.data.inspection import View, describe, view_table
+from arcvideo.data.inspection import View, describe, look, picture, view_table
 from arcvideo.data.members import Problem, expand_shards
 from arcvideo.data.pack import best_fit
 from arcvideo.data.settings import STYLES, WORDINGS, MediaLayout
@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
             _add_view(command)
         if name == "inspect":
             command.add_argument("--key", help="record key; default: the first")
+            command.add_argument("--image", type=Path, help="also draw frames and spectrogram: a PNG file, or a folder")
         if name == "stats":
             command.add_argument("--token-budget", type=int, default=2048)
             command.add_argument("--plot", type=Path, help="also draw it, into this PNG file")
@@ -149,8 +150,15 @@ def _quantiles(values: np.ndarray) -> str:
 
 def _inspect(options: argparse.Namespace) -> int:
     for index in _open(options):
-        for line in describe(index, view=_view(options, index), key=options.key):
+        looked = look(index, view=_view(options, index), key=options.key)
+        for line in describe(looked):
             print(line)
+        if options.image is not None:
+            target = options.image
+            if target.is_dir():
+                target = target / f"{index.key(looked.row).replace('/', '_')}.png"
+            picture(looked).save(target)
+            print(f"picture  {target}")
     return 0
 
 

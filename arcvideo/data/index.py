@@ -110,7 +110,7 @@ class ShardIndex:
 
     def problems(self) -> list[Problem]:
         lines = (self.folder / "quarantine.jsonl").read_text().splitlines()
-        return [Problem(**json.loads(line)) for line in lines]
+        return [Problem(**{**json.loads(line), "shard": self.shard.name}) for line in lines]
 
 
 def index_folder(shard: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -176,7 +176,8 @@ def _table(
     same = np.unique(item_clip * len(tasks) + task, return_inverse=True, return_counts=True)
     weights = np.array([source.tasks.get(task_name, 1.0) for task_name in tasks])
     problems = [problem for index in indexes for problem in index.problems()]
-    problems += [problem for part in lengths for problem in part.problems]
+    for index, part in zip(indexes, lengths, strict=True):
+        problems += [replace(problem, shard=index.shard.name) for problem in part.problems]
     return SourceTable(
         name=name,
         settings=source,

@@ -20,10 +20,12 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 
-from arcvideo.media.decode import SAMPLE_RATE, Selection, VideoFacts, decode
+from arcvideo.media.decode import decode
 from arcvideo.media.errors import MediaError
+from arcvideo.media.picture import Selection, VideoFacts
 from arcvideo.media.read import media_digest
 from arcvideo.media.settings import MediaLimits
+from arcvideo.media.sound import SAMPLE_RATE
 
 _START_SECONDS = 120.0
 """Time a new process has to import what it needs."""
@@ -38,7 +40,7 @@ class MediaFacts:
     """Facts of one media file."""
 
     duration: float
-    """Seconds: frames / average rate of the picture, else samples of the sound."""
+    """Seconds: of the picture (frames / average rate, or by their times), else samples of the sound."""
     has_video: bool
     sound_samples: int
     """Samples at 16 kHz; 0 without sound."""
@@ -103,7 +105,7 @@ def probe(data: bytes, *, name: str, limits: MediaLimits | None = None) -> Media
     found = decode(data, name=name, choose=_no_frames, limits=limits or MediaLimits())
     samples = 0 if found.waveform is None else found.waveform.size
     if found.facts is not None:
-        duration = found.facts.frame_count / found.facts.fps
+        duration = found.facts.duration
     elif samples:
         duration = samples / SAMPLE_RATE
     else:

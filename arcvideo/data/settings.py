@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from arcvideo.media.settings import FrameCacheSettings, MediaLimits
+
 STYLES = ("plain", "think", "draft")
 LENGTH_WEIGHTINGS = ("token", "sqrt", "sample")
 FRAME_POLICIES = ("middle", "random")
@@ -137,6 +139,10 @@ class DataSettings:
     """Decoding processes, each with a thread that works ahead; 0 decodes in the training process."""
     prefetch_steps: int = 2
     """Optimizer steps prepared ahead when workers > 0."""
+    limits: MediaLimits = field(default_factory=MediaLimits)
+    """What one file may cost; deadline and memory bind the decoding processes (workers > 0)."""
+    frame_cache: FrameCacheSettings = field(default_factory=FrameCacheSettings)
+    """Decoded frames kept on disk."""
     quarantine: QuarantineSettings = field(default_factory=QuarantineSettings)
     """How much damage is tolerated in each source."""
 
@@ -156,6 +162,8 @@ class DataSettings:
                 "sound; cut the clips, raise data.token_budget, or choose drop"
             )
         _one_of("data.over_budget", self.over_budget, OVER_BUDGET)
+        if self.frame_cache.path is not None and self.frames == "random":
+            raise ValueError("data.frame_cache.path needs data.frames=middle: random frames never come twice")
         for name in ("token_budget", "packs_per_step", "prefetch_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 1")

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from arcvideo.data.quarantine import Quarantine
 from arcvideo.data.render import special_ids
 from arcvideo.data.settings import DataSettings, MediaLayout
 from arcvideo.data.shares import mixture_report, realised, realised_prompts, with_passes
+from arcvideo.media.cache import FrameCache
 from arcvideo.media.clip import read_clip
 from arcvideo.media.pool import MediaPool
 from arcvideo.types import Batch
@@ -96,9 +98,11 @@ class Source:
         self._prompt_plan = PromptPlan(self.tables, seed=seed)
         self.quarantine = Quarantine(self.tables, settings=settings.quarantine, file=quarantine_file)
         # Threads read, cut mels and render; decoding itself runs in processes that can be killed.
-        self._media = MediaPool(count=settings.workers) if settings.workers else None
+        self._media = MediaPool(count=settings.workers, limits=settings.limits) if settings.workers else None
         self._pool = ThreadPoolExecutor(settings.workers, "data") if settings.workers else None
         self._ahead: dict[tuple[int, int], Future[_Step]] = {}
+        cached = settings.frame_cache.path is not None
+        cache = FrameCache(settings.frame_cache, layout=layout) if cached else None
         self._loaders = [
             Loader(
                 table=table,
@@ -106,7 +110,8 @@ class Source:
                 layout=layout,
                 tokenizer=tokenizer,
                 features=features,
-                read=self._media.read_clip if self._media else read_clip,
+                cache=cache,
+                read=self._media.read_clip if self._media else partial(read_clip, limits=settings.limits),
             )
             for table in self.tables
         ]
@@ -235,16 +240,21 @@ class Source:
 
     def _attempt(self, family: Family, done: _Step, load: Callable[[Loader, Family], list[T]]) -> list[T]:
         """What `load` makes of the family; nothing and an entry in the books when it fails."""
-        name = self.tables[family.source].name
+        table = self.tables[family.source]
+        name, key = table.name, table.key(family.clip)
         done.planned[name] += len(family.items)
+        if self.quarantine.unreadable(name, key):
+            done.lost[name] += len(family.items)
+            return []
         try:
             loaded = load(self._loaders[family.source], family)
         except FAILURES as error:
             problem = Problem(
-                key=self.tables[family.source].key(family.clip),
+                key=key,
                 stage="read" if isinstance(error, OSError) else "media",
                 reason=getattr(error, "reason", type(error).__name__),
                 detail=getattr(error, "detail", str(error)),
+                shard=table.indexes[table.clip_shard[family.clip]].shard.name,
             )
             done.lost[name] += len(family.items)
             done.problems.append((name, problem))

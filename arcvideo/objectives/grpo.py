@@ -88,22 +88,22 @@ def completion_weights(lengths: Tensor, *, counted: Tensor, loss_type: str) -> T
     """(n,) float32 weight of each token of each completion, so that the Runner's one division is the variant's average.
 
     grpo: mean over the tokens of a completion, then over completions. dr_grpo: the same divisor, the number of
-    completions (`grpo_loss` supplies 1/max_completion_length). dapo: mean over all tokens of the step.
+    completions (`grpo_loss` supplies 1/max_completion_length). dapo, cispo: mean over all tokens of the step.
     bnpo: mean over the tokens of this micro-batch, then over micro-batches.
 
     Args:
         lengths: (n,) tokens of each completion, at least 1.
         counted: (n,) float32, 0 for completions that do not count. As in TRL a masked completion still counts as a
             completion (grpo, dr_grpo), its tokens do not count as tokens (dapo, bnpo).
-        loss_type: grpo, bnpo, dr_grpo or dapo.
+        loss_type: grpo, bnpo, dr_grpo, dapo or cispo.
     """
     if loss_type in ("grpo", "dr_grpo"):
         return 1.0 / lengths.float()
-    if loss_type == "dapo":
+    if loss_type in ("dapo", "cispo"):
         return counted.float()
     if loss_type == "bnpo":
         return counted / (counted * lengths).sum().clamp(min=1)
-    raise ValueError(f"grpo.loss_type={loss_type!r} is unknown; use grpo, bnpo, dr_grpo or dapo")
+    raise ValueError(f"grpo.loss_type={loss_type!r} is unknown; use grpo, bnpo, dr_grpo, dapo or cispo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class TokenLoss:
     loss: Tensor
     """Clipped policy loss plus beta times KL; carries the gradient."""
     kl: Tensor
-    """k3 estimate of KL(policy || reference), detached; zeros when beta is 0."""
+    """Estimate of KL(policy || reference), detached; zeros when beta is 0."""
     clipped_low: Tensor
     """1 where the ratio fell below the clip range and the advantage is negative."""
     clipped_high: Tensor
@@ -149,15 +149,18 @@ def grpo_token_loss(
         log_ratio = _group_sum(log_ratio * mask, groups=samples) / length
     ratio = log_ratio.exp()
     low, high = 1 - settings.epsilon, 1 + settings.clip_high
-    loss = -torch.min(ratio * token_advantages, ratio.clamp(low, high) * token_advantages)
+    if settings.loss_type == "cispo":  # https://arxiv.org/abs/2506.13585; TRL caps the ratio itself
+        low, high = 0.0, settings.clip_high
+        loss = -ratio.clamp(max=high).detach() * token_advantages * logprobs
+    else:
+        loss = -torch.min(ratio * token_advantages, ratio.clamp(low, high) * token_advantages)
     kl = torch.zeros_like(logprobs)
     if settings.beta != 0:
         if ref_logprobs is None:
             raise ValueError(
                 f"grpo.beta={settings.beta} needs ref_logprobs in the batch; set grpo.beta=0 to train without"
             )
-        difference = (ref_logprobs - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-        kl = difference.exp() - difference - 1  # k3, http://joschu.net/blog/kl-approx.html
+        kl = kl_estimate(ref_logprobs - logprobs, estimator=settings.kl_estimator)
         if settings.use_bias_correction_kl:  # https://arxiv.org/abs/2512.02556
             kl = kl * ratio
         loss = loss + settings.beta * kl
@@ -168,6 +171,22 @@ def grpo_token_loss(
         clipped_high=((ratio > high) & (token_advantages > 0)).float(),
         ratio=ratio.detach(),
     )
+
+
+def kl_estimate(difference: Tensor, *, estimator: str) -> Tensor:
+    """Per-token estimate of KL(policy || reference), http://joschu.net/blog/kl-approx.html.
+
+    As a loss k2 and k3 pull towards the reference; the gradient of k1 is zero on average, so it only adds noise to
+    fresh completions, and is meant for comparison with others' curves.
+
+    Args:
+        difference: (T,) log-prob of the reference minus that of the policy.
+        estimator: k1, k2 or k3.
+    """
+    difference = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    if estimator == "k1":
+        return -difference
+    return difference**2 / 2 if estimator == "k2" else difference.exp() - difference - 1
 
 
 def grpo_loss(
@@ -204,12 +223,13 @@ def grpo_loss(
         numerator = torch.full_like(weights, 1.0 / settings.max_completion_length)
     total = (tokens.loss * numerator * mask).sum()
     count = mask.sum()
-    shares = {
-        "clip_ratio/low_mean": tokens.clipped_low,
-        "clip_ratio/high_mean": tokens.clipped_high,
-        "clip_ratio/region_mean": tokens.clipped_low + tokens.clipped_high,
-        "importance_ratio": tokens.ratio,
-    }
+    shares = {"importance_ratio": tokens.ratio}
+    if settings.loss_type == "cispo":
+        shares["cispo_clip_ratio"] = tokens.clipped_high
+    else:
+        shares["clip_ratio/low_mean"] = tokens.clipped_low
+        shares["clip_ratio/high_mean"] = tokens.clipped_high
+        shares["clip_ratio/region_mean"] = tokens.clipped_low + tokens.clipped_high
     if settings.beta != 0:
         shares["kl"] = tokens.kl
     return Loss(total=total, metrics={name: ((value * mask).sum().detach(), count) for name, value in shares.items()})

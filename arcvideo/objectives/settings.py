@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
+KL_ESTIMATORS = ("k1", "k2", "k3")
 SCALE_REWARDS = ("group", "batch", "none")
 IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
 
@@ -35,14 +36,16 @@ class GrpoSettings:
     """Sample among the k most likely tokens; 0 keeps all."""
     beta: float = 0.1
     """Weight of the KL to the parent checkpoint (paper: 0.1). 0: no reference model is kept."""
+    kl_estimator: str = "k3"
+    """Estimate of the KL per token: k3 (TRL's), k1 = log(policy / reference), k2 = k1 squared / 2."""
     use_bias_correction_kl: bool = False
     """Multiply the KL by the importance ratio, for an unbiased gradient (TRL does so by default)."""
     epsilon: float = 0.2
     """Clip range of the importance ratio, below 1."""
     epsilon_high: float | None = None
-    """Clip range above 1; None: the same as epsilon."""
+    """Clip range above 1; None: the same as epsilon. For cispo the largest ratio itself (5.0 is common)."""
     loss_type: str = "grpo"
-    """How token losses are averaged: grpo, bnpo, dr_grpo, dapo."""
+    """How token losses are averaged: grpo, bnpo, dr_grpo, dapo; cispo clips the weight instead of the gradient."""
     scale_rewards: str = "group"
     """What centred rewards are divided by: the std of the group, of the batch, or none."""
     importance_sampling_level: str = "token"
@@ -51,6 +54,11 @@ class GrpoSettings:
     """Updates for every set of completions."""
     rewards: dict[str, float] = field(default_factory=dict)
     """Reward name, or `package.module:function`, -> weight; 0 only reports it. Empty: the paper's two, 1.0 each."""
+    task_rewards: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Task -> its own rewards and weights, used instead of `rewards` for its prompts."""
+    task_weights: dict[str, float] = field(default_factory=dict)
+    """Task -> factor on the advantages of its prompts, 1.0 if absent. scale_rewards=group cancels any common factor
+    of a group's rewards, so only this makes a whole task count less."""
     mask_truncated_completions: bool = False
     """Leave completions that were cut off out of the loss."""
     drop_zero_variance: bool = False
@@ -66,6 +74,7 @@ class GrpoSettings:
     def __post_init__(self) -> None:
         """Check values and combinations; the message names the key and the remedy."""
         _among("grpo.loss_type", self.loss_type, LOSS_TYPES)
+        _among("grpo.kl_estimator", self.kl_estimator, KL_ESTIMATORS)
         _among("grpo.scale_rewards", self.scale_rewards, SCALE_REWARDS)
         _among("grpo.importance_sampling_level", self.importance_sampling_level, IMPORTANCE_SAMPLING_LEVELS)
         _at_least("grpo.num_generations", self.num_generations, 2)
@@ -80,11 +89,27 @@ class GrpoSettings:
             raise ValueError(f"grpo.temperature={self.temperature} must be above 0: greedy groups have no variance")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"grpo.top_p={self.top_p} must be in (0, 1]")
+        if self.loss_type == "cispo" and self.epsilon_high is None:
+            raise ValueError("grpo.loss_type=cispo needs grpo.epsilon_high, the largest ratio itself, for example 5.0")
+        for task, rewards in self.task_rewards.items():
+            if not rewards:
+                raise ValueError(f"grpo.task_rewards.{task} is empty: name a reward, or leave the task out")
+        for task, weight in self.task_weights.items():
+            _at_least(f"grpo.task_weights.{task}", weight, 0)
 
     @property
     def reward_weights(self) -> dict[str, float]:
         """The rewards, resolved. Defaults would be merged into what a YAML file says, so the field has none."""
         return dict(self.rewards) or {"mcq_accuracy": 1.0, "temporal_iou": 1.0}
+
+    def rewards_of(self, task: str) -> dict[str, float]:
+        """Reward -> weight for prompts of a task."""
+        return dict(self.task_rewards.get(task, {})) or self.reward_weights
+
+    @property
+    def reward_names(self) -> list[str]:
+        """All rewards that some task may use, each once."""
+        return list(dict.fromkeys([*self.reward_weights, *(n for own in self.task_rewards.values() for n in own)]))
 
     @property
     def clip_high(self) -> float:

@@ -26,10 +26,11 @@ from arcvideo.rollout.encode import with_features
 from arcvideo.rollout.groups import Group
 from arcvideo.rollout.log import RolloutLog
 from arcvideo.rollout.reference import frozen_copy
-from arcvideo.rollout.rewards import load_reward
+from arcvideo.rollout.rewards.loading import load_reward
 from arcvideo.rollout.rewards.score import Scores, score
 from arcvideo.rollout.sampler import Sampler
 from arcvideo.rollout.settings import grpo_sampling
+from arcvideo.tasks import TASKS
 from arcvideo.types import Batch
 
 SAMPLER_GAP = f"{METRIC}rollout/logprob_gap"
@@ -88,10 +89,13 @@ class RolloutSource:
             log: receives sample rollouts as JSONL; None on ranks that do not write.
 
         Raises:
-            ValueError: a reward that cannot be loaded.
+            ValueError: a reward that cannot be loaded, or an unknown task.
         """
-        for name in settings.reward_weights:
+        for name in settings.reward_names:
             load_reward(name)
+        for task in (*settings.task_rewards, *settings.task_weights):
+            if task not in TASKS:
+                raise ValueError(f"grpo.task_rewards or task_weights names task {task!r}; there are {', '.join(TASKS)}")
         self.source, self.engine, self.settings, self.seed, self.features = source, engine, settings, seed, features
         self._sampler = Sampler(engine.model, tokenizer=tokenizer, features=features)
         self._sampling = grpo_sampling(settings)
@@ -123,9 +127,10 @@ class RolloutSource:
             groups = self._sampler.sample(
                 prompts, num_generations=settings.num_generations, settings=self._sampling, seeds=seeds
             )
-            scores = score(groups, rewards=settings.reward_weights)
+            scores = score(groups, settings=settings)
             owner = torch.arange(len(groups)).repeat_interleave(settings.num_generations)
             gains = _advantages(scores.total, settings=settings)
+            gains *= torch.tensor([settings.task_weights.get(group.prompt.task, 1.0) for group in groups])[owner]
             spread = group_std(scores.total, groups=owner)
             batches = [
                 self._batch(model, groups=groups, rows=row, scores=scores, gains=gains, spread=spread)

@@ -26,6 +26,7 @@ _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _WHOLE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_OPEN_THINK = re.compile(r"<think>.*", re.DOTALL)
 
 
 def split_answer(text: str) -> Parsed:
@@ -33,14 +34,19 @@ def split_answer(text: str) -> Parsed:
     whole = _WHOLE.fullmatch(text)
     if whole and all(text.count(tag) == 1 for tag in _TAGS):
         return Parsed(think=whole[1].strip(), answer=whole[2].strip(), valid=True)
-    think, answer = _THINK.search(text), _ANSWER.search(text)
+    think, answer = _THINK.search(text), _ANSWER.search(_THINK.sub(" ", text))  # a thought is not an answer
     return Parsed(think=think[1].strip() if think else None, answer=answer[1].strip() if answer else None, valid=False)
 
 
 def answer_text(text: str) -> str:
-    """What the answer block says; the whole text when there is no block. Full-width characters become plain ones."""
+    """What the answer block says; without a block, what stands outside thoughts, a thought that never ends included.
+
+    Full-width characters become plain ones.
+    """
     block = split_answer(text).answer
-    return unicodedata.normalize("NFKC", text if block is None else block).strip()
+    if block is None:
+        block = _OPEN_THINK.sub(" ", _THINK.sub(" ", text))
+    return unicodedata.normalize("NFKC", block).strip()
 
 
 _LEAD = (
@@ -90,6 +96,12 @@ def parse_span(text: str) -> tuple[float, float] | None:
 
     Understands HH:MM:SS and MM:SS clocks, '3.5s to 7 s', an optional `<span>` tag, all dashes, and Chinese connectors.
     """
+    bounds = parse_bounds(text)
+    return bounds if bounds is not None and bounds[0] <= bounds[1] else None
+
+
+def parse_bounds(text: str) -> tuple[float, float] | None:
+    """As `parse_span`, but a reversed range is returned as it was written."""
     said = re.sub(r"</?span>", " ", answer_text(text))
     for pattern in _SPANS:
         found = pattern.search(said)
@@ -100,7 +112,7 @@ def parse_span(text: str) -> tuple[float, float] | None:
     if not found:
         return None
     start, end = _seconds(found[1]), _seconds(found[2])
-    return (start, end) if start is not None and end is not None and start <= end else None
+    return (start, end) if start is not None and end is not None else None
 
 
 def _seconds(clock: str) -> float | None:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from arcvideo.data.shards import main
 from arcvideo.data.source import Source
@@ -88,6 +89,19 @@ def test_inspect_shows_what_is_supervised(folder: Path, capsys: pytest.CaptureFi
     assert "00:00:00-00:00:01, 00:00:01-00:00:02" in said
     assert main(["inspect", shard, "--key", "nope"]) == 2
     assert "no usable record 'nope'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_inspect_draws_every_kind_of_clip(tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    build.shards(tmp_path, count=4, per_shard=4)
+    shard, key = str(tmp_path / "shard-000000.tar"), f"clip-{number:05d}"
+    assert main(["inspect", shard, "--key", key, "--image-size", "64", "--image", str(tmp_path)]) == 0
+    assert f"{key}.png" in capsys.readouterr().out
+    with Image.open(tmp_path / f"{key}.png") as sheet:
+        colours = sheet.convert("RGB").getcolors(1 << 24)
+    assert colours is not None
+    # A spectrogram has hundreds of colours; grey frames and text have few.
+    assert (len(colours) > 400) == (number in (0, 2))
 
 
 def test_verify_index_and_stats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from arcvideo.objectives import OBJECTIVES, load_objective
-from arcvideo.objectives.grpo import Grpo, advantages, completion_weights, grpo_loss, grpo_token_loss
+from arcvideo.objectives.grpo import Grpo, advantages, completion_weights, grpo_loss, grpo_token_loss, kl_estimate
 from arcvideo.objectives.next_token import NextToken
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.types import Batch, Segments
@@ -91,6 +92,29 @@ def test_the_kl_of_a_collapsed_policy_stays_finite() -> None:
     assert logprobs.grad.isfinite().all()
 
 
+def test_kl_estimators_agree_to_second_order_and_are_what_their_formulas_say() -> None:
+    small, large = torch.tensor([1e-3], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
+    values = {name: float(kl_estimate(large, estimator=name)) for name in ("k1", "k2", "k3")}
+    assert values == pytest.approx({"k1": -0.5, "k2": 0.125, "k3": math.exp(0.5) - 1.5})
+    assert float(kl_estimate(small, estimator="k3")) == pytest.approx(5e-7, rel=1e-3)
+    settings = GrpoSettings(beta=1.0, kl_estimator="k2")
+    parts = grpo_token_loss(
+        torch.zeros(1),
+        old_logprobs=torch.zeros(1),
+        ref_logprobs=torch.ones(1),
+        token_advantages=torch.zeros(1),
+        samples=torch.zeros(1, dtype=torch.int64),
+        mask=torch.ones(1),
+        settings=settings,
+    )
+    assert float(parts.loss) == 0.5
+
+
+def test_cispo_asks_for_its_cap() -> None:
+    with pytest.raises(ValueError, match=r"cispo needs grpo\.epsilon_high"):
+        GrpoSettings(loss_type="cispo")
+
+
 def test_a_masked_completion_keeps_its_share_of_the_divisor() -> None:
     settings = GrpoSettings(beta=0.0)
     lengths, counted = torch.tensor([2, 1]), torch.tensor([1.0, 0.0])
@@ -134,6 +158,7 @@ def test_reported_extras_ignore_what_does_not_apply() -> None:
     ("key", "value"),
     [
         ("loss_type", "ppo"),
+        ("kl_estimator", "k4"),
         ("scale_rewards", "std"),
         ("importance_sampling_level", "word"),
         ("num_generations", 1),

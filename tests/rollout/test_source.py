@@ -117,6 +117,16 @@ def test_advantages_are_centred_per_group_and_weights_average_completions() -> N
     assert float(dapo.target_weights.sum()) == len(dapo.target_ids)
 
 
+def test_a_task_can_count_less() -> None:
+    whole, half = (
+        make_source(replace(SETTINGS, task_weights=weights)).batches(0)[0].extra["advantages"]
+        for weights in ({}, {"grounding": 0.5})
+    )
+    torch.testing.assert_close(half, whole * torch.tensor([1.0] * 4 + [0.5] * 4))
+    with pytest.raises(ValueError, match="names task 'grouding'"):
+        make_source(replace(SETTINGS, task_weights={"grouding": 0.5}))
+
+
 def test_metrics_have_trls_names_and_values() -> None:
     source = make_source()
     batches = source.batches(0)

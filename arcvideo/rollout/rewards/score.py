@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from arcvideo.data.prompts import Prompt
+from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.groups import Group
-from arcvideo.rollout.rewards import load_reward
-from arcvideo.rollout.rewards.protocol import Reward
+from arcvideo.rollout.rewards.loading import load_reward
+from arcvideo.rollout.rewards.protocol import Reward, quiet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +25,25 @@ class Scores:
     """(n,) float32: weighted sum of the rewards that apply; NaN where none does."""
     parts: dict[str, Tensor]
     """Reward name -> (n,) float32, unweighted; NaN where it does not apply."""
+    notes: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    """Reward name -> name -> a note for each completion: what was read, or why nothing could be."""
+
+    def parse_failures(self) -> dict[str, Tensor]:
+        """Reward name -> (n,) float32, 1 where it could not read the completion; NaN where it does not apply."""
+        found = {}
+        for name, notes in self.notes.items():
+            if "problem" in notes:
+                failed = torch.tensor([float(problem is not None) for problem in notes["problem"]])
+                found[name] = failed.masked_fill(self.parts[name].isnan(), math.nan)
+        return found
 
 
-def score(groups: Sequence[Group], *, rewards: Mapping[str, float]) -> Scores:
+def score(groups: Sequence[Group], *, settings: GrpoSettings) -> Scores:
     """Score every completion.
 
     Args:
         groups: what was sampled.
-        rewards: name -> weight.
+        settings: give each task its rewards and their weights.
 
     Raises:
         ValueError: a reward is unknown, fails, returns a wrong number of scores or one that is not finite, or no
@@ -38,15 +51,25 @@ def score(groups: Sequence[Group], *, rewards: Mapping[str, float]) -> Scores:
     """
     completions = [completion.text for group in groups for completion in group.completions]
     if not completions:
-        return Scores(total=torch.zeros(0), parts={name: torch.zeros(0) for name in rewards})
+        return Scores(total=torch.zeros(0), parts={name: torch.zeros(0) for name in settings.reward_names})
     columns = reward_columns(groups)
-    parts = {name: _call(load_reward(name), name=name, completions=completions, columns=columns) for name in rewards}
-    weights = torch.tensor(list(rewards.values()))
-    stacked = torch.stack(list(parts.values()), dim=1)  # (n, rewards)
-    total = (stacked * weights).nansum(dim=1)
-    total[stacked.isnan().all(dim=1)] = float("nan")
-    _check_applies(total, groups=groups, rewards=rewards)
-    return Scores(total=total, parts=parts)
+    weights = _weights(columns["task"], settings=settings)
+    parts, notes = {}, {}
+    for name, weight in weights.items():
+        part, notes[name] = _call(load_reward(name), name=name, completions=completions, columns=columns)
+        parts[name] = part.masked_fill(weight.isnan(), math.nan)
+    stacked = torch.stack(list(parts.values()))  # (rewards, n)
+    total = (stacked * torch.stack(list(weights.values()))).nansum(dim=0)
+    total[stacked.isnan().all(dim=0)] = math.nan
+    _check_applies(total, groups=groups, settings=settings)
+    return Scores(total=total, parts=parts, notes=notes)
+
+
+def _weights(tasks: Sequence[str], *, settings: GrpoSettings) -> dict[str, Tensor]:
+    """Reward -> (n,) its weight for each completion; NaN where the completion's task does not use it."""
+    tables = {task: settings.rewards_of(task) for task in set(tasks)}
+    names = [name for name in settings.reward_names if any(name in table for table in tables.values())]
+    return {name: torch.tensor([tables[task].get(name, math.nan) for task in tasks]) for name in names}
 
 
 def reward_columns(groups: Sequence[Group]) -> dict[str, list[Any]]:
@@ -58,12 +81,27 @@ def reward_columns(groups: Sequence[Group]) -> dict[str, list[Any]]:
     columns["completion_ids"] = [completion.ids.tolist() for _, completion in rows]
     columns["key"] = [prompt.key for prompt, _ in rows]
     columns["task"] = [prompt.task for prompt, _ in rows]
+    columns["duration"] = [_duration(group.prompt) for group in groups for _ in group.completions]
     return columns
 
 
-def _call(reward: Reward, *, name: str, completions: list[str], columns: dict[str, list[Any]]) -> Tensor:
+def _duration(prompt: Prompt) -> float | None:
+    """Seconds of the clip, as far as the model reads it (sound above 300 s is thinned out); None without a clip."""
+    return float(max(max(media.seconds, media.frame_count) for media in prompt.media)) if prompt.media else None
+
+
+def _call(
+    reward: Reward, *, name: str, completions: list[str], columns: dict[str, list[Any]]
+) -> tuple[Tensor, dict[str, list[Any]]]:
+    notes: dict[str, list[Any]] = {}
+
+    def log_extra(note: str, values: Sequence[Any]) -> None:
+        if len(values) != len(completions):
+            raise ValueError(f"log_extra({note!r}) got {len(values)} values for {len(completions)} completions")
+        notes[note] = list(values)
+
     try:
-        scores = reward(completions, **columns)
+        scores = reward(completions=completions, log_extra=log_extra, **columns)
     except Exception as error:
         key, cause = _culprit(reward, completions=completions, columns=columns)
         raise ValueError(f"reward {name!r} failed on sample {key}: {cause or repr(error)}") from error
@@ -74,26 +112,30 @@ def _call(reward: Reward, *, name: str, completions: list[str], columns: dict[st
             raise ValueError(
                 f"reward {name!r} returned {value} for sample {key}, completion {text!r}; use None to abstain"
             )
-    return torch.tensor([math.nan if value is None else float(value) for value in scores])
+    return torch.tensor([math.nan if value is None else float(value) for value in scores]), notes
 
 
 def _culprit(reward: Reward, *, completions: list[str], columns: dict[str, list[Any]]) -> tuple[str, str]:
     """Key and error of the first completion that fails alone; a reward that only fails on all names the whole batch."""
     for index, text in enumerate(completions):
         try:
-            reward([text], **{column: [values[index]] for column, values in columns.items()})
+            reward(
+                completions=[text], log_extra=quiet, **{column: [values[index]] for column, values in columns.items()}
+            )
         except Exception as error:
             return columns["key"][index], f"{error!r} on completion {text!r}"
     return f"{columns['key'][0]} .. {columns['key'][-1]} (only as a batch)", ""
 
 
-def _check_applies(total: Tensor, *, groups: Sequence[Group], rewards: Mapping[str, float]) -> None:
+def _check_applies(total: Tensor, *, groups: Sequence[Group], settings: GrpoSettings) -> None:
     start = 0
     for group in groups:
         end = start + len(group.completions)
         if total[start:end].isnan().all():
+            rewards = ", ".join(settings.rewards_of(group.prompt.task))
             raise ValueError(
-                f"no reward of grpo.rewards ({', '.join(rewards)}) applies to sample {group.prompt.key} of task "
-                f"{group.prompt.task!r}; add one that does, or leave this task out of the sources"
+                f"no reward of grpo.rewards ({rewards}) applies to sample {group.prompt.key} of task "
+                f"{group.prompt.task!r}; add one that does, in grpo.rewards or "
+                f"grpo.task_rewards.{group.prompt.task}, or leave this task out of the sources"
             )
         start = end

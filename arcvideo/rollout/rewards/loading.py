@@ -1,0 +1,109 @@
+"""From a name in `grpo.rewards` to the function: ours, TRL's, or a user's own; with arguments where it takes some."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+from arcvideo.rollout.rewards.builtin import answer_format, mcq_accuracy
+from arcvideo.rollout.rewards.length import repetition, soft_overlong
+from arcvideo.rollout.rewards.protocol import Reward
+from arcvideo.rollout.rewards.spans import temporal_iou, temporal_iou_edges, temporal_recall
+
+REWARDS: dict[str, Reward] = {
+    "mcq_accuracy": mcq_accuracy,
+    "temporal_iou": temporal_iou,
+    "temporal_iou_edges": temporal_iou_edges,
+    "format": answer_format,
+}
+"""Name -> reward."""
+MAKERS: dict[str, Callable[..., Reward]] = {
+    "temporal_recall": temporal_recall,
+    "soft_overlong": soft_overlong,
+    "repetition": repetition,
+}
+"""Name -> function that makes a reward of its arguments: `temporal_recall(threshold=0.5)`."""
+TRL_REWARDS = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")
+"""Rewards of TRL that are used by name alone; their column `solution` is our letter or text of the truth."""
+TRL_MAKERS = ("get_cosine_scaled_reward", "get_repetition_penalty_reward", "get_soft_overlong_punishment")
+"""Functions of TRL that make a reward of their arguments."""
+
+
+def load_reward(name: str) -> Reward:
+    """The reward behind `name`, `name(argument=value)`, `package.module:function` or the latter with arguments.
+
+    With arguments the function is called with them and must return the reward.
+
+    Raises:
+        ValueError: it is unknown or cannot be made; the message names the key and the remedy.
+    """
+    path, arguments = _split(name)
+    reward = _find(path, name=name)
+    needs_arguments = path in MAKERS or path in TRL_MAKERS
+    if arguments is None and needs_arguments:
+        raise ValueError(f"grpo.rewards: {name} takes arguments, for example {_example(path)}")
+    if arguments is not None:
+        if not needs_arguments and ":" not in path:
+            raise ValueError(f"grpo.rewards: {path} takes no arguments, got {name!r}")
+        try:
+            reward = reward(**arguments)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"grpo.rewards: {name!r} cannot be made: {error}") from error
+    if not callable(reward):
+        raise ValueError(f"grpo.rewards: {name!r} is not a function but {type(reward).__name__}")
+    return _conversational(reward) if path in (*TRL_REWARDS, *TRL_MAKERS) else reward
+
+
+def _split(name: str) -> tuple[str, dict[str, Any] | None]:
+    """The path before the parentheses and the arguments inside, None without parentheses."""
+    path, opened, rest = name.partition("(")
+    if not opened:
+        return name, None
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+        if isinstance(call, ast.Call) and not call.args and all(keyword.arg for keyword in call.keywords):
+            return path, {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError):
+        pass
+    raise ValueError(f"grpo.rewards: {name!r} cannot be read; write name(argument=value, ...) with plain values")
+
+
+def _find(path: str, *, name: str) -> Any:
+    if path in REWARDS or path in MAKERS:
+        return REWARDS.get(path) or MAKERS[path]
+    if path in TRL_REWARDS or path in TRL_MAKERS:
+        path = f"trl.rewards:{path}"
+    module, separator, attribute = path.partition(":")
+    if not separator:
+        known = ", ".join((*REWARDS, *MAKERS, *TRL_REWARDS, *TRL_MAKERS))
+        raise ValueError(f"grpo.rewards.{name} is unknown; use one of {known}, or 'package.module:function'")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"grpo.rewards: {name!r} cannot be imported: {error}") from error
+
+
+def _example(path: str) -> str:
+    examples = {
+        "temporal_recall": "temporal_recall(threshold=0.5)",
+        "soft_overlong": "soft_overlong(max_length=1024, cache=256)",
+        "repetition": "repetition(ngram=3)",
+        "get_soft_overlong_punishment": "get_soft_overlong_punishment(max_completion_len=1024, soft_punish_cache=256)",
+    }
+    return examples.get(path, f"{path}()")
+
+
+def _conversational(reward: Reward) -> Reward:
+    """TRL's rewards read chat messages; ours read texts."""
+
+    def wrapped(completions: Sequence[str], **columns: Any) -> Sequence[float | None]:
+        letters, texts = (columns.get(name) or [None] * len(completions) for name in ("letter", "text"))
+        solution = columns.pop("solution", None) or [
+            letter or text for letter, text in zip(letters, texts, strict=True)
+        ]
+        chats = [[{"role": "assistant", "content": text}] for text in completions]
+        return reward(completions=chats, solution=solution, **columns)
+
+    return wrapped
