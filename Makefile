@@ -8,7 +8,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help check test test-all demo clean format
+.PHONY: bench-data help check test test-all demo clean format bench-model
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ test: $(VENV)/ready  ## The test suite, without the slow tests
 test-all: $(VENV)/ready  ## The test suite with the slow tests
 	$(BIN)/python -m pytest -m "not gpu"
 
+bench-data: $(VENV)/ready  ## Decoding and batching against a straightforward pipeline
+	$(BIN)/python -m benchmarks.data
+
 check: $(VENV)/ready  ## Format, lint and types
 	$(BIN)/ruff format --check arcvideo tests
 	$(BIN)/ruff check arcvideo tests
@@ -44,6 +47,11 @@ check: $(VENV)/ready  ## Format, lint and types
 format: $(VENV)/ready  ## Rewrite the code in the house format
 	$(BIN)/ruff format arcvideo tests
 	$(BIN)/ruff check --fix arcvideo tests
+
+bench-model: $(VENV)/ready  ## Positions of a long video, memory of the label-only head
+	$(BIN)/python -m benchmarks.model
+bench-plan: $(VENV)/ready  ## Planning a million samples: fill, balance, time, memory
+	$(BIN)/python -m benchmarks.plan
 
 clean:  ## Remove runs, data and caches; the environment stays
 	rm -rf runs data build *.egg-info .ruff_cache .mypy_cache .pytest_cache

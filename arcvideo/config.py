@@ -89,6 +89,8 @@ class RunConfig:
     """Name of the stage's folder inside run_dir; null means the stage's name."""
     feature_cache: bool = True
     """Keep the outputs of the frozen towers on disk, under run_dir/features."""
+    train_parents: bool = False
+    """Train unfinished parent stages first, with this run's model, data set, engine and folders; sweeps do so."""
     threads: int = 0
     """CPU threads for torch in each process; 0 leaves torch's choice."""
 
@@ -100,13 +102,7 @@ class RunConfig:
     @property
     def layout(self) -> MediaLayout:
         """The shapes decoding, rendering and the towers share."""
-        return MediaLayout(
-            image_size=self.model.vision.force_image_size,
-            mel_bins=self.model.audio.num_mel_bins,
-            audio_positions=self.model.audio.max_source_positions,
-            audio_pooling=self.model.audio_pooling,
-            max_frames=self.model.max_num_frame,
-        )
+        return self.model.layout
 
 
 def typed(composed: DictConfig) -> RunConfig:

@@ -1,159 +1,203 @@
 """Run the ordered stages of a recipe: `python -m arcvideo.pipeline recipe=tiny_shorts`.
 
-Finished stages are skipped and an interrupted one continues from its newest checkpoint. Each stage runs in a process
-of its own through `arcvideo.train`, so a stage behaves the same alone and inside a pipeline.
+  python -m arcvideo.pipeline recipe=NAME [override ...]          overrides go to every stage
+  python -m arcvideo.pipeline recipe=NAME status [override ...]   where each stage stands, and why
+  ... stale=refuse | rerun | keep                                 what to do with stages that were finished otherwise
+
+Finished stages are skipped and an interrupted one continues from its newest checkpoint. A stage that was finished with
+other settings, data, parent or code is refused, with the difference shown. Each stage runs in a process of its own
+through `arcvideo.train`, so a stage behaves the same alone and inside a pipeline.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from arcvideo.evaluation.targets import judge
+from arcvideo.recipe import PlannedStage, Recipe, Standing, load_recipe, planned_stages, standing
 
-from arcvideo.evaluation.targets import Target, judge
-from arcvideo.lineage.manifest import finished
-from arcvideo.structured import filled
-
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preparation:
-    """A step before the stages: making data, or weights to start from."""
-
-    name: str
-    """What it makes."""
-    command: str
-    """Arguments of `python`, for example `-m arcvideo.synthetic --out data`."""
-    makes: str
-    """File whose existence says that the step is done; written last."""
+STALE_POLICIES = ("refuse", "rerun", "keep")
+STALE_EXIT_CODE = 4
+LAUNCHER = "ARCVIDEO_LAUNCHER"
+"""Environment variable with the words that start a stage instead of `python`, e.g. `torchrun --nproc_per_node 8`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A complete run: what is prepared, the stages in order, and what they should reach."""
-
-    name: str
-    """Name of the pipeline."""
-    run_dir: str
-    """Where its stages write."""
-    about: str = ""
-    """One paragraph for whoever runs it."""
-    overrides: list[str] = field(default_factory=list)
-    """Overrides given to every stage."""
-    prepare: list[Preparation] = field(default_factory=list)
-    """Steps before the first stage."""
-    stages: list[str] = field(default_factory=list)
-    """One command line a stage: `stage=sft runner.steps=100`."""
-    targets: list[Target] = field(default_factory=list)
-    """What the stages should reach; checked at the end."""
-
-
-def load_recipe(name: str) -> Recipe:
-    """The recipe of that name in recipes/, or at that path.
-
-    Raises:
-        ValueError: no such recipe, or a key or type that does not fit; the message names it.
-    """
-    path = Path(name) if name.endswith(".yaml") else RECIPES / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(found.stem for found in RECIPES.glob("*.yaml")))
-        raise ValueError(f"recipe={name}: no file {path}; there are: {known}")
-    try:
-        return filled(Recipe, yaml.safe_load(path.read_text()))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def run(recipe: Recipe, *, extra: Sequence[str] = ()) -> bool:
+def run(recipe: Recipe, *, extra: Sequence[str] = (), stale: str = "refuse") -> bool:
     """Prepare, train every unfinished stage in order, compare with the targets; True when all are met.
 
+    Args:
+        extra: overrides for every stage.
+        stale: what to do with stages that were finished as something else: refuse, rerun (the old folder is renamed),
+            or keep.
+
     Raises:
-        SystemExit: a step failed; its exit status is passed on.
+        SystemExit: a step failed (its exit status is passed on), or a stage is stale and `stale` is refuse.
     """
+    stages = planned_stages(recipe, extra=extra)
     for step in recipe.prepare:
         if Path(step.makes).exists():
             print(f"[{recipe.name}] {step.name}: there already ({step.makes})", flush=True)
             continue
         print(f"[{recipe.name}] {step.name}: python {step.command}", flush=True)
         started = time.monotonic()
-        _call(shlex.split(step.command), what=step.name)
+        _call([sys.executable, *shlex.split(step.command)], what=step.name)
         if not Path(step.makes).exists():
             sys.exit(f"error: preparation {step.name!r} ended without making {step.makes}")
-        _remember(recipe, name=step.name, seconds=time.monotonic() - started)
-    for line in recipe.stages:
-        words = [*recipe.overrides, f"run_dir={recipe.run_dir}", *shlex.split(line), *extra]
-        stage = _stage_of(words)
-        if finished(Path(recipe.run_dir) / stage):
-            print(f"[{recipe.name}] {stage}: finished already", flush=True)
+        _remember(stages, name=step.name, seconds=time.monotonic() - started)
+    for number, stage in enumerate(stages):
+        found = standing(stages)[number] if stale != "keep" else standing([stage])[0]
+        if _skipped(found, recipe=recipe, stale=stale):
             continue
-        print(f"[{recipe.name}] {stage}: python -m arcvideo.train {shlex.join(words)}", flush=True)
-        _call(["-m", "arcvideo.train", *words], what=stage)
-    return summarise(recipe)
+        print(f"[{recipe.name}] {stage.name}: python -m arcvideo.train {shlex.join(stage.words)}", flush=True)
+        _call([*_launcher(), "-m", "arcvideo.train", *stage.words], what=stage.name)
+    return summarise(recipe, stages=stages)
 
 
-def summarise(recipe: Recipe) -> bool:
+def _skipped(found: Standing, *, recipe: Recipe, stale: str) -> bool:
+    """Whether a stage needs no run; says so, refuses it, or moves what stands in its way."""
+    name, state = found.stage.name, found.state
+    if state.word == "finished":
+        print(f"[{recipe.name}] {name}: finished already", flush=True)
+    elif state.word == "unknown":
+        print(f"[{recipe.name}] {name}: finished; not compared, {state.reasons[0]}", flush=True)
+    elif state.word == "unmeasured":
+        print(f"[{recipe.name}] {name}: trained already, measured again: {'; '.join(state.reasons)}", flush=True)
+        return False
+    elif state.word == "stale" and stale == "keep" and state.manifest is not None:
+        print(f"[{recipe.name}] {name}: kept as it is, though {'; '.join(state.reasons)}", flush=True)
+    elif state.word == "stale" and stale == "rerun":
+        aside = _move_aside(found.stage.folder)
+        print(f"[{recipe.name}] {name}: runs again ({'; '.join(state.reasons)}); what was there is in {aside}")
+        return False
+    elif state.word == "stale":
+        print(stale_text(found), file=sys.stderr)
+        sys.exit(STALE_EXIT_CODE)
+    else:
+        return False
+    return True
+
+
+def stale_text(found: Standing) -> str:
+    """Why a stage is refused and what can be done."""
+    reasons = "\n".join(f"  {reason}" for reason in found.state.reasons)
+    what = "finished" if found.state.manifest else f"begun (step {found.state.step})"
+    return (
+        f"error: {found.stage.name} in {found.stage.folder} was {what} as something else than is asked for now:\n"
+        f"{reasons}\n"
+        "Undo the change, run it as another recipe (run_dir=...), or say what to do with it:\n"
+        "  stale=rerun   train it and its children again; the old folders are renamed, not deleted\n"
+        "  stale=keep    take finished stages as they are"
+    )
+
+
+def _move_aside(folder: Path) -> Path:
+    """Rename a folder to `<name>.old-<n>`."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    return aside
+
+
+def status(recipe: Recipe, *, extra: Sequence[str] = ()) -> str:
+    """The tree of stages: parents above children, and where each stands."""
+    found = standing(planned_stages(recipe, extra=extra))
+    rows = [f"{recipe.name}: {recipe.about.strip().split('. ')[0]}" if recipe.about else recipe.name]
+    depth: dict[str, int] = {}
+    for one in found:
+        if one.parent not in depth:
+            depth[one.parent] = 0
+            there = (Path(one.parent) / "config.json").exists() or (Path(one.parent) / "manifest.json").exists()
+            rows.append(f"{one.parent}  {'there' if there else 'not there yet'}")
+        level = depth[one.parent] + 1
+        depth[str(one.stage.folder)] = level
+        rows.append(f"{'   ' * (level - 1)}└─ {one.stage.name}  {_told(one)}")
+        rows += [f"{'   ' * level}     {reason}" for reason in one.state.reasons if one.state.word != "new"]
+    return "\n".join(rows)
+
+
+def _told(one: Standing) -> str:
+    state = one.state
+    if state.word == "new":
+        return f"not begun ({state.reasons[0]})" if state.reasons else "not begun"
+    if state.word == "interrupted":
+        return f"interrupted at step {state.step} of {one.stage.config.runner.steps}; the same command continues"
+    if state.manifest is None:
+        return f"{state.word} at step {state.step}"
+    took = f"{state.manifest.steps} steps, {state.manifest.seconds / 60:.1f} min"
+    return f"{state.word}  {state.manifest.identity[:8]}  {took}"
+
+
+def summarise(recipe: Recipe, *, stages: Sequence[PlannedStage]) -> bool:
     """Write summary.json and the page, print the table; True when every target is met."""
     from arcvideo.report.page import PAGE
     from arcvideo.report.summary import evaluations, print_summary, write_summary
 
-    run_dir = Path(recipe.run_dir)
-    stages = [_stage_of(shlex.split(line)) for line in recipe.stages]
-    verdicts = judge(recipe.targets, metrics=evaluations(run_dir, stages=stages), run_dir=run_dir)
-    summary = write_summary(run_dir, stages=stages, verdicts=verdicts, prepared=_remembered(recipe))
+    if not stages:
+        return True
+    run_dir = Path(stages[0].config.run_dir)
+    names = [stage.name for stage in stages]
+    verdicts = judge(recipe.targets, metrics=evaluations(run_dir, stages=names), run_dir=run_dir)
+    summary = write_summary(run_dir, stages=names, verdicts=verdicts, prepared=_remembered(run_dir))
     print_summary(summary, page=run_dir / PAGE)
     return bool(summary["passed"])
 
 
-def _call(arguments: list[str], *, what: str) -> None:
-    """Run python in a process of its own; its failure is ours, with its status."""
-    status = subprocess.run([sys.executable, *arguments], check=False).returncode
+def _launcher() -> list[str]:
+    return shlex.split(os.environ.get(LAUNCHER, "")) or [sys.executable]
+
+
+def _call(command: list[str], *, what: str) -> None:
+    """Run a process; its failure is ours, with its status."""
+    status = subprocess.run(command, check=False).returncode
     if status:
         print(f"error: {what} ended with status {status}; the same command continues from there", file=sys.stderr)
         sys.exit(status if status > 0 else 128 - status)
 
 
-def _stage_of(words: Sequence[str]) -> str:
-    names = [word.removeprefix("stage=") for word in words if word.startswith("stage=")]
-    if len(names) != 1:
-        raise ValueError(f"a recipe's stage line needs exactly one stage=NAME: {shlex.join(words)}")
-    return names[0]
-
-
-def _remember(recipe: Recipe, *, name: str, seconds: float) -> None:
-    path = Path(recipe.run_dir) / "prepared.json"
+def _remember(stages: Sequence[PlannedStage], *, name: str, seconds: float) -> None:
+    if not stages:
+        return
+    path = Path(stages[0].config.run_dir) / "prepared.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**_remembered(recipe), name: round(seconds, 1)}))
+    path.write_text(json.dumps({**_remembered(path.parent), name: round(seconds, 1)}))
 
 
-def _remembered(recipe: Recipe) -> dict[str, Any]:
-    path = Path(recipe.run_dir) / "prepared.json"
+def _remembered(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "prepared.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read `recipe=NAME`; all other words are overrides for every stage."""
+    """Read `recipe=NAME`, `status` and `stale=`; all other words are overrides for every stage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(words):
-        print("usage: python -m arcvideo.pipeline recipe=NAME [override ...]   (overrides go to every stage)")
+        print(__doc__)
         return
     names = [word.removeprefix("recipe=") for word in words if word.startswith("recipe=")]
     if len(names) != 1:
         sys.exit("error: name one recipe: python -m arcvideo.pipeline recipe=tiny_shorts")
-    extra = [word for word in words if not word.startswith("recipe=")]
+    policies = [word.removeprefix("stale=") for word in words if word.startswith("stale=")] or ["refuse"]
+    if len(policies) != 1 or policies[0] not in STALE_POLICIES:
+        sys.exit(f"error: stale={','.join(policies)}: choose one of {', '.join(STALE_POLICIES)}")
+    extra = [word for word in words if not word.startswith(("recipe=", "stale=")) and word != "status"]
     try:
         recipe = load_recipe(names[0])
+        if "status" in words:
+            print(status(recipe, extra=extra))
+            return
+        met = run(recipe, extra=extra, stale=policies[0])
     except ValueError as error:
         sys.exit(f"error: {error}")
-    sys.exit(0 if run(recipe, extra=extra) else 3)
+    sys.exit(0 if met else 3)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,22 @@ from typing import Any
 import torch
 
 from arcvideo.config import RunConfig, plain_dict
+from arcvideo.data.cost import pack_cost
 from arcvideo.data.settings import DataSettings, SourceSettings
+from arcvideo.data.shares import mixture_text
 from arcvideo.data.source import Source
 from arcvideo.evaluation.evaluate import evaluate
-from arcvideo.lineage.identity import code_version, config_diff, identity
-from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, write_manifest
+from arcvideo.lineage.identity import config_diff
+from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, read_manifest, write_manifest
 from arcvideo.lineage.parents import Parent
+from arcvideo.lineage.state import wanted, write_started
 from arcvideo.model.features import FeatureStore, tower_digest
 from arcvideo.model.loading import load_model, save_model
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
-from arcvideo.model.tokenizer import load_tokenizer, save_tokenizer
+from arcvideo.model.tokenizer import load_tokenizer
 from arcvideo.objectives import load_objective
 from arcvideo.objectives.settings import NextTokenSettings
+from arcvideo.processing import ArcVideoProcessor
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.ranks import World, barrier, join
 from arcvideo.runner.runner import Runner, RunResult
@@ -57,7 +61,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
     folder.mkdir(parents=True, exist_ok=True)
     model = load_model(parent.path)
     _fits(model, config=config, parent=parent)
-    model.checkpoint_layers = config.model.checkpoint_layers
+    model.adopt(config.model)
     train_only(model, config.stage.train)
     if world.first:
         print(table_text(trainable_table(model)), flush=True)
@@ -71,28 +75,35 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
     )
     source = _source(config.data, room=room, supervised=config.stage.objective == "next_token")
     # Once: an edit during the run must not make the manifest name another code than the identity.
-    code = code_version()
-    own = identity(config=plain_dict(config), data=source.digest, parent=parent.identity, code=code)
+    asked = replace(wanted(plain_dict(config), parent=parent.identity), data=source.digest)
+    own = str(asked.identity)
+    if world.first:
+        write_started(folder, asked=asked)
     still = [name for name in MODULES if name not in config.stage.train]
     frozen = frozen_hashes(model, frozen=still)
     model, result = _train(model, source=source, own=own, room=room)
     source.close()
+    mixture = _mixture(source, steps=result.steps, config=config)
+    if world.first:
+        print(mixture_text(mixture), flush=True)
     metrics = _evaluate(model, room=room)
     if world.first:
         export = folder / EXPORT_NAME
         save_model(model, export)
-        save_tokenizer(room.tokenizer, export)
+        processor = ArcVideoProcessor(room.tokenizer, layout=config.layout, wording=config.data.wording)
+        processor.save_pretrained(export)
         manifest = Manifest(
             stage=config.stage.name,
             identity=own,
             parent=parent.identity,
             parent_path=str(parent.path),
-            code=code,
+            code=asked.code,
             data=source.digest,
             config=plain_dict(config),
             config_diff=config_diff(parent.manifest.config, plain_dict(config)) if parent.manifest else {},
             seen={name: count["seen"] for name, count in source.counts().items()},
             quarantined={name: count["bad_samples"] for name, count in source.counts().items()},
+            mixture=mixture,
             frozen_before=frozen,
             frozen_after=frozen_hashes(model, frozen=still),
             trainable=[asdict(row) for row in trainable_table(model)],
@@ -101,16 +112,65 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
             skipped=result.skipped,
             metrics=result.metrics | {f"eval/{name}": value["value"] for name, value in metrics.items()},
             seconds=time.monotonic() - began,
+            evaluation=asked.evaluation,
         )
         write_manifest(manifest, folder=folder)
     barrier(world=world)
     return metrics[config.evaluation.optimize]["value"] if config.evaluation.optimize in metrics else None
 
 
+def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Requested and realised mixture of what the steps were trained on."""
+    if config.stage.objective != "grpo":
+        return source.mixture(steps)
+    rollouts = -(-steps // config.grpo.num_iterations)
+    return source.mixture(rollouts, count=config.grpo.num_prompts)
+
+
+def measure_stage(config: RunConfig, *, parent: Parent) -> float | None:
+    """Evaluate a finished stage anew, because the evaluation has changed; nothing is trained.
+
+    Returns:
+        The metric that sweeps optimise.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    world, folder = join(), config.stage_dir
+    export = folder / EXPORT_NAME
+    model = load_model(export)
+    train_only(model, [])
+    room = _Room(
+        config=config,
+        world=world,
+        parent=parent,
+        tokenizer=load_tokenizer(export),
+        features=_features(model, config=config),
+        folder=folder,
+    )
+    metrics = _evaluate(model, room=room)
+    if world.first:
+        old = read_manifest(folder)
+        kept = {name: value for name, value in old.metrics.items() if not name.startswith("eval/")}
+        new = replace(
+            old,
+            config=old.config | {"evaluation": plain_dict(config)["evaluation"]},
+            metrics=kept | {f"eval/{name}": value["value"] for name, value in metrics.items()},
+            evaluation=wanted(plain_dict(config), parent=parent.identity).evaluation,
+        )
+        write_manifest(new, folder=folder)
+    barrier(world=world)
+    return metrics[config.evaluation.optimize]["value"] if config.evaluation.optimize in metrics else None
+
+
 def _fits(model: ArcVideoForConditionalGeneration, *, config: RunConfig, parent: Parent) -> None:
     """The parent's weights must be of the model that the settings describe."""
-    ours = replace(model.settings, checkpoint_layers=config.model.checkpoint_layers)
     wanted = config.model
+    ours = replace(
+        model.settings,
+        checkpoint_layers=wanted.checkpoint_layers,
+        attention=wanted.attention,
+        corrections=wanted.corrections,
+    )
     if wanted.text.vocab_size == 0:
         wanted = replace(wanted, text=replace(wanted.text, vocab_size=ours.text.vocab_size))
     if ours != wanted:
@@ -126,18 +186,19 @@ def _features(model: ArcVideoForConditionalGeneration, *, config: RunConfig) -> 
 
 
 def _source(settings: DataSettings, *, room: _Room, supervised: bool, name: str = "quarantine") -> Source:
-    rank = room.world.rank
+    rank, config = room.world.rank, room.config
     return Source(
         settings,
-        layout=room.config.layout,
+        layout=config.layout,
         tokenizer=room.tokenizer,
-        seed=room.config.runner.seed,
+        seed=config.runner.seed,
         rank=rank,
         world=room.world.size,
         features=room.features,
         quarantine_file=room.folder / (f"{name}.jsonl" if rank == 0 else f"{name}-{rank}.jsonl"),
         supervised=supervised,
         progress=room.world.first,
+        cost=pack_cost(config.model, trained=config.stage.train, towers=room.features is None),
     )
 
 

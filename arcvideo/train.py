@@ -1,18 +1,27 @@
 """Train one stage: `python -m arcvideo.train stage=sft`, with Hydra overrides and `-m` for sweeps.
 
 The stage starts from its parent stage's export, continues its own newest checkpoint, and is finished when its
-manifest is written. Settings are checked before torch is imported.
+manifest is written. A finished stage is not trained again. Settings are checked before torch is imported.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
+from contextlib import nullcontext
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from arcvideo.config import CONF_DIR, ConfigError, RunConfig, as_overrides, override_problems, typed
+from arcvideo.config import CONF_DIR, RunConfig, as_overrides, override_problems, plain_dict, typed
+from arcvideo.lineage.lock import agreed, alone_in, launch
+from arcvideo.lineage.manifest import read_manifest
+from arcvideo.lineage.parents import Parent, resolve_parent
+from arcvideo.lineage.state import State, state_of, wanted
+from arcvideo.sweep import SweepJob, report_sweep, sweep_folder, train_parents
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
@@ -20,21 +29,73 @@ def train(composed: DictConfig) -> float | None:
     """Run the composed stage; returns the metric that sweeps optimise."""
     try:
         config = typed(composed)
-        from arcvideo.lineage.parents import resolve_parent
-
-        parent = resolve_parent(
-            run_dir=Path(config.run_dir),
-            stage=config.stage.name,
-            parent=config.stage.parent,
-            base=Path(config.base),
-            override=Path(config.parent) if config.parent else None,
-        )
-        _find_shards(config)
-    except (ConfigError, ValueError) as error:
+        hydra_now = HydraConfig.get()
+        job = SweepJob.of(hydra_now, config=config)
+        if job is not None:
+            config = job.config
+        if config.train_parents:
+            train_parents(config, overrides=list(hydra_now.overrides.task))
+        value = _run(config)
+        if job is not None:
+            job.done(value)
+        return value
+    except ValueError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
         sys.exit(f"error: {error}")
-    from arcvideo.stage import run_stage
 
-    return run_stage(config, parent=parent)
+
+def _run(config: RunConfig) -> float | None:
+    """Train or measure what is not done yet, alone in the stage's folder.
+
+    Raises:
+        ValueError: it cannot run, or stands there as something else.
+    """
+    parent = resolve_parent(
+        run_dir=Path(config.run_dir),
+        stage=config.stage.name,
+        parent=config.stage.parent,
+        base=Path(config.base),
+        override=Path(config.parent) if config.parent else None,
+    )
+    _find_shards(config)
+    rank, ranks, job = launch()
+    with alone_in(config.stage_dir) if rank == 0 else nullcontext():
+        state = state_of(config.stage_dir, asked=wanted(plain_dict(config), parent=parent.identity))
+        if ranks == 1:
+            return _act(config, parent=parent, state=state, word=state.word)
+        # Rank 0 may have waited for the lock; what the others see meanwhile is out of date.
+        with agreed(config.stage_dir, rank=rank, job=job, word=state.word) as word:
+            return _act(config, parent=parent, state=state, word=word)
+
+
+def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float | None:
+    """Do what the state asks for.
+
+    Args:
+        state: as this rank sees it.
+        word: what all ranks go by.
+    """
+    if word == "finished":
+        manifest = state.manifest or read_manifest(config.stage_dir)
+        print(f"{config.stage_dir}: finished already ({manifest.identity[:8]})", flush=True)
+        return manifest.metrics.get(f"eval/{config.evaluation.optimize}")
+    if word == "stale":
+        raise ValueError(
+            f"{config.stage_dir} holds this stage as something else than is asked for now: "
+            f"{'; '.join(state.reasons)}. Give another output=NAME, or remove the folder"
+        )
+    from arcvideo.stage import measure_stage, run_stage
+
+    work = measure_stage if word == "unmeasured" else run_stage
+    try:
+        return work(config, parent=parent)
+    except ValueError as error:
+        # One line is for whoever set something wrong; where it came from is for whoever looks closer.
+        trace = config.stage_dir / f"error-{os.environ.get('RANK', '0')}.txt"
+        trace.parent.mkdir(parents=True, exist_ok=True)
+        trace.write_text(traceback.format_exc())
+        raise ValueError(f"{error} (traceback in {trace})") from error
 
 
 def _find_shards(config: RunConfig) -> None:
@@ -55,9 +116,10 @@ def _find_shards(config: RunConfig) -> None:
 _HELP = f"""{__doc__}
 Stages: audio_warmup, pretrain, sft, cold_start, grpo, final_sft.
 
-  python -m arcvideo.train stage=sft --help            every setting of that stage
-  python -m arcvideo.train stage=sft runner.steps=50   another length
-  python -m arcvideo.train -m stage=sft runner.seed=0,1,2"""
+  python -m arcvideo.train stage=sft --help                every setting of that stage
+  python -m arcvideo.train stage=sft runner.steps=50       another length
+  python -m arcvideo.train -m stage=sft runner.seed=0,1,2  a sweep: parents are trained once, each job has its folder
+  python -m arcvideo.train -m hydra/launcher=submitit_local stage=sft runner.seed=0,1,2   its jobs as processes"""
 
 
 def main() -> None:
@@ -68,12 +130,17 @@ def main() -> None:
         return
     # Python's parser of arguments refuses overrides on both sides of a flag.
     sweep = [word for word in words if word in ("-m", "--multirun")]
-    sys.argv[1:] = sweep + [word for word in words if word not in sweep]
-    problems = override_problems(sys.argv[1:])
+    words = sweep + [
+        word for word in words if word not in sweep and not word.startswith(("--local_rank", "--local-rank"))
+    ]
+    problems = override_problems(words)
     if problems:
         sys.exit("\n".join(f"error: {problem}" for problem in problems))
-    sys.argv[1:] = as_overrides(sys.argv[1:])
+    folder = sweep_folder(words) if sweep and not {"--cfg", "--help", "--info"} & set(words) else None
+    sys.argv[1:] = as_overrides(words) + ([f"hydra.sweep.dir={folder}"] if folder else [])
     train()
+    if folder:
+        report_sweep(folder)
 
 
 if __name__ == "__main__":

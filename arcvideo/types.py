@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # planning and preflight read these types without seconds of loading torch
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

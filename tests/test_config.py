@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from arcvideo.config import CONF_DIR, ConfigError, RunConfig, override_problems, plain_dict, typed
-from arcvideo.pipeline import RECIPES, load_recipe
+from arcvideo.recipe import RECIPES, load_recipe
 from arcvideo.structured import filled
 from tests.compose import composed, settings
 

@@ -32,7 +32,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_all_rows_are_imported(shards: Path) -> None:
     assert [path.name for path in shards.glob("*.tar")] != []
-    assert (shards / "import-quarantine.jsonl").read_text() == ""
+    assert (shards / "shard.quarantine.jsonl").read_text() == ""
 
 
 def test_the_tiny_model_learns_from_real_shorts(shards: Path, small_world: SmallWorld, tmp_path: Path) -> None:

@@ -272,7 +272,7 @@ def written_recipe(path: Path, **changes: Any) -> Path:
 def test_a_pipeline_trains_each_stage_from_the_one_before_and_skips_what_is_finished(
     small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pipeline, "summarise", lambda recipe: True)
+    monkeypatch.setattr(pipeline, "summarise", lambda recipe, stages: True)
     overrides = [word for word in small_world.overrides if not word.startswith("parent=")]
     recipe = pipeline.load_recipe(str(written_recipe(tmp_path, overrides=overrides)))
     assert pipeline.run(recipe, extra=["evaluation.shards=''"])
@@ -283,13 +283,14 @@ def test_a_pipeline_trains_each_stage_from_the_one_before_and_skips_what_is_fini
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert pipeline.run(recipe, extra=["evaluation.shards=''"])
     assert capfd.readouterr().out.count("finished already") == 2
+    assert pipeline.status(recipe, extra=["evaluation.shards=''"]).count("finished") == 2
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()} == times
 
 
 def test_a_preparation_runs_once_and_must_make_what_it_promises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pipeline, "summarise", lambda recipe: True)
+    monkeypatch.setattr(pipeline, "summarise", lambda recipe, stages: True)
     made = tmp_path / "made"
     step = {"name": "touch", "command": f"-c \"open('{made}', 'a').write('x')\"", "makes": str(made)}
     recipe = pipeline.load_recipe(str(written_recipe(tmp_path, stages=[], prepare=[step])))

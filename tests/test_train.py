@@ -100,4 +100,5 @@ def test_a_sweep_is_told_the_same_mistake(tmp_path: Path, without_torch: dict[st
 
 def test_the_flag_of_a_sweep_may_stand_between_the_words(tmp_path: Path, without_torch: dict[str, str]) -> None:
     done = train("stage=sft", "-m", "runner.steps=50,60", cwd=tmp_path, env=without_torch)
-    assert "sft needs pretrain" in done.stderr + done.stdout
+    assert "parent first: -m arcvideo.train stage=pretrain" in done.stdout
+    assert "base=runs/tiny_shorts/base is not a folder of weights" in done.stderr

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from arcvideo.data.importers import IMPORTERS, ImportReport, ImportRequest
+from arcvideo.data import plots
+from arcvideo.data.import_command import add_import, print_problems
 from arcvideo.data.index import ShardIndex, ensure_indexes
-from arcvideo.data.inspection import View, describe, view_table
+from arcvideo.data.inspection import View, describe, look, picture, view_table
 from arcvideo.data.members import Problem, expand_shards
 from arcvideo.data.pack import best_fit
 from arcvideo.data.settings import STYLES, WORDINGS, MediaLayout
-from arcvideo.data.shards import write_shards
 from arcvideo.media.clip import read_clip
 from arcvideo.media.errors import MediaError
 from arcvideo.media.read import media_digest
@@ -46,9 +44,11 @@ def parser() -> argparse.ArgumentParser:
             _add_view(command)
         if name == "inspect":
             command.add_argument("--key", help="record key; default: the first")
+            command.add_argument("--image", type=Path, help="draw frames and spectrogram too: a .png file or a folder")
         if name == "stats":
             command.add_argument("--token-budget", type=int, default=2048)
-    _add_import(commands)
+            command.add_argument("--plot", type=Path, help="also draw it, into this PNG file")
+    add_import(commands)
     return top
 
 
@@ -63,19 +63,6 @@ def _add_view(command: argparse.ArgumentParser) -> None:
         command.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(layout, name))
 
 
-def _add_import(commands: Any) -> None:
-    text = "turn an annotation file and its media into shards"
-    command = commands.add_parser("import", help=text, description=text)
-    command.add_argument("--format", choices=sorted(IMPORTERS), required=True)
-    command.add_argument("--annotations", type=Path, required=True, help="JSON lines: id, video, conversations")
-    command.add_argument("--videos", type=Path, required=True, help="folder of the media files")
-    command.add_argument("--audio", type=Path, help="folder of sound files, used for videos without sound")
-    command.add_argument("--task", choices=("summary", "qa"), default="summary")
-    command.add_argument("--out", type=Path, required=True)
-    command.add_argument("--per-shard", type=int, default=1000)
-    command.set_defaults(run=_import)
-
-
 def _open(options: argparse.Namespace, *, workers: int = 1) -> list[ShardIndex]:
     paths = [path for pattern in options.shards for path in expand_shards(pattern)]
     return ensure_indexes(paths, workers=workers)
@@ -85,7 +72,7 @@ def _index(options: argparse.Namespace) -> int:
     for index in _open(options, workers=options.workers):
         meta = index.meta
         print(f"{index.shard}: {meta['clips']} clips, {meta['items']} items, {meta['quarantined']} quarantined")
-        _print_problems(index.problems())
+        print_problems(index.problems())
     return 0
 
 
@@ -94,7 +81,7 @@ def _verify(options: argparse.Namespace) -> int:
     for index in _open(options):
         problems = [*index.problems(), *_decoding_problems(index)]
         print(f"{index.shard}: {len(index.clips)} clips checked, {len(problems)} problems")
-        _print_problems(problems)
+        print_problems(problems)
         bad += len(problems)
     return 1 if bad else 0
 
@@ -135,13 +122,24 @@ def _stats(options: argparse.Namespace) -> int:
     tokens = np.concatenate(lengths)
     print(f"tokens   {_quantiles(tokens)} (an item with its own prefix)")
     fitting = tokens[tokens <= options.token_budget]
+    packs = best_fit(fitting, budget=options.token_budget)
+    fill = np.array([fitting[pack].sum() / options.token_budget for pack in packs])
     if len(fitting):
-        fill = fitting.sum() / (len(best_fit(fitting, budget=options.token_budget)) * options.token_budget)
-        print(f"packing  {fill:.1%} full at {options.token_budget} tokens, {len(tokens) - len(fitting)} items too long")
+        long = len(tokens) - len(fitting)
+        print(f"packing  {fill.mean():.1%} full at {options.token_budget} tokens, {long} items too long")
     for name, counter in (("task", tasks), ("tag", tags)):
         for value, count in counter.most_common():
             print(f"{name:<8} {value:<24} {count}")
-    _print_problems([problem for index in indexes for problem in index.problems()])
+    print_problems([problem for index in indexes for problem in index.problems()])
+    if options.plot is not None:
+        panels = [
+            plots.histogram(seconds, title="clips by length", unit="s"),
+            plots.histogram(tokens, title="items by tokens", unit="tokens"),
+            plots.counts(tasks, title="items by task"),
+            plots.histogram(100 * fill, title=f"packs of {options.token_budget} tokens by fill", unit="%"),
+        ]
+        plots.draw(panels, path=options.plot)
+        print(f"drawn    {options.plot}")
     return 0
 
 
@@ -152,8 +150,16 @@ def _quantiles(values: np.ndarray) -> str:
 
 def _inspect(options: argparse.Namespace) -> int:
     for index in _open(options):
-        for line in describe(index, view=_view(options, index), key=options.key):
+        looked = look(index, view=_view(options, index), key=options.key)
+        for line in describe(looked):
             print(line)
+        if options.image is not None:
+            target = options.image
+            if not target.suffix:
+                target.mkdir(parents=True, exist_ok=True)
+                target = target / f"{index.key(looked.row).replace('/', '_')}.png"
+            picture(looked).save(target)
+            print(f"picture  {target}")
     return 0
 
 
@@ -187,32 +193,3 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, (list, dict)):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _texts(part)
-
-
-def _import(options: argparse.Namespace) -> int:
-    report = ImportReport()
-    request = ImportRequest(
-        annotations=options.annotations, videos=options.videos, audio=options.audio, task=options.task
-    )
-    records = tqdm(IMPORTERS[options.format](request, report=report), desc="import", unit="clip", leave=False)
-    paths: list[Path] = []
-    try:
-        paths = write_shards(records, out=options.out, per_shard=options.per_shard)
-    except ValueError:
-        _print_problems(report.problems)
-        raise
-    rows = [json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in report.problems]
-    (options.out / "import-quarantine.jsonl").write_text("".join(rows), encoding="utf-8")
-    print(f"{report.rows} rows: {report.used} used in {len(paths)} shards, {len(report.problems)} quarantined")
-    if report.loose_tags:
-        print(f"warning: {report.loose_tags} questions have <video> without a newline behind it; accepted")
-    _print_problems(report.problems)
-    ensure_indexes(paths)
-    return 0
-
-
-def _print_problems(problems: list[Problem], *, most: int = 20) -> None:
-    for problem in problems[:most]:
-        print(f"  {problem.key}: {problem.reason}: {problem.detail}")
-    if len(problems) > most:
-        print(f"  ... and {len(problems) - most} more")

@@ -1,19 +1,14 @@
-"""Which clips a source gives in an epoch, in which order, and which of their items: counter-based, so any epoch can be
-drawn without those before it.
-
-All randomness is raw Philox words keyed by what it decides (seed, source, pass, purpose). Raw words, unlike the
-distributions of numpy's Generator, are the same in every numpy version.
-"""
+"""Which clips a source gives in an epoch, in which order, and which of their items."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from arcvideo.data.mixture import Ints, SourceTable
+from arcvideo.data.random_words import permutation, uniforms, words
 
 BOTH, VIDEO, AUDIO = 0, 1, 2
 """What a visit shows of its clip."""
@@ -36,29 +31,13 @@ class Visits:
     """(V,) seed for random frames."""
 
 
-def words(count: int, *key: object) -> npt.NDArray[np.uint64]:
-    """(count,) random 64-bit words, a pure function of the key."""
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return np.random.Philox(key=int.from_bytes(digest[:16], "little")).random_raw(count)
-
-
-def uniforms(count: int, *key: object) -> npt.NDArray[np.float64]:
-    """(count,) numbers in (0, 1)."""
-    return ((words(count, *key) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-
-
-def permutation(count: int, *key: object) -> Ints:
-    """A random order of 0..count-1."""
-    return np.argsort(words(count, *key), kind="stable")
-
-
 def draw_visits(table: SourceTable, *, seed: int, epoch: int) -> Visits:
     """The visits of one epoch.
 
     A source is an endless stream of passes over all its clips, each in its own order; an epoch takes the next
-    `weight` passes of it. So a weight of 0.5 sees every clip once in two epochs.
+    `passes` passes of it. So half a pass sees every clip once in two epochs.
     """
-    per_epoch = max(1, round(table.settings.weight * table.clips))
+    per_epoch = max(1, round(table.passes * table.clips))
     stream = np.arange(epoch * per_epoch, (epoch + 1) * per_epoch)
     parts = [
         _visits_of_pass(table, places=stream[stream // table.clips == number] % table.clips, seed=seed, number=number)

@@ -13,10 +13,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,8 @@ import numpy as np
 from tqdm import tqdm
 
 from arcvideo.data.members import AUDIO, IMAGE, VIDEO, Group, Member, Problem, read_at, read_groups
-from arcvideo.data.probe import NO_MEDIA, MediaFacts, probe
+from arcvideo.data.probe import NO_MEDIA, Extent, MediaFacts, Probed, ProbeJob, ProbePool
 from arcvideo.media.errors import MediaError
-from arcvideo.media.read import media_digest
 from arcvideo.tasks import RecordError, make_sample
 
 FORMAT = 1
@@ -49,20 +47,36 @@ ITEM = np.dtype([("clip", "<i8"), ("number", "<i4"), ("task", "<i2"), ("tagset",
 
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
-    """A loaded index; arrays are memory-mapped, and stay as they are when the index is built again."""
+    """An index; its columns are mapped into memory when they are looked at, those of a few shards at a time.
+
+    Every mapped file costs a file descriptor, and data sets have thousands of shards.
+    """
 
     shard: Path
     meta: Mapping[str, Any]
-    clips: np.ndarray
-    """(clips,) of dtype CLIP."""
-    items: np.ndarray
-    """(items,) of dtype ITEM."""
-    keys: np.ndarray
-    """(bytes,) uint8, all keys one after the other."""
 
     @property
     def folder(self) -> Path:
         return index_folder(self.shard)
+
+    @property
+    def clips(self) -> np.ndarray:
+        """(clips,) of dtype CLIP.
+
+        Raises:
+            OSError: the index was made again since it was opened.
+        """
+        return _column(self.folder, "clips", self.digest)
+
+    @property
+    def items(self) -> np.ndarray:
+        """(items,) of dtype ITEM."""
+        return _column(self.folder, "items", self.digest)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """(bytes,) uint8, all keys one after the other."""
+        return _column(self.folder, "keys", self.digest)
 
     @property
     def tasks(self) -> list[str]:
@@ -96,11 +110,19 @@ class ShardIndex:
 
     def problems(self) -> list[Problem]:
         lines = (self.folder / "quarantine.jsonl").read_text().splitlines()
-        return [Problem(**json.loads(line)) for line in lines]
+        return [Problem(**{**json.loads(line), "shard": self.shard.name}) for line in lines]
 
 
 def index_folder(shard: Path) -> Path:
     return shard.with_name(shard.name + ".index")
+
+
+@lru_cache(maxsize=3 * 64)
+def _column(folder: Path, name: str, digest: str) -> np.ndarray:
+    column = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    if json.loads((folder / "meta.json").read_text())["digest"] != digest:
+        raise OSError(f"{folder}: the index was made again while it was in use; start again")
+    return column
 
 
 def open_index(shard: Path) -> ShardIndex | None:
@@ -110,29 +132,26 @@ def open_index(shard: Path) -> ShardIndex | None:
         meta = json.loads((folder / "meta.json").read_text())
         if meta.get("made_from") != _made_from(shard):
             return None
-        columns = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in ("clips", "items", "keys")
-        }
+        for name in ("clips", "items", "keys"):
+            _column(folder, name, meta["digest"])
     except (FileNotFoundError, ValueError):
         return None
-    return ShardIndex(shard=shard, meta=meta, **columns)
+    return ShardIndex(shard=shard, meta=meta)
 
 
-def ensure_indexes(shards: Sequence[Path], *, workers: int = 1, progress: bool = True) -> list[ShardIndex]:
-    """The indexes of all shards; missing and stale ones are built, in processes when there are several."""
+def ensure_indexes(shards: Sequence[Path], *, workers: int = 0, progress: bool = True) -> list[ShardIndex]:
+    """The indexes of all shards; missing and stale ones are built.
+
+    Args:
+        workers: processes that examine media, where a file that hangs or crashes a decoder costs one record;
+            0 examines them in this process.
+    """
     stale = [shard for shard in shards if open_index(shard) is None]
     bar = tqdm(total=len(stale), desc="index", unit="shard", disable=not progress or not stale, leave=False)
-    with bar:
-        if workers > 1 and len(stale) > 1:
-            context = get_context("spawn")  # forking a process that already runs threads can deadlock
-            with ProcessPoolExecutor(min(workers, len(stale)), mp_context=context) as pool:
-                for _ in pool.map(build_index, stale):
-                    bar.update()
-        else:
-            for shard in stale:
-                build_index(shard)
-                bar.update()
+    with bar, ProbePool(count=workers) as pool:
+        for shard in stale:
+            build_index(shard, pool=pool)
+            bar.update()
     indexes = [open_index(shard) for shard in shards]
     for shard, index in zip(shards, indexes, strict=True):
         if index is None:
@@ -140,7 +159,7 @@ def ensure_indexes(shards: Sequence[Path], *, workers: int = 1, progress: bool =
     return [index for index in indexes if index is not None]
 
 
-def build_index(shard: Path) -> None:
+def build_index(shard: Path, *, pool: ProbePool | None = None) -> None:
     """Writes `<shard>.index/`, whole or not at all; several processes may ask for the same one."""
     with _locked(shard):
         if open_index(shard) is not None:
@@ -148,8 +167,9 @@ def build_index(shard: Path) -> None:
         made_from = _made_from(shard)
         groups, problems = read_groups(shard)
         table = _Table(problems=problems)
-        for group in groups:
-            table.add(group, shard=shard)
+        probed = (pool or ProbePool()).map(_probe_job(group, shard=shard) for group in groups)
+        for group, found in zip(groups, probed, strict=True):
+            table.add(group, shard=shard, found=found)
         folder = index_folder(shard)
         scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(scratch, ignore_errors=True)
@@ -187,13 +207,17 @@ class _Table:
     tagsets: dict[tuple[str, ...], int] = field(default_factory=dict)
     content: Any = field(default_factory=hashlib.sha256)
 
-    def add(self, group: Group, *, shard: Path) -> None:
-        """One record: a clip with its items, or rows of the quarantine list."""
+    def add(self, group: Group, *, shard: Path, found: Probed | MediaError | None) -> None:
+        """One record: a clip with its items, or rows of the quarantine list.
+
+        Args:
+            found: what probing its media gave; None when there was nothing that could be probed.
+        """
         try:
             source = _json_member(group)
             text = read_at(shard, offset=source.offset, size=source.size)
             record = parse_record(text)
-            media = _read_media(group, record=record, shard=shard)
+            media = _media(group, record=record, found=found)
             items = record.get("items")
             if not isinstance(items, list) or not items:
                 raise RecordError("no_items", "'items' must be a non-empty list")
@@ -286,10 +310,27 @@ def parse_record(data: bytes) -> dict[str, Any]:
     return record
 
 
-def _read_media(group: Group, *, record: Mapping[str, Any], shard: Path) -> _Media:
-    """Finds and probes the media members: one picture (video or still) and at most one sound."""
+def _media_members(group: Group) -> tuple[list[Member], list[Member]]:
+    """Pictures (videos or stills) and sounds."""
     pictures = [member for member in group.members if member.extension in VIDEO | IMAGE]
     sounds = [member for member in group.members if member.extension in AUDIO]
+    return pictures, sounds
+
+
+def _probe_job(group: Group, *, shard: Path) -> ProbeJob | None:
+    """What to probe: one picture and at most one sound, or one sound; None when the members are otherwise."""
+    pictures, sounds = _media_members(group)
+    if len(pictures) > 1 or len(sounds) > 1 or not (pictures or sounds):
+        return None
+    main, *rest = [
+        Extent(path=shard, name=member.name, offset=member.offset, size=member.size) for member in (*pictures, *sounds)
+    ]
+    return ProbeJob(main=main, sound=rest[0] if rest else None)
+
+
+def _media(group: Group, *, record: Mapping[str, Any], found: Probed | MediaError | None) -> _Media:
+    """Where the record's media lie and what probing found."""
+    pictures, sounds = _media_members(group)
     if not pictures and not sounds:
         if record.get("text_only") is True:
             return _Media()
@@ -297,15 +338,8 @@ def _read_media(group: Group, *, record: Mapping[str, Any], shard: Path) -> _Med
     if len(pictures) > 1 or len(sounds) > 1:
         names = ", ".join(member.name for member in (*pictures, *sounds))
         raise RecordError("several_media", f"more than one picture or sound: {names}")
-    main = (pictures or sounds)[0]
-    data = read_at(shard, offset=main.offset, size=main.size)
-    facts = probe(data, name=main.name)
-    if not pictures or not sounds or facts.sound_samples:
-        return _Media(main=main, digest=media_digest(data), facts=facts)
-    sound = sounds[0]
-    track = read_at(shard, offset=sound.offset, size=sound.size)
-    samples = probe(track, name=sound.name).sound_samples
-    if not samples:
-        raise MediaError("no_media", f"{sound.name}: has no sound")
-    joined = MediaFacts(duration=facts.duration, has_video=True, sound_samples=samples)
-    return _Media(main=main, sound=sound, digest=media_digest(data, sidecar_audio=track), facts=joined)
+    assert found is not None
+    if isinstance(found, MediaError):
+        raise found
+    sound = sounds[0] if found.uses_sound else None
+    return _Media(main=(pictures or sounds)[0], sound=sound, digest=found.digest, facts=found.facts)

@@ -8,15 +8,17 @@ from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from arcvideo.data.collate import Rendered, collate
+from arcvideo.data.families import Family
 from arcvideo.data.index import ShardIndex
 from arcvideo.data.load import Loader
 from arcvideo.data.mixture import SourceTable, open_mixture
-from arcvideo.data.plan import Family
-from arcvideo.data.render import special_ids
 from arcvideo.data.settings import DataSettings, MediaLayout, SourceSettings
+from arcvideo.data.sheet import contact_sheet
 from arcvideo.media.frames import stamp_text, time_spans
+from arcvideo.model.special import special_ids
 from arcvideo.types import Batch
 
 _UNBOUNDED = 1 << 30
@@ -34,8 +36,18 @@ class View:
     colour: bool = True
 
 
-def describe(index: ShardIndex, *, view: View, key: str | None = None) -> Iterator[str]:
-    """Lines about one clip: the one with this key, or the first.
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """A clip of a shard, rendered with all of its items."""
+
+    index: ShardIndex
+    row: int
+    rendered: Rendered
+    view: View
+
+
+def look(index: ShardIndex, *, view: View, key: str | None = None) -> Looked:
+    """The clip with this key, or the first.
 
     Raises:
         ValueError: no such key, or nothing usable.
@@ -58,12 +70,31 @@ def describe(index: ShardIndex, *, view: View, key: str | None = None) -> Iterat
     settings = DataSettings(wording=view.wording)
     loader = Loader(table=table, settings=settings, layout=view.layout, tokenizer=view.tokenizer)
     (rendered,) = loader.rendered(family)
+    return Looked(index=index, row=int(table.clip_row[clip]), rendered=rendered, view=view)
+
+
+def describe(looked: Looked) -> Iterator[str]:
+    """Lines about a clip: its media, segments, truths and coloured tokens."""
+    rendered, view = looked.rendered, looked.view
     batch = collate([rendered], specials=special_ids(view.tokenizer), weighting="sqrt")
-    yield from _facts(index, int(table.clip_row[clip]), rendered, layout=view.layout)
+    yield from _facts(looked.index, looked.row, rendered, layout=view.layout)
     yield from _segments(batch)
     for sample in rendered.samples:
         yield f"truth {sample.key} [{sample.task}]: {dict(sample.truth)}"
     yield from _tokens(batch, rendered, view=view)
+
+
+def picture(looked: Looked) -> Image.Image:
+    """The clip's stamped frames and its log-mel on one sheet.
+
+    Raises:
+        ValueError: the record has text only.
+    """
+    key = looked.index.key(looked.row)
+    if not looked.rendered.media:
+        raise ValueError(f"{looked.index.shard}: {key} is text only, there is nothing to draw")
+    (media,) = looked.rendered.media
+    return contact_sheet(media, title=f"{key}   {float(looked.index.clips[looked.row]['duration']):.2f} s")
 
 
 def view_table(index: ShardIndex, *, view: View) -> SourceTable:

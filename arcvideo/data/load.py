@@ -13,16 +13,18 @@ import torch
 from torch import Tensor
 
 from arcvideo.data.collate import Rendered
+from arcvideo.data.families import Family
 from arcvideo.data.mixture import SourceTable
-from arcvideo.data.plan import Family
 from arcvideo.data.prompts import Prompt
-from arcvideo.data.render import render_branch, render_prefix, special_ids, split_question
+from arcvideo.data.render import render_branch, render_prefix, split_question
 from arcvideo.data.settings import DataSettings, MediaLayout
 from arcvideo.media.audio import fit_waveform, silent_seconds
+from arcvideo.media.cache import FrameCache
 from arcvideo.media.clip import read_clip, read_request, to_media
 from arcvideo.media.errors import MediaError
 from arcvideo.media.read import clip_key
 from arcvideo.model.features import feature_key
+from arcvideo.model.special import special_ids
 from arcvideo.tasks import RecordError, make_sample
 from arcvideo.types import Clip, Media, Sample
 
@@ -47,6 +49,7 @@ class Loader:
     layout: MediaLayout
     tokenizer: Any
     features: Features | None = None
+    cache: FrameCache | None = None
     read: Callable[..., Clip] = read_clip
     """In this process, or `MediaPool.read_clip`."""
     kept_clips: int = 4
@@ -140,6 +143,8 @@ class Loader:
             seconds = silent_seconds(frame_count=frames, duration=duration, max_frames=limit)
         request = read_request(name="", layout=self.layout, policy=self.settings.frames, seed=seed)
         key = clip_key(row["digest"].tobytes(), request=request)
+        if self.cache is not None:
+            key = self.cache.key(key)
         whole = Media(
             key=key, frame_count=frames, seconds=seconds, has_video=bool(row["has_video"]), has_audio=samples > 0
         )
@@ -150,6 +155,18 @@ class Loader:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
+        media = self.cache.load(key) if self.cache is not None else None
+        if media is None:
+            media = self._fresh(clip, seed=seed)
+            if self.cache is not None:
+                media = self.cache.save(key, media)
+        with self._lock:
+            self._kept[key] = media
+            while len(self._kept) > self.kept_clips:
+                self._kept.popitem(last=False)
+        return media
+
+    def _fresh(self, clip: int, *, seed: int) -> Media:
         index = self.table.indexes[self.table.clip_shard[clip]]
         data, sound = index.media_bytes(int(self.table.clip_row[clip]))
         decoded = self.read(
@@ -160,12 +177,7 @@ class Loader:
             seed=seed,
             sidecar_audio=sound,
         )
-        media = to_media(decoded, layout=self.layout)
-        with self._lock:
-            self._kept[key] = media
-            while len(self._kept) > self.kept_clips:
-                self._kept.popitem(last=False)
-        return media
+        return to_media(decoded, layout=self.layout)
 
 
 def shown(media: Media, *, modality: str) -> Media:

@@ -33,6 +33,8 @@ class Problem:
     """shard, record, item, tokens or media."""
     reason: str
     detail: str = ""
+    shard: str = ""
+    """File name of the shard."""
 
 
 @dataclass(frozen=True, kw_only=True)

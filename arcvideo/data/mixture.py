@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,8 @@ class SourceTable:
     quarantined: tuple[Problem, ...]
     dropped: int
     """Items that exceed the token budget (policy drop)."""
+    passes: float
+    """How often an epoch passes over the source."""
 
     @property
     def clips(self) -> int:
@@ -125,10 +127,15 @@ def open_mixture(
 
 def index_digest(tables: Sequence[SourceTable]) -> str:
     """Hex digest of the content of all shards of all sources: what a stage's identity calls its data."""
+    return content_digest((table.name, table.indexes) for table in tables)
+
+
+def content_digest(sources: Iterable[tuple[str, Sequence[ShardIndex]]]) -> str:
+    """The same from (name, indexes) of each source, for those who need no lengths."""
     digest = hashlib.sha256()
-    for table in tables:
-        digest.update(table.name.encode())
-        for index in table.indexes:
+    for name, indexes in sources:
+        digest.update(name.encode())
+        for index in indexes:
             digest.update(bytes.fromhex(index.digest))
     return digest.hexdigest()
 
@@ -157,6 +164,8 @@ def _table(
     media_tokens = np.where(has_media, media_length(frames, layout=layout), 0)
     usable = {"both": np.ones(len(facts), bool), "video": facts["has_video"], "audio": has_sound}[source.modality]
     usable = usable & (np.arange(len(facts)) < (source.max_clips or len(facts)))
+    if source.fraction < 1:
+        usable = usable & _sampled(indexes, fraction=source.fraction)
     columns = _columns(indexes, lengths, tasks=tasks, source=source, think_only=supervised and source.style != "plain")
     columns.media_tokens = media_tokens[columns.clip]
     columns.keep &= usable[columns.clip]
@@ -172,7 +181,8 @@ def _table(
     same = np.unique(item_clip * len(tasks) + task, return_inverse=True, return_counts=True)
     weights = np.array([source.tasks.get(task_name, 1.0) for task_name in tasks])
     problems = [problem for index in indexes for problem in index.problems()]
-    problems += [problem for part in lengths for problem in part.problems]
+    for index, part in zip(indexes, lengths, strict=True):
+        problems += [replace(problem, shard=index.shard.name) for problem in part.problems]
     return SourceTable(
         name=name,
         settings=source,
@@ -192,7 +202,15 @@ def _table(
         tasks=tasks,
         quarantined=tuple(problems),
         dropped=dropped,
+        passes=source.weight,
     )
+
+
+def _sampled(indexes: list[ShardIndex], *, fraction: float) -> npt.NDArray[np.bool_]:
+    """(C,) about this share of the clips. A clip's lot depends on its key alone, so more shards change nothing."""
+    keys = (index.key(row) for index in indexes for row in range(len(index.clips)))
+    lots = (int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") for key in keys)
+    return np.fromiter((lot < fraction * 2.0**64 for lot in lots), dtype=bool)
 
 
 def _tasks(indexes: list[ShardIndex], *, source: SourceSettings) -> tuple[str, ...]:

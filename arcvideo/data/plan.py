@@ -1,7 +1,7 @@
 """The Plan: which items stand in which pack at which global step, known before anything is decoded.
 
-A pure function of (index, mixture, seed, token budget, packs per step). Ranks, workers, restarts and bad media do not
-change it; the position in the data is one integer, the global step.
+A pure function of (index, mixture, seed, token budget, packs per step, cost of a pack). Ranks, workers, restarts and
+bad media do not change it; the position in the data is one integer, the global step.
 """
 
 from __future__ import annotations
@@ -12,73 +12,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from arcvideo.data.draw import MODALITY_NAMES, Visits, draw_visits, permutation
+from arcvideo.data.cost import PackCost
+from arcvideo.data.draw import draw_visits
+from arcvideo.data.families import Families, Family, cut_families, joined
 from arcvideo.data.mixture import Ints, SourceTable
-from arcvideo.data.pack import best_fit, greedy_cuts
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """One clip with the items that share its prefix."""
-
-    source: int
-    """Which source table."""
-    clip: int
-    """Clip of that table."""
-    items: tuple[int, ...]
-    """Items of that table."""
-    tokens: int
-    """Prefix and branches."""
-    modality: str
-    """both, video or audio: what is shown of the clip."""
-    seed: int
-    """For random frames."""
-
+from arcvideo.data.pack import best_fit
+from arcvideo.data.random_words import permutation
 
 Pack = tuple[Family, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Families:
-    """All families of an epoch as columns; items are a slice of `item`."""
-
-    source: Ints
-    clip: Ints
-    lo: Ints
-    hi: Ints
-    prefix: Ints
-    tokens: Ints
-    modality: npt.NDArray[np.int8]
-    seed: Ints
-    item: Ints
-    branch: Ints
-    """(items,) length of each entry of `item`."""
-
-    def family(self, number: int) -> Family:
-        return Family(
-            source=int(self.source[number]),
-            clip=int(self.clip[number]),
-            items=tuple(self.item[self.lo[number] : self.hi[number]].tolist()),
-            tokens=int(self.tokens[number]),
-            modality=MODALITY_NAMES[self.modality[number]],
-            seed=int(self.seed[number]),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochPlan:
     """The packs of one epoch, in order; their number is a multiple of the packs per step."""
 
-    families: _Families
+    families: Families
     pack_start: Ints
     """(P + 1,) cumulative counts of families."""
     pack_family: Ints
+    pack_cost: Ints
+    """(P,) work of each pack, in tokens' worth."""
 
     @property
     def packs(self) -> int:
         return len(self.pack_start) - 1
+
+    def balance(self, world: int) -> float:
+        """How busy the ranks of a step are, mean over maximum of their work, over all steps; 1 is perfect.
+
+        Ranks wait for each other after every pack (they exchange gradients), so packs are compared one by one.
+        """
+        turns = self.pack_cost.reshape(-1, world)
+        return float(turns.mean() * len(turns) / turns.max(axis=1).sum())
 
     def pack(self, number: int) -> Pack:
         members = self.pack_family[self.pack_start[number] : self.pack_start[number + 1]]
@@ -86,14 +52,23 @@ class EpochPlan:
 
     @property
     def tokens(self) -> int:
-        return int(self.families.tokens[self.pack_family].sum())
+        return int(self.families.tokens.sum())
 
 
 class Plan:
     """Packs by global step."""
 
-    def __init__(self, tables: Sequence[SourceTable], *, seed: int, token_budget: int, packs_per_step: int) -> None:
+    def __init__(
+        self,
+        tables: Sequence[SourceTable],
+        *,
+        seed: int,
+        token_budget: int,
+        packs_per_step: int,
+        cost: PackCost | None = None,
+    ) -> None:
         self.tables = tuple(tables)
+        self.cost = cost or PackCost()
         self.seed = seed
         self.token_budget = token_budget
         self.packs_per_step = packs_per_step
@@ -109,6 +84,7 @@ class Plan:
                 epoch=number,
                 token_budget=self.token_budget,
                 packs_per_step=self.packs_per_step,
+                cost=self.cost,
             )
             kept = {key: value for key, value in self._epochs.items() if abs(key - number) == 1}
             self._epochs = {**dict(list(kept.items())[-1:]), number: plan}
@@ -155,91 +131,53 @@ class Plan:
 
 
 def plan_epoch(
-    tables: Sequence[SourceTable], *, seed: int, epoch: int, token_budget: int, packs_per_step: int
+    tables: Sequence[SourceTable], *, seed: int, epoch: int, token_budget: int, packs_per_step: int, cost: PackCost
 ) -> EpochPlan:
-    """Draws an epoch, packs it, and fills its last step.
+    """Draws an epoch, packs it, fills its last step, and puts packs that take equally long into the same step.
 
     Raises:
         ValueError: the epoch has fewer items than a step has packs.
     """
     parts = [
-        _families(table, draw_visits(table, seed=seed, epoch=epoch), source=number, budget=token_budget)
+        cut_families(table, draw_visits(table, seed=seed, epoch=epoch), source=number, budget=token_budget)
         for number, table in enumerate(tables)
     ]
-    families = _joined(parts)
+    families = joined(parts)
     order = permutation(len(families.clip), seed, epoch, "families")  # which of equal length is packed first
     packs = [order[pack].tolist() for pack in best_fit(families.tokens[order], budget=token_budget)]
     families, packs = _fill_last_step(families, packs, packs_per_step=packs_per_step)
-    packs = [packs[number] for number in permutation(len(packs), seed, epoch, "packs")]
+    costs = families.cost(cost)
+    pack_costs = np.array([costs[pack].sum() for pack in packs])
+    steps = _steps(pack_costs, packs_per_step=packs_per_step)
+    order = steps[permutation(len(steps), seed, epoch, "packs")].ravel()
+    packs = [packs[number] for number in order]
     return EpochPlan(
         families=families,
         pack_start=np.concatenate([[0], np.cumsum([len(pack) for pack in packs])]),
         pack_family=np.concatenate([np.array(pack, dtype=np.int64) for pack in packs]),
+        pack_cost=pack_costs[order],
     )
 
 
-def _families(table: SourceTable, visits: Visits, *, source: int, budget: int) -> _Families:
-    """Visits cut into families: by prefix (text before the media; none is shared without), and by the budget."""
-    visit = np.repeat(np.arange(len(visits.clip)), np.diff(visits.item_start))
-    order = np.lexsort((visits.item, table.item_group[visits.item], visit))
-    item, visit = visits.item[order], visit[order]
-    group, branch = table.item_group[item], table.item_branch[item]
-    prefix_of_item = _prefix(table, item=item, clip=visits.clip[visit])
-    first = np.ones(len(item), dtype=bool)
-    first[1:] = (visit[1:] != visit[:-1]) | (group[1:] != group[:-1]) | (prefix_of_item[1:] == 0)
-    lo = np.flatnonzero(first)
-    total = prefix_of_item[lo] + np.add.reduceat(branch, lo)
-    hi = np.append(lo[1:], len(item))
-    for number in np.flatnonzero(total > budget):
-        lengths = branch[lo[number] : hi[number]].tolist()
-        cuts = greedy_cuts(lengths, prefix=int(prefix_of_item[lo[number]]), budget=budget)
-        first[lo[number] + np.array(cuts)] = True
-    lo = np.flatnonzero(first)
-    prefix = prefix_of_item[lo]
-    return _Families(
-        source=np.full(len(lo), source),
-        clip=visits.clip[visit[lo]],
-        lo=lo,
-        hi=np.append(lo[1:], len(item)),
-        prefix=prefix,
-        tokens=prefix + np.add.reduceat(branch, lo),
-        modality=visits.modality[visit[lo]],
-        seed=visits.seed[visit[lo]],
-        item=item,
-        branch=branch,
-    )
-
-
-def _prefix(table: SourceTable, *, item: Ints, clip: Ints) -> Ints:
-    """Tokens before the branch of each item: start token, text before, media; 0 for text only."""
-    media = table.media_tokens[clip]
-    return np.where(media > 0, 1 + table.item_before[item] + media, 0)
-
-
-def _joined(parts: Sequence[_Families]) -> _Families:
-    """Families of several sources in one table."""
-    offsets = np.cumsum([0] + [len(part.item) for part in parts])
-    columns = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("source", "clip", "prefix", "tokens", "modality", "seed", "item", "branch")
-    }
-    lo = np.concatenate([part.lo + offset for part, offset in zip(parts, offsets, strict=False)])
-    hi = np.concatenate([part.hi + offset for part, offset in zip(parts, offsets, strict=False)])
-    return _Families(lo=lo, hi=hi, **columns)
+def _steps(costs: Ints, *, packs_per_step: int) -> Ints:
+    """(S, packs_per_step) which packs make a step: neighbours in cost, so that no rank waits for another."""
+    steps = np.argsort(-costs, kind="stable").reshape(-1, packs_per_step)
+    return steps[np.argsort(steps.min(axis=1))]
 
 
 def _fill_last_step(
-    families: _Families, packs: list[list[int]], *, packs_per_step: int
-) -> tuple[_Families, list[list[int]]]:
+    families: Families, packs: list[list[int]], *, packs_per_step: int
+) -> tuple[Families, list[list[int]]]:
     """Halves the packs with the most items until the last step is full too.
 
     The alternatives lose or repeat samples. Losses are divided by the weight of all targets of a step, so how they are
     spread over packs changes nothing but speed.
     """
     missing = -len(packs) % packs_per_step
-    columns = {name: value.tolist() for name, value in vars(families).items() if name not in ("item", "branch")}
-    size = [hi - lo for lo, hi in zip(columns["lo"], columns["hi"], strict=True)]
-    heap = [(-sum(size[family] for family in pack), number) for number, pack in enumerate(packs)] if missing else []
+    if not missing:
+        return families, packs
+    size = families.hi - families.lo
+    heap = [(-int(size[pack].sum()), number) for number, pack in enumerate(packs)]
     heapq.heapify(heap)
     for _ in range(missing):
         items, number = heapq.heappop(heap)
@@ -249,26 +187,11 @@ def _fill_last_step(
             )
         pack = packs[number]
         if len(pack) == 1:
-            _halve(columns, pack[0], branch=families.branch)
-            pack = [pack[0], len(columns["lo"]) - 1]
+            families = families.halved(pack[0])
+            pack = [pack[0], len(families.lo) - 1]
         half = (len(pack) + 1) // 2
         packs[number], tail = pack[:half], pack[half:]
         packs.append(tail)
         for place in (number, len(packs) - 1):
-            count = sum(columns["hi"][family] - columns["lo"][family] for family in packs[place])
-            heapq.heappush(heap, (-count, place))
-    if not missing:
-        return families, packs
-    arrays = {name: np.array(values, dtype=getattr(families, name).dtype) for name, values in columns.items()}
-    return _Families(item=families.item, branch=families.branch, **arrays), packs
-
-
-def _halve(columns: dict[str, list[int]], family: int, *, branch: Ints) -> None:
-    """Moves the second half of a family's items into a new family of the same clip, appended at the end."""
-    lo, hi = columns["lo"][family], columns["hi"][family]
-    middle = (lo + hi) // 2
-    for values in columns.values():
-        values.append(values[family])
-    for number, start, stop in ((family, lo, middle), (len(columns["lo"]) - 1, middle, hi)):
-        columns["lo"][number], columns["hi"][number] = start, stop
-        columns["tokens"][number] = columns["prefix"][number] + int(branch[start:stop].sum())
+            heapq.heappush(heap, (-int((families.hi - families.lo)[packs[place]].sum()), place))
+    return families, packs

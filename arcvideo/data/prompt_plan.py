@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from arcvideo.data.draw import BOTH, MODALITY_NAMES, draw_visits, permutation
+from arcvideo.data.draw import BOTH, MODALITY_NAMES, draw_visits
+from arcvideo.data.families import Family
 from arcvideo.data.mixture import Ints, SourceTable
-from arcvideo.data.plan import Family
+from arcvideo.data.random_words import permutation
 
 
 class PromptPlan:

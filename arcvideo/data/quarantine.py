@@ -12,6 +12,9 @@ from arcvideo.data.members import Problem
 from arcvideo.data.mixture import SourceTable
 from arcvideo.data.settings import QuarantineSettings
 
+UNREADABLE = ("media", "read")
+"""Stages of failure that are met in training, when a clip's media are read; the index knows of all others."""
+
 
 class QuarantineBudgetError(ValueError):
     """A source has more damage than `data.quarantine` allows."""
@@ -23,14 +26,15 @@ class Quarantine:
     def __init__(
         self, tables: Sequence[SourceTable], *, settings: QuarantineSettings, file: Path | None = None
     ) -> None:
-        """Takes over what the indexes already know.
+        """Takes over what the indexes already know, and what a run before a restart could not read.
 
         Args:
-            file: JSON lines; rows that it already holds (from before a restart) are not written again.
+            file: JSON lines; rows that it already holds are not written again.
         """
         self._settings = settings
         self._file = file
         self._written = set(_rows(file))
+        self._unreadable: set[tuple[str, str]] = set()
         self._good: dict[str, int] = {}
         self._problems: dict[str, dict[str, Problem]] = {}
         for table in tables:
@@ -38,8 +42,21 @@ class Quarantine:
             self._problems[table.name] = {}
             for problem in table.quarantined:
                 self._note(table.name, problem)
+        for row in self._written:
+            found = json.loads(row)
+            source = found.pop("source")
+            if source in self._problems and found["stage"] in UNREADABLE:
+                self._note(source, Problem(**found))
         for table in tables:
             self._check(table.name)
+
+    def unreadable(self, source: str, key: str) -> bool:
+        """Whether this clip's media could not be read before, in this run or before its restart.
+
+        It is not tried again: a file that took too long once might be in time the next time, and the data of a resumed
+        run would then differ from those of an undisturbed one.
+        """
+        return (source, key) in self._unreadable
 
     def add(self, source: str, problem: Problem) -> None:
         """Counts and writes a problem.
@@ -62,6 +79,8 @@ class Quarantine:
         if name in self._problems[source]:
             return False
         self._problems[source][name] = problem
+        if problem.stage in UNREADABLE:
+            self._unreadable.add((source, problem.key))
         row = json.dumps({"source": source, **asdict(problem)}, ensure_ascii=False)
         if self._file is not None and row not in self._written:
             self._file.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arcvideo.data.settings import MediaLayout
-from arcvideo.model.positions import video_ids
-from arcvideo.model.special import SPECIALS, SpecialIds
+from arcvideo.model.special import special_ids
 from arcvideo.tasks.fields import RecordError
 from arcvideo.tasks.instructions import suffix
 from arcvideo.types import Sample
@@ -28,22 +27,6 @@ N = TypeVar("N", int, npt.NDArray[np.int64])
 MEDIA_TAG = "<video>"
 TEXT_FORMAT = 1
 """Raised whenever rendering changes, so that stored token counts are made again."""
-
-
-@lru_cache(maxsize=8)
-def special_ids(tokenizer: Any) -> SpecialIds:
-    """The special ids of a tokenizer.
-
-    Raises:
-        ValueError: the tokenizer lacks one of them.
-    """
-    names = [field.name for field in fields(SpecialIds)]
-    ids = {name: tokenizer.convert_tokens_to_ids(SPECIALS[name]) for name in names}
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    missing = [SPECIALS[name] for name, token in ids.items() if token is None or token == unknown]
-    if missing or len(set(ids.values())) < len(ids):
-        raise ValueError(f"the tokenizer lacks special tokens: {', '.join(missing) or 'some share an id'}")
-    return SpecialIds(**ids)
 
 
 @lru_cache(maxsize=8)
@@ -104,6 +87,8 @@ def media_length(frame_count: N, *, layout: MediaLayout) -> N:
 
 def render_prefix(*, frame_count: int, before: str, tokenizer: Any, layout: MediaLayout) -> Ids:
     """(n,) int64: start token, text before, `<vid>` frames `</vid>`; row ends still carry the newline id."""
+    from arcvideo.model.positions import video_ids  # imports torch, which counting tokens does without
+
     special = special_ids(tokenizer)
     frames = video_ids(layout.grid, frames=frame_count, special=special).numpy()
     return np.concatenate([[special.start], encode(before, tokenizer=tokenizer), frames])

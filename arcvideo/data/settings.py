@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from arcvideo.media.settings import FrameCacheSettings, MediaLimits
+
 STYLES = ("plain", "think", "draft")
 LENGTH_WEIGHTINGS = ("token", "sqrt", "sample")
 FRAME_POLICIES = ("middle", "random")
 WORDINGS = ("arc", "brief")
 OVER_BUDGET = ("drop", "error")
+UNITS = ("epochs", "tokens")
 MODALITIES = ("both", "video", "audio")
 
 
@@ -61,7 +64,12 @@ class SourceSettings:
     shards: str = ""
     """Tar files: a path with {000..011} braces or * globs."""
     weight: float = 1.0
-    """How many times an epoch passes over this source: 0.5 takes half of its clips, 2.0 takes each twice."""
+    """With data.unit=epochs, how many times an epoch passes over this source: 0.5 takes half of its clips, 2.0 takes
+    each twice. With data.unit=tokens, its share of the tokens, relative to the other weights."""
+    repeat: float | None = None
+    """Most passes an epoch makes over this source when data.unit=tokens asks for more; null sets no limit."""
+    fraction: float = 1.0
+    """Share of the clips that is used at all, the same in every epoch; chosen by their keys, whatever the seed."""
     tasks: dict[str, float] = field(default_factory=dict)
     """Relative weight of each task's items; empty takes every task with weight 1, a task left out is not drawn."""
     tags: list[str] = field(default_factory=list)
@@ -85,6 +93,8 @@ class SourceSettings:
         _one_of("modality", self.modality, MODALITIES)
         if self.weight <= 0 or self.items_per_clip < 0 or (self.max_clips is not None and self.max_clips < 1):
             raise ValueError("source: weight must be > 0, items_per_clip >= 0, max_clips null or >= 1")
+        if not 0 < self.fraction <= 1 or (self.repeat is not None and self.repeat <= 0):
+            raise ValueError("source: fraction must be above 0 and at most 1, repeat null or > 0")
         if any(weight < 0 for weight in self.tasks.values()):
             raise ValueError(f"source.tasks: weights must be >= 0, got {self.tasks}")
         if self.drop_video < 0 or self.drop_audio < 0 or self.drop_video + self.drop_audio > 1:
@@ -111,6 +121,8 @@ class DataSettings:
 
     sources: dict[str, SourceSettings] = field(default_factory=dict)
     """The mixture: name -> source."""
+    unit: str = "epochs"
+    """What the sources' weights count: epochs (passes over the source) or tokens (shares of an epoch)."""
     token_budget: int = 2048
     """Tokens of one packed row (one micro-batch of one rank)."""
     packs_per_step: int = 1
@@ -127,12 +139,22 @@ class DataSettings:
     """Decoding processes, each with a thread that works ahead; 0 decodes in the training process."""
     prefetch_steps: int = 2
     """Optimizer steps prepared ahead when workers > 0."""
+    limits: MediaLimits = field(default_factory=MediaLimits)
+    """What one file may cost; deadline and memory bind the decoding processes (workers > 0)."""
+    frame_cache: FrameCacheSettings = field(default_factory=FrameCacheSettings)
+    """Decoded frames kept on disk."""
     quarantine: QuarantineSettings = field(default_factory=QuarantineSettings)
     """How much damage is tolerated in each source."""
 
     def __post_init__(self) -> None:
         _one_of("data.length_weighting", self.length_weighting, LENGTH_WEIGHTINGS)
         _one_of("data.frames", self.frames, FRAME_POLICIES)
+        _one_of("data.unit", self.unit, UNITS)
+        limited = [name for name, source in self.sources.items() if source.repeat is not None]
+        if limited and self.unit == "epochs":
+            raise ValueError(
+                f"data.sources.{limited[0]}.repeat: only data.unit=tokens repeats by itself; set weight instead"
+            )
         _one_of("data.wording", self.wording, WORDINGS)
         if self.over_budget == "fewer_frames":
             raise ValueError(
@@ -140,6 +162,8 @@ class DataSettings:
                 "sound; cut the clips, raise data.token_budget, or choose drop"
             )
         _one_of("data.over_budget", self.over_budget, OVER_BUDGET)
+        if self.frame_cache.path is not None and self.frames == "random":
+            raise ValueError("data.frame_cache.path needs data.frames=middle: random frames never come twice")
         for name in ("token_budget", "packs_per_step", "prefetch_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 1")

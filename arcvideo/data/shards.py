@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,34 +41,41 @@ def write_shards(
     name: str = "shard",
     per_shard: int = 1000,
     bytes_per_shard: int = 1 << 30,
+    first: int = 0,
+    finished: Callable[[Path], None] | None = None,
 ) -> list[Path]:
     """Writes `out/<name>-000000.tar`, ... as the records come; equal records give equal bytes. Returns the paths.
 
     A shard is full after `per_shard` records or about `bytes_per_shard` bytes, and gets its name when it is complete.
 
+    Args:
+        first: number of the first shard.
+        finished: called with each shard's path once it is complete, before the next record is asked for.
+
     Raises:
-        ValueError: a key or an extension that cannot be read back, a key twice, no record.
+        ValueError: a key or an extension that cannot be read back, a key twice; no record although `first` is 0.
     """
     import webdataset
 
     out.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     waiting = iter(_unique(records))
-    first = next(waiting, None)
-    while first is not None:
-        path = out / f"{name}-{len(paths):06d}.tar"
+    record = next(waiting, None)
+    while record is not None:
+        path = out / f"{name}-{first + len(paths):06d}.tar"
         scratch = path.with_name(f".{path.name}.partial")
         with open(scratch, "wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
-            tar.write(_members(first))
+            tar.write(_members(record))
             written = 1
-            first = None
             while written < per_shard and file.tell() < bytes_per_shard and (record := next(waiting, None)):
                 tar.write(_members(record))
                 written += 1
         os.replace(scratch, path)
         paths.append(path)
-        first = next(waiting, None)
-    if not paths:
+        if finished is not None:
+            finished(path)
+        record = next(waiting, None)
+    if not paths and not first:
         raise ValueError(f"nothing to write to {out}: there are no records")
     return paths
 

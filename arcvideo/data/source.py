@@ -6,23 +6,28 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from arcvideo.data.collate import collate
+from arcvideo.data.cost import PackCost
+from arcvideo.data.families import Family
 from arcvideo.data.load import FAILURES, Features, Loader
 from arcvideo.data.members import Problem
 from arcvideo.data.mixture import SourceTable, index_digest, open_mixture
-from arcvideo.data.plan import Family, Plan
+from arcvideo.data.plan import Plan
 from arcvideo.data.prompt_plan import PromptPlan, evaluation_families
 from arcvideo.data.prompts import Prompt
 from arcvideo.data.quarantine import Quarantine
-from arcvideo.data.render import special_ids
 from arcvideo.data.settings import DataSettings, MediaLayout
+from arcvideo.data.shares import mixture_report, realised, realised_prompts, with_passes
+from arcvideo.media.cache import FrameCache
 from arcvideo.media.clip import read_clip
 from arcvideo.media.pool import MediaPool
+from arcvideo.model.special import special_ids
 from arcvideo.types import Batch
 
 T = TypeVar("T")
@@ -61,6 +66,7 @@ class Source:
         quarantine_file: Path | None = None,
         supervised: bool = True,
         progress: bool = False,
+        cost: PackCost | None = None,
     ) -> None:
         """Opens (and where needed builds) the indexes.
 
@@ -70,6 +76,7 @@ class Source:
             quarantine_file: JSON lines, one file per rank.
             supervised: True for `batches`; False for `prompts` and `evaluation`, where sources of style think also
                 draw items without reasoning.
+            cost: how long packs take, for an even load of the ranks; None counts tokens alone.
 
         Raises:
             ValueError: settings or data that cannot work, naming key and remedy.
@@ -79,18 +86,23 @@ class Source:
         self.settings, self.rank, self.world, self.seed = settings, rank, world, seed
         self.supervised = supervised
         self.specials = special_ids(tokenizer)
-        self.tables: list[SourceTable] = open_mixture(
-            settings, layout=layout, tokenizer=tokenizer, supervised=supervised, progress=progress
-        )
+        opened = open_mixture(settings, layout=layout, tokenizer=tokenizer, supervised=supervised, progress=progress)
+        self.tables: list[SourceTable] = with_passes(opened, unit=settings.unit)
         self.plan = Plan(
-            self.tables, seed=seed, token_budget=settings.token_budget, packs_per_step=settings.packs_per_step
+            self.tables,
+            seed=seed,
+            token_budget=settings.token_budget,
+            packs_per_step=settings.packs_per_step,
+            cost=cost,
         )
         self._prompt_plan = PromptPlan(self.tables, seed=seed)
         self.quarantine = Quarantine(self.tables, settings=settings.quarantine, file=quarantine_file)
         # Threads read, cut mels and render; decoding itself runs in processes that can be killed.
-        self._media = MediaPool(count=settings.workers) if settings.workers else None
+        self._media = MediaPool(count=settings.workers, limits=settings.limits) if settings.workers else None
         self._pool = ThreadPoolExecutor(settings.workers, "data") if settings.workers else None
         self._ahead: dict[tuple[int, int], Future[_Step]] = {}
+        cached = settings.frame_cache.path is not None
+        cache = FrameCache(settings.frame_cache, layout=layout) if cached else None
         self._loaders = [
             Loader(
                 table=table,
@@ -98,7 +110,8 @@ class Source:
                 layout=layout,
                 tokenizer=tokenizer,
                 features=features,
-                read=self._media.read_clip if self._media else read_clip,
+                cache=cache,
+                read=self._media.read_clip if self._media else partial(read_clip, limits=settings.limits),
             )
             for table in self.tables
         ]
@@ -159,6 +172,19 @@ class Source:
             for table in self.tables
         }
 
+    def mixture(self, steps: int, *, count: int = 0) -> dict[str, dict[str, Any]]:
+        """Requested beside realised mixture of the first steps, all ranks together.
+
+        Args:
+            steps: of `batches`, or of `prompts`.
+            count: prompts of a step; 0 for batches.
+        """
+        if count:
+            found = realised_prompts(self._prompt_plan, steps=steps, count=count)
+        else:
+            found = realised(self.plan, steps=steps)
+        return mixture_report(self.tables, unit=self.settings.unit, found=found)
+
     def state(self) -> dict[str, dict[str, int]]:
         """The counts, for a checkpoint; the position itself is the step, which the Runner keeps."""
         return {name: dict(counter) for name, counter in self._counts.items()}
@@ -214,16 +240,21 @@ class Source:
 
     def _attempt(self, family: Family, done: _Step, load: Callable[[Loader, Family], list[T]]) -> list[T]:
         """What `load` makes of the family; nothing and an entry in the books when it fails."""
-        name = self.tables[family.source].name
+        table = self.tables[family.source]
+        name, key = table.name, table.key(family.clip)
         done.planned[name] += len(family.items)
+        if self.quarantine.unreadable(name, key):
+            done.lost[name] += len(family.items)
+            return []
         try:
             loaded = load(self._loaders[family.source], family)
         except FAILURES as error:
             problem = Problem(
-                key=self.tables[family.source].key(family.clip),
+                key=key,
                 stage="read" if isinstance(error, OSError) else "media",
                 reason=getattr(error, "reason", type(error).__name__),
                 detail=getattr(error, "detail", str(error)),
+                shard=table.indexes[table.clip_shard[family.clip]].shard.name,
             )
             done.lost[name] += len(family.items)
             done.problems.append((name, problem))

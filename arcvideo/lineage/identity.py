@@ -9,23 +9,36 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-IRRELEVANT = ("logger", "run_dir", "data_dir", "base", "parent", "output", "feature_cache", "threads")
-"""Settings that say where and how visibly a stage runs, not what comes out; data and parent count by their digests."""
+IRRELEVANT = (
+    "logger", "run_dir", "data_dir", "base", "parent", "output", "feature_cache", "threads", "evaluation",
+    "train_parents",
+)  # fmt: skip
+"""Settings that say where and how visibly a stage runs, not which weights come out; data and parent count by digest,
+an evaluation has a digest of its own."""
 
-IRRELEVANT_WITHIN = {"runner": ("log_every", "save_every", "keep_last", "hang_seconds", "liveness", "liveness_scan")}
-"""The same, inside a group."""
+IRRELEVANT_WITHIN = {
+    "runner": (
+        "log_every", "save_every", "keep_last", "hang_seconds", "liveness", "liveness_scan", "skip_budget",
+        "verify_resume",
+    ),
+    "data": ("workers", "prefetch_steps", "quarantine"),
+    "engine": ("zero_optimization",),
+    "model": ("checkpoint_layers",),
+    "grpo": ("log_completions", "max_logprob_gap"),
+}  # fmt: skip
+"""The same, inside a group. How ZeRO cuts the states, like the number of ranks, moves the last bits of sums only."""
 
 
-def identity(*, config: Mapping[str, Any], data: str, parent: str, code: str) -> str:
+def identity(*, config: Mapping[str, Any], data: str, parent: str, code: Mapping[str, str]) -> str:
     """sha256 hex of a stage.
 
     Args:
         config: resolved settings as plain values; `relevant` is applied here.
         data: digest of what the stage reads.
         parent: identity of the parent stage, or digest of the base weights.
-        code: `code_version()`.
+        code: `lineage.code.training_code`: module -> digest.
     """
-    return digest_of({"config": relevant(config), "data": data, "parent": parent, "code": code})
+    return digest_of({"config": relevant(config), "data": data, "parent": parent, "code": dict(code)})
 
 
 def digest_of(value: Any) -> str:
@@ -35,25 +48,28 @@ def digest_of(value: Any) -> str:
 
 
 def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings without those that cannot change the outcome."""
+    """The settings without those that cannot change the weights."""
     kept: dict[str, Any] = {}
     for key, value in config.items():
         if key in IRRELEVANT:
             continue
         dropped = IRRELEVANT_WITHIN.get(key, ())
         kept[key] = {name: item for name, item in value.items() if name not in dropped} if dropped else value
+    if kept.get("stage", {}).get("objective") != "grpo":
+        kept.pop("grpo", None)
+    if "sources" in kept.get("data", {}):
+        # Where the shards lie does not matter, their content counts as data.
+        sources = kept["data"]["sources"].items()
+        plain = {name: {key: value for key, value in one.items() if key != "shards"} for name, one in sources}
+        kept["data"] = kept["data"] | {"sources": plain}
     return kept
 
 
-@functools.cache
-def code_version() -> str:
-    """sha256 hex over the package's Python files: the code as it is, committed or not."""
-    root = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+def evaluation_digest(settings: Mapping[str, Any], *, code: Mapping[str, str]) -> str:
+    """sha256 hex of how a finished stage was measured: settings of the evaluation and its code."""
+    shown = ("optimize", "samples")  # what is done with the numbers afterwards
+    kept = {key: value for key, value in settings.items() if key not in shown}
+    return digest_of({"settings": kept, "code": dict(code)})
 
 
 def folder_digest(folder: Path, *, patterns: Sequence[str] = ("*.safetensors", "*.json")) -> str:
@@ -67,9 +83,16 @@ def folder_digest(folder: Path, *, patterns: Sequence[str] = ("*.safetensors", "
         raise ValueError(f"{folder} holds no weights ({', '.join(patterns)})")
     digest = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        facts = path.stat()
+        digest.update(f"{path.name} {_file_digest(path, facts.st_size, facts.st_mtime_ns)}\n".encode())
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
+    """sha256 hex of a file; a pipeline asks for the base weights before every stage, and 16 GB take ten seconds."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST_NAME = "manifest.json"
 EXPORT_NAME = "export"
 """Folder inside a stage's folder with the weights that its children start from."""
@@ -27,8 +27,8 @@ class Manifest:
     """Identity of the parent stage, or digest of the base weights."""
     parent_path: str
     """Folder of the weights it started from."""
-    code: str
-    """`code_version()` that ran it."""
+    code: dict[str, str]
+    """Module -> digest of the code that decided the weights."""
     data: str
     """Digest of the data."""
     config: dict[str, Any]
@@ -39,6 +39,8 @@ class Manifest:
     """Samples trained on, per source."""
     quarantined: dict[str, int] = field(default_factory=dict)
     """Samples refused, per reason."""
+    mixture: dict[str, Any] = field(default_factory=dict)
+    """Source -> requested and realised mixture of the stage's steps."""
     frozen_before: dict[str, str] = field(default_factory=dict)
     """Frozen module -> sha256 of its tensors before the first step."""
     frozen_after: dict[str, str] = field(default_factory=dict)
@@ -55,6 +57,8 @@ class Manifest:
     """Last training metrics and evaluation."""
     seconds: float = 0.0
     """Wall time of the stage."""
+    evaluation: str = ""
+    """`lineage.identity.evaluation_digest` of how it was measured."""
     format: int = FORMAT
     """Version of this layout."""
 

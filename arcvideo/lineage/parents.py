@@ -63,13 +63,13 @@ def resolve_parent(
 def _weights(folder: Path, *, what: str, remedy: str = "") -> Parent:
     if not (folder / "config.json").exists():
         raise ValueError(f"{what} is not a folder of weights: no config.json there{remedy}")
-    # An export inside a stage's folder knows who made it.
-    manifest = finished(folder.parent) if folder.name == EXPORT_NAME else None
+    manifest = _maker(folder)
     return Parent(path=folder, identity=manifest.identity if manifest else folder_digest(folder), manifest=manifest)
 
 
-def staleness(manifest: Manifest, *, identity: str) -> str | None:
-    """Why a finished stage does not count as the one asked for now; None when it does."""
-    if manifest.identity == identity:
+def _maker(folder: Path) -> Manifest | None:
+    """The manifest beside an export; None for weights that no stage of this version made."""
+    try:
+        return finished(folder.parent) if folder.name == EXPORT_NAME else None
+    except ValueError:
         return None
-    return f"finished under another identity ({manifest.identity[:12]}, now {identity[:12]})"

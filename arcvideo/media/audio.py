@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SAMPLE_RATE = 16_000
+from arcvideo.media.sound import SAMPLE_RATE
+
 _SAMPLES_PER_POSITION = 320  # hop 160 and a stride of two in the encoder
 _TOLERATED_DRIFT = 1.0
 """Seconds by which sound and picture may differ in length before the sound is fitted to the picture."""

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arcvideo.media.audio import SAMPLE_RATE, fit_waveform, mel_chunks, silent_seconds
+from arcvideo.media.audio import fit_waveform, mel_chunks, silent_seconds
 from arcvideo.media.read import ClipArrays, ReadRequest, read_arrays
 from arcvideo.media.settings import Layout, MediaLimits
+from arcvideo.media.sound import SAMPLE_RATE
 from arcvideo.types import Clip, Media
 
 

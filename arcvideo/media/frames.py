@@ -20,26 +20,46 @@ class FramePlan:
     """Seconds [start, end) of each interval."""
 
 
-def plan_frames(*, frame_count: int, fps: float, max_frames: int, policy: str = "middle", seed: int = 0) -> FramePlan:
+def plan_frames(
+    *,
+    frame_count: int,
+    fps: float,
+    max_frames: int,
+    policy: str = "middle",
+    seed: int = 0,
+    times: np.ndarray | None = None,
+    duration: float | None = None,
+) -> FramePlan:
     """One frame per interval, a pure function of its arguments.
 
     Args:
         frame_count: frames in the stream.
         fps: the container's average frame rate.
         max_frames: up to so many seconds the intervals are whole seconds, beyond they are duration / max_frames.
-        policy: "middle" takes (start + end) // 2 of each interval, "random" draws from it with `seed`.
+        policy: "middle" takes (start + end) // 2 of each interval's frames, "random" draws from them with `seed`.
+        times: (frame_count,) ascending seconds of the frames when their rate is not constant: they decide which
+            frames an interval has, where the released code would take frame k for second k / fps.
+        duration: seconds; None means frame_count / fps.
     """
     check_policy(policy)
     if frame_count < 1 or not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"frame_count={frame_count}, fps={fps}: both must be above 0")
-    spans = time_spans(duration=frame_count / fps, max_frames=max_frames)
+    spans = time_spans(duration=frame_count / fps if duration is None else duration, max_frames=max_frames)
     rng = np.random.default_rng([seed & 0xFFFFFFFFFFFFFFFF, frame_count]) if policy == "random" else None
     indices = []
-    for span_start, span_end in spans:
-        start = min(int(span_start * fps), frame_count - 1)
-        end = max(min(int(span_end * fps), frame_count), start + 1)  # below 1 fps an interval may hold no frame
-        indices.append(int(rng.integers(start, end)) if rng is not None else min((start + end) // 2, frame_count - 1))
+    for span in spans:
+        start, end = _frames_in(span, frame_count=frame_count, fps=fps, times=times)
+        indices.append(int(rng.integers(start, end)) if rng is not None else min((start + end) // 2, end - 1))
     return FramePlan(indices=tuple(indices), spans=spans)
+
+
+def _frames_in(span: tuple[float, float], *, frame_count: int, fps: float, times: np.ndarray | None) -> tuple[int, int]:
+    """First frame of an interval and the one behind its last; an interval without any has the one still shown."""
+    if times is None:
+        start = min(int(span[0] * fps), frame_count - 1)
+        return start, max(min(int(span[1] * fps), frame_count), start + 1)
+    start, end = np.searchsorted(times, span)
+    return (int(start), int(end)) if end > start else (max(int(start) - 1, 0), max(int(start), 1))
 
 
 def check_policy(policy: str) -> None:

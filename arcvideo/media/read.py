@@ -10,10 +10,12 @@ import numpy as np
 from PIL import Image
 
 from arcvideo.media import overlay
-from arcvideo.media.decode import SAMPLE_RATE, Selection, VideoFacts, decode
+from arcvideo.media.decode import decode
 from arcvideo.media.errors import MediaError
 from arcvideo.media.frames import FramePlan, check_policy, plan_frames, stamp_text, time_spans
+from arcvideo.media.picture import Selection, VideoFacts
 from arcvideo.media.settings import MediaLimits
+from arcvideo.media.sound import SAMPLE_RATE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ def read_arrays(
         duration = decoded.waveform.size / SAMPLE_RATE
         spans, frames = time_spans(duration=duration, max_frames=request.max_frames), None
     else:
-        duration = decoded.facts.frame_count / decoded.facts.fps
+        duration = decoded.facts.duration
         spans = _plan(decoded.facts, request).spans
         frames = np.stack(decoded.frames)
     return ClipArrays(
@@ -104,6 +106,8 @@ def _plan(facts: VideoFacts, request: ReadRequest) -> FramePlan:
     return plan_frames(
         frame_count=facts.frame_count,
         fps=facts.fps,
+        times=facts.times,
+        duration=facts.duration,
         max_frames=request.max_frames,
         policy=request.policy,
         seed=request.seed,

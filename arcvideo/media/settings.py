@@ -42,3 +42,19 @@ class MediaLimits:
                 raise ValueError(f"media limit {name}={getattr(self, name)}: must be above 0")
         if self.max_memory_bytes < 0:
             raise ValueError(f"media limit max_memory_bytes={self.max_memory_bytes}: must be 0 (no limit) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameCacheSettings:
+    """Keep decoded frames on disk, for runs that meet a clip more than once and train its towers."""
+
+    path: str | None = None
+    """Folder, best on a local disk; null decodes every time. Runs, ranks and workers may share it."""
+    max_gib: float = 50.0
+    """Size of the folder; the clips that were not read for longest are removed first."""
+    quality: int = 90
+    """JPEG quality of the stored frames, at half the colour resolution, as video has it."""
+
+    def __post_init__(self) -> None:
+        if self.max_gib <= 0 or not 1 <= self.quality <= 100:
+            raise ValueError("data.frame_cache: max_gib must be above 0 and quality in 1..100")

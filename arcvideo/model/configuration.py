@@ -6,12 +6,35 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any, ClassVar, TypeVar
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
-from arcvideo.model.settings import AudioSettings, ModelSettings, TextSettings, VisionSettings, check
+from arcvideo.model.settings import AudioSettings, Corrections, ModelSettings, TextSettings, VisionSettings, check
 from arcvideo.model.special import SpecialIds
 
-Block = TypeVar("Block", TextSettings, VisionSettings, AudioSettings)
+Block = TypeVar("Block", TextSettings, VisionSettings, AudioSettings, Corrections)
+
+ONLY: dict[str, dict[str, Any]] = {
+    "text_config": {
+        "hidden_act": "silu",
+        "use_qk_norm": True,
+        "use_rotary_pos_emb": True,
+        "position_embedding_xdrope": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "is_causal": True,
+    },
+    "vision_config": {
+        "hidden_act": "gelu",
+        "use_qk_norm": False,
+        "use_rotary_pos_emb": False,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "is_causal": False,
+        "anyres_pooling_size": 2,
+    },
+    "audio_config": {"activation_function": "gelu", "scale_embedding": False},
+}
+"""Options of the released configuration that this model has in one form only: another value is another model."""
 
 
 class ArcVideoConfig(PreTrainedConfig):
@@ -28,14 +51,24 @@ class ArcVideoConfig(PreTrainedConfig):
     audio_config: dict | None = None
     max_num_frame: int = 150
     audio_pooling: int = 1
+    corrections: dict | None = None
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.text_config = dict(self.text_config or {})
         self.vision_config = dict(self.vision_config or {})
         self.audio_config = dict(self.audio_config or {})
-        super().__post_init__(**kwargs)
+        self.corrections = dict(self.corrections or {})
+        # A file may repeat at the top what stands in a block.
+        super().__post_init__(**{name: value for name, value in kwargs.items() if not _is_property(name)})
         check(self.settings)
+        vision = self.vision_config
+        if vision.get("num_key_value_heads", None) not in (None, self.settings.vision.num_attention_heads):
+            raise ValueError("vision_config.num_key_value_heads must equal num_attention_heads")
+        for block, wanted in ONLY.items():
+            for key, value in wanted.items():
+                if (found := getattr(self, block).get(key, value)) != value:
+                    raise ValueError(f"{block}.{key} is {found!r}, but this model has only {value!r}")
 
     @classmethod
     def from_settings(
@@ -65,6 +98,7 @@ class ArcVideoConfig(PreTrainedConfig):
             audio_config=asdict(settings.audio),
             max_num_frame=settings.max_num_frame,
             audio_pooling=settings.audio_pooling,
+            corrections=asdict(settings.corrections),
         )
 
     @property
@@ -80,7 +114,21 @@ class ArcVideoConfig(PreTrainedConfig):
             audio=_block(AudioSettings, self.audio_config or {}),
             max_num_frame=self.max_num_frame,
             audio_pooling=self.audio_pooling,
+            corrections=_block(Corrections, self.corrections or {}),
         )
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """Ids that end an answer: end of document and eos."""
+        text = self.text_config or {}
+        eos = text.get("eos_token_id", SpecialIds().eos)
+        ends = [text.get("eod_token_id", SpecialIds().end), *(eos if isinstance(eos, list) else [eos])]
+        return list(dict.fromkeys(int(token) for token in ends))
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id of padding."""
+        return int((self.text_config or {}).get("pad_token_id", SpecialIds().pad))
 
     @property
     def image_token_id(self) -> int:
@@ -97,9 +145,33 @@ class ArcVideoConfig(PreTrainedConfig):
         """Rows of the embedding, where other libraries look for them."""
         return self.settings.text.vocab_size
 
+    @property
+    def num_hidden_layers(self) -> int:
+        """Decoder layers, where caches look for them."""
+        return self.settings.text.num_hidden_layers
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Query heads, where other libraries look for them."""
+        return self.settings.text.num_attention_heads
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Key heads, where static caches look for them."""
+        return self.settings.text.num_key_value_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head, where static caches look for it."""
+        return self.settings.text.attention_head_dim
+
     def get_text_config(self, *args: Any, **kwargs: Any) -> ArcVideoConfig:  # type: ignore[override]
         """Return itself: the blocks are plain dicts."""
         return self
+
+
+def _is_property(name: str) -> bool:
+    return isinstance(vars(ArcVideoConfig).get(name), property)
 
 
 def _ids_to_config(special: SpecialIds) -> dict[str, int]:
@@ -107,6 +179,7 @@ def _ids_to_config(special: SpecialIds) -> dict[str, int]:
     return {
         "pad_token_id": special.pad,
         "eod_token_id": special.end,
+        "eos_token_id": special.eos,
         "im_start_id": special.img_open,
         "im_end_id": special.img_close,
         "im_newline_id": special.newline,
@@ -118,3 +191,6 @@ def _block(kind: type[Block], values: Mapping[str, Any]) -> Block:
     """Return `kind` filled from the keys it knows; others belong to options this model does not have."""
     known = {item.name: values[item.name] for item in fields(kind) if item.name in values}
     return kind(**known)
+
+
+AutoConfig.register(ArcVideoConfig.model_type, ArcVideoConfig)

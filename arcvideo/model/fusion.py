@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
+import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
@@ -20,7 +22,14 @@ def rows_per_frame(seconds: int, *, max_num_frame: int, rows_per_second: int) ->
 
 
 def audio_for_frames(
-    rows: Tensor, *, frames: int, tokens: int, seconds: int, max_num_frame: int, rows_per_second: int
+    rows: Tensor,
+    *,
+    frames: int,
+    tokens: int,
+    seconds: int,
+    max_num_frame: int,
+    rows_per_second: int,
+    exact: bool = False,
 ) -> Tensor:
     """Return the addend for each visual token, (F, n, D): row j of a frame's share stands on token j, zeros after.
 
@@ -31,6 +40,8 @@ def audio_for_frames(
         seconds: seconds of audio that count.
         max_num_frame: number of frames that longer audio is spread over.
         rows_per_second: audio rows of a second.
+        exact: above max_num_frame seconds, give each frame the rows of its own span. The released rule rounds every
+            share up, so that the sound runs ahead of the picture and the last frames hear nothing (spec 1.7).
 
     Raises:
         ValueError: too few rows, or a number of frames that the rule cannot serve.
@@ -47,5 +58,13 @@ def audio_for_frames(
             f"{seconds} s of audio give {per} rows a frame but a frame has only {tokens} tokens: "
             "shorten the clip, pool the audio rows or use larger images"
         )
+    if exact and seconds > max_num_frame:
+        return _own_spans(rows[:count], groups=groups, tokens=tokens)
     shares = nnf.pad(rows[:count], (0, 0, 0, groups * per - count)).view(groups, per, -1)
     return nnf.pad(shares, (0, 0, 0, tokens - per))
+
+
+def _own_spans(rows: Tensor, *, groups: int, tokens: int) -> Tensor:
+    """Return (F, n, D): frame i has the rows from i / F to (i + 1) / F of the clip, boundaries rounded down."""
+    bounds = [i * len(rows) // groups for i in range(groups + 1)]
+    return torch.stack([nnf.pad(rows[a:b], (0, 0, 0, tokens - (b - a))) for a, b in pairwise(bounds)])

@@ -117,13 +117,18 @@ class Decoder(nn.Module):
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Any = None
 
+    def _checkpoint(self, layer: nn.Module, *inputs: Any) -> Tensor:
+        if self._gradient_checkpointing_func is not None:
+            return self._gradient_checkpointing_func(layer, *inputs)
+        return checkpoint(layer, *inputs, use_reentrant=False)
+
     def forward(self, x: Tensor, *, positions: Tensor, plan: Plan, cache: Any = None) -> Tensor:
         """Return final hidden states, shaped like x (..., L, D); positions are (..., 4, L)."""
         rope = rope_tables(positions, settings=self.settings, dtype=x.dtype)
         recompute = self.gradient_checkpointing and torch.is_grad_enabled() and cache is None
         for layer in self.layers:
             if recompute:
-                x = checkpoint(layer, x, rope, plan, use_reentrant=False)
+                x = self._checkpoint(layer, x, rope, plan)
             else:
                 x = layer(x, rope, plan, cache)
         return self.norm(x)

@@ -8,48 +8,43 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, DynamicCache, PreTrainedModel
 
-from arcvideo.model.attention import Plan, batch_plan, packed_plan
+from arcvideo.model.attention import Plan, batch_plan, document_segments, packed_plan
 from arcvideo.model.audio import AudioEncoder, audio_projector, pool_rows
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.features import FeatureStore
 from arcvideo.model.fusion import audio_for_frames
+from arcvideo.model.generation import ArcVideoGenerationMixin, generation_config
 from arcvideo.model.initialization import initialize
 from arcvideo.model.language import LanguageModel
 from arcvideo.model.media import Towers, tower_outputs
+from arcvideo.model.output import ArcVideoOutput, cross_entropy
+from arcvideo.model.settings import ModelSettings
 from arcvideo.model.vision import VisionModel
 from arcvideo.types import Media, Segments
 
 
-@dataclass
-class ArcVideoOutput(ModelOutput):
-    """What `forward` returns."""
+class ArcVideoForConditionalGeneration(ArcVideoGenerationMixin, PreTrainedModel):
+    """ARC-Hunyuan-Video; tiny and 7B differ by configuration only. Parameter names are the released key names.
 
-    loss: Tensor | None = None
-    """Scalar mean cross-entropy; only with `labels`."""
-    logits: Tensor | None = None
-    """(T, V) at the target positions of a packed row, (L, V) without targets; (B, L, V) of a batch."""
-    past_key_values: Any = None
-    """The cache that was passed in or made by `use_cache`."""
-    last_hidden_state: Tensor | None = None
-    """(L, D) or (B, L, D), after the last norm."""
-
-
-class ArcVideoForConditionalGeneration(PreTrainedModel):
-    """ARC-Hunyuan-Video; tiny and 7B differ by configuration only. Parameter names are the released key names."""
+    As in the released code the vision model and the speech encoder start frozen; the language model and the audio
+    projector learn. `requires_grad_` on their parameters, as `stage.train` sets it, lets the others learn too.
+    """
 
     config_class = ArcVideoConfig
     main_input_name = "input_ids"
+    accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
     _tied_weights_keys: ClassVar[dict[str, str]] = {
         "language_model.lm_head.weight": "language_model.model.embed_tokens.weight"
     }
@@ -66,6 +61,10 @@ class ArcVideoForConditionalGeneration(PreTrainedModel):
         self.mlp2 = audio_projector(settings.audio.d_model, text_width=width)
         self.language_model = LanguageModel(settings.text)
         self.post_init()
+        self.generation_config = generation_config(config)
+        self.vision_model.requires_grad_(False)
+        self.speech_encoder.requires_grad_(False)
+        self.vision_model.perceive.requires_grad_(settings.corrections.merger_gradient)
 
     def _init_weights(self, module: nn.Module) -> None:
         initialize(module, settings=self.settings)
@@ -78,16 +77,26 @@ class ArcVideoForConditionalGeneration(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Return what transformers loads, provided that every key found its place.
 
+        A directory without config.json has the released sizes. A stored head may be absent; one that is there must
+        equal the embedding, to which it is tied.
+
         Raises:
             ValueError: naming keys that are missing, unexpected or misshapen.
         """
-        wants_info = kwargs.pop("output_loading_info", False)
-        load: Any = super().from_pretrained
-        model, info = load(pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs)
-        problems = [f"{kind}: {sorted(map(str, info[kind]))}" for kind in info if info[kind]]
-        if problems:
-            raise ValueError(f"weights in {pretrained_model_name_or_path} do not fit the model: " + "; ".join(problems))
-        return (model, info) if wants_info else model
+        from arcvideo.model.loading import check_fit
+
+        directory = Path(str(pretrained_model_name_or_path)) / kwargs.get("subfolder", "")
+        if directory.is_dir():
+            if "config" not in kwargs and not (directory / "config.json").exists():
+                kwargs["config"] = ArcVideoConfig()
+            check_fit(directory, config=kwargs.get("config"))
+        model = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        loaded = model[0] if isinstance(model, tuple) else model
+        # A generation_config.json may name one of them only.
+        listed = loaded.generation_config.eos_token_id
+        known = listed if isinstance(listed, list) else [] if listed is None else [listed]
+        loaded.generation_config.eos_token_id = list(dict.fromkeys([*known, *loaded.config.stop_token_ids]))
+        return model
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.language_model.model.embed_tokens
@@ -97,6 +106,16 @@ class ArcVideoForConditionalGeneration(PreTrainedModel):
 
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.lm_head
+
+    def adopt(self, settings: ModelSettings) -> None:
+        """Take over what settings say about computing: checkpointing, attention, corrections; sizes stay.
+
+        Which parts learn is left alone: that is `requires_grad_`'s, and in a stage `stage.train`'s, to say.
+        """
+        self.checkpoint_layers = settings.checkpoint_layers
+        self.set_attn_implementation(settings.attention)
+        self.config.corrections = asdict(settings.corrections)
+        self.settings = replace(self.settings, corrections=settings.corrections)
 
     @property
     def checkpoint_layers(self) -> bool:
@@ -149,6 +168,7 @@ class ArcVideoForConditionalGeneration(PreTrainedModel):
                 seconds=count,
                 max_num_frame=settings.max_num_frame,
                 rows_per_second=settings.rows_per_second,
+                exact=settings.corrections.exact_alignment,
             )
             for rows, frames, count in zip(projected, frame_counts, seconds, strict=True)
         ]
@@ -205,8 +225,10 @@ class ArcVideoForConditionalGeneration(PreTrainedModel):
         duration: int | Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool = False,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
+        labelled_only: bool = False,
         features: FeatureStore | None = None,
+        return_dict: bool = True,
     ) -> ArcVideoOutput:
         """Return logits of a packed row (L,) or of a batch (B, L).
 
@@ -220,11 +242,13 @@ class ArcVideoForConditionalGeneration(PreTrainedModel):
             attention_mask: (B, cached + L) 1 for tokens, 0 for padding.
             pixel_values: (F, 3, S, S) normalised frames of one clip, instead of `media`; needs mels.
             mels: (C, M, T) or (C * M, T) log-mel of that clip.
-            duration: seconds of its audio that count; all of them by default.
+            duration: seconds of its audio that count, at most those there are; all of them by default.
             labels: shaped like input_ids, -100 where not supervised: adds `loss`, shifted by one.
             use_cache: make a cache when none is given.
-            logits_to_keep: of a batch, only the last so many positions; 0 for all.
+            logits_to_keep: of a batch, only the last so many positions, or those of a tensor (n,); 0 for all.
+            labelled_only: compute logits (T, V) only at the T positions whose next label is supervised.
             features: disk cache of tower outputs.
+            return_dict: passed by transformers; the output is named in any case.
 
         Raises:
             ValueError: image tokens and media that do not match, or arguments of the other form.
@@ -240,11 +264,21 @@ class ArcVideoForConditionalGeneration(PreTrainedModel):
         embeds = self._embed(input_ids, fused, decoding=past > 0)
         if position_ids is None:
             position_ids = _running_positions(input_ids, past=past, attention_mask=attention_mask)
-        plan = self._plan(embeds, segments, past=past, attention_mask=attention_mask)
+        plan = self._plan(input_ids, embeds, segments, cache=cache, attention_mask=attention_mask)
         hidden = self.language_model.model(embeds, positions=position_ids, plan=plan, cache=cache)
-        chosen = hidden if target_positions is None else hidden.index_select(0, target_positions)
-        logits = self.language_model.lm_head(chosen[..., -logits_to_keep:, :])
-        loss = None if labels is None else _shifted_loss(logits, labels)
+        head = self.language_model.lm_head
+        loss = None
+        if labelled_only and labels is not None:
+            targets = labels[..., 1:].flatten()
+            supervised = (targets != -100).nonzero().squeeze(1)
+            logits = head(hidden[..., :-1, :].flatten(0, -2).index_select(0, supervised))
+            loss = cross_entropy(logits, targets[supervised])
+        else:
+            chosen = hidden if target_positions is None else hidden.index_select(0, target_positions)
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = head(chosen[..., kept, :])
+            if labels is not None:
+                loss = cross_entropy(logits[..., :-1, :].flatten(0, -2), labels[..., 1:].flatten())
         return ArcVideoOutput(loss=loss, logits=logits, past_key_values=cache, last_hidden_state=hidden)
 
     def _fused(
@@ -265,7 +299,7 @@ class ArcVideoForConditionalGeneration(PreTrainedModel):
             raise ValueError("give pixel_values and mels together, and no media beside them")
         mels = mels.reshape(-1, self.settings.audio.num_mel_bins, mels.shape[-1])
         whole = len(mels) * self.settings.audio.max_source_positions // 50
-        seconds = whole if duration is None else int(duration)
+        seconds = whole if duration is None else min(int(duration), whole)
         speech = self.encode_audio(mels)
         patches = self.encode_vision(pixel_values)
         return self.fuse(patches, [speech], frame_counts=[len(patches)], seconds=[seconds]).flatten(0, 1)
@@ -287,21 +321,35 @@ class ArcVideoForConditionalGeneration(PreTrainedModel):
             return embeds
         return embeds.flatten(0, -2).index_copy(0, slots, fused.to(embeds.dtype)).view_as(embeds)
 
-    def _plan(self, embeds: Tensor, segments: Segments | None, *, past: int, attention_mask: Tensor | None) -> Plan:
-        length = embeds.shape[-2]
-        if embeds.dim() == 3:
+    def _plan(
+        self,
+        input_ids: Tensor,
+        embeds: Tensor,
+        segments: Segments | None,
+        *,
+        cache: Any,
+        attention_mask: Tensor | None,
+    ) -> Plan:
+        length, dtype, device = embeds.shape[-2], embeds.dtype, embeds.device
+        implementation = self.config._attn_implementation or "sdpa"
+        if embeds.dim() == 3 and (cache is not None or not self.settings.corrections.separate_documents):
+            past = 0 if cache is None else cache.get_seq_length()
             return batch_plan(
                 queries=length,
                 keys=past + length,
                 attention_mask=attention_mask,
-                dtype=embeds.dtype,
-                device=embeds.device,
+                dtype=dtype,
+                device=device,
+                implementation=implementation,
             )
-        if segments is None:
+        if embeds.dim() == 3:
+            end = self.config.stop_token_ids[0]
+            segments = document_segments(input_ids, end=end, attention_mask=attention_mask)
+        elif segments is None:
             segments = Segments(starts=torch.tensor([0, length]), parents=torch.tensor([-1]))
-        if int(segments.starts[-1]) != length:
+        if int(segments.starts[-1]) != input_ids.numel():
             raise ValueError(f"segments cover {int(segments.starts[-1])} tokens but the row has {length}")
-        return packed_plan(segments, dtype=embeds.dtype, device=embeds.device)
+        return packed_plan(segments, dtype=dtype, device=device, implementation=implementation)
 
 
 def _running_positions(input_ids: Tensor, *, past: int, attention_mask: Tensor | None) -> Tensor:
@@ -314,13 +362,6 @@ def _running_positions(input_ids: Tensor, *, past: int, attention_mask: Tensor |
     return index.unsqueeze(-2).expand(*index.shape[:-1], 4, length)
 
 
-def _shifted_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy of every next token, in at least fp32."""
-    exact = torch.promote_types(logits.dtype, torch.float32)
-    predicted = logits[..., :-1, :].flatten(0, -2).to(exact)
-    return nnf.cross_entropy(predicted, labels[..., 1:].flatten(), ignore_index=-100)
-
-
 def _trainable(tower: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in tower.parameters())
 
@@ -328,3 +369,8 @@ def _trainable(tower: nn.Module) -> bool:
 def _graph_if_trainable(tower: nn.Module) -> contextlib.AbstractContextManager[Any]:
     """Return a context without autograd for a frozen tower."""
     return contextlib.nullcontext() if _trainable(tower) else torch.no_grad()
+
+
+AutoModel.register(ArcVideoConfig, ArcVideoForConditionalGeneration)
+AutoModelForCausalLM.register(ArcVideoConfig, ArcVideoForConditionalGeneration)
+AutoModelForImageTextToText.register(ArcVideoConfig, ArcVideoForConditionalGeneration)

@@ -1,13 +1,15 @@
 """Compare the model with stored reference numerics: `python -m arcvideo.model.parity --fixtures DIR --prefix dev`.
 
 A fixture set is PREFIX_meta.json (configuration, gradient norms), PREFIX_weights, PREFIX_inputs and PREFIX_outputs
-(safetensors). Prints the largest difference of every tensor; exits with 1 when one is beyond --atol.
+(safetensors); the preprocessing half (PREFIX_preproc) is compared where it is present. Prints the largest difference
+of every tensor; exits with 1 when one is beyond --atol.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from transformers import DynamicCache
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.loading import load_weights
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration, ArcVideoOutput
+from arcvideo.model.parity_preprocessing import has_preprocessing, preprocessing_differences
 from arcvideo.model.positions import replace_newlines, xd_positions
 from arcvideo.model.special import SpecialIds
 
@@ -82,7 +85,20 @@ class Fixtures:
 
 
 def differences(fixtures: Fixtures) -> Iterator[Difference]:
-    """Yield name and largest absolute difference of every stored tensor and gradient norm."""
+    """Yield name and largest absolute difference of every stored tensor and gradient norm.
+
+    A stored tensor that nothing here computes counts as infinitely far off: it was not compared.
+    """
+    compared = set()
+    for name, gap in _differences(fixtures):
+        compared.add(name)
+        yield name, gap
+    for name in sorted(set(fixtures.outputs) - compared - {"decode.tokens"}):
+        if not any(other.startswith(f"{name} ") for other in compared):
+            yield f"{name} was not compared: no such tensor here", float("inf")
+
+
+def _differences(fixtures: Fixtures) -> Iterator[Difference]:
     with torch.no_grad():
         yield from _towers(fixtures)
     for scenario in fixtures.scenarios:
@@ -99,26 +115,48 @@ def _gap(fixtures: Fixtures, name: str, value: Tensor) -> Difference:
     return name, float((value.double() - expected.double()).abs().max())
 
 
+_PART = re.compile(r"(?:_every(?P<stride>\d+)|_(?P<end>last|first)_?\d*)?")
+
+
+def _stored(fixtures: Fixtures, base: str, value: Tensor, *, rows: int = 0) -> Iterator[Difference]:
+    """Compare what is stored of a tensor: all of it, every n-th row, or the first or last rows.
+
+    Args:
+        fixtures: the set.
+        base: name without the suffix that says which rows are stored.
+        value: the whole tensor.
+        rows: axis that the rows are counted on.
+    """
+    for name, expected in fixtures.outputs.items():
+        part = _PART.fullmatch(name, len(base)) if name.startswith(base) else None
+        if part is None:
+            continue
+        count = expected.shape[rows] if expected.dim() > rows else 0
+        every = slice(None, None, int(part["stride"] or 1))
+        kept = {"last": slice(-count, None), "first": slice(count)}.get(part["end"], every)
+        yield _gap(fixtures, name, value[(slice(None),) * rows + (kept,)])
+
+
 def _towers(fixtures: Fixtures) -> Iterator[Difference]:
-    model, outputs = fixtures.model, fixtures.outputs
+    model = fixtures.model
     embeddings = model.vision_model.vit.embeddings
     first = fixtures.pixels[:1]
     grid = first.shape[-1] // model.settings.vision.patch_size
-    patches = model.encode_vision(first)
-    yield _gap(fixtures, "vit.pos_interp_every7", embeddings.positions(grid)[None, ::7])
-    yield _gap(fixtures, "vit.patch_plus_pos_every7", embeddings(first)[:, ::7])
-    yield _gap(fixtures, "vit.hidden_every3", patches[:, ::3])
-    yield _gap(fixtures, "vision.tokens", model.vision_model(fixtures.pixels))
+    yield from _stored(fixtures, "vit.pos_interp", embeddings.positions(grid)[None], rows=1)
+    yield from _stored(fixtures, "vit.patch_plus_pos", embeddings(first), rows=1)
+    yield from _stored(fixtures, "vit.hidden", model.encode_vision(first), rows=1)
+    yield from _stored(fixtures, "vision.tokens", model.vision_model(fixtures.pixels))
     speech = model.encode_audio(fixtures.mels)
-    yield _gap(fixtures, "audio.encoder_hidden", speech[: len(outputs["audio.encoder_hidden"])])
-    yield _gap(fixtures, "audio.projected_first_150", model.project_audio(speech)[None, :150])
+    if "audio.encoder_hidden" in fixtures.outputs:
+        yield _gap(fixtures, "audio.encoder_hidden", speech[: len(fixtures.outputs["audio.encoder_hidden"])])
+    yield from _stored(fixtures, "audio.projected", model.project_audio(speech)[None], rows=1)
 
 
 def _scenario(fixtures: Fixtures, scenario: str) -> Iterator[Difference]:
-    model, inputs, outputs = fixtures.model, fixtures.inputs, fixtures.outputs
+    model, inputs = fixtures.model, fixtures.inputs
     for rule in ("train", "infer"):
         positions = fixtures.positions(scenario, training=rule == "train")
-        yield _gap(fixtures, f"{scenario}.position_ids_{rule}", positions)
+        yield from _stored(fixtures, f"{scenario}.position_ids_{rule}", positions)
     seen: dict[str, Tensor] = {}
     layer = model.language_model.model.layers[0]
     handle = layer.register_forward_hook(lambda _, given, out: seen.update(embeds=given[0][0], layer0=out[0]))
@@ -132,16 +170,15 @@ def _scenario(fixtures: Fixtures, scenario: str) -> Iterator[Difference]:
     logits = output.logits[0]
     values = {
         "inputs_embeds": seen["embeds"],
-        "inputs_embeds_every5": seen["embeds"][::5],
-        "layer0_out_last64": seen["layer0"][-64:],
-        "final_hidden_last64": output.last_hidden_state[0, -64:],
-        "logits_last": logits[-40:],
-        "logits_spread": logits[inputs[f"{scenario}.logits_spread_index"].long()],
+        "layer0_out": seen["layer0"],
+        "final_hidden": output.last_hidden_state[0],
+        "logits": logits,
         "loss": output.loss[None],
     }
+    if f"{scenario}.logits_spread_index" in inputs:
+        values["logits_spread"] = logits[inputs[f"{scenario}.logits_spread_index"].long()]
     for name, value in values.items():
-        if f"{scenario}.{name}" in outputs:
-            yield _gap(fixtures, f"{scenario}.{name}", value.detach())
+        yield from _stored(fixtures, f"{scenario}.{name}", value.detach())
     norms = fixtures.meta.get("grad_names", {}).get(scenario, {})
     if norms:
         yield from _gradients(fixtures, scenario, output.loss, norms)
@@ -158,6 +195,9 @@ def _gradients(fixtures: Fixtures, scenario: str, loss: Tensor, norms: dict[str,
         yield f"{scenario}.norm.{name}", abs(float(gradients[name].norm()) - norm)
         if f"{scenario}.grad.{name}" in fixtures.outputs:
             yield _gap(fixtures, f"{scenario}.grad.{name}", gradients[name])
+    for name in fixtures.meta.get("no_grad_params", {}).get(scenario, ()):
+        if name in gradients:
+            yield f"{scenario}.norm.{name} has a gradient", float("inf")
     fixtures.model.zero_grad()
 
 
@@ -178,14 +218,34 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prefix", default="dev")
     parser.add_argument("--atol", type=float, default=3e-5)
     options = parser.parse_args(argv)
-    worst = 0.0
-    for name, gap in differences(Fixtures(options.fixtures, options.prefix)):
-        print(f"{'ok  ' if gap <= options.atol else 'FAIL'} {gap:9.2e}  {name}")
-        # `not <=` also catches nan, which compares false with everything.
-        worst = gap if not gap <= worst else worst
+    try:
+        gaps = _all_differences(options.fixtures, options.prefix)
+        worst = 0.0
+        for name, gap in gaps:
+            print(f"{'ok  ' if gap <= options.atol else 'FAIL'} {gap:9.2e}  {name}")
+            # `not <=` also catches nan, which compares false with everything.
+            worst = gap if not gap <= worst else worst
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     passed = worst <= options.atol
     print(f"{'ok' if passed else 'FAIL'}: largest difference {worst:.2e}, tolerance {options.atol:.0e}")
     return 0 if passed else 1
+
+
+def _all_differences(folder: Path, prefix: str) -> Iterator[Difference]:
+    """Yield the differences of both halves of a fixture set.
+
+    Raises:
+        ValueError: the folder has neither.
+    """
+    tensors = (folder / f"{prefix}_meta.json").exists()
+    if not tensors and not has_preprocessing(folder, prefix):
+        raise ValueError(f"{folder} has neither {prefix}_meta.json nor {prefix}_preproc.json")
+    if tensors:
+        yield from differences(Fixtures(folder, prefix))
+    if has_preprocessing(folder, prefix):
+        yield from preprocessing_differences(folder, prefix)
 
 
 if __name__ == "__main__":

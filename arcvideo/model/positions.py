@@ -73,15 +73,16 @@ def _document(tokens: np.ndarray, special: SpecialIds, *, offset: int, grids: bo
     if len(closes) != len(opens) or (closes <= opens).any() or (closes[:-1] > opens[1:]).any():
         raise ValueError(f"{len(opens)} <img> and {len(closes)} </img> ids do not pair into frames")
     spans = closes - opens - 3
-    newline = (tokens == special.newline).astype(np.int64)
-    rows = np.add.reduceat(newline, np.stack([opens, closes], axis=1).ravel())[::2]
+    newlines = np.flatnonzero(tokens == special.newline)
+    rows = np.searchsorted(newlines, closes) - np.searchsorted(newlines, opens)
     if (spans <= 0).any() or (rows == 0).any() or (spans % np.maximum(rows, 1)).any():
         raise ValueError("a frame's ids do not form rows of equal length that end with <newline>")
-    frame = np.repeat(np.arange(len(opens)), spans)
-    cell = np.arange(spans.sum()) - np.repeat(np.cumsum(spans) - spans, spans)
-    columns = (spans // rows)[frame]
-    where = opens[frame] + 2 + cell
-    axes[1, where] = cell % columns
-    axes[2, where] = cell // columns
-    axes[3, where] = frame
+    # Frames of one shape, in practice all of them, are written together.
+    for span, count in set(zip(spans.tolist(), rows.tolist(), strict=True)):
+        frames = np.flatnonzero((spans == span) & (rows == count))
+        cell = np.arange(span)
+        where = opens[frames, None] + 2 + cell
+        axes[1, where] = cell % (span // count)
+        axes[2, where] = cell // (span // count)
+        axes[3, where] = frames[:, None]
     return axes

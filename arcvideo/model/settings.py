@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from arcvideo.data.settings import MediaLayout
+
+ATTENTIONS = ("sdpa", "flex_attention", "eager")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings:
@@ -78,6 +82,18 @@ class AudioSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Corrections:
+    """The right rule where the released code is wrong; off is the released one (docs/reference_differences.md)."""
+
+    exact_alignment: bool = False
+    """Clips above max_num_frame seconds: each frame hears its own span instead of one that runs ahead of it."""
+    merger_gradient: bool = False
+    """The merger learns from the start; `stage.train` decides in a stage."""
+    separate_documents: bool = False
+    """A batch row with several turns: tokens behind an end-of-document id do not see what stands before it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """One model; `tiny` and `arc_hunyuan_7b` differ by these numbers only."""
 
@@ -93,6 +109,10 @@ class ModelSettings:
     """Encoder rows averaged into one before the projector; 1 is the released model."""
     checkpoint_layers: bool = False
     """Recompute decoder layers in the backward pass instead of keeping their activations."""
+    attention: str = "sdpa"
+    """Attention of the decoder: sdpa, flex_attention or eager (transformers' attn_implementation)."""
+    corrections: Corrections = field(default_factory=Corrections)
+    """Departures from the released code."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -106,6 +126,17 @@ class ModelSettings:
     def tokens_per_frame(self) -> int:
         """Fused tokens of a frame: begin, rows of cells each with a newline, end."""
         return self.grid * (self.grid + 1) + 2
+
+    @property
+    def layout(self) -> MediaLayout:
+        """The shapes that decoding, rendering and the towers share."""
+        return MediaLayout(
+            image_size=self.vision.force_image_size,
+            mel_bins=self.audio.num_mel_bins,
+            audio_positions=self.audio.max_source_positions,
+            audio_pooling=self.audio_pooling,
+            max_frames=self.max_num_frame,
+        )
 
     @property
     def rows_per_second(self) -> int:
@@ -147,6 +178,7 @@ def check(settings: ModelSettings) -> None:
             and audio.max_source_positions % settings.audio_pooling == 0
         ),
         "model.max_num_frame must be at least 1": settings.max_num_frame >= 1,
+        f"model.attention must be one of {', '.join(ATTENTIONS)}": settings.attention in ATTENTIONS,
     }
     for message, holds in rules.items():
         if not holds:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
 
 SPECIALS: dict[str, str] = {
     "end": "<|endoftext|>",
@@ -32,6 +34,8 @@ class SpecialIds:
     """Begins every sequence."""
     end: int = 127957
     """Ends an answer and a document (eod)."""
+    eos: int = 127960
+    """Also ends a generated answer."""
     sep: int = 128000
     """Ends the human turn."""
     pad: int = 127961
@@ -48,3 +52,21 @@ class SpecialIds:
     """Opens the video."""
     vid_close: int = 128002
     """Closes the video."""
+
+
+@lru_cache(maxsize=8)
+def special_ids(tokenizer: Any) -> SpecialIds:
+    """Return the ids of the special strings of a tokenizer.
+
+    Raises:
+        ValueError: a string the tokenizer lacks, or two that share an id.
+    """
+    vocabulary = tokenizer.get_vocab()
+    names = [field.name for field in fields(SpecialIds)]
+    missing = [SPECIALS[name] for name in names if SPECIALS[name] not in vocabulary]
+    if missing:
+        raise ValueError(f"the tokenizer lacks the special strings {missing}: it does not belong to this model")
+    ids = {name: vocabulary[SPECIALS[name]] for name in names}
+    if len(set(ids.values())) < len(ids):
+        raise ValueError("special strings of the tokenizer share an id: it does not belong to this model")
+    return SpecialIds(**ids)

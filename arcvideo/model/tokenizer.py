@@ -12,18 +12,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from arcvideo.model.special import ANSWER_TAGS, SPECIALS, SpecialIds
-
-__all__ = [
-    "ANSWER_TAGS",
-    "SPECIALS",
-    "SpecialIds",
-    "build_tiny_tokenizer",
-    "load_tokenizer",
-    "released_tokenizer",
-    "save_tokenizer",
-    "special_ids",
-]
+from arcvideo.model.special import ANSWER_TAGS, SPECIALS
 
 TINY_PIECES = r"\d\d:\d\d:\d\d|\d| ?\p{L}+| ?[^\s\p{L}\d]|\s"
 """A clock time, a digit, a word or a mark with its leading space, or one white space."""
@@ -33,6 +22,17 @@ RELEASED_PIECES = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """The GPT-4 pieces, except that every digit stands alone (spec 1.9)."""
+
+CHAT_TEMPLATE = (
+    "{{ '<|startoftext|>' }}{% for message in messages %}"
+    "{% if message['role'] not in ['user', 'assistant'] %}"
+    "{{ raise_exception('roles are user and assistant only: this model has no system turn') }}{% endif %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{{ part['text'] if part['type'] == 'text' else '<video>\\n' }}{% endfor %}{% endif %}"
+    "{{ '<sep>' if message['role'] == 'user' else '<|endoftext|>' }}{% endfor %}"
+)
+"""Spec 3.1. Parts that are no text become the media tag, which the processor replaces by frames."""
 
 RELEASED_FILE = "hunyuan.tiktoken"
 RELEASED_SPECIALS = 217
@@ -109,20 +109,6 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
     tokenizer.save_pretrained(directory)
 
 
-def special_ids(tokenizer: PreTrainedTokenizerFast) -> SpecialIds:
-    """Return the ids of the special strings.
-
-    Raises:
-        ValueError: a string the tokenizer lacks.
-    """
-    vocabulary = tokenizer.get_vocab()
-    names = [name for name in SPECIALS if name in SpecialIds.__dataclass_fields__]
-    missing = [SPECIALS[name] for name in names if SPECIALS[name] not in vocabulary]
-    if missing:
-        raise ValueError(f"the tokenizer lacks the special strings {missing}: it does not belong to this model")
-    return SpecialIds(**{name: vocabulary[SPECIALS[name]] for name in names})
-
-
 def _byte_bpe(model: models.BPE, *, pieces: str) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.NFC()
@@ -147,6 +133,7 @@ def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
         eos_token=SPECIALS["end"],
         pad_token=SPECIALS["pad"],
         clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
     )
 
 

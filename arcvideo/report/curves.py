@@ -64,3 +64,40 @@ def _marks(low: float, high: float, *, count: int = 4) -> list[float]:
     first = math.floor(low / step + 1e-9)
     last = max(math.ceil(high / step - 1e-9), first + 1)
     return [number * step for number in range(first, last + 1)]
+
+
+def scatter(points: Sequence[Point], *, title: str, labels: Sequence[str] | None = None) -> str:
+    """An SVG of single points; an empty string without points.
+
+    Args:
+        points: (x, y).
+        labels: names of x = 0, 1, ...; None writes the smallest and largest x.
+    """
+    if not points:
+        return ""
+    marks = _marks(min(y for _, y in points), max(y for _, y in points))
+    low, high = marks[0], marks[-1]
+    left = 0.0 if labels else min(x for x, _ in points)
+    right = max(len(labels) - 1.0, 1.0) if labels else max(x for x, _ in points)
+    inner = WIDTH - LEFT - 40
+
+    def across(x: float) -> float:
+        return LEFT + 14 + ((x - left) / (right - left) if right > left else 0.5) * inner
+
+    grid = "".join(
+        f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
+        f'<text x="{LEFT - 6}" y="{y + 3:.1f}" class="tick" text-anchor="end">{mark:.3g}</text>'
+        for mark in marks
+        for y in [_height(mark, low=low, high=high)]
+    )
+    dots = "".join(
+        f'<circle cx="{across(x):.1f}" cy="{_height(y, low=low, high=high):.1f}" r="4" class="dot"/>' for x, y in points
+    )
+    named = list(enumerate(labels)) if labels else [(x, f"{x:g}") for x in dict.fromkeys((left, right))]
+    ticks = "".join(
+        f'<text x="{across(x):.1f}" y="{HEIGHT - 6}" class="tick" text-anchor="middle">{escape(str(text))}</text>'
+        for x, text in named
+    )
+    name = f'<text x="{LEFT}" y="15" class="name">{escape(title)}</text>'
+    label = f'role="img" aria-label="{escape(title, quote=True)}"'
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" {label}>{grid}{dots}{ticks}{name}</svg>'

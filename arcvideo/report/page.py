@@ -35,6 +35,7 @@ th { font-weight: 600; white-space: nowrap } td.number { font-variant-numeric: t
 td small { color: #5b6675; display: block }
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(360px, 1fr)); gap: 14px }
 svg { width: 100%; height: auto } .grid { stroke: #e3e7ec } .line { fill: none; stroke: #1f6feb; stroke-width: 1.6 }
+.dot { fill: #1f6feb }
 .tick { font-size: 10px; fill: #5b6675 } .name { font-size: 12px; font-weight: 600; fill: #1d2430 }
 .good { color: #13693a } .bad { color: #a4262c }
 pre { white-space: pre-wrap; margin: 0; font: 13px/1.45 ui-monospace, monospace }

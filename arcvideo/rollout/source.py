@@ -18,8 +18,7 @@ from torch import Tensor
 
 from arcvideo.data.collate import collate, collate_groups
 from arcvideo.data.prompts import Prompt
-from arcvideo.data.render import special_ids
-from arcvideo.model.special import SpecialIds
+from arcvideo.model.special import SpecialIds, special_ids
 from arcvideo.objectives.grpo import METRIC, advantages, completion_weights, group_std, token_logprobs
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.encode import with_features

@@ -27,7 +27,8 @@ from arcvideo.model.features import FeatureStore, tower_digest
 from arcvideo.model.loading import save_model
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import ModelSettings
-from arcvideo.model.tokenizer import build_tiny_tokenizer, save_tokenizer, special_ids
+from arcvideo.model.special import special_ids
+from arcvideo.model.tokenizer import build_tiny_tokenizer, save_tokenizer
 from arcvideo.structured import filled
 from arcvideo.synthetic.prose import corpus, train_language
 from arcvideo.synthetic.script import script_from
@@ -56,7 +57,7 @@ def make_base(options: argparse.Namespace) -> dict[str, float]:
     special = special_ids(tokenizer)
     model = ArcVideoForConditionalGeneration(
         ArcVideoConfig.from_settings(settings, vocab_size=len(tokenizer), special=special)
-    )
+    ).requires_grad_(True)
     reached: dict[str, float] = {}
     for name, train in (
         ("language", lambda: _language(model, scripts, tokenizer=tokenizer, options=options)),

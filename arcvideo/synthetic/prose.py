@@ -15,8 +15,9 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from arcvideo.data.collate import Rendered, collate
-from arcvideo.data.render import render_branch, special_ids
+from arcvideo.data.render import render_branch
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
+from arcvideo.model.special import special_ids
 from arcvideo.muon import Muon
 from arcvideo.synthetic.questions import letter_items, questions, scene
 from arcvideo.synthetic.script import Script
@@ -36,7 +37,7 @@ def corpus(scripts: Sequence[Script]) -> Iterator[str]:
         yield scene(script)
         for item in questions(script):
             yield "\n" + item["question"]
-            yield from (item[key] for key in ("answer", "draft", "think") if key in item)
+            yield from (item[key] for key in ("answer", "draft", "think") if isinstance(item.get(key), str))
             yield "\n".join(f"{letter}.{text}" for letter, text in zip("ABCD", item.get("options", ()), strict=False))
     yield from (f"\n{text}" for text in SUFFIXES["brief"].values() if text)
 
@@ -51,7 +52,8 @@ def train_language(
 
     def loss(step: int) -> tuple[Tensor, Tensor]:
         letters_only = step < steps // 3
-        families = [_letter_family(rng, tokenizer=tokenizer) for _ in range(32 if letters_only else 8)]
+        styles = ["plain"] * 32 if letters_only else ["plain", "think"] * 5
+        families = [_letter_family(rng, tokenizer=tokenizer, style=style) for style in styles]
         if not letters_only:
             chosen = rng.choice(len(scripts), size=8, replace=False)
             families += [_scene_family(scripts[index], rng, tokenizer=tokenizer) for index in chosen]
@@ -60,10 +62,10 @@ def train_language(
     return descend(loss, optimizers=optimizers, steps=steps, what="language model")
 
 
-def _letter_family(rng: np.random.Generator, *, tokenizer: Any) -> Rendered:
-    """A fact, four options, and the letter of the right one."""
+def _letter_family(rng: np.random.Generator, *, tokenizer: Any, style: str) -> Rendered:
+    """A fact, four options, and the letter of the right one: alone, or behind the fact said again."""
     (item,) = letter_items(seed=int(rng.integers(1 << 31)), index=0, count=1)
-    sample = make_sample(item, key="letters", media_key=None)
+    sample = make_sample(item, key="letters", media_key=None, style=style)
     branch = render_branch(sample, tokenizer=tokenizer, wording="brief")
     return Rendered(prefix=_NO_PREFIX, media=(), samples=(sample,), branches=(branch,))
 

@@ -136,8 +136,8 @@ def _shapes(rng: np.random.Generator, *, duration: int) -> tuple[Shape, ...]:
 
 
 def _speech(rng: np.random.Generator) -> tuple[Speech, ...]:
-    """Three or four different words, one a second, without a pause between them."""
-    count = int(rng.integers(3, 5))
+    """Two different words, in every fifth clip three, one a second, without a pause between them."""
+    count = 2 + int(rng.random() < 0.2)
     texts = rng.choice(SPOKEN_WORDS, size=count, replace=False)
     first = int(rng.integers(0, DURATION - count + 1))
     starts = first + np.arange(count) + rng.uniform(0.05, 0.3, size=count)

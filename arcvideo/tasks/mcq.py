@@ -11,7 +11,12 @@ from arcvideo.types import Sample
 
 
 def mcq(item: Mapping[str, Any], *, key: str, media_key: str | None, style: str = "plain") -> Sample:
-    """Fields: `question`, `options` (2 to 26 texts), `answer` (a letter)."""
+    """Fields: `question`, `options` (2 to 26 texts), `answer` (a letter).
+
+    `draft`, an object with `options` and `answer`, takes their place in the style of that name.
+    """
+    if style == "draft":
+        item = {**item, **_draft(item.get("draft"))}
     answer = required_text(item, "answer").strip().upper()
     question = required_text(item, "question")
     options = _options(item.get("options"))
@@ -29,6 +34,16 @@ def mcq(item: Mapping[str, Any], *, key: str, media_key: str | None, style: str 
         truth={"letter": answer, "options": options},
         instruction="mcq" if style != "plain" else "none",
     )
+
+
+def _draft(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or set(value) != {"options", "answer"}:
+        raise RecordError(
+            "bad_draft", f"'draft' of a multiple choice must be an object of options and answer: {value!r}"
+        )
+    return {**value, "draft": None}
 
 
 def _options(value: Any) -> tuple[str, ...]:

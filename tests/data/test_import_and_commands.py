@@ -5,12 +5,13 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from arcvideo.data.shards import main
 from arcvideo.data.source import Source
 from tests.data import build
 
-MEDIA = Path(os.environ.get("ARCVIDEO_TEST_MEDIA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+MEDIA = Path(os.environ.get("ARCVIDEO_TEST_MEDIA", Path(__file__).resolve().parents[3] / "shared")) / "data"
 
 
 def row(number: int, video: str, question: str = "see <video>\nwhat?", answer: str | None = "red") -> dict[str, object]:
@@ -43,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 def import_arc(folder: Path) -> int:
     where = ["--annotations", str(folder / "rows.jsonl"), "--videos", str(folder), "--audio", str(folder)]
-    return main(["import", "--format", "arc", *where, "--out", str(folder / "out")])
+    return main(["import", "--format", "arc", *where, "--out", str(folder / "out"), "--workers", "0"])
 
 
 def test_import_uses_every_row_or_says_why_not(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +52,7 @@ def test_import_uses_every_row_or_says_why_not(folder: Path, capsys: pytest.Capt
     said = capsys.readouterr().out
     assert "9 rows: 3 used in 1 shards, 6 quarantined" in said
     assert "1 questions have <video> without a newline" in said
-    listed = map(json.loads, (folder / "out" / "import-quarantine.jsonl").read_text().splitlines())
+    listed = map(json.loads, (folder / "out" / "shard.quarantine.jsonl").read_text().splitlines())
     assert {problem["key"]: problem["reason"] for problem in listed} == {
         "3": "no_media",
         "4": "unreadable",
@@ -90,6 +91,19 @@ def test_inspect_shows_what_is_supervised(folder: Path, capsys: pytest.CaptureFi
     assert "no usable record 'nope'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", range(4))
+def test_inspect_draws_every_kind_of_clip(tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    build.shards(tmp_path, count=4, per_shard=4)
+    shard, key = str(tmp_path / "shard-000000.tar"), f"clip-{number:05d}"
+    assert main(["inspect", shard, "--key", key, "--image-size", "64", "--image", str(tmp_path)]) == 0
+    assert f"{key}.png" in capsys.readouterr().out
+    with Image.open(tmp_path / f"{key}.png") as sheet:
+        colours = sheet.convert("RGB").getcolors(1 << 24)
+    assert colours is not None
+    # A spectrogram has hundreds of colours; grey frames and text have few.
+    assert (len(colours) > 400) == (number in (0, 2))
+
+
 def test_verify_index_and_stats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pattern = build.shards(tmp_path, count=4)
     assert main(["index", pattern, "--workers", "1"]) == 0
@@ -119,7 +133,7 @@ def test_commands_name_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_real_shorts_import_and_train(tmp_path: Path) -> None:
     shorts = MEDIA / "shorts"
     where = ["--annotations", str(shorts / "annotations.jsonl"), "--videos", str(shorts), "--audio", str(shorts)]
-    assert main(["import", "--format", "arc", *where, "--out", str(tmp_path)]) == 0
+    assert main(["import", "--format", "arc", *where, "--out", str(tmp_path), "--workers", "0"]) == 0
     settings = build.settings(str(tmp_path / "*.tar"), token_budget=4096)
     data = Source(settings, layout=build.LAYOUT, tokenizer=build.tokenizer(), seed=0)
     (batch,) = data.batches(0)

@@ -11,9 +11,9 @@ from arcvideo.data.render import (
     prefix_length,
     render_branch,
     render_prefix,
-    special_ids,
     split_question,
 )
+from arcvideo.model.special import special_ids
 from arcvideo.tasks import RecordError
 from arcvideo.types import Media, Sample, Turn
 from tests.data.build import LAYOUT, tokenizer

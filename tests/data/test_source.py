@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
+from arcvideo.data.load import Loader
 from arcvideo.data.quarantine import QuarantineBudgetError
 from arcvideo.data.settings import DataSettings, QuarantineSettings
 from arcvideo.data.shards import Record, write_shards
 from arcvideo.data.source import Source
-from arcvideo.types import Batch
+from arcvideo.media.errors import MediaError
+from arcvideo.media.settings import FrameCacheSettings
+from arcvideo.types import Batch, Media
 from tests.data import build
 
 
@@ -87,6 +91,14 @@ def test_batches_do_not_depend_on_workers_or_ranks_or_restarts(pattern: str, wor
         rank.close()
 
 
+def test_mixture_of_prompts_counts_the_prompts(pattern: str) -> None:
+    data = source(build.settings(pattern, source_tasks={"qa": 1.0, "asr": 1.0}), supervised=False)
+    asked = [prompt.sample.task for step in range(5) for prompt in data.prompts(step, count=4)]
+    row = data.mixture(5, count=4)["tiny"]["realised"]
+    assert (row["items"], row["share"]) == (20, 1.0)
+    assert {task: count for task, count in row["tasks"].items() if count} == dict(Counter(asked))
+
+
 def test_counts_continue_after_a_restart(pattern: str) -> None:
     settings = build.settings(pattern, packs_per_step=2)
     straight, stopped = source(settings), source(settings)
@@ -117,6 +129,43 @@ def test_undecodable_clip_is_left_out_counted_and_written_down(tmp_path: Path) -
     for step in range(again.steps_per_epoch):
         again.batches(step)
     assert len(file.read_text().splitlines()) == 1
+
+
+def test_what_was_quarantined_is_skipped_after_a_restart(
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = build.settings(pattern, packs_per_step=1, quarantine=QuarantineSettings(max_rate=0.5))
+    file = tmp_path / "quarantine.jsonl"
+    read = Loader._fresh
+
+    def slow_once(self: Loader, clip: int, *, seed: int) -> Media:
+        if self.table.key(clip) == "clip-00004":
+            raise MediaError("timeout", "clip-00004: not decoded within 120 s")
+        return read(self, clip, seed=seed)
+
+    monkeypatch.setattr(Loader, "_fresh", slow_once)
+    straight = source(settings, quarantine_file=file)
+    first = [batch for step in range(straight.steps_per_epoch) for batch in straight.batches(step)]
+    monkeypatch.undo()
+    resumed = source(settings, quarantine_file=file)
+    again = [batch for step in range(resumed.steps_per_epoch) for batch in resumed.batches(step)]
+    assert all(map(equal, first, again))
+    assert resumed.counts() == straight.counts()
+    assert resumed.counts()["tiny"]["quarantined"] > 0
+
+
+def test_frame_cache_gives_the_same_tensors_cold_and_warm(pattern: str, tmp_path: Path) -> None:
+    cached = build.settings(pattern, packs_per_step=2, frame_cache=FrameCacheSettings(path=str(tmp_path)))
+    plain = source(build.settings(pattern, packs_per_step=2)).batches(0)
+    cold, warm = source(cached).batches(0), source(cached).batches(0)
+    for one, other, uncached in zip(cold, warm, plain, strict=True):
+        assert equal(one, other)
+        assert one.keys == uncached.keys
+        for a, b, c in zip(one.media, other.media, uncached.media, strict=True):
+            assert a.key != c.key  # nothing made from the one is ever taken for the other
+            for name in ("pixels", "mel"):
+                first, second = getattr(a, name), getattr(b, name)
+                assert (first is None and second is None) or torch.equal(first, second)
 
 
 def test_rank_that_lost_everything_gets_a_row_without_weight(tmp_path: Path) -> None:

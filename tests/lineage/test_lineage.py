@@ -9,23 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.lineage.identity import code_version, config_diff, diff_text, digest_of, folder_digest, identity
+from arcvideo.lineage.identity import config_diff, diff_text, digest_of, folder_digest, identity
 from arcvideo.lineage.manifest import Manifest, finished, read_manifest, write_manifest
-from arcvideo.lineage.parents import resolve_parent, staleness
+from arcvideo.lineage.parents import resolve_parent
 
 CONFIG = {"stage": {"name": "sft"}, "optimizer": {"lr": 1e-4}, "runner": {"steps": 5, "log_every": 1}, "run_dir": "a"}
 
 
 def manifest(**changes: object) -> Manifest:
     plain = Manifest(
-        stage="sft", identity="id", parent="pid", parent_path="p", code="c", data="d", config=CONFIG,
+        stage="sft", identity="id", parent="pid", parent_path="p", code={"m": "1"}, data="d", config=CONFIG,
         frozen_before={"vit": "1"}, frozen_after={"vit": "1"},
     )  # fmt: skip
     return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
 
 
 def identify(**changes: object) -> str:
-    return identity(**({"config": CONFIG, "data": "d", "parent": "p", "code": "c"} | changes))  # type: ignore[arg-type]
+    return identity(**({"config": CONFIG, "data": "d", "parent": "p", "code": {"m": "1"}} | changes))  # type: ignore[arg-type]
 
 
 def test_identity_follows_what_decides_the_outcome() -> None:
@@ -34,19 +34,29 @@ def test_identity_follows_what_decides_the_outcome() -> None:
         identify(config=CONFIG | {"optimizer": {"lr": 2e-4}}),
         identify(data="e"),
         identify(parent="q"),
-        identify(code="f"),
+        identify(code={"m": "2"}),
     ]
     assert len({identify(), *others}) == 5
 
 
 def test_identity_ignores_where_and_how_loudly_a_stage_runs() -> None:
     louder = CONFIG | {"run_dir": "b", "runner": {"steps": 5, "log_every": 7}, "logger": {"wandb": "online"}}
-    assert identify(config=louder) == identify()
+    louder |= {"engine": {"zero_optimization": {"stage": 3}}, "evaluation": {"items": 3}, "data": {"workers": 4}}
+    assert identify(config=louder) == identify(config=CONFIG | {"engine": {}, "data": {}})
 
 
-def test_code_version_is_a_digest_of_the_package() -> None:
-    assert code_version() == code_version()
-    assert len(code_version()) == 64
+def test_data_count_by_content_not_by_where_they_lie() -> None:
+    here, there = ({"data": {"sources": {"a": {"shards": path, "weight": 1.0}}}} for path in ("x/*.tar", "y/*.tar"))
+    assert identify(config=CONFIG | here) == identify(config=CONFIG | there)
+    there["data"]["sources"]["a"]["weight"] = 2.0
+    assert identify(config=CONFIG | here) != identify(config=CONFIG | there)
+
+
+def test_grpo_settings_count_in_stages_that_sample_only() -> None:
+    for objective, alike in (("next_token", True), ("grpo", False)):
+        stage = {"stage": {"name": "x", "objective": objective}}
+        pair = [identify(config=CONFIG | stage | {"grpo": {"beta": beta}}) for beta in (0.0, 0.1)]
+        assert (pair[0] == pair[1]) is alike
 
 
 def test_config_diff_names_dotted_keys() -> None:
@@ -70,7 +80,7 @@ def test_a_stage_whose_frozen_module_changed_cannot_finish(tmp_path: Path) -> No
 
 
 def test_a_foreign_file_is_not_a_manifest(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text('{"format": 1}')
+    (tmp_path / "manifest.json").write_text('{"format": 2}')
     with pytest.raises(ValueError, match="not a manifest"):
         finished(tmp_path)
 
@@ -110,13 +120,8 @@ def test_base_weights_and_overrides_are_known_by_their_bytes(tmp_path: Path) -> 
     assert resolve_parent(run_dir=tmp_path, stage="sft", parent="pretrain", override=base).identity != first.identity
 
 
-def test_a_finished_stage_of_another_identity_is_stale() -> None:
-    assert staleness(manifest(), identity="id") is None
-    assert "another identity" in str(staleness(manifest(), identity="other"))
-
-
 def test_lineage_and_settings_do_not_import_torch() -> None:
-    modules = "arcvideo.lineage.identity, arcvideo.lineage.manifest, arcvideo.lineage.parents, arcvideo.runner.settings"
+    modules = "arcvideo.lineage.state, arcvideo.lineage.lock, arcvideo.lineage.parents, arcvideo.runner.settings"
     subprocess.run([sys.executable, "-c", f"import sys, {modules}; assert 'torch' not in sys.modules"], check=True)
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from arcvideo.media.clip import read_clip, to_media
-from arcvideo.media.decode import Selection, decode
+from arcvideo.media.decode import decode
 from arcvideo.media.frames import plan_frames
+from arcvideo.media.picture import Selection
 from arcvideo.media.settings import MediaLimits
 
 

@@ -13,7 +13,7 @@ from arcvideo.model.special import SpecialIds
 from arcvideo.types import Media, Segments
 
 SPECIAL = SpecialIds(
-    start=50, end=51, sep=52, pad=53, img_open=54, img_close=55, newline=56, image=57, vid_open=58, vid_close=59
+    start=50, end=51, eos=60, sep=52, pad=53, img_open=54, img_close=55, newline=56, image=57, vid_open=58, vid_close=59
 )
 
 SETTINGS = ModelSettings(
@@ -52,6 +52,7 @@ def small_model(*, dtype: torch.dtype = torch.float32, seed: int = 0) -> ArcVide
     """Return a fresh model with visible weights (media as loud as text, norms not all one)."""
     torch.manual_seed(seed)
     model = ArcVideoForConditionalGeneration(ArcVideoConfig.from_settings(SETTINGS, special=SPECIAL)).to(dtype)
+    model.requires_grad_(True)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name or "rms" in name:

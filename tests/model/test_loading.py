@@ -49,6 +49,70 @@ def test_transformers_own_loader_reads_it_too(saved):
     assert same(model, ArcVideoForConditionalGeneration.from_pretrained(directory))
 
 
+def released_directory(folder: Path) -> ArcVideoForConditionalGeneration:
+    """Write what the released directory should look like: several shards, an index, a head, a buffer, more keys."""
+    model = small_model()
+    folder.mkdir()
+    model.config.save_pretrained(folder)
+    described = json.loads((folder / "config.json").read_text())
+    del described["corrections"]
+    described["text_config"] |= {"num_media_embeds": 257, "use_qk_norm": True, "max_position_embeddings": 1024}
+    (folder / "config.json").write_text(json.dumps(described))
+    tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    tensors[HEAD] = tensors[EMBEDDING].clone()
+    tensors["vision_model.vit.embeddings.position_ids"] = torch.arange(65)[None]
+    names = sorted(tensors)
+    shards = {f"model-0000{i + 1}-of-00003.safetensors": names[i::3] for i in range(3)}
+    for file, held in shards.items():
+        save_file({name: tensors[name] for name in held}, folder / file, metadata={"format": "pt"})
+    weight_map = {name: file for file, held in shards.items() for name in held}
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return model
+
+
+@pytest.mark.parametrize("load", [load_model, ArcVideoForConditionalGeneration.from_pretrained])
+def test_a_directory_with_the_released_names_and_layout_loads(tmp_path, load):
+    model = released_directory(tmp_path / "released")
+    loaded = load(tmp_path / "released")
+    assert same(model, loaded)
+    assert sorted(loaded.generation_config.eos_token_id) == [SPECIAL.end, SPECIAL.eos]
+
+
+@pytest.mark.parametrize("load", [load_model, ArcVideoForConditionalGeneration.from_pretrained])
+def test_odd_keys_of_a_released_directory_are_all_named(tmp_path, load):
+    folder = tmp_path / "released"
+    released_directory(folder)
+    path = folder / "model-00002-of-00003.safetensors"
+    tensors = load_file(path)
+    lost, bent = sorted(name for name in tensors if name.startswith("vision_model.vit.layers"))[:2]
+    del tensors[lost]
+    tensors[bent] = torch.zeros(3)
+    tensors["language_model.model.layers.0.odd"] = torch.zeros(1)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="do not fit") as caught:
+        load(folder)
+    for part in (f"{lost} is missing", f"{bent} is (3,)", "layers.0.odd is unexpected"):
+        assert part in str(caught.value)
+
+
+def test_what_is_saved_has_the_released_names(saved):
+    _, directory = saved
+    names = set(load_file(directory / "model.safetensors"))
+    for name in (
+        "vision_model.vit.layers.0.self_attn.qkv_proj.bias",
+        "vision_model.perceive.proj.2.weight",
+        "vision_model.perceive.image_sep",
+        "speech_encoder.layers.0.self_attn.k_proj.weight",
+        "mlp2.3.bias",
+        "language_model.model.layers.0.self_attn.query_layernorm.weight",
+        "language_model.model.layers.0.mlp.gate_and_up_proj.weight",
+        "language_model.model.norm.weight",
+    ):
+        assert name in names
+    assert {name.split(".")[0] for name in names} == {"vision_model", "speech_encoder", "mlp2", "language_model"}
+
+
 def test_transformers_own_loader_is_strict(saved):
     _, directory = saved
     rewrite(directory, lambda tensors: tensors.pop("mlp2.3.bias"))

@@ -7,7 +7,8 @@ import yaml
 
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
-from arcvideo.model.settings import AudioSettings, ModelSettings, TextSettings, VisionSettings, check
+from arcvideo.model.settings import ModelSettings, check
+from arcvideo.structured import filled
 from tests.model.small import SETTINGS, clip, small_model
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
@@ -16,8 +17,7 @@ CONF = Path(__file__).parents[2] / "conf" / "model"
 def read(name: str) -> ModelSettings:
     """Return the settings of a YAML; an unknown key fails."""
     values = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    kinds = {"text": TextSettings, "vision": VisionSettings, "audio": AudioSettings}
-    return ModelSettings(**(values | {name: kind(**values[name]) for name, kind in kinds.items()}))
+    return filled(ModelSettings, values)
 
 
 @pytest.mark.parametrize("name", ["tiny", "arc_hunyuan_7b"])

@@ -1,12 +1,13 @@
 import base64
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from arcvideo.model.special import ANSWER_TAGS, SPECIALS
+from arcvideo.model.special import ANSWER_TAGS, SPECIALS, special_ids
 from arcvideo.model.tokenizer import (
     RELEASED_FILE,
     RELEASED_PIECES,
@@ -14,8 +15,8 @@ from arcvideo.model.tokenizer import (
     load_tokenizer,
     released_tokenizer,
     save_tokenizer,
-    special_ids,
 )
+from arcvideo.tasks.instructions import suffix
 
 ROOT = Path(__file__).parents[2]
 
@@ -192,6 +193,54 @@ def test_released_special_ids_have_their_places(tmp_path):
         127965, 127966, 127967, 127969, 127999, 128003,
     ]  # fmt: skip
     assert len(tokenizer) == len(ranks) + 217
+
+
+CHECK = [
+    127958, 198, 15225, 100765, 101446, 100699, 88240, 198, 5207, 279, 7422, 1920, 304, 366, 27963, 29, 694, 27963, 29,
+    323, 1620, 4320, 304, 366, 9399, 29, 694, 9399, 29, 9681, 11, 602, 1770, 2637, 366, 27963, 29, 33811, 1920, 1618,
+    694, 27963, 1822, 9399, 29, 4320, 1618, 694, 9399, 14611, 128000,
+]  # fmt: skip
+"""An engine's test prompt: start, newline, a Chinese question, newline, the general instruction, sep (spec 1.9)."""
+
+
+def test_the_released_ranks_give_the_check_sequence():
+    path = Path(os.environ.get("ARCVIDEO_RELEASED_TOKENIZER", "hunyuan.tiktoken"))
+    if not path.is_file():
+        pytest.skip("set ARCVIDEO_RELEASED_TOKENIZER to the released hunyuan.tiktoken")
+    tokenizer = released_tokenizer(path)
+    text = tokenizer.decode(CHECK)
+    assert tokenizer(text)["input_ids"] == CHECK
+    assert text.startswith("<|startoftext|>\n")
+    assert text.endswith(f"\n{suffix('general', wording='arc')}<sep>")
+    assert len(tokenizer) == 128_174
+
+
+CHAT = [
+    {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "When?"}]},
+    {"role": "assistant", "content": "<answer>00:00:03</answer>"},
+    {"role": "user", "content": "And then?"},
+]
+
+
+@pytest.mark.parametrize("which", ["tiny", "released", "loaded"])
+def test_the_chat_template_writes_turns_as_training_does(tiny, tmp_path, which):
+    save_tokenizer(tiny, tmp_path / "saved")
+    path, _ = rank_file(tmp_path)
+    tokenizer = {
+        "tiny": lambda: tiny,
+        "released": lambda: released_tokenizer(path),
+        "loaded": lambda: load_tokenizer(tmp_path / "saved"),
+    }[which]()
+    said = tokenizer.apply_chat_template(CHAT, tokenize=False)
+    assert said == ("<|startoftext|><video>\nWhen?<sep><answer>00:00:03</answer><|endoftext|>And then?<sep>")
+    ids = tokenizer.apply_chat_template(CHAT, tokenize=True, return_dict=False)
+    assert ids == tokenizer(said)["input_ids"]
+    assert ids.count(special_ids(tokenizer).sep) == 2
+
+
+def test_a_system_turn_is_refused(tiny):
+    with pytest.raises(Exception, match="no system turn"):
+        tiny.apply_chat_template([{"role": "system", "content": "x"}], tokenize=False)
 
 
 def test_a_rank_file_with_a_gap_is_refused(tmp_path):

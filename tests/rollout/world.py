@@ -18,7 +18,8 @@ from arcvideo.data.settings import MediaLayout
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import AudioSettings, ModelSettings, TextSettings, VisionSettings
-from arcvideo.model.tokenizer import build_tiny_tokenizer, special_ids
+from arcvideo.model.special import special_ids
+from arcvideo.model.tokenizer import build_tiny_tokenizer
 from arcvideo.types import Media, Sample, Turn
 
 LAYOUT = MediaLayout(image_size=128, mel_bins=80, audio_positions=100, audio_pooling=10)

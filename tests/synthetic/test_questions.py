@@ -135,6 +135,19 @@ def test_drafts_pass_the_filter_and_are_not_all_exact() -> None:
     assert 0.1 < sum(overlap == 1.0 for overlap in overlaps) / len(overlaps) < 0.9
 
 
+def test_drafted_options_keep_the_right_text_and_favour_the_first_place() -> None:
+    letters = []
+    for _, item in all_items("mcq"):
+        draft = item["draft"]
+        assert sorted(draft["options"]) == sorted(item["options"])
+        assert draft["options"]["ABCD".index(draft["answer"])] == item["options"]["ABCD".index(item["answer"])]
+        letters.append(draft["answer"])
+    shares = [letters.count(letter) / len(letters) for letter in "ABCD"]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > 0.4
+    assert shares[3] > 0
+
+
 def test_transcripts_and_captions_are_what_is_said_and_shown() -> None:
     for script, item in all_items("asr"):
         assert item["answer"].split() == [word.text for word in script.speech]

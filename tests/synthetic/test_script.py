@@ -72,7 +72,7 @@ def test_words_follow_each_other_and_differ() -> None:
     for script in SCRIPTS:
         assert all(one.end < other.start for one, other in zip(script.speech, script.speech[1:], strict=False))
         assert len({word.text for word in script.speech}) == len(script.speech)
-        assert len(script.speech) in ((3, 4) if script.speech else (0,))
+        assert len(script.speech) in ((2, 3) if script.speech else (0,))
 
 
 def test_the_truth_of_a_record_is_the_whole_script() -> None:

@@ -47,6 +47,21 @@ def test_questions_in_the_released_wording() -> None:
     assert sample("chapters").turns[0].answer == "00:00:00 - 00:00:02 a cat\n00:00:02 - 00:00:05 a dog"
 
 
+def test_a_draft_stands_in_for_the_answer_in_its_style_alone() -> None:
+    span = sample("grounding", "draft", think="x", draft="00:00:02 - 00:00:04")
+    assert split_answer(span.turns[0].answer).answer == "00:00:02 - 00:00:04"
+    draft = {"options": ["blue", "red"], "answer": "A"}
+    drafted, plain = (sample("mcq", style, think="x", draft=draft) for style in ("draft", "think"))
+    assert (drafted.turns[0].question, drafted.truth["letter"]) == ("which?\nA.blue\nB.red", "A")
+    assert (plain.turns[0].question, plain.truth["letter"]) == ("which?\nA.red\nB.blue", "B")
+
+
+@pytest.mark.parametrize("draft", ["B", {"options": ["red", "blue"]}])
+def test_a_draft_of_a_multiple_choice_has_options_and_answer(draft: Any) -> None:
+    with pytest.raises(RecordError, match="bad_draft"):
+        sample("mcq", "draft", think="x", draft=draft)
+
+
 def test_answers_are_read_back_as_the_truth() -> None:
     mcq, grounding = sample("mcq", "think", think="x"), sample("grounding", "think", think="x")
     assert parse_letter(mcq.turns[0].answer, options=mcq.truth["options"]) == mcq.truth["letter"]

@@ -1,0 +1,299 @@
+"""Ask a model about a video: `python -m arcvideo.ask checkpoint=DIR video=clip.mp4 question="..." task=grounding`.
+
+The answer is written as it comes, thoughts and answer apart, with the times or the option it names read from it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from arcvideo.structured import SettingsError, filled, nearest
+from arcvideo.tasks.answers import answer_text, clock_span, parse_letter, parse_span
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from arcvideo.types import Media
+
+TASKS = ("qa", "mcq", "grounding", "summary", "chapters", "none")
+TAGS = {"<think>": "think: ", "</think>": "\n", "<answer>": "answer: ", "</answer>": "\n"}
+"""Tag in the answer -> what the terminal shows in its place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskSettings:
+    """One question, as `key=value` words on the command line."""
+
+    checkpoint: str
+    """Directory with config.json, weights and tokenizer."""
+    question: str = ""
+    """May be left out for summary and chapters, which have a standard question."""
+    video: str = ""
+    """Video, image or sound file; none asks about text alone."""
+    audio: str = ""
+    """A second file, whose sound replaces the first one's."""
+    task: str = "qa"
+    """Which instruction follows the question: mcq, grounding, qa, summary, chapters; none for no instruction."""
+    modality: str = "both"
+    """Give the model both halves of the file, only its `video` or only its `audio`."""
+    wording: str = ""
+    """Wording of the instruction: arc or brief; by default what the checkpoint was trained with."""
+    font: str = ""
+    """TrueType file of the time stamps; Arial gives the released model the very pixels it was trained with."""
+    max_new_tokens: int = 1024
+    """Tokens after which the answer is cut off."""
+    temperature: float = 0.0
+    """0 answers greedily."""
+    seed: int = 0
+    """Of sampling."""
+    stop_at_answer: bool = False
+    """Stop at `</answer>`, even if the model would go on."""
+    device: str = ""
+    """cpu or cuda; by default cuda where there is one. bfloat16 there, float32 on the CPU."""
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise SettingsError(f"task={self.task}: choose one of {', '.join(TASKS)}")
+        if self.max_new_tokens < 1 or self.temperature < 0:
+            raise SettingsError("max_new_tokens must be at least 1 and temperature not negative")
+        if not self.question and self.task not in ("summary", "chapters"):
+            raise SettingsError(f'question: must be set for task={self.task}, like question="What happens?"')
+        if not self.video and self.audio:
+            raise SettingsError("audio: replaces the sound of video=...; give a sound file alone as video=FILE")
+        if not Path(self.checkpoint).is_dir():
+            raise SettingsError(f"checkpoint={self.checkpoint}: no such directory")
+        for key in ("video", "audio", "font"):
+            if getattr(self, key) and not Path(getattr(self, key)).is_file():
+                raise SettingsError(f"{key}={getattr(self, key)}: no such file")
+
+
+def read_words(words: list[str]) -> AskSettings:
+    """Return the settings of `key=value` words.
+
+    Raises:
+        SettingsError: a word that is no setting, or a value that does not fit.
+    """
+    kinds = {field.name: str(field.type) for field in fields(AskSettings)}
+    values: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise SettingsError(f"{word!r}: expected key=value, like task=qa")
+        if key not in kinds:
+            raise SettingsError(f"{key}: no such setting{nearest(key, list(kinds))}")
+        values[key] = _typed(value, kinds[key])
+    return filled(AskSettings, values)
+
+
+def _typed(value: str, kind: str) -> Any:
+    """Return a word's value as the type it should have; `filled` refuses what does not fit."""
+    if kind == "bool":
+        return {"true": True, "false": False}.get(value.lower(), value)
+    return int(value) if kind == "int" and value.lstrip("-").isdigit() else value
+
+
+class TerminalWriter:
+    """What `generate` streams to: shows text as soon as it is whole, with headings in place of tags."""
+
+    def __init__(self, tokenizer: Any, *, out: TextIO, prompt_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.out = out
+        self.skipped = prompt_tokens
+        self.ids: list[int] = []
+        self.shown = 0
+        self.fresh_line = True
+
+    @property
+    def text(self) -> str:
+        """Everything the model said so far."""
+        return self.tokenizer.decode(self.ids, skip_special_tokens=True)
+
+    def put(self, value: Tensor) -> None:
+        """Take the next tokens; the prompt's come first and are passed over."""
+        ids = value.flatten().tolist()
+        passed = min(self.skipped, len(ids))
+        self.skipped -= passed
+        self.ids += ids[passed:]
+        self._show(last=False)
+
+    def end(self) -> None:
+        """Show what was held back."""
+        self._show(last=True)
+        self._write("" if self.fresh_line else "\n")
+
+    def _show(self, *, last: bool) -> None:
+        text = self.text
+        # Half a character decodes to a replacement mark, half a tag looks like text: both wait for their rest.
+        whole = text if last else text.rstrip("\N{REPLACEMENT CHARACTER}")
+        whole = whole if last else whole[: len(whole) - _open_tag(whole)]
+        for piece in _pieces(whole[self.shown :]):
+            heading = TAGS.get(piece)
+            if heading is None:
+                self._write(piece)
+            elif heading != "\n":
+                self._write(heading if self.fresh_line else f"\n{heading}")
+            elif not self.fresh_line:
+                self._write("\n")
+        self.shown = max(self.shown, len(whole))
+
+    def _write(self, text: str) -> None:
+        if text:
+            self.out.write(text)
+            self.out.flush()
+            self.fresh_line = text.endswith("\n")
+
+
+def _open_tag(text: str) -> int:
+    """Return how many characters at the end may become a tag."""
+    return max((n for tag in TAGS for n in range(1, len(tag)) if text.endswith(tag[:n])), default=0)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Yield tags and the text between them."""
+    while text:
+        found = min((text.find(tag), tag) for tag in TAGS if tag in text) if any(tag in text for tag in TAGS) else None
+        if found is None:
+            yield text
+            return
+        place, tag = found
+        if place:
+            yield text[:place]
+        yield tag
+        text = text[place + len(tag) :]
+
+
+def readings(text: str, *, task: str) -> list[str]:
+    """Return what the answer names, one line each: the option of an mcq, else every time range."""
+    if task == "mcq":
+        letter = parse_letter(text)
+        return [f"option: {letter or 'none that can be read'}"]
+    spans = [span for line in answer_text(text).splitlines() if (span := parse_span(line))]
+    found = [f"time: {clock_span(span)} ({span[0]:g} s to {span[1]:g} s)" for span in spans]
+    return found or (["time: none that can be read"] if task == "grounding" else [])
+
+
+def notes(media: Media, *, seconds: float, max_frames: int) -> list[str]:
+    """Return what a user should know about how the file is seen and heard."""
+    lines = []
+    if not media.has_video:
+        lines.append("no picture: the model sees zeros (docs/modalities.md)")
+    if not media.has_audio:
+        lines.append("no sound: the model hears zeros (docs/modalities.md)")
+    if media.has_video and seconds > max_frames:
+        lines.append(f"{seconds:.0f} s in {max_frames} frames: each stands for {seconds / max_frames:.1f} s")
+    if seconds > 2 * max_frames:
+        lines.append(
+            f"longer than {2 * max_frames} s: sound is heard two seconds from each part only; pieces of at most "
+            f"{2 * max_frames} s, asked one by one, give better answers"
+        )
+    return lines
+
+
+def ask(settings: AskSettings, *, out: TextIO, err: TextIO) -> str:
+    """Answer one question on `out`; returns the whole answer.
+
+    Raises:
+        ValueError: settings, weights or a question that cannot be used.
+        MediaError: a broken file.
+        OSError: a file that cannot be read.
+    """
+    import torch
+
+    from arcvideo.model.loading import load_model
+    from arcvideo.processing import ArcVideoProcessor
+    from arcvideo.rollout.sampler import banned_ids, stop_ids
+
+    folder = Path(settings.checkpoint)
+    processor = ArcVideoProcessor.from_pretrained(
+        folder, wording=settings.wording or trained_wording(folder), font=settings.font or None
+    )
+    media = None
+    if settings.video:
+        clip = processor.read(settings.video, sound=settings.audio or None)
+        media = processor.media(clip, modality=settings.modality)
+        for note in notes(media, seconds=clip.duration, max_frames=processor.layout.max_frames):
+            print(f"note: {note}", file=err)
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    inputs = processor(_question(settings), media=media, task=settings.task)
+    model: Any = load_model(folder, dtype=dtype)
+    model.to(device)
+    stop = stop_ids(processor.tokenizer)
+    writer = TerminalWriter(processor.tokenizer, out=out, prompt_tokens=inputs["input_ids"].shape[1])
+    sampling: Mapping[str, Any] = {"do_sample": False}
+    if settings.temperature > 0:
+        torch.manual_seed(settings.seed)
+        sampling = {"do_sample": True, "temperature": settings.temperature, "top_k": 0}
+    stopping = {"stop_strings": ["</answer>"], "tokenizer": processor.tokenizer} if settings.stop_at_answer else {}
+    with torch.inference_mode():
+        model.generate(
+            **{name: value.to(device) if name != "media" else value for name, value in inputs.items()},
+            max_new_tokens=settings.max_new_tokens,
+            eos_token_id=sorted(stop),
+            # Marks of frames and turns are never answers.
+            suppress_tokens=sorted(banned_ids(processor.tokenizer, stop=stop)),
+            streamer=writer,
+            **sampling,
+            **stopping,
+        )
+    for line in readings(writer.text, task=settings.task):
+        print(line, file=out)
+    if not stop & set(writer.ids) and len(writer.ids) >= settings.max_new_tokens:
+        print(f"note: cut off after max_new_tokens={settings.max_new_tokens}", file=err)
+    return writer.text
+
+
+def _question(settings: AskSettings) -> str:
+    """Return the question, the standard one of the task where none was given (spec 3.3)."""
+    from arcvideo.tasks.chapters import QUESTION as CHAPTERS
+    from arcvideo.tasks.summary import QUESTION as SUMMARY
+
+    return settings.question or {"summary": SUMMARY, "chapters": CHAPTERS}[settings.task]
+
+
+def trained_wording(checkpoint: Path) -> str:
+    """Return the wording that the stage beside the export was trained with; empty when nothing says so."""
+    from arcvideo.lineage.manifest import read_manifest
+
+    try:
+        return str(read_manifest(checkpoint.parent).config["data"]["wording"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return ""
+
+
+def _help() -> str:
+    lines = [__doc__ or ""]
+    lines += [
+        f"  {field.name + '=':16} {field.default if field.default != '' else ''}" for field in fields(AskSettings)
+    ]
+    return "\n".join(lines)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Answer, or say in one line what is wrong; returns the exit status."""
+    from arcvideo.media.errors import MediaError
+
+    words = sys.argv[1:] if words is None else words
+    if not words or {"-h", "--help"} & set(words):
+        print(_help())
+        return 0
+    try:
+        ask(read_words(words), out=sys.stdout, err=sys.stderr)
+    except MediaError as error:
+        print(f"error: video: {error}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

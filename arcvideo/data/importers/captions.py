@@ -1,0 +1,158 @@
+"""Captions and time spans of public video sets: WebVid CSV, Charades-STA lines, ActivityNet-Captions JSON."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from arcvideo.data.importers.drafts import (
+    Draft,
+    Drafting,
+    ImportReport,
+    ImportRequest,
+    existing,
+    found_media,
+    media_path,
+    whole_json,
+)
+from arcvideo.tasks import RecordError
+
+GROUNDING_QUESTION = "When does this happen in the video: {}"
+_CHARADES = re.compile(r"(?P<video>\S+) (?P<start>[\d.]+) (?P<end>[\d.]+)##(?P<sentence>.+)")
+
+
+def import_webvid(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
+    """Captions of a WebVid CSV (columns videoid, name, and page_dir if the folder has such sub-folders).
+
+    Raises:
+        ValueError: a file or folder is missing, or the file lacks the columns.
+    """
+    folder = request.media_folder()
+    drafting = Drafting(report=report, audio=request.audio)
+    for path in existing(request.annotations):
+        # Bytes that are no UTF-8 survive as surrogates, so that one bad row does not hide the others.
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = csv.DictReader(file)
+            if not {"videoid", "name"} <= set(rows.fieldnames or ()):
+                raise ValueError(f"{path}: a WebVid file has the columns videoid and name, found {rows.fieldnames}")
+            for row in rows:
+                report.rows += 1
+                label = str(row.get("videoid") or f"line {rows.line_num}")
+                try:
+                    media = _webvid_media(row, folder=folder)
+                    caption = {"task": "caption", "answer": _clean(row["name"])}
+                    drafting.add(caption, label=label, name=str(media.relative_to(folder).with_suffix("")), media=media)
+                except RecordError as error:
+                    report.refuse(label, reason=error.reason, detail=f"line {rows.line_num}: {error.detail}")
+    return drafting.drafts()
+
+
+def _webvid_media(row: Mapping[str, Any], *, folder: Path) -> Path:
+    flat = media_path(f"{row['videoid']}.mp4" if row["videoid"] else None, folder=folder)
+    if row.get("page_dir"):
+        nested = media_path(f"{row['page_dir']}/{row['videoid']}.mp4", folder=folder)
+        return nested if nested.is_file() or not flat.is_file() else flat
+    return flat
+
+
+def _clean(text: Any) -> Any:
+    """The text.
+
+    Raises:
+        RecordError: `broken_text`: it is not UTF-8.
+    """
+    if isinstance(text, str) and any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise RecordError("broken_text", "the text is not UTF-8")
+    return text
+
+
+def import_charades_sta(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
+    """Time spans of Charades-STA lines `VIDEO START END##sentence`.
+
+    Raises:
+        ValueError: a file or folder is missing.
+    """
+    folder = request.media_folder()
+    drafting = Drafting(report=report, audio=request.audio)
+    for path in existing(request.annotations):
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), start=1):
+            if not line.strip():
+                continue
+            report.rows += 1
+            label = f"line {number}"
+            try:
+                found = _CHARADES.fullmatch(_clean(line.strip()))
+                if found is None:
+                    raise RecordError("bad_row", f"expected VIDEO START END##sentence, got {line.strip()[:80]!r}")
+                span = [_number(found["start"]), _number(found["end"])]
+                item = _grounding(found["sentence"], span=span)
+                media = found_media(found["video"], folder=folder)
+                drafting.add(item, label=f"{found['video']} {label}", name=found["video"], media=media)
+            except RecordError as error:
+                report.refuse(label, reason=error.reason, detail=error.detail)
+    return drafting.drafts()
+
+
+def import_activitynet(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
+    """ActivityNet-Captions files {video: {"duration", "timestamps", "sentences"}}: for each video the time span of each
+    sentence, and all sentences in order of time as chapters.
+
+    Raises:
+        ValueError: a file or folder is missing, or a file does not have that form.
+    """
+    folder = request.media_folder()
+    drafting = Drafting(report=report, audio=request.audio)
+    for path in existing(request.annotations):
+        content = whole_json(path)
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: an ActivityNet-Captions file is one object with a key for each video")
+        for video, entry in content.items():
+            try:
+                media = found_media(video, folder=folder)
+                events = _events(entry)
+            except RecordError as error:
+                report.rows += 1
+                report.refuse(video, reason=error.reason, detail=error.detail)
+                continue
+            items = [_grounding(text, span=[start, end]) for start, end, text in events]
+            items.append({"task": "chapters", "events": sorted(events, key=lambda event: event[0])})
+            for number, item in enumerate(items):
+                report.rows += 1
+                try:
+                    drafting.add(item, label=f"{video}/{number}", name=video, media=media)
+                except RecordError as error:
+                    report.refuse(f"{video}/{number}", reason=error.reason, detail=error.detail)
+    return drafting.drafts()
+
+
+def _events(entry: Any) -> list[list[Any]]:
+    """[start, end, sentence] of each sentence."""
+    times, sentences = (entry.get("timestamps"), entry.get("sentences")) if isinstance(entry, dict) else (None, None)
+    if not isinstance(times, list) or not isinstance(sentences, list) or not times or len(times) != len(sentences):
+        raise RecordError("bad_row", "timestamps and sentences must be lists of the same length, not empty")
+    good = all(
+        isinstance(time, list)
+        and len(time) == 2
+        and all(isinstance(second, (int, float)) for second in time)
+        and isinstance(sentence, str)
+        for time, sentence in zip(times, sentences, strict=True)
+    )
+    if not good:
+        raise RecordError("bad_row", "each timestamp must be [start, end] in seconds, each sentence a text")
+    return [[start, end, sentence.strip()] for (start, end), sentence in zip(times, sentences, strict=True)]
+
+
+def _grounding(sentence: str, *, span: list[float]) -> dict[str, Any]:
+    if not sentence.strip():
+        raise RecordError("no_question", "the sentence is empty")
+    return {"task": "grounding", "question": GROUNDING_QUESTION.format(sentence.strip()), "span": span}
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise RecordError("bad_span", f"{text!r} is no number of seconds") from None

@@ -1,0 +1,106 @@
+"""Our own records as plain JSON lines, and folders of sound files with their transcripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from arcvideo.data.importers.drafts import (
+    Draft,
+    Drafting,
+    ImportReport,
+    ImportRequest,
+    existing,
+    json_rows,
+    media_path,
+)
+from arcvideo.data.members import AUDIO
+from arcvideo.tasks import RecordError
+
+_OWN_FIELDS = ("key", "media", "items", "text_only")
+
+
+def import_records(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
+    """Records of docs/data-format.md, one a line, with `media` naming the file: {"key", "media", "items", ...}.
+
+    `key` defaults to the media's name; a record without `media` must say `"text_only": true`.
+
+    Raises:
+        ValueError: a file or folder is missing.
+    """
+    folder = request.media_folder()
+    drafting = Drafting(report=report, audio=request.audio)
+    for place, row in json_rows(request.annotations, report=report):
+        label = str(row.get("key", place))
+        try:
+            name = row.get("media")
+            if name is None and row.get("text_only") is not True:
+                raise RecordError("no_media", 'no "media"; say "text_only": true when that is meant')
+            media = None if name is None else media_path(name, folder=folder)
+            key = row.get("key", label if media is None else str(media.relative_to(folder).with_suffix("")))
+            if not isinstance(key, str) or not key or key.startswith("/") or ".." in Path(key).parts:
+                raise RecordError("unsafe_name", f"key {key!r}")
+            items = row.get("items")
+            if not isinstance(items, list) or not items:
+                raise RecordError("no_items", "'items' must be a non-empty list")
+        except RecordError as error:
+            report.refuse(label, reason=error.reason, detail=f"{place}: {error.detail}")
+            continue
+        extra = {field: value for field, value in row.items() if field not in _OWN_FIELDS}
+        report.rows += len(items) - 1  # the line was counted as one
+        for number, item in enumerate(items):
+            try:
+                drafting.add(item, label=f"{label}/{number}", name=key, media=media, extra=extra)
+            except RecordError as error:
+                report.refuse(f"{label}/{number}", reason=error.reason, detail=f"{place}: {error.detail}")
+    return drafting.drafts()
+
+
+def import_transcripts(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
+    """Sound files with their transcripts: `x.wav` beside `x.txt`, or LibriSpeech's `*.trans.txt` of `x TEXT` lines.
+
+    The annotations are folders, searched with all their sub-folders; every sound file without a transcript and every
+    transcript without a sound file is listed.
+
+    Raises:
+        ValueError: a folder is missing.
+    """
+    drafting = Drafting(report=report)
+    for root in request.annotations:
+        if not root.is_dir():
+            raise ValueError(f"{root}: no such folder of sound files and transcripts")
+        texts = dict(_transcripts(root, report=report))
+        sounds = sorted(path for path in root.rglob("*") if path.suffix.lower().lstrip(".") in AUDIO)
+        for sound in sounds:
+            report.rows += 1
+            label = str(sound.relative_to(root))
+            text = texts.pop(sound.with_suffix(""), None)
+            try:
+                if text is None:
+                    raise RecordError("no_answer", f"no transcript {sound.with_suffix('.txt').name} beside it")
+                name = str(sound.relative_to(root).with_suffix(""))
+                drafting.add({"task": "asr", "answer": text}, label=label, name=name, media=sound)
+            except RecordError as error:
+                report.refuse(label, reason=error.reason, detail=error.detail)
+        for stem in texts:
+            report.rows += 1
+            report.refuse(str(stem.relative_to(root)), reason="no_media", detail="a transcript without a sound file")
+    return drafting.drafts()
+
+
+def _transcripts(root: Path, *, report: ImportReport) -> Iterator[tuple[Path, str]]:
+    """(path of the sound without its extension, transcript)."""
+    for path in existing(sorted(root.rglob("*.txt"))):
+        try:
+            text = path.read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            report.rows += 1
+            report.refuse(str(path.relative_to(root)), reason="broken_text", detail=str(error))
+            continue
+        if not path.name.endswith(".trans.txt"):
+            yield path.with_suffix(""), text.strip()
+            continue
+        for line in text.splitlines():
+            name, _, said = line.strip().partition(" ")
+            if name:
+                yield path.parent / name, said.strip()

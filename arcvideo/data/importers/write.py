@@ -1,0 +1,185 @@
+"""Drafts -> shards: media are examined in parallel, bytes are copied untouched, and a stopped import goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice, tee
+from pathlib import Path
+from typing import Any
+
+from arcvideo.data.importers.drafts import Draft, ImportReport
+from arcvideo.data.members import AUDIO, IMAGE, VIDEO, Problem
+from arcvideo.data.probe import Extent, Probed, ProbeJob, ProbePool
+from arcvideo.data.shards import Record, write_shards
+from arcvideo.media.errors import MediaError
+
+
+@dataclass(kw_only=True)
+class _Part:
+    """What went into one shard; a line of the ledger."""
+
+    shard: str = ""
+    drafts: int = 0
+    """Drafts looked at, used or not."""
+    used: int = 0
+    """Rows used."""
+    digest: str = ""
+    """Of the drafts and of the sizes of their files."""
+    problems: list[dict[str, str]] = field(default_factory=list)
+
+
+def write_drafts(
+    drafts: Sequence[Draft],
+    *,
+    out: Path,
+    name: str,
+    per_shard: int,
+    workers: int,
+    report: ImportReport,
+    advance: Callable[[int], Any],
+) -> list[Path]:
+    """Writes the records whose media can be read; the paths of all shards.
+
+    Every finished shard is a line of `out/<name>.import.jsonl`. When the same import is started again, they are kept
+    and the rest is written: the shards are those of an import that was never stopped, byte for byte.
+
+    Args:
+        name: shards are called `<name>-000000.tar`, ...
+        workers: processes that examine media; 0 does it here.
+        report: rows used and problems are added to it.
+        advance: called with the number of drafts done since the last call.
+
+    Raises:
+        ValueError: `out` holds the beginning of another import; no record can be used.
+    """
+    ledger = out / f"{name}.import.jsonl"
+    parts = _finished(ledger, drafts=drafts, out=out)
+    advance(sum(part.drafts for part in parts))
+    rest = islice(drafts, sum(part.drafts for part in parts), None)
+    now = _Part()
+
+    def finish(path: Path) -> None:
+        nonlocal now
+        now.shard = path.name
+        parts.append(now)
+        with open(ledger, "a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(now), ensure_ascii=False) + "\n")
+        now = _Part()
+
+    out.mkdir(parents=True, exist_ok=True)
+    with ProbePool(count=workers) as pool:
+        for_jobs, for_records = tee(rest)
+        found = pool.map(_job(draft) for draft in for_jobs)
+
+        def records() -> Iterator[Record]:
+            for draft, result in zip(for_records, found, strict=True):
+                record = _record(draft, result, part=now)
+                now.drafts += 1
+                now.digest = _digest(now.digest, draft)
+                advance(1)
+                if record is not None:
+                    yield record
+
+        try:
+            write_shards(records(), out=out, name=name, per_shard=per_shard, first=len(parts), finished=finish)
+        finally:
+            for part in [*parts, now]:
+                report.used += part.used
+                report.problems += [Problem(**problem) for problem in part.problems]
+    return [out / part.shard for part in parts]
+
+
+def _job(draft: Draft) -> ProbeJob | None:
+    """What to examine; None when there is nothing, or nothing that could be stored."""
+    if draft.media is None or _extension(draft.media) not in VIDEO | AUDIO | IMAGE or not draft.media.is_file():
+        return None
+    sound = None if draft.sound is None else Extent(path=draft.sound, name=draft.sound.name)
+    return ProbeJob(main=Extent(path=draft.media, name=draft.media.name), sound=sound)
+
+
+def _record(draft: Draft, found: Probed | MediaError | None, *, part: _Part) -> Record | None:
+    """The record with the bytes of its media, or None and a problem for each of its rows."""
+    try:
+        media = {} if draft.media is None else _media(draft, draft.media, found)
+    except (MediaError, OSError) as error:
+        reason = getattr(error, "reason", "unreadable")
+        part.problems += [asdict(_problem(label, reason=reason, detail=str(error))) for label in draft.labels]
+        return None
+    items = []
+    for item, label in zip(draft.items, draft.labels, strict=True):
+        late = _begins_after_the_end(item, found)
+        if late:
+            part.problems.append(asdict(_problem(label, reason="span_outside", detail=late)))
+        else:
+            items.append(item)
+    part.used += len(items)
+    return Record(key=draft.key, content={**draft.extra, "items": items}, media=media) if items else None
+
+
+def _media(draft: Draft, path: Path, found: Probed | MediaError | None) -> dict[str, bytes]:
+    if isinstance(found, MediaError):
+        raise found
+    if found is None:
+        known = _extension(path) in VIDEO | AUDIO | IMAGE
+        raise MediaError(
+            "no_media" if known else "unreadable", f"{path}: {'no such file' if known else 'unknown type'}"
+        )
+    media = {_extension(path): path.read_bytes()}
+    if found.uses_sound:
+        assert draft.sound is not None
+        media[_extension(draft.sound)] = draft.sound.read_bytes()
+    return media
+
+
+def _begins_after_the_end(item: Any, found: Probed | MediaError | None) -> str:
+    """What is wrong with an item whose time begins after its clip has ended."""
+    if not isinstance(found, Probed):
+        return ""
+    spans = [item["span"]] if "span" in item else [event[:2] for event in item.get("events", ())]
+    late = [span for span in spans if span[0] >= found.facts.duration]
+    return f"{late[0]} begins after the end of the clip, {found.facts.duration:.2f} s" if late else ""
+
+
+def _problem(label: str, *, reason: str, detail: str) -> Problem:
+    return Problem(key=label, stage="import", reason=reason, detail=detail)
+
+
+def _extension(path: Path) -> str:
+    return path.suffix.lower().lstrip(".")
+
+
+def _digest(before: str, draft: Draft) -> str:
+    """Chains a draft, and the sizes of its files, onto the digest of those before it."""
+    sizes = [path.stat().st_size if path is not None and path.is_file() else -1 for path in (draft.media, draft.sound)]
+    text = json.dumps([before, draft.key, draft.items, draft.extra, str(draft.media), str(draft.sound), sizes])
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _finished(ledger: Path, *, drafts: Sequence[Draft], out: Path) -> list[_Part]:
+    """The parts that an earlier, stopped import left complete."""
+    if not ledger.exists():
+        return []
+    parts: list[_Part] = []
+    place = 0
+    for line in ledger.read_text(encoding="utf-8").splitlines():
+        try:
+            part = _Part(**json.loads(line))
+        except (ValueError, TypeError):
+            break  # cut short by the stop
+        digest = ""
+        for draft in drafts[place : place + part.drafts]:
+            digest = _digest(digest, draft)
+        if digest != part.digest or not (out / part.shard).is_file():
+            raise ValueError(
+                f"{ledger} tells of another import, or its files changed: give an empty --out, or delete it"
+            )
+        parts.append(part)
+        place += part.drafts
+    scratch = ledger.with_name(f".{ledger.name}.partial")
+    scratch.write_text("".join(json.dumps(asdict(part), ensure_ascii=False) + "\n" for part in parts))
+    os.replace(scratch, ledger)
+    return parts

@@ -1,0 +1,85 @@
+"""One job at a time in a stage's folder: jobs that share a parent wait for whoever trains it, then find it finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+POLL_SECONDS = 1.0
+FRESH_SECONDS = 120.0
+"""Ranks of one job start within this time; an older word was left by an earlier job at the same address."""
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold `<folder>.lock` while the block runs; waits for another holder and says so once.
+
+    The kernel frees the lock of a process that dies, so nothing has to be cleaned up after a kill. Of a job of several
+    processes rank 0 alone comes here.
+    """
+    path = folder.with_name(f"{folder.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for {path}: another job works in {folder}", flush=True)
+        lock.acquire(poll_interval=POLL_SECONDS)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def agreed(folder: Path, *, rank: int, job: str, word: str) -> Iterator[str]:
+    """The word of rank 0 on every rank of a job, told through a file beside the folder before any rank has met another.
+
+    Args:
+        job: what the ranks have in common, from `launch`.
+        word: rank 0's word; the others' is not looked at.
+    """
+    if rank:
+        yield _hear(folder, job=job)
+        return
+    path = _word_file(folder)
+    scratch = path.with_name(f"{path.name}.{os.getpid()}")
+    scratch.write_text(json.dumps({"job": job, "word": word}))
+    scratch.replace(path)
+    try:
+        yield word
+    finally:
+        # Ranks that train have met by now. Of the other words there may still be one who has not heard.
+        if word not in ("finished", "stale"):
+            path.unlink(missing_ok=True)
+
+
+def _hear(folder: Path, *, job: str) -> str:
+    since = time.time() - FRESH_SECONDS
+    path = _word_file(folder)
+    while True:
+        try:
+            said = json.loads(path.read_text())
+            if said["job"] == job and path.stat().st_mtime >= since:
+                return str(said["word"])
+        except (FileNotFoundError, ValueError):
+            pass
+        time.sleep(POLL_SECONDS)
+
+
+def _word_file(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.word")
+
+
+def launch() -> tuple[int, int, str]:
+    """(rank, ranks, what the ranks of this job have in common), from the variables of torchrun and of Slurm."""
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    size = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
+    parts = [os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")]
+    return rank, size, " ".join(parts)

@@ -1,0 +1,161 @@
+"""Where a stage stands: not begun, interrupted, finished, or finished as something else than what is asked for now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from arcvideo.data.index import open_index
+from arcvideo.data.members import expand_shards
+from arcvideo.data.mixture import content_digest
+from arcvideo.lineage.code import code_diff, evaluation_code, training_code
+from arcvideo.lineage.identity import config_diff, diff_text, evaluation_digest, identity, relevant
+from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, finished
+
+STARTED_NAME = "started.json"
+"""What a stage set out to do, written before its first step: so that a stopped run, too, can say what has changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is asked for now."""
+
+    stage: str
+    """Its name."""
+    config: dict[str, Any]
+    """Resolved settings."""
+    parent: str
+    """Identity of the parent, or digest of the base weights."""
+    data: str | None
+    """Digest of the data; None when some shard is not there or not indexed."""
+    code: dict[str, str] = field(default_factory=dict)
+    """Module -> digest."""
+
+    @property
+    def identity(self) -> str | None:
+        """None when the data are not known."""
+        if self.data is None:
+            return None
+        return identity(config=self.config, data=self.data, parent=self.parent, code=self.code)
+
+    @property
+    def evaluation(self) -> str:
+        """Digest of how it is to be measured."""
+        return evaluation_digest(self.config["evaluation"], code=evaluation_code())
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Where a stage stands."""
+
+    word: str
+    """new, interrupted, finished, unmeasured (trained, but the evaluation has changed), stale or unknown."""
+    reasons: tuple[str, ...] = ()
+    """One line each: what differs from what is asked for now."""
+    manifest: Manifest | None = None
+    """Of the finished stage."""
+    step: int = 0
+    """Of the newest checkpoint of an interrupted one."""
+
+
+def wanted(config: Mapping[str, Any], *, parent: str) -> Wanted:
+    """What is asked for by resolved settings.
+
+    Args:
+        config: `config.plain_dict` of the run.
+        parent: identity of its parent.
+    """
+    stage = config["stage"]
+    rewards = config["grpo"]["rewards"] if stage["objective"] == "grpo" else ()
+    return Wanted(
+        stage=stage["name"],
+        config=dict(config),
+        parent=parent,
+        data=_data_digest(config["data"]["sources"]),
+        code=training_code(objective=stage["objective"], rewards=rewards),
+    )
+
+
+def state_of(folder: Path, *, asked: Wanted) -> State:
+    """Where the stage in `folder` stands, compared with what is asked for."""
+    try:
+        manifest = finished(folder)
+    except ValueError as error:
+        return State(word="stale", reasons=(str(error),))
+    if manifest is not None:
+        return _finished(folder, manifest=manifest, asked=asked)
+    step = _newest_checkpoint(folder / "checkpoints")
+    if step is None:
+        return State(word="new")
+    began = _read(folder / STARTED_NAME)
+    if began is None:
+        return State(word="interrupted", step=step)
+    reasons = differences(began, asked=asked)
+    return State(word="stale" if reasons else "interrupted", reasons=reasons, step=step)
+
+
+def _finished(folder: Path, *, manifest: Manifest, asked: Wanted) -> State:
+    if asked.data is None:
+        return State(word="unknown", reasons=("its shards are not there or not indexed",), manifest=manifest)
+    if manifest.identity != asked.identity:
+        reasons = differences(vars(manifest), asked=asked) or ("its identity",)
+        return State(word="stale", reasons=reasons, manifest=manifest)
+    if not (folder / EXPORT_NAME / "config.json").exists():
+        return State(word="stale", reasons=(f"{folder / EXPORT_NAME} is gone",), manifest=manifest)
+    if manifest.evaluation != asked.evaluation:
+        diff = config_diff(manifest.config["evaluation"], asked.config["evaluation"])
+        lines = tuple(f"evaluation.{line.strip()}" for line in diff_text(diff).splitlines())
+        return State(word="unmeasured", reasons=lines or ("evaluation: its code",), manifest=manifest)
+    return State(word="finished", manifest=manifest)
+
+
+def differences(then: Mapping[str, Any], *, asked: Wanted) -> tuple[str, ...]:
+    """What has changed since `then` (fields of a manifest or of started.json), one line each."""
+    diff = config_diff(relevant(then["config"]), relevant(asked.config))
+    lines = [line.strip() for line in diff_text(diff).splitlines()]
+    if asked.data is not None and then["data"] != asked.data:
+        lines.append("data: other shards, or other content in them")
+    if then["parent"] != asked.parent:
+        lines.append(f"parent: {then['parent'][:8]} -> {asked.parent[:8]}")
+    changed = code_diff(then["code"], asked.code)
+    if changed:
+        lines.append(f"code: {', '.join(changed[:6])}{f' and {len(changed) - 6} more' if len(changed) > 6 else ''}")
+    return tuple(lines)
+
+
+def write_started(folder: Path, *, asked: Wanted) -> None:
+    """Write started.json of a stage that begins now."""
+    content = {"config": asked.config, "data": asked.data, "parent": asked.parent, "code": asked.code}
+    temporary = folder / f".{STARTED_NAME}.tmp"
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    temporary.replace(folder / STARTED_NAME)
+
+
+def _data_digest(sources: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Digest of all sources from their indexes; None when one is missing or stale."""
+    found: list[tuple[str, Sequence[Any]]] = []
+    for name, source in sources.items():
+        try:
+            indexes = [open_index(shard) for shard in expand_shards(source["shards"])]
+        except ValueError:
+            return None
+        if any(index is None for index in indexes):
+            return None
+        found.append((name, indexes))
+    return content_digest(found)
+
+
+def _newest_checkpoint(folder: Path) -> int | None:
+    steps = [int(path.parent.name.removeprefix("step-")) for path in folder.glob("step-*/manifest.json")
+             if path.parent.name.removeprefix("step-").isdigit()]  # fmt: skip
+    return max(steps, default=None)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None

@@ -1,0 +1,207 @@
+"""The picture stream: when each frame is shown, and the wanted ones, decoded with as little work as stays exact."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import av
+import numpy as np
+from av.video.codeccontext import VideoCodecContext
+from av.video.stream import VideoStream
+
+from arcvideo.media.errors import MediaError
+from arcvideo.media.restart import can_skip_unreferenced, restart_points
+from arcvideo.media.settings import MediaLimits
+from arcvideo.media.streams import check_tail, in_seconds
+
+_PACKET_IS_FRAME = ("h264", "hevc", "av1", "libdav1d", "vp9", "libvpx-vp9", "mpeg4", "mjpeg", "gif")
+"""Decoders whose packets show one frame each; others (VP8 has hidden ones) are counted by decoding."""
+_TOLERATED_JITTER = 0.01
+"""Seconds beyond one frame's time by which a frame may miss its place in a constant rate (containers round)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFacts:
+    """What frame choice needs to know of a video stream."""
+
+    frame_count: int
+    fps: float
+    """The container's average rate."""
+    duration: float
+    """Seconds."""
+    times: np.ndarray | None = None
+    """(frame_count,) float64 seconds from the first frame, when frames do not come at a constant rate."""
+
+
+def _as_it_is(frame: np.ndarray, slot: int) -> np.ndarray:
+    return frame
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which frames to take, and what to make of each as soon as it is decoded (whole frames are not kept)."""
+
+    indices: tuple[int, ...]
+    """Positions in presentation order; one may stand in several slots."""
+    finish: Callable[[np.ndarray, int], np.ndarray] = _as_it_is
+    """(frame (H, W, 3) uint8, slot) -> what is kept; must not write into the frame."""
+
+
+Choose = Callable[[VideoFacts], Selection]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeline:
+    """The shown frames of a stream."""
+
+    ticks: tuple[int, ...]
+    """Presentation time of each, ascending, in the stream's time base."""
+    start: float
+    """Seconds of the first, on the file's clock."""
+    facts: VideoFacts
+
+
+def read_timeline(packets: list[av.Packet], stream: VideoStream, *, name: str, limits: MediaLimits) -> Timeline:
+    """When the frames are shown; read off the packets where each of them shows one frame, so mostly without decoding.
+
+    Raises:
+        MediaError: no frames, no times, fewer packets than the header promises, too large or too long.
+    """
+    codec = stream.codec_context
+    check_pixels(codec.width, codec.height, name=name, limits=limits)
+    codec.thread_count = limits.decode_threads
+    # Damaged picture data is an error here, where the decoder's default is to paint over it.
+    codec.options = {"err_detect": "explode"}
+    lengths: dict[int, int] = {}
+    end = 0.0
+    for item in _plainly_shown(packets) if codec.name in _PACKET_IS_FRAME else _all_decoded(packets, stream, name=name):
+        time = item.pts if item.pts is not None else item.dts
+        if time is None:
+            raise MediaError("unreadable", f"{name}: a video without time stamps (a raw stream?); remux it")
+        lengths[time] = item.duration or 0
+        end = max(end, in_seconds(stream, time + lengths[time]))
+    if not lengths:
+        raise MediaError("no_media", f"{name}: the video stream is empty")
+    present = sum(bool(packet.size) for packet in packets)
+    if stream.frames > present:
+        raise MediaError("truncated", f"{name}: {present} of {stream.frames} video frames are in the file")
+    check_tail(stream, name=name, end=end)
+    ticks = tuple(sorted(lengths))
+    facts = _facts(stream, ticks, last=lengths[ticks[-1]], name=name, limits=limits)
+    return Timeline(ticks=ticks, start=in_seconds(stream, ticks[0]), facts=facts)
+
+
+def decode_frames(
+    packets: list[av.Packet],
+    stream: VideoStream,
+    *,
+    timeline: Timeline,
+    chosen: Selection,
+    name: str,
+    limits: MediaLimits,
+) -> list[np.ndarray]:
+    """The chosen frames, finished, one per slot.
+
+    Raises:
+        MediaError: one of them, or one it refers to, does not decode.
+    """
+    slots: dict[int, list[int]] = {}
+    for slot, index in enumerate(chosen.indices):
+        slots.setdefault(timeline.ticks[index], []).append(slot)
+    frames: dict[int, np.ndarray] = {}
+    for time, frame in _frames_at(packets, stream, wanted=set(slots), name=name, limits=limits):
+        frames |= {slot: chosen.finish(frame, slot) for slot in slots[time]}
+    if len(frames) < len(chosen.indices):
+        missing = len(chosen.indices) - len(frames)
+        raise MediaError("corrupt", f"{name}: {missing} of {len(chosen.indices)} wanted frames do not decode")
+    return [frames[slot] for slot in range(len(chosen.indices))]
+
+
+def check_pixels(width: int, height: int, *, name: str, limits: MediaLimits) -> None:
+    if width * height > limits.max_pixels:
+        raise MediaError("too_large", f"{name}: frames of {width}x{height}, the limit is {limits.max_pixels} pixels")
+
+
+def _plainly_shown(packets: list[av.Packet]) -> Iterator[av.Packet]:
+    return (packet for packet in packets if packet.size and not packet.is_discard)
+
+
+def _all_decoded(packets: list[av.Packet], stream: VideoStream, *, name: str) -> Iterator[av.VideoFrame]:
+    """Every frame; leaves the decoder as if it had seen none."""
+    for packet in (*(packet for packet in packets if packet.size), None):
+        yield from _decoded(packet, codec=stream.codec_context, name=name)
+    stream.codec_context.flush_buffers()
+
+
+def _facts(stream: VideoStream, ticks: tuple[int, ...], *, last: int, name: str, limits: MediaLimits) -> VideoFacts:
+    """The average rate where the frames keep to it, as the released code takes it to be; else their times."""
+    seconds = np.array([in_seconds(stream, tick - ticks[0]) for tick in ticks])
+    rate = float(stream.average_rate or 0)
+    if not (math.isfinite(rate) and rate > 0):
+        rate = (len(ticks) - 1) / seconds[-1] if seconds[-1] > 0 else 1.0
+    duration, times = len(ticks) / rate, None
+    if np.abs(seconds - np.arange(len(ticks)) / rate).max() > 1 / rate + _TOLERATED_JITTER:
+        times = seconds
+        duration = float(seconds[-1]) + (in_seconds(stream, last) or 1 / rate)
+    if duration > limits.max_seconds:
+        raise MediaError("too_long", f"{name}: {duration:.1f} s, the limit is {limits.max_seconds} s")
+    return VideoFacts(frame_count=len(ticks), fps=rate, duration=duration, times=times)
+
+
+def _frames_at(
+    packets: list[av.Packet], stream: VideoStream, *, wanted: set[int], name: str, limits: MediaLimits
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(time stamp, RGB frame) of the wanted time stamps, each once.
+
+    Not decoded are: what lies between the last wanted frame of a closed group of pictures and the next group with a
+    wanted one, and frames that no other frame refers to. Neither changes anything in the others. Only the wanted
+    ones are converted to RGB.
+    """
+    codec, skip = stream.codec_context, can_skip_unreferenced(stream)
+    groups = list(_groups([packet for packet in packets if packet.size], starts=restart_points(packets, stream)))
+    for group in groups:
+        # Only codecs with known restart points are cut, and those show their packets' own times.
+        awaited = set(wanted) if len(groups) == 1 else {time for packet in group if (time := _time(packet)) in wanted}
+        if not awaited:
+            continue
+        for packet in (*group, None):  # None: give out what was held back for reordering
+            if skip and packet is not None:
+                codec.skip_frame = "DEFAULT" if _time(packet) in (None, *awaited) else "NONREF"
+            for frame in _decoded(packet, codec=codec, name=name):
+                shown = frame.pts if frame.pts is not None else frame.dts
+                if shown not in awaited:
+                    continue
+                if frame.is_corrupt:
+                    raise MediaError("corrupt", f"{name}: the frame at {frame.time:.2f} s is damaged")
+                check_pixels(frame.width, frame.height, name=name, limits=limits)
+                awaited.remove(shown)
+                yield shown, _upright(frame, threads=limits.decode_threads)
+            if not awaited:
+                break
+        codec.flush_buffers()
+
+
+def _groups(packets: list[av.Packet], *, starts: list[int]) -> Iterator[list[av.Packet]]:
+    for first, last in pairwise([*starts, len(packets)]):
+        yield packets[first:last]
+
+
+def _time(packet: av.Packet) -> int | None:
+    return packet.pts if packet.pts is not None else packet.dts
+
+
+def _decoded(packet: av.Packet | None, *, codec: VideoCodecContext, name: str) -> Sequence[av.VideoFrame]:
+    try:
+        return codec.decode(packet)
+    except av.error.InvalidDataError as error:
+        raise MediaError("corrupt", f"{name}: the picture data is damaged ({error.strerror})") from error
+
+
+def _upright(frame: av.VideoFrame, *, threads: int) -> np.ndarray:
+    """(H, W, 3) uint8, turned as the file's display matrix says (phones write vertical video turned)."""
+    pixels = frame.reformat(format="rgb24", threads=threads).to_ndarray()
+    quarter_turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if quarter_turns else pixels

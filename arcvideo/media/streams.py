@@ -1,0 +1,54 @@
+"""Facts about the streams of an opened file that picture and sound both need."""
+
+from __future__ import annotations
+
+import re
+
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from arcvideo.media.errors import MediaError
+
+_EXACT_DURATION = ("mov",)
+"""Containers whose header tells the duration of each stream, so that a missing tail can be noticed."""
+_TAIL_SECONDS = 1.0
+
+
+def best_video(container: InputContainer) -> VideoStream | None:
+    """The stream a player would show; cover pictures do not count."""
+    streams = [stream for stream in container.streams.video if not stream.disposition & stream.disposition.attached_pic]
+    best = container.streams.best("video")
+    usable = [stream for stream in streams if stream.codec_context is not None]
+    return best if best in usable else next(iter(usable), None)
+
+
+def best_audio(container: InputContainer) -> AudioStream | None:
+    """The stream a player would play."""
+    usable = [stream for stream in container.streams.audio if stream.codec_context is not None]
+    best = container.streams.best("audio")
+    return best if best in usable else next(iter(usable), None)
+
+
+def in_seconds(stream: AudioStream | VideoStream, ticks: int) -> float:
+    return float(ticks * (stream.time_base or 0))
+
+
+def check_tail(stream: AudioStream | VideoStream, *, name: str, end: float) -> None:
+    """Complains when a stream stops well before the length that the file's own header gives for it.
+
+    Args:
+        end: seconds at which the last packet ends.
+    """
+    if stream.duration is not None and stream.container.format.name.startswith(_EXACT_DURATION):
+        promised = in_seconds(stream, stream.duration + (stream.start_time or 0))
+    else:
+        promised = _clock_seconds(stream.metadata.get("DURATION", ""))
+    if end < promised - _TAIL_SECONDS:
+        raise MediaError("truncated", f"{name}: the {stream.type} ends at {end:.2f} s of {promised:.2f} s")
+
+
+def _clock_seconds(text: str) -> float:
+    """Seconds of `HH:MM:SS.fraction`, as Matroska files tag their tracks; 0 for anything else."""
+    match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", text)
+    return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]) if match else 0.0

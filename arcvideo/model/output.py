@@ -1,0 +1,31 @@
+"""What `forward` returns, and its loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class ArcVideoOutput(ModelOutput):
+    """Shapes: B batch, L tokens, T targets, D text width, V vocabulary."""
+
+    loss: Tensor | None = None
+    """Scalar mean cross-entropy; only with `labels`."""
+    logits: Tensor | None = None
+    """(T, V) at the targets asked for, else (L, V) of a packed row or (B, L, V) of a batch."""
+    past_key_values: Any = None
+    """The cache that was passed in or made by `use_cache`."""
+    last_hidden_state: Tensor | None = None
+    """(L, D) or (B, L, D), after the last norm."""
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy of (T, V) logits, in at least fp32; targets of -100 do not count."""
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    return nnf.cross_entropy(logits.to(exact), targets, ignore_index=-100)

@@ -1,0 +1,158 @@
+"""A recipe: a complete run as an ordered list of stage command lines, and where each of its stages stands."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from arcvideo.compose import stage_config
+from arcvideo.config import RunConfig, plain_dict
+from arcvideo.evaluation.targets import Target
+from arcvideo.lineage.identity import folder_digest
+from arcvideo.lineage.manifest import EXPORT_NAME, finished
+from arcvideo.lineage.parents import BASE
+from arcvideo.lineage.state import State, Wanted, state_of, wanted
+from arcvideo.structured import filled
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """A step before the stages: making data, or weights to start from."""
+
+    name: str
+    """What it makes."""
+    command: str
+    """Arguments of `python`, for example `-m arcvideo.synthetic --out data`."""
+    makes: str
+    """File whose existence says that the step is done; written last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A complete run: what is prepared, the stages in order, and what they should reach."""
+
+    name: str
+    """Name of the pipeline."""
+    run_dir: str
+    """Where its stages write."""
+    about: str = ""
+    """One paragraph for whoever runs it."""
+    overrides: list[str] = field(default_factory=list)
+    """Overrides given to every stage."""
+    prepare: list[Preparation] = field(default_factory=list)
+    """Steps before the first stage."""
+    stages: list[str] = field(default_factory=list)
+    """One command line a stage: `stage=sft runner.steps=100`."""
+    targets: list[Target] = field(default_factory=list)
+    """What the stages should reach; checked at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStage:
+    """One stage of a recipe."""
+
+    words: tuple[str, ...]
+    """Words behind `python -m arcvideo.train`."""
+    config: RunConfig
+    """What they compose to."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it writes."""
+        return self.config.stage_dir
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return self.folder.name
+
+
+def load_recipe(name: str) -> Recipe:
+    """The recipe of that name in recipes/, or at that path.
+
+    Raises:
+        ValueError: no such recipe, or a key or type that does not fit; the message names it.
+    """
+    path = Path(name) if name.endswith(".yaml") else RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(found.stem for found in RECIPES.glob("*.yaml")))
+        raise ValueError(f"recipe={name}: no file {path}; there are: {known}")
+    try:
+        return filled(Recipe, yaml.safe_load(path.read_text()))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def planned_stages(recipe: Recipe, *, extra: Sequence[str] = ()) -> list[PlannedStage]:
+    """The stages of a recipe, composed and checked.
+
+    Args:
+        extra: overrides for every stage, after the recipe's own; `run_dir=` moves the whole recipe.
+
+    Raises:
+        ValueError: a stage that cannot run, or two that write the same folder.
+    """
+    planned = []
+    for line in recipe.stages:
+        words = [*recipe.overrides, f"run_dir={recipe.run_dir}", *shlex.split(line), *extra]
+        if sum(word.startswith("stage=") for word in words) != 1:
+            raise ValueError(f"a recipe's stage line needs exactly one stage=NAME: {shlex.join(words)}")
+        planned.append(PlannedStage(words=tuple(words), config=stage_config(words)))
+    names = [stage.name for stage in planned]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two stages of {recipe.name} write the same folder {twice}: give one of them output=NAME")
+    return planned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """A stage, what is asked of it, and where it stands."""
+
+    stage: PlannedStage
+    parent: str
+    """Folder of its parent, for the tree: a stage's folder, or the base weights."""
+    asked: Wanted | None
+    """None while its parent is not there."""
+    state: State
+
+
+def standing(stages: Sequence[PlannedStage]) -> list[Standing]:
+    """Where every stage stands, as if those before it were brought up to date first."""
+    identities: dict[Path, str | None] = {}
+    found = []
+    for stage in stages:
+        source = parent_folder(stage.config)
+        parent = _identity(source, identities=identities)
+        if parent is None:
+            asked, state = None, State(word="new", reasons=(f"waits for {source}",))
+        else:
+            asked = wanted(plain_dict(stage.config), parent=parent)
+            state = state_of(stage.folder, asked=asked)
+        identities[stage.folder] = asked.identity if asked else None
+        found.append(Standing(stage=stage, parent=str(source), asked=asked, state=state))
+    return found
+
+
+def parent_folder(config: RunConfig) -> Path:
+    """The stage's folder, or the folder of weights, that a run starts from."""
+    if config.parent:
+        path = Path(config.parent)
+        return path.parent if path.name == EXPORT_NAME else path
+    return Path(config.base) if config.stage.parent == BASE else Path(config.run_dir) / config.stage.parent
+
+
+def _identity(folder: Path, *, identities: Mapping[Path, str | None]) -> str | None:
+    """Identity of what lies in a folder: of a stage of this recipe, of another one's, or the bytes of weights."""
+    if folder in identities:
+        return identities[folder]
+    manifest = finished(folder)
+    if manifest is not None:
+        return manifest.identity
+    return folder_digest(folder) if (folder / "config.json").exists() else None

@@ -1,0 +1,85 @@
+"""The jobs of a sweep side by side: sweep.json, a printed table, and a page with one plot per swept setting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from arcvideo.report.curves import scatter
+from arcvideo.report.page import STYLE
+
+
+def write_sweep(folder: Path) -> dict[str, Any]:
+    """Collect the jobs in `folder`/<number>/job.json; writes sweep.json and sweep.html.
+
+    Returns:
+        {"metric": name, "keys": settings that differ between jobs, "jobs": rows, best first}.
+
+    Raises:
+        ValueError: no job has finished there.
+    """
+    jobs = [json.loads(path.read_text()) for path in sorted(folder.glob("*/job.json"))]
+    if not jobs:
+        raise ValueError(f"{folder} has no finished job (*/job.json)")
+    keys = list(dict.fromkeys(key for job in jobs for key in job["overrides"]))
+    swept = [key for key in keys if len({job["overrides"].get(key) for job in jobs}) > 1]
+    lower_is_better = "error" in jobs[0]["metric"]
+    measured = [job for job in jobs if job["value"] is not None]
+    ranked = sorted(measured, key=lambda job: job["value"], reverse=not lower_is_better)
+    ranked += [job for job in jobs if job["value"] is None]
+    table = {"metric": jobs[0]["metric"], "keys": swept, "jobs": ranked}
+    (folder / "sweep.json").write_text(json.dumps(table, indent=1) + "\n")
+    (folder / "sweep.html").write_text(_page(table, name=folder.name), encoding="utf-8")
+    return table
+
+
+def print_sweep(table: Mapping[str, Any], *, page: Path) -> None:
+    """The table, best job first."""
+    shown = Table(title=f"{len(table['jobs'])} jobs by {table['metric']}")
+    for name in (*table["keys"], table["metric"], "minutes", "folder"):
+        shown.add_column(name, overflow="fold")
+    for job in table["jobs"]:
+        shown.add_row(*_cells(job, keys=table["keys"]))
+    console = Console()
+    console.print(shown)
+    console.print(f"page: {page}")
+
+
+def _cells(job: Mapping[str, Any], *, keys: Sequence[str]) -> list[str]:
+    value = "" if job["value"] is None else f"{job['value']:.4f}"
+    swept = [str(job["overrides"].get(key, "")) for key in keys]
+    return [*swept, value, f"{job['seconds'] / 60:.1f}", job["folder"]]
+
+
+def _page(table: Mapping[str, Any], *, name: str) -> str:
+    plots = "".join(_plot(table, key=key) for key in table["keys"])
+    head = "".join(f"<th>{escape(word)}</th>" for word in (*table["keys"], table["metric"], "minutes", "folder"))
+    rows = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(job, keys=table['keys']))}</tr>"
+        for job in table["jobs"]
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f"<title>{escape(name)}</title><style>{STYLE}</style></head><body><h1>Sweep {escape(name)}</h1>"
+        f'<div class="curves">{plots}</div><div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
+        "</body></html>\n"
+    )
+
+
+def _plot(table: Mapping[str, Any], *, key: str) -> str:
+    """The metric over one setting: by value where all values are numbers, else by order of appearance."""
+    jobs = [job for job in table["jobs"] if job["value"] is not None]
+    values = [str(job["overrides"].get(key, "")) for job in jobs]
+    try:
+        places, labels = [float(value) for value in values], None
+    except ValueError:
+        labels = list(dict.fromkeys(values))
+        places = [float(labels.index(value)) for value in values]
+    points = [(place, float(job["value"])) for place, job in zip(places, jobs, strict=True)]
+    return scatter(points, title=f"{table['metric']} over {key}", labels=labels)

@@ -1,0 +1,151 @@
+"""Sweeps: each job in a folder named by what it changes, shared parents trained once, one table at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydra.types import RunMode
+
+from arcvideo.compose import stage_config
+from arcvideo.config import ConfigError, RunConfig
+from arcvideo.lineage.manifest import finished
+from arcvideo.lineage.parents import BASE
+
+PLACES = ("run_dir", "data_dir", "base", "threads", "feature_cache", "logger", "train_parents")
+"""Settings that say where and how a job runs: they do not name its folder."""
+SHARED = ("model", "engine", "data", *PLACES)
+"""Words that a sweep's parents are trained with too; `data.` and the other groups of a stage are not among them."""
+JOB_NAME = "job.json"
+LONGEST_NAME = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepJob:
+    """One job of a sweep."""
+
+    config: RunConfig
+    """With a folder of its own."""
+    hydra_dir: Path
+    """Hydra's folder of this job."""
+    overrides: dict[str, str]
+    """Key -> value, as they were typed."""
+
+    @staticmethod
+    def of(hydra: Any, *, config: RunConfig) -> SweepJob | None:
+        """The job that Hydra runs now; None outside of sweeps."""
+        if hydra.mode != RunMode.MULTIRUN:
+            return None
+        words = dict(_pair(word) for word in hydra.overrides.task)
+        if config.output is None:
+            config = replace(config, output=job_name(config.stage.name, overrides=words))
+        return SweepJob(
+            config=replace(config, train_parents=True), hydra_dir=Path(hydra.runtime.output_dir), overrides=words
+        )
+
+    def done(self, value: float | None) -> None:
+        """Note the job for the table, on rank 0."""
+        if os.environ.get("RANK", "0") != "0":
+            return
+        manifest = finished(self.config.stage_dir)
+        row = {
+            "folder": str(self.config.stage_dir),
+            "overrides": self.overrides,
+            "metric": self.config.evaluation.optimize,
+            "value": value,
+            "metrics": manifest.metrics if manifest else {},
+            "seconds": manifest.seconds if manifest else 0.0,
+        }
+        self.hydra_dir.mkdir(parents=True, exist_ok=True)
+        (self.hydra_dir / JOB_NAME).write_text(json.dumps(row, indent=1) + "\n")
+
+
+def job_name(stage: str, *, overrides: dict[str, str]) -> str:
+    """Folder of a job: its stage and what it changes, so that the same job is found again."""
+    told = [f"{key}={value}" for key, value in overrides.items() if key.split(".")[0] not in (*PLACES, "stage")]
+    text = re.sub(r"[^\w.=,+-]", "_", ",".join([stage, *told]))
+    if len(text) <= LONGEST_NAME:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{text[: LONGEST_NAME - 9]}-{digest}"
+
+
+def parent_words(overrides: Sequence[str]) -> list[str]:
+    """The words of a job that its parents are trained with too: model, engine, data set and places."""
+    kept = []
+    for word in overrides:
+        key = word.lstrip("+").partition("=")[0]
+        group, _, inner = key.partition(".")
+        if group in SHARED and not (inner and group == "data"):
+            kept.append(word.lstrip("+"))
+    return kept
+
+
+def train_parents(config: RunConfig, *, overrides: Sequence[str]) -> None:
+    """Train the parent stage in a process of its own if it is not finished; that process does the same for its parent.
+
+    Jobs that ask at the same time wait for each other: a stage's folder has a lock.
+
+    Raises:
+        ValueError: inside a job of several processes, where none of them may start others.
+        SystemExit: the parent failed; its exit status is passed on.
+    """
+    stage = config.stage.parent
+    if config.parent or stage == BASE or finished(Path(config.run_dir) / stage) is not None:
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"stage {config.stage.name} needs {stage}, which has not finished in {config.run_dir}, and a job of "
+            "several processes cannot train it on the way: run `python -m arcvideo.pipeline` or that stage first"
+        )
+    words = [f"stage={stage}", *(word for word in parent_words(overrides) if not word.startswith("train_parents="))]
+    command = [sys.executable, "-m", "arcvideo.train", *words, "train_parents=true"]
+    print(f"parent first: {' '.join(command[1:])}", flush=True)
+    status = subprocess.run(command, check=False).returncode
+    if status:
+        sys.exit(status if status > 0 else 128 - status)
+
+
+def sweep_folder(words: Sequence[str]) -> Path | None:
+    """Where Hydra shall keep the jobs of the sweep that these words start; None when they do not compose."""
+    given = [word.partition("=")[2] for word in words if word.startswith("hydra.sweep.dir=")]
+    if given:
+        return Path(given[-1])
+    plain = [first for word in words if (first := _first_choice(word))]
+    try:
+        run_dir = stage_config(plain).run_dir
+    except ConfigError:
+        return None  # Hydra says what is wrong
+    return Path(run_dir) / "sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def report_sweep(folder: Path) -> None:
+    """Write and print the table of a sweep's jobs."""
+    from arcvideo.report.sweep import print_sweep, write_sweep
+
+    if any(folder.glob(f"*/{JOB_NAME}")):
+        print_sweep(write_sweep(folder), page=folder / "sweep.html")
+
+
+def _pair(word: str) -> tuple[str, str]:
+    key, _, value = word.lstrip("+").partition("=")
+    return key, value
+
+
+def _first_choice(word: str) -> str | None:
+    """A swept word with its first choice; None for flags, Hydra's own words and ranges."""
+    key, equals, value = word.partition("=")
+    if not equals or word.startswith("-") or key.startswith("hydra"):
+        return None
+    if re.match(r"(choice|range|interval|glob|shuffle|sort|tag)\(", value):
+        return None
+    return f"{key}={value.partition(',')[0]}" if not re.search(r"[\[({'\"]", value) else word

@@ -1,0 +1,131 @@
+"""Planning: how full packs are and how evenly ranks are loaded, time and memory for a million samples, and whether any
+position is as near as the first. The lengths are synthetic: 55 % videos (lognormal around 35 s), 20 % stills, 25 %
+text, at the sizes of the released model. Run as `make bench-plan`.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from arcvideo.data.cost import pack_cost
+from arcvideo.data.draw import draw_visits
+from arcvideo.data.families import cut_families
+from arcvideo.data.mixture import SourceTable, frame_counts
+from arcvideo.data.plan import EpochPlan, Plan
+from arcvideo.data.random_words import permutation, uniforms
+from arcvideo.data.settings import SourceSettings
+from arcvideo.model.settings import ModelSettings
+from benchmarks.table import Row, report
+
+BUDGET, RANKS, SAMPLES, LATE = 32_768, 8, 1_000_000, 900_000
+
+
+def synthetic(clips: int) -> SourceTable:
+    """A table without shards, one item a clip."""
+    kind, normal = uniforms(clips, "kind"), uniforms(4 * clips, "normal").reshape(4, -1).sum(axis=0) * 3**0.5 - 12**0.5
+    seconds = np.exp(np.log(35) + 0.7 * normal)
+    frames = np.select([kind < 0.55, kind < 0.75], [frame_counts(seconds, max_frames=150), 1], 0)
+    return SourceTable(
+        name="synthetic",
+        settings=SourceSettings(),
+        indexes=(),
+        clip_shard=np.zeros(clips, dtype=np.int64),
+        clip_row=np.arange(clips),
+        frames=frames,
+        media_tokens=np.where(frames > 0, 2 + 114 * frames, 0),
+        both=frames > 1,
+        item_start=np.arange(clips + 1),
+        item_row=np.arange(clips),
+        item_task=np.zeros(clips, dtype=np.int64),
+        item_weight=np.ones(clips),
+        item_before=np.full(clips, 30),
+        item_branch=(20 + 500 * uniforms(clips, "text") ** 2).astype(np.int64),
+        item_group=np.zeros(clips, dtype=np.int64),
+        tasks=("caption",),
+        quarantined=(),
+        dropped=0,
+        passes=1.0,
+    )
+
+
+def measured(position: int) -> dict[str, float]:
+    """In a fresh process: plans a million samples and takes the step that holds the sample at this position."""
+    cost = pack_cost(ModelSettings(), trained=["llm"])
+    table = synthetic(SAMPLES)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    plan = Plan([table], seed=0, token_budget=BUDGET, packs_per_step=RANKS, cost=cost)
+    epoch = plan.epoch(0)
+    pack = int(np.searchsorted(epoch.pack_start, position, side="right")) - 1
+    plan.step(pack // RANKS)
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unordered = epoch.pack_cost[permutation(epoch.packs, "any")]
+    return {
+        "seconds": seconds,
+        "peak_gib": peak / 2**20,
+        "own_gib": (peak - before) / 2**20,
+        "fill": epoch.tokens / (epoch.packs * BUDGET),
+        "balance": epoch.balance(RANKS),
+        "token_balance": _balance(epoch, unordered),
+        "unpacked": _unpacked(table),
+    }
+
+
+def _balance(epoch: EpochPlan, costs: np.ndarray) -> float:
+    """Balance when packs are handed out in any order."""
+    turns = costs.reshape(-1, RANKS)
+    return float(turns.mean() * len(turns) / turns.max(axis=1).sum())
+
+
+def _unpacked(table: SourceTable) -> float:
+    """Useful share of padded batches of four in random order."""
+    families = cut_families(table, draw_visits(table, seed=0, epoch=0), source=0, budget=BUDGET)
+    batches = families.tokens[: SAMPLES // 4 * 4].reshape(-1, 4)
+    return float(batches.sum() / (4 * batches.max(axis=1).sum()))
+
+
+def _in_a_process(position: int) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.plan", str(position)], capture_output=True, text=True, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def main() -> int:
+    """Prints the table and writes results/plan.json."""
+    first, late = [], []
+    for _ in range(3):  # in turn, so that a busy machine hurts both alike
+        first.append(_in_a_process(0))
+        late.append(_in_a_process(LATE))
+    start, end = (float(np.median([run["seconds"] for run in runs])) for runs in (first, late))
+    run = first[0]
+    equal = all(one[name] == run[name] for one in first + late for name in ("fill", "balance"))
+    rows = [
+        Row(metric="fill of packs (baseline: padded batches of 4)", ours=run["fill"], baseline=run["unpacked"],
+            ratio=run["fill"] / 0.995, target=1.0, bound=1 / 0.995, equal=equal),
+        Row(metric=f"work balance of {RANKS} ranks, mean / max (baseline: any order)", ours=run["balance"],
+            baseline=run["token_balance"], ratio=run["balance"] / 0.99, target=1.0, bound=1 / 0.99, equal=equal),
+        Row(metric="seconds to plan 1M samples (baseline: 60 allowed)", ours=start, baseline=60.0, ratio=60 / start,
+            target=1.0),
+        Row(metric="GiB at the peak, whole process (baseline: 2 allowed)", ours=run["peak_gib"], baseline=2.0,
+            ratio=2 / run["peak_gib"], target=1.0),
+        Row(metric="seconds to sample 900k (baseline: to sample 0)", ours=end, baseline=start, ratio=start / end,
+            target=1 / 1.2, bound=1.0, equal=equal),
+    ]  # fmt: skip
+    return report("plan", rows, notes=[f"planning itself added {run['own_gib']:.2f} GiB to the table of the sources"])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(json.dumps(measured(int(sys.argv[1]))))
+    else:
+        sys.exit(main())

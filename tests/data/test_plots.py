@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from arcvideo.data.plots import counts, draw, histogram
+from arcvideo.data.shards import main
+from tests.data import build
+
+
+def test_histogram_counts_everything_and_folds_the_tail() -> None:
+    bars = histogram(np.concatenate([np.arange(1000.0), [1e9]]), title="x", unit="s")
+    assert sum(bars.heights) == 1001
+    assert bars.labels == ["0", "990 s"]
+    assert sum(histogram(np.full(5, 3.0), title="x", unit="s").heights) == 5
+    assert histogram(np.array([]), title="x", unit="s").heights == []
+
+
+def test_taller_bars_have_more_ink(tmp_path: Path) -> None:
+    draw([counts({"many": 90, "few": 30}, title="x")], path=tmp_path / "a.png")
+    pixels = np.asarray(Image.open(tmp_path / "a.png"))
+    ink = (pixels == (70, 110, 180)).all(axis=2)
+    left, right = ink[:, :345].sum(), ink[:, 345:].sum()
+    assert left / right == pytest.approx(3, rel=0.05)
+
+
+def test_stats_draws_a_picture(tmp_path: Path) -> None:
+    pattern = build.shards(tmp_path, count=4)
+    picture = tmp_path / "stats.png"
+    assert main(["stats", pattern, "--image-size", "64", "--token-budget", "512", "--plot", str(picture)]) == 0
+    assert Image.open(picture).size == (1280, 720)
