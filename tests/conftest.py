@@ -50,3 +50,14 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
     steps = ["--vision-steps=3", "--audio-steps=3", "--language-steps=3", "--workers=1", "--threads=1"]
     assert main([f"--data={made.data}", f"--out={made.base}", f"--features={made.features}", *steps]) == 0
     return made
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked gpu are skipped where there is none, also when nobody left them out by their mark."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

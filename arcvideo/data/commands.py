@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
             _add_view(command)
         if name == "inspect":
             command.add_argument("--key", help="record key; default: the first")
-            command.add_argument("--image", type=Path, help="also draw frames and spectrogram: a PNG file, or a folder")
+            command.add_argument("--image", type=Path, help="draw frames and spectrogram too: a .png file or a folder")
         if name == "stats":
             command.add_argument("--token-budget", type=int, default=2048)
             command.add_argument("--plot", type=Path, help="also draw it, into this PNG file")
@@ -155,7 +155,8 @@ def _inspect(options: argparse.Namespace) -> int:
             print(line)
         if options.image is not None:
             target = options.image
-            if target.is_dir():
+            if not target.suffix:
+                target.mkdir(parents=True, exist_ok=True)
                 target = target / f"{index.key(looked.row).replace('/', '_')}.png"
             picture(looked).save(target)
             print(f"picture  {target}")

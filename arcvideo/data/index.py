@@ -27,7 +27,7 @@ from arcvideo.data.probe import NO_MEDIA, Extent, MediaFacts, Probed, ProbeJob, 
 from arcvideo.media.errors import MediaError
 from arcvideo.tasks import RecordError, make_sample
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the meaning of a stored column changes, so that old indexes are built again."""
 
 CLIP = np.dtype(

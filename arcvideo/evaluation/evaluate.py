@@ -16,7 +16,7 @@ from arcvideo.evaluation.bootstrap import Metric, interval
 from arcvideo.evaluation.predictions import Prediction, write_predictions
 from arcvideo.evaluation.settings import EvaluationSettings
 from arcvideo.model.settings import AudioSettings
-from arcvideo.rollout.sampler import Sampler
+from arcvideo.rollout.sampler import InProcessSampler
 from arcvideo.rollout.settings import Sampling
 from arcvideo.tasks.answers import split_answer, temporal_iou
 from arcvideo.types import Media
@@ -47,7 +47,7 @@ def evaluate(
     Raises:
         ValueError: no metric has any item.
     """
-    sampler = Sampler(model, tokenizer=tokenizer, features=features)
+    sampler = InProcessSampler(model, tokenizer=tokenizer, features=features)
     chosen = {name: _items(prompts, metric=name, limit=settings.items) for name in settings.metrics}
     answers = _answers(sampler, chosen, settings=settings)
     metrics: dict[str, Metric] = {}
@@ -117,7 +117,7 @@ def _heard(metric: str) -> bool:
 
 
 def _answers(
-    sampler: Sampler, chosen: dict[str, list[Prompt]], *, settings: EvaluationSettings
+    sampler: InProcessSampler, chosen: dict[str, list[Prompt]], *, settings: EvaluationSettings
 ) -> dict[tuple[bool, str], str]:
     """(with sound, sample key) -> greedy answer; a prompt that several metrics share is decoded once."""
     audio = sampler.model.settings.audio

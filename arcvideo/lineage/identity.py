@@ -21,7 +21,7 @@ IRRELEVANT_WITHIN = {
         "log_every", "save_every", "keep_last", "keep_every", "save_failures", "hang_seconds", "peak_tflops",
         "liveness", "liveness_scan", "liveness_every", "skip_budget", "verify_resume",
     ),
-    "data": ("workers", "prefetch_steps", "quarantine"),
+    "data": ("workers", "prefetch_steps", "quarantine", "limits"),
     "engine": ("zero_optimization",),
     "model": ("checkpoint_layers",),
     "grpo": ("log_completions", "max_logprob_gap"),
@@ -62,6 +62,10 @@ def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
         sources = kept["data"]["sources"].items()
         plain = {name: {key: value for key, value in one.items() if key != "shards"} for name, one in sources}
         kept["data"] = kept["data"] | {"sources": plain}
+    cache = kept.get("data", {}).get("frame_cache")
+    if cache is not None:
+        # Frames lose a little in the cache; where it lies and how large it is do not matter.
+        kept["data"] = kept["data"] | {"frame_cache": cache["quality"] if cache["path"] else None}
     return kept
 
 

@@ -6,6 +6,7 @@ A leading batch is optional.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -31,11 +32,16 @@ def rope_tables(positions: Tensor, *, settings: TextSettings, dtype: torch.dtype
     base = settings.rope_theta * settings.rope_alpha ** (width / (width - 2))
     exponent = torch.arange(0, width, 2, dtype=exact, device=positions.device) / width
     frequencies = 1.0 / base**exponent
-    sizes = torch.tensor([int(share * (width // 2)) for share in settings.xdrope_section], device=positions.device)
-    axis = torch.repeat_interleave(torch.arange(len(sizes), device=positions.device), sizes)
+    axis = _bands(tuple(int(share * (width // 2)) for share in settings.xdrope_section), positions.device)
     angles = positions.to(exact).index_select(-2, axis).transpose(-1, -2) * frequencies
     angles = torch.cat([angles, angles], dim=-1).unsqueeze(-2)
     return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+@functools.cache
+def _bands(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return (h / 2,) int64: which axis each frequency reads. Kept: a CUDA graph must not copy from the host."""
+    return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
@@ -67,6 +73,8 @@ class Attention(nn.Module):
         # Under autocast rope and norms raise q and k to fp32; the kernels want one dtype.
         q = self.query_layernorm(rotate(q.flatten(-3, -2), rope)).to(v.dtype)
         k = self.key_layernorm(rotate(k.squeeze(-2), rope)).to(v.dtype)
+        if hasattr(cache, "attend"):  # a cache whose rows share a prefix knows itself who sees whom
+            return self.o_proj(cache.attend(q, k, v, layer=self.layer).flatten(-2))
         if cache is not None:
             k, v = (past.transpose(1, 2) for past in cache.update(k.transpose(1, 2), v.transpose(1, 2), self.layer))
         return self.o_proj(attend(q, k, v, plan=plan).flatten(-2))

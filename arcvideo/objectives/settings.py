@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
+DECODE = ("dynamic", "static", "cuda_graph")
 KL_ESTIMATORS = ("k1", "k2", "k3")
 SCALE_REWARDS = ("group", "batch", "none")
 IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
@@ -34,6 +35,10 @@ class GrpoSettings:
     """Nucleus sampling; 1.0 keeps all tokens."""
     top_k: int = 0
     """Sample among the k most likely tokens; 0 keeps all."""
+    stop: list[str] = field(default_factory=list)
+    """Texts that end a completion, besides the end token, e.g. `</answer>`; they stay in it."""
+    decode: str = "dynamic"
+    """How the sampler decodes: dynamic (finished rows leave the batch), static, or cuda_graph (static, on a GPU)."""
     beta: float = 0.1
     """Weight of the KL to the parent checkpoint (paper: 0.1). 0: no reference model is kept."""
     kl_estimator: str = "k3"
@@ -74,6 +79,7 @@ class GrpoSettings:
     def __post_init__(self) -> None:
         """Check values and combinations; the message names the key and the remedy."""
         _among("grpo.loss_type", self.loss_type, LOSS_TYPES)
+        _among("grpo.decode", self.decode, DECODE)
         _among("grpo.kl_estimator", self.kl_estimator, KL_ESTIMATORS)
         _among("grpo.scale_rewards", self.scale_rewards, SCALE_REWARDS)
         _among("grpo.importance_sampling_level", self.importance_sampling_level, IMPORTANCE_SAMPLING_LEVELS)
@@ -89,6 +95,8 @@ class GrpoSettings:
             raise ValueError(f"grpo.temperature={self.temperature} must be above 0: greedy groups have no variance")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"grpo.top_p={self.top_p} must be in (0, 1]")
+        if not all(self.stop):
+            raise ValueError("grpo.stop has an empty text: every completion would end at once")
         if self.loss_type == "cispo" and self.epsilon_high is None:
             raise ValueError("grpo.loss_type=cispo needs grpo.epsilon_high, the largest ratio itself, for example 5.0")
         for task, rewards in self.task_rewards.items():

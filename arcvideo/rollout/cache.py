@@ -1,4 +1,4 @@
-"""A key-value cache whose rows can be forked and dropped, and which is written in place instead of concatenated.
+"""A key-value cache that is written in place instead of concatenated.
 
 Shapes: R rows, H key-value heads, N cached tokens, D head width.
 """
@@ -39,11 +39,6 @@ class RowsLayer(DynamicLayer):
         self._expose()
         return self._keys[:, :, :end], self._values[:, :, :end]
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop all rows but these."""
-        self._keys, self._values = self._keys[rows], self._values[rows]
-        self._expose()
-
 
 def _with_room(states: Tensor, *, room: int) -> Tensor:
     rows, heads, length, width = states.shape
@@ -55,17 +50,10 @@ def _with_room(states: Tensor, *, room: int) -> Tensor:
 def fork(cache: Cache, *, rows: Tensor, room: int) -> Cache:
     """A cache whose row i is a copy of row `rows[i]`, with room for `room` more tokens.
 
-    TODO: copies the prompt for every row; sharing it by reference needs attention over two caches (design 5.3).
+    For several questions about one clip; the completions of a question share its row by reference (`ForkedCache`).
     """
     layers: list[Any] = [
         RowsLayer(keys=layer.keys[rows], values=layer.values[rows], room=room)  # type: ignore[union-attr, index]
         for layer in cache.layers
     ]
     return Cache(layers=layers)
-
-
-def keep_rows(cache: Cache, *, rows: Tensor) -> None:
-    """Drop all rows but these from a forked cache."""
-    for layer in cache.layers:
-        assert isinstance(layer, RowsLayer)
-        layer.keep(rows)

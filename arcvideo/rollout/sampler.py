@@ -1,11 +1,13 @@
 """The in-process sampler: decodes with the very model that is being trained or evaluated.
 
-A clip is encoded and prefilled once, a question once; the cache is forked to G rows; rows that finish leave the batch.
+A clip is encoded and prefilled once, a question once; its keys and values are shared by its G rows; rows that finish
+leave the batch.
 Shapes: B prompts, G generations, R = rows still being decoded, V vocabulary.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.cache_utils import Cache
 
 from arcvideo.data.prompts import Prompt
-from arcvideo.rollout.cache import fork, keep_rows
+from arcvideo.model.special import SPECIALS
 from arcvideo.rollout.draw import draw, filtered, uniforms
+from arcvideo.rollout.forked import ForkedCache
+from arcvideo.rollout.graph import GraphStep
 from arcvideo.rollout.groups import Completion, Group
 from arcvideo.rollout.prefill import prefill
 from arcvideo.rollout.settings import Sampling
@@ -26,11 +29,11 @@ from arcvideo.rollout.settings import Sampling
 STOP_STRINGS = ("<|endoftext|>", "<|eos|>")
 """Tokens that end a completion (spec 1.9)."""
 COMPACT_SHARE = 0.75
-"""The batch shrinks when fewer than this share of its rows is still unfinished; shrinking copies the cache."""
+"""The batch shrinks when fewer than this share of its rows is unfinished; shrinking copies the rows' own tokens."""
 
 
-class Sampler:
-    """Draws groups of completions from a model in this process."""
+class InProcessSampler:
+    """The `Sampler` that draws groups of completions from a model in this process."""
 
     def __init__(
         self,
@@ -52,6 +55,8 @@ class Sampler:
         self.tokenizer = tokenizer
         self.features = features
         self.weights = weights
+        self.seconds = {"prefill": 0.0, "decode": 0.0}
+        """Time spent since the start, for whoever wants to know where a rollout's time goes."""
         self.stop_ids = stop_ids(tokenizer)
         self.banned_ids = banned_ids(tokenizer, stop=self.stop_ids)
 
@@ -84,17 +89,25 @@ class Sampler:
     def _sample_batch(self, prompts: Sequence[Prompt], *, noise: Tensor, settings: Sampling) -> list[Group]:
         """Prefill B prompts, decode B * G rows; noise is (B, G, max_new_tokens)."""
         generations = noise.shape[1]
+        began = time.perf_counter()
         prefilled = prefill(self.model, prompts, features=self.features)
         rows = torch.arange(len(prompts), device=prefilled.logits.device).repeat_interleave(generations)
         state = _Decoding(
-            cache=fork(prefilled.cache, rows=rows, room=settings.max_new_tokens),
+            cache=ForkedCache(
+                prefilled.cache,
+                mask=prefilled.mask,
+                generations=generations,
+                room=settings.max_new_tokens,
+                static=settings.decode != "dynamic",
+            ),
             logits=prefilled.logits[rows],
-            mask=prefilled.mask[rows],
             next_positions=prefilled.mask.sum(dim=1)[rows],
             noise=noise.flatten(0, 1),
         )
         del prefilled
+        began = self._count("prefill", since=began)
         ids, logprobs, lengths, finished = self._decode(state, settings=settings)
+        self._count("decode", since=began)
         completions = [
             self._completion(
                 ids[row, : lengths[row]], logprobs=logprobs[row, : lengths[row]], finished=bool(finished[row])
@@ -105,6 +118,14 @@ class Sampler:
             Group(prompt=prompt, completions=tuple(completions[index * generations : (index + 1) * generations]))
             for index, prompt in enumerate(prompts)
         ]
+
+    def _count(self, name: str, *, since: float) -> float:
+        """Book the time since then; returns now."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds[name] += now - since
+        return now
 
     def _decode(self, state: _Decoding, *, settings: Sampling) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """ids and logprobs (rows, max_new_tokens), lengths and finished (rows,), all on CPU."""
@@ -123,28 +144,42 @@ class Sampler:
             logprobs[live[active], step] = logp[active]
             lengths[live[active]] = step + 1
             finished[live] |= torch.isin(tokens, stop)
+            for row in live[~finished[live]].tolist() if settings.stop else ():
+                finished[row] = self._says(ids[row, : step + 1], settings.stop)
             going = ~finished[live]
             if not bool(going.any()) or step + 1 == settings.max_new_tokens:
                 break
-            if going.float().mean() < COMPACT_SHARE:
+            if settings.decode == "dynamic" and going.float().mean() < COMPACT_SHARE:
                 keep = going.nonzero().squeeze(1)
-                keep_rows(state.cache, rows=keep)
-                state.mask, state.next_positions = state.mask[keep], state.next_positions[keep]
+                state.cache.keep(keep)
+                state.next_positions = state.next_positions[keep]
                 live, tokens = live[keep], tokens[keep]
-            self._advance(state, tokens=tokens)
+            self._advance(state, tokens=tokens, settings=settings)
         return ids.cpu(), logprobs.cpu(), lengths.cpu(), finished.cpu()
 
-    def _advance(self, state: _Decoding, *, tokens: Tensor) -> None:
+    def _says(self, ids: Tensor, stop: Sequence[str]) -> bool:
+        """Whether the end of a completion holds a stop string; a token has at least one byte, so few tokens do."""
+        tail = ids[-max(len(text.encode()) for text in stop) :].tolist()
+        said = self.tokenizer.decode(tail, skip_special_tokens=True)
+        return any(text in said for text in stop)
+
+    def _advance(self, state: _Decoding, *, tokens: Tensor, settings: Sampling) -> None:
         """Feed one token per row; afterwards state.logits belong to the next one."""
-        state.mask = torch.cat([state.mask, torch.ones_like(state.mask[:, :1])], dim=1)
+        if settings.decode == "cuda_graph" and state.graph is None:
+            state.graph = GraphStep(self.model, cache=state.cache, rows=len(tokens))
+        step = state.graph or self._step
+        state.logits = step(tokens, state.next_positions, state.cache)
+        state.cache.advance()
+        state.next_positions = state.next_positions + 1
+
+    def _step(self, tokens: Tensor, positions: Tensor, cache: ForkedCache) -> Tensor:
+        """(R, V) float32 logits behind one more token a row."""
         output = self.model(
             input_ids=tokens[:, None],
-            position_ids=state.next_positions[:, None, None].expand(-1, 4, 1),  # a text token: same on all axes
-            attention_mask=state.mask.long(),
-            past_key_values=state.cache,
+            position_ids=positions[:, None, None].expand(-1, 4, 1),  # a text token: same on all axes
+            past_key_values=cache,
         )
-        state.next_positions = state.next_positions + 1
-        state.logits = output.logits[:, -1].float()
+        return output.logits[:, -1].float()
 
     def _completion(self, ids: Tensor, *, logprobs: Tensor, finished: bool) -> Completion:
         text = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
@@ -155,15 +190,15 @@ class Sampler:
 class _Decoding:
     """What changes from token to token."""
 
-    cache: Cache
+    cache: ForkedCache
     logits: Tensor
     """(R, V) float32 of the token to draw."""
-    mask: Tensor
-    """(R, cached tokens) bool."""
     next_positions: Tensor
     """(R,) int64: position of the token to draw, the number of real tokens before it."""
     noise: Tensor
     """(all rows, max_new_tokens) float64 on CPU, never compacted."""
+    graph: GraphStep | None = None
+    """The captured step, once there is one."""
 
 
 def _choose(logits: Tensor, *, noise: Tensor, banned: Tensor, settings: Sampling) -> tuple[Tensor, Tensor]:
@@ -205,4 +240,6 @@ def stop_ids(tokenizer: Any) -> frozenset[int]:
 def banned_ids(tokenizer: Any, *, stop: frozenset[int]) -> frozenset[int]:
     """Special ids that are never sampled: a sampled image token would be read as a place for media."""
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(special | set(tokenizer.all_special_ids)) - stop
+    known = tokenizer.get_vocab()
+    media = {known[name] for name in SPECIALS.values() if name in known}  # whether or not they are marked special
+    return frozenset(special | media | set(tokenizer.all_special_ids)) - stop

@@ -27,7 +27,7 @@ from arcvideo.rollout.log import RolloutLog
 from arcvideo.rollout.reference import frozen_copy
 from arcvideo.rollout.rewards.loading import load_reward
 from arcvideo.rollout.rewards.score import Scores, score
-from arcvideo.rollout.sampler import Sampler
+from arcvideo.rollout.sampler import InProcessSampler
 from arcvideo.rollout.settings import grpo_sampling
 from arcvideo.tasks import TASKS
 from arcvideo.types import Batch
@@ -106,7 +106,7 @@ class RolloutSource:
             if task not in TASKS:
                 raise ValueError(f"grpo.task_rewards or task_weights names task {task!r}; there are {', '.join(TASKS)}")
         self.source, self.engine, self.settings, self.seed, self.features = source, engine, settings, seed, features
-        self._sampler = Sampler(engine.model, tokenizer=tokenizer, features=features)
+        self._sampler = InProcessSampler(engine.model, tokenizer=tokenizer, features=features)
         self._sampling = grpo_sampling(settings)
         self._special = special_ids(tokenizer)
         self._log = RolloutLog(log, count=settings.log_completions)

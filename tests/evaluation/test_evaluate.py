@@ -62,7 +62,7 @@ class Oracle:
 def test_a_perfect_model_scores_perfectly_and_chance_is_what_guessing_gives(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(evaluation, "Sampler", Oracle)
+    monkeypatch.setattr(evaluation, "InProcessSampler", Oracle)
     model = make_model()
     found = evaluate(
         model, held_out(instruction="mcq"), tokenizer=tokenizer(), settings=SMALL, output=tmp_path / "predictions.jsonl"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.lineage.identity import config_diff, diff_text, digest_of, folder_digest, identity
+from arcvideo.lineage.identity import config_diff, diff_text, digest_of, folder_digest, identity, relevant
 from arcvideo.lineage.manifest import Manifest, finished, read_manifest, write_manifest
 from arcvideo.lineage.parents import resolve_parent
 
@@ -132,3 +132,12 @@ def test_lineage_and_settings_do_not_import_torch() -> None:
 
 def test_digests_do_not_depend_on_key_order() -> None:
     assert digest_of({"a": 1, "b": [2]}) == digest_of({"b": [2], "a": 1})
+
+
+def test_where_frames_are_cached_does_not_matter_but_that_they_are_does() -> None:
+    def kept(path: str | None, quality: int = 90) -> object:
+        cache = {"path": path, "quality": quality, "max_gib": 1.0}
+        return relevant({"data": {"frame_cache": cache, "limits": {"max_pixels": 5}}})
+
+    assert kept("/a") == kept("/b")
+    assert len({str(kept(None)), str(kept("/a")), str(kept("/a", 80))}) == 3
