@@ -21,7 +21,7 @@ IRRELEVANT_WITHIN = {
         "log_every", "save_every", "keep_last", "hang_seconds", "liveness", "liveness_scan", "skip_budget",
         "verify_resume",
     ),
-    "data": ("workers", "prefetch_steps", "quarantine"),
+    "data": ("workers", "prefetch_steps", "quarantine", "shard_cache"),
     "engine": ("zero_optimization",),
     "model": ("checkpoint_layers",),
     "grpo": ("log_completions", "max_logprob_gap"),
