@@ -107,7 +107,7 @@ def _find_shards(config: RunConfig) -> None:
         wanted["evaluation"] = config.evaluation.shards
     for key, shards in wanted.items():
         try:
-            expand_shards(shards)
+            expand_shards(shards, cache=config.data.shard_cache, fetch=False)
         except ValueError as error:
             remedy = "set data_dir or the key, or make TinyShorts with `python -m arcvideo.synthetic --out DIR`"
             raise ValueError(f"{key}.{error}; {remedy}") from None

@@ -23,6 +23,7 @@ from arcvideo.data.settings import STYLES, WORDINGS, MediaLayout
 from arcvideo.media.clip import read_clip
 from arcvideo.media.errors import MediaError
 from arcvideo.media.read import media_digest
+from arcvideo.media.settings import ShardCacheSettings
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,7 +37,8 @@ def parser() -> argparse.ArgumentParser:
         ("inspect", _inspect, "show a clip as the model will see it"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("shards", nargs="+", help="tar files, {000..011} braces or * globs")
+        command.add_argument("shards", nargs="+", help="tar files or URLs of them, {000..011} braces or * globs")
+        command.add_argument("--cache", help="folder for copies of remote shards")
         command.set_defaults(run=run)
         if name == "index":
             command.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -64,7 +66,8 @@ def _add_view(command: argparse.ArgumentParser) -> None:
 
 
 def _open(options: argparse.Namespace, *, workers: int = 1) -> list[ShardIndex]:
-    paths = [path for pattern in options.shards for path in expand_shards(pattern)]
+    cache = ShardCacheSettings(path=options.cache)
+    paths = [path for pattern in options.shards for path in expand_shards(pattern, cache=cache)]
     return ensure_indexes(paths, workers=workers)
 
 

@@ -112,7 +112,8 @@ def open_mixture(
     tables = []
     for name, source in settings.sources.items():
         try:
-            indexes = ensure_indexes(expand_shards(source.shards), workers=index_workers, progress=progress)
+            shards = expand_shards(source.shards, cache=settings.shard_cache)
+            indexes = ensure_indexes(shards, workers=index_workers, progress=progress)
             lengths = all_lengths(
                 indexes, tokenizer=tokenizer, style=source.style, wording=settings.wording, progress=progress
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from arcvideo.media.settings import FrameCacheSettings, MediaLimits
+from arcvideo.media.settings import FrameCacheSettings, MediaLimits, ShardCacheSettings
 
 STYLES = ("plain", "think", "draft")
 LENGTH_WEIGHTINGS = ("token", "sqrt", "sample")
@@ -62,7 +62,7 @@ class SourceSettings:
     """One weighted source of a mixture."""
 
     shards: str = ""
-    """Tar files: a path with {000..011} braces or * globs."""
+    """Tar files: a path or URL with {000..011} braces, or a path with * globs."""
     weight: float = 1.0
     """With data.unit=epochs, how many times an epoch passes over this source: 0.5 takes half of its clips, 2.0 takes
     each twice. With data.unit=tokens, its share of the tokens, relative to the other weights."""
@@ -143,6 +143,8 @@ class DataSettings:
     """What one file may cost; deadline and memory bind the decoding processes (workers > 0)."""
     frame_cache: FrameCacheSettings = field(default_factory=FrameCacheSettings)
     """Decoded frames kept on disk."""
+    shard_cache: ShardCacheSettings = field(default_factory=ShardCacheSettings)
+    """Copies of remote shards on disk."""
     quarantine: QuarantineSettings = field(default_factory=QuarantineSettings)
     """How much damage is tolerated in each source."""
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -104,6 +104,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def url_schemes() -> list[str]:
+    """The schemes of URLs that webdataset opens without running what the URL says."""
+    from webdataset.gopen import gopen_schemes
+
+    return sorted(set(gopen_schemes) - {"__default__", "pipe", "file"})
+
+
+def open_url(url: str) -> IO[bytes]:
+    """A remote file as webdataset opens it; reading or closing raises OSError when it did not arrive whole."""
+    from webdataset.gopen import gopen
+
+    stream: IO[bytes] = gopen(url)
+    return stream
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ IRRELEVANT_WITHIN = {
         "log_every", "save_every", "keep_last", "keep_every", "save_failures", "hang_seconds", "peak_tflops",
         "liveness", "liveness_scan", "liveness_every", "skip_budget", "verify_resume",
     ),
-    "data": ("workers", "prefetch_steps", "quarantine", "limits"),
+    "data": ("workers", "prefetch_steps", "quarantine", "limits", "shard_cache"),
     "engine": ("zero_optimization",),
     "model": ("checkpoint_layers",),
     "grpo": ("log_completions", "max_logprob_gap"),

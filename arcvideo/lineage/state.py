@@ -14,6 +14,7 @@ from arcvideo.data.mixture import content_digest
 from arcvideo.lineage.code import code_diff, evaluation_code, training_code
 from arcvideo.lineage.identity import config_diff, diff_text, evaluation_digest, identity, relevant
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, finished
+from arcvideo.media.settings import ShardCacheSettings
 
 STARTED_NAME = "started.json"
 """What a stage set out to do, written before its first step: so that a stopped run, too, can say what has changed."""
@@ -74,7 +75,7 @@ def wanted(config: Mapping[str, Any], *, parent: str) -> Wanted:
         stage=stage["name"],
         config=dict(config),
         parent=parent,
-        data=_data_digest(config["data"]["sources"]),
+        data=_data_digest(config["data"]),
         code=training_code(objective=stage["objective"], rewards=rewards),
     )
 
@@ -134,12 +135,14 @@ def write_started(folder: Path, *, asked: Wanted) -> None:
     temporary.replace(folder / STARTED_NAME)
 
 
-def _data_digest(sources: Mapping[str, Mapping[str, Any]]) -> str | None:
+def _data_digest(data: Mapping[str, Any]) -> str | None:
     """Digest of all sources from their indexes; None when one is missing or stale."""
+    cache = ShardCacheSettings(**data.get("shard_cache", {}))
     found: list[tuple[str, Sequence[Any]]] = []
-    for name, source in sources.items():
+    for name, source in data["sources"].items():
         try:
-            indexes = [open_index(shard) for shard in expand_shards(source["shards"])]
+            shards = expand_shards(source["shards"], cache=cache, fetch=False)
+            indexes = [open_index(shard) for shard in shards]
         except ValueError:
             return None
         if any(index is None for index in indexes):

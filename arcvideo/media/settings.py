@@ -58,3 +58,17 @@ class FrameCacheSettings:
     def __post_init__(self) -> None:
         if self.max_gib <= 0 or not 1 <= self.quality <= 100:
             raise ValueError("data.frame_cache: max_gib must be above 0 and quality in 1..100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardCacheSettings:
+    """Where copies of remote shards are kept."""
+
+    path: str | None = None
+    """Folder, best on a local disk; null refuses URLs. Runs, ranks and workers may share it."""
+    max_gib: float = 200.0
+    """Size of the shards in it; the longest unused go first, and never one that a living process reads."""
+
+    def __post_init__(self) -> None:
+        if self.max_gib <= 0:
+            raise ValueError(f"data.shard_cache.max_gib={self.max_gib}: must be above 0")
