@@ -43,6 +43,7 @@ NEIGHBOURS = {
     ("recipe", "compose"): {"*"},
     ("sweep", "compose"): {"*"},
     ("pipeline", "recipe"): {"*"},
+    ("preflight", "recipe"): {"*"},
     ("train", "sweep"): {"*"},
     ("train", "stage"): {"*"},  # train checks settings before torch is imported, stage does the work
 }
