@@ -347,9 +347,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _preflight(own: dict[str, str], *, extra: Sequence[str]) -> int:
     if "recipe" not in own:
         raise ValueError("name one recipe: python -m arcvideo.preflight recipe=tiny_shorts")
+    device = own.get("device", "h200").lower()
     machine = Machine(
-        device=own.get("device", "h200").lower(),
-        gpus=int(own.get("gpus", "8")),
+        device=device,
+        gpus=int(own.get("gpus", "1" if device == "cpu" else "8")),
         utilization=float(own.get("utilization", "0.4")),
     )
     if machine.device not in (*GPU_MEMORY, "cpu") or machine.gpus < 1 or not 0 < machine.utilization <= 1:
@@ -371,6 +372,8 @@ def _preflight(own: dict[str, str], *, extra: Sequence[str]) -> int:
             found.append(one)
             problems += misfits(stage.config, found=one, machine=machine, gpu_gib=gpu, host_gib=host)
     print(table(found, machine=machine))
+    if any(stage.name in wanted and stage.config.stage.objective == "grpo" for stage in stages):
+        print("Not counted for grpo: keys and values of decoding, and whole weights gathered for it under ZeRO 3.")
     for problem in problems:
         print(f"does not fit: {problem}")
     return 2 if problems else 0
