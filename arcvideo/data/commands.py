@@ -20,6 +20,7 @@ from arcvideo.data.inspection import View, describe, look, picture, view_table
 from arcvideo.data.members import Problem, expand_shards
 from arcvideo.data.pack import best_fit
 from arcvideo.data.settings import STYLES, WORDINGS, MediaLayout
+from arcvideo.data.transcribe import add_transcribe
 from arcvideo.media.clip import read_clip
 from arcvideo.media.errors import MediaError
 from arcvideo.media.read import media_digest
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--token-budget", type=int, default=2048)
             command.add_argument("--plot", type=Path, help="also draw it, into this PNG file")
     add_import(commands)
+    add_transcribe(commands)
     return top
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,6 +81,34 @@ def mel_chunks(waveform: Tensor, *, mel_bins: int, chunk_samples: int, chunks: i
     padded = _resized(waveform, samples=count * chunk_samples)
     # One call per chunk: the clamp to (maximum - 8) is per chunk in the released feature extractor.
     return torch.stack([log_mel_spectrogram(chunk, n_mels=mel_bins) for chunk in padded.split(chunk_samples)])
+
+
+class Whisper:
+    """Speech recognition by openai-whisper, from a local checkpoint."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        """Loads the weights.
+
+        Raises:
+            ValueError: no checkpoint of openai-whisper.
+        """
+        from whisper import load_model  # slow to import
+
+        try:
+            if not checkpoint.is_file():
+                raise FileNotFoundError("no such file")
+            self._model = load_model(str(checkpoint))
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{checkpoint}: no checkpoint of openai-whisper: {error}") from error
+
+    def segments(self, waveform: Tensor) -> list[dict[str, Any]]:
+        """`{"start", "end", "text"}` of each stretch of speech in (N,) float32 at 16 kHz; seconds, greedy decoding."""
+        found = self._model.transcribe(waveform.float(), temperature=0.0, fp16=self._model.device.type == "cuda")
+        return [
+            {"start": round(float(part["start"]), 2), "end": round(float(part["end"]), 2), "text": text}
+            for part in found["segments"]
+            if (text := part["text"].replace("\ufffd", "").strip())
+        ]
 
 
 def _at_least_a_second(waveform: Tensor) -> Tensor:
