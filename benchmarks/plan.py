@@ -28,7 +28,8 @@ BUDGET, RANKS, SAMPLES, LATE = 32_768, 8, 1_000_000, 900_000
 
 
 def synthetic(clips: int) -> SourceTable:
-    """A table without shards, one item a clip."""
+    """A realistic mix of lengths at the sizes of the released model, as a table without shards: 55 % videos of about
+    35 seconds, 20 % stills, 25 % text, one item each."""
     kind, normal = uniforms(clips, "kind"), uniforms(4 * clips, "normal").reshape(4, -1).sum(axis=0) * 3**0.5 - 12**0.5
     seconds = np.exp(np.log(35) + 0.7 * normal)
     frames = np.select([kind < 0.55, kind < 0.75], [frame_counts(seconds, max_frames=150), 1], 0)

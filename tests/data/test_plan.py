@@ -19,6 +19,7 @@ from arcvideo.data.shards import Record, write_shards
 from arcvideo.data.shares import mixture_report, realised, with_passes
 from arcvideo.flops import Segment, decoder_flops, media_flops
 from arcvideo.model.settings import ModelSettings, TextSettings
+from benchmarks.plan import synthetic
 from tests.data.build import LAYOUT, tokenizer
 
 
@@ -195,36 +196,6 @@ def test_best_fit_respects_the_budget_and_fills() -> None:
     assert sorted(chain.from_iterable(packs)) == list(range(3000))
     assert max(lengths[pack].sum() for pack in packs) <= 2048
     assert lengths.sum() / (len(packs) * 2048) > 0.995
-
-
-def synthetic(clips: int) -> SourceTable:
-    """A realistic mix of lengths at the sizes of the released model, as a table without shards: 55 % videos of about
-    35 seconds, 20 % stills, 25 % text, one item each."""
-    kind, normal = uniforms(clips, "kind"), uniforms(4 * clips, "normal").reshape(4, -1).sum(axis=0) * 3**0.5 - 12**0.5
-    seconds = np.exp(np.log(35) + 0.7 * normal)
-    frames = np.select([kind < 0.55, kind < 0.75], [frame_counts(seconds, max_frames=150), 1], 0)
-    branch = (20 + 500 * uniforms(clips, "text") ** 2).astype(np.int64)
-    return SourceTable(
-        name="synthetic",
-        settings=SourceSettings(),
-        indexes=(),
-        clip_shard=np.zeros(clips, dtype=np.int64),
-        clip_row=np.arange(clips),
-        frames=frames,
-        media_tokens=np.where(frames > 0, 2 + 114 * frames, 0),
-        both=frames > 1,
-        item_start=np.arange(clips + 1),
-        item_row=np.arange(clips),
-        item_task=np.zeros(clips, dtype=np.int64),
-        item_weight=np.ones(clips),
-        item_before=np.full(clips, 30),
-        item_branch=branch,
-        item_group=np.zeros(clips, dtype=np.int64),
-        tasks=("caption",),
-        quarantined=(),
-        dropped=0,
-        passes=1.0,
-    )
 
 
 @pytest.mark.parametrize("packs_per_step", [8, 64])
