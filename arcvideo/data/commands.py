@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
             _add_view(command)
         if name == "inspect":
             command.add_argument("--key", help="record key; default: the first")
+            command.add_argument("--ids", action="store_true", help="token ids instead of text")
             command.add_argument("--image", type=Path, help="draw frames and spectrogram too: a .png file or a folder")
         if name == "stats":
             command.add_argument("--token-budget", type=int, default=2048)
@@ -192,6 +193,7 @@ def _view(options: argparse.Namespace, index: ShardIndex) -> View:
         style=options.style,
         wording=options.wording,
         colour=sys.stdout.isatty(),
+        ids=getattr(options, "ids", False),
     )
 
 
