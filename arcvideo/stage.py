@@ -28,6 +28,7 @@ from arcvideo.objectives import load_objective
 from arcvideo.objectives.settings import NextTokenSettings
 from arcvideo.processing import ArcVideoProcessor
 from arcvideo.runner.engine import Engine
+from arcvideo.runner.metrics import Artifact, record_lineage
 from arcvideo.runner.protocols import RunResult
 from arcvideo.runner.ranks import World, barrier, join
 from arcvideo.runner.runner import Runner
@@ -116,6 +117,12 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
             evaluation=asked.evaluation,
         )
         write_manifest(manifest, folder=folder)
+        made = Artifact(name=config.stage.name, kind="model", identity=own, path=export)
+        read = [
+            Artifact(name=config.stage.parent, kind="model", identity=parent.identity, path=parent.path),
+            Artifact(name="data", kind="dataset", identity=source.digest),
+        ]
+        record_lineage(made, used=read, settings=config.logger, folder=folder, run_id=result.wandb_id)
     barrier(world=world)
     return metrics[config.evaluation.optimize]["value"] if config.evaluation.optimize in metrics else None
 
@@ -228,7 +235,7 @@ def _train(
         folder=room.folder,
         identity=own,
         logger=config.logger,
-        name=config.stage.name,
+        name=f"{config.stage.name}-{own[:8]}",
         config=plain_dict(config),
         forward_extra={"features": room.features},
     ).run()
