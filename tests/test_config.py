@@ -142,7 +142,7 @@ REFUSALS: list[tuple[str, list[str]]] = [
     ("logger.wandb=on", ["logger.wandb", "offline"]),
     ("data.wording=long", ["data.wording", "arc, brief"]),
     ("data.token_budget=0", ["data.token_budget=0", "at least 1"]),
-    ("data.over_budget=fewer_frames", ["data.over_budget", "drop"]),
+    ("data.over_budget=cut", ["data.over_budget", "drop", "error", "fewer_frames"]),
     ("data.sources.tiny_shorts.style=poem", ["style='poem'", "plain, think"]),
     ("evaluation.metrics=[rouge]", ["evaluation.metrics", "rouge", "mcq_accuracy"]),
     ("evaluation.items=-1", ["evaluation.items=-1", "at least 0"]),
