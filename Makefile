@@ -8,7 +8,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: bench-data help check test test-all demo clean format bench-model
+.PHONY: torture bench-data help check test test-all demo clean format bench-model
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ test-all: $(VENV)/ready  ## The test suite with the slow tests
 
 bench-data: $(VENV)/ready  ## Decoding and batching against a straightforward pipeline
 	$(BIN)/python -m benchmarks.data
+
+torture: $(VENV)/ready  ## Kill a run 200 times at random instants; nothing may be lost
+	$(BIN)/python -m tests.runner.torture --kills 200
 
 check: $(VENV)/ready  ## Format, lint and types
 	$(BIN)/ruff format --check arcvideo tests

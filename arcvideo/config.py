@@ -93,6 +93,8 @@ class RunConfig:
     """Train unfinished parent stages first, with this run's model, data set, engine and folders; sweeps do so."""
     threads: int = 0
     """CPU threads for torch in each process; 0 leaves torch's choice."""
+    verify_resume: int = 0
+    """Do not train the stage but prove on its first so many steps that a resumed run has the bits of a straight one."""
 
     @property
     def stage_dir(self) -> Path:
@@ -141,6 +143,8 @@ def _problems(config: RunConfig) -> Iterator[str]:
         logger=config.logger,
         engine=config.engine,
     )
+    if config.verify_resume and not 2 <= config.verify_resume <= config.runner.steps:
+        yield f"verify_resume={config.verify_resume} must be 0, or between 2 and runner.steps={config.runner.steps}"
     try:
         _ = config.layout
     except ValueError as error:

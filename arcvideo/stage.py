@@ -20,7 +20,7 @@ from arcvideo.evaluation.evaluate import evaluate
 from arcvideo.lineage.identity import config_diff
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, read_manifest, write_manifest
 from arcvideo.lineage.parents import Parent
-from arcvideo.lineage.state import wanted, write_started
+from arcvideo.lineage.state import Wanted, wanted, write_started
 from arcvideo.model.features import FeatureStore, tower_digest
 from arcvideo.model.loading import load_model, save_model
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
@@ -49,14 +49,22 @@ class _Room:
     folder: Path
 
 
-def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
-    """Train, evaluate, export and prove one stage; returns the metric that sweeps optimise.
+@dataclass(frozen=True, kw_only=True)
+class _Setup:
+    """What a stage trains, on what, as what."""
+
+    room: _Room
+    model: ArcVideoForConditionalGeneration
+    source: Source
+    asked: Wanted
+
+
+def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
+    """Everything before the first step.
 
     Raises:
         ValueError: settings, data or weights that cannot work together.
-        Preempted: a signal asked to stop; a checkpoint is written (exit status 85).
     """
-    began = time.monotonic()
     if config.threads:
         torch.set_num_threads(config.threads)
     world = join()
@@ -79,9 +87,33 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
     source = _source(config.data, room=room, supervised=config.stage.objective == "next_token")
     # Once: an edit during the run must not make the manifest name another code than the identity.
     asked = replace(wanted(plain_dict(config), parent=parent.identity), data=source.digest)
-    own = str(asked.identity)
     if world.first:
         write_started(folder, asked=asked)
+    return _Setup(room=room, model=model, source=source, asked=asked)
+
+
+def rehearse(config: RunConfig, *, parent: Parent, until: int) -> None:
+    """Train the stage until a step and leave its checkpoint and metrics; no evaluation, no export, no manifest.
+
+    Raises:
+        ValueError: settings, data or weights that cannot work together.
+    """
+    ready = _setup(config, parent=parent)
+    _train(ready.model, source=ready.source, own=str(ready.asked.identity), room=ready.room, until=until)
+    ready.source.close()
+
+
+def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
+    """Train, evaluate, export and prove one stage; returns the metric that sweeps optimise.
+
+    Raises:
+        ValueError: settings, data or weights that cannot work together.
+        Preempted: a signal asked to stop; a checkpoint is written (exit status 85).
+    """
+    began = time.monotonic()
+    ready = _setup(config, parent=parent)
+    room, model, source, asked = ready.room, ready.model, ready.source, ready.asked
+    world, folder, own = room.world, room.folder, str(asked.identity)
     still = [name for name in MODULES if name not in config.stage.train]
     frozen = frozen_hashes(model, frozen=still)
     model, result = _train(model, source=source, own=own, room=room)
@@ -223,7 +255,7 @@ def _source(settings: DataSettings, *, room: _Room, supervised: bool, name: str 
 
 
 def _train(
-    model: ArcVideoForConditionalGeneration, *, source: Source, own: str, room: _Room
+    model: ArcVideoForConditionalGeneration, *, source: Source, own: str, room: _Room, until: int | None = None
 ) -> tuple[ArcVideoForConditionalGeneration, RunResult]:
     """The Runner's part: the trained model, whole again, and what happened."""
     config = room.config
@@ -250,7 +282,7 @@ def _train(
         name=f"{config.stage.name}-{own[:8]}",
         config=plain_dict(config),
         forward_extra={"features": room.features},
-    ).run()
+    ).run(until=until)
     whole = engine.close()
     assert isinstance(whole, ArcVideoForConditionalGeneration)
     return whole, result

@@ -61,6 +61,10 @@ def _run(config: RunConfig) -> float | None:
     _find_shards(config)
     rank, ranks, job = launch()
     with alone_in(config.stage_dir) if rank == 0 else nullcontext():
+        if config.verify_resume:
+            from arcvideo.verify import verify_resume
+
+            sys.exit(0 if verify_resume(config, parent=parent) else 1)
         state = state_of(config.stage_dir, asked=wanted(plain_dict(config), parent=parent.identity))
         if ranks == 1:
             return _act(config, parent=parent, state=state, word=state.word)
@@ -118,6 +122,7 @@ Stages: audio_warmup, pretrain, sft, cold_start, grpo, final_sft.
 
   python -m arcvideo.train stage=sft --help                every setting of that stage
   python -m arcvideo.train stage=sft runner.steps=50       another length
+  python -m arcvideo.train stage=sft verify_resume=40      proves that a resumed run has the same bits
   python -m arcvideo.train -m stage=sft runner.seed=0,1,2  a sweep: parents are trained once, each job has its folder
   python -m arcvideo.train -m hydra/launcher=submitit_local stage=sft runner.seed=0,1,2   its jobs as processes"""
 
