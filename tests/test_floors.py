@@ -40,6 +40,8 @@ NEIGHBOURS = {
     ("synthetic", "tasks"): {"*"},
     ("synthetic", "model"): {"*"},  # makes the base weights
     ("evaluation", "rollout"): {"sampler", "settings"},  # one way to decode answers, for rewards and for metrics
+    ("rollout", "lineage"): {"parents"},  # rejection sampling says which weights it drew from
+    ("rollout", "processing"): {"*"},  # and asks as the checkpoint was trained
     ("recipe", "compose"): {"*"},
     ("sweep", "compose"): {"*"},
     ("pipeline", "recipe"): {"*"},
