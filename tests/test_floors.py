@@ -62,6 +62,7 @@ FRAMEWORKS = {
     "av": {"media/", "synthetic/encode.py"},
     "trl": {"rollout/"},
     "transformers": {"model/", "rollout/", "processing.py"},
+    "jinja2": {"report/page.py"},
     "yaml": {"recipe.py", "synthetic/base.py"},
 }
 """Framework -> the only places (files, or folders with a slash) that import it."""
