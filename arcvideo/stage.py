@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from arcvideo.processing import ArcVideoProcessor
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.metrics import Artifact, record_lineage
 from arcvideo.runner.optimizer import peak_lrs
-from arcvideo.runner.protocols import RunResult
+from arcvideo.runner.protocols import Counts, RunResult
 from arcvideo.runner.ranks import World, barrier, join
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import MODULES
@@ -101,6 +102,8 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
         adapters.merge()
     source.close()
     mixture = _mixture(source, steps=result.steps, config=config)
+    for name, row in _books(result.counts, sources=mixture).items():
+        mixture[name]["books"] = row
     if world.first:
         print(mixture_text(mixture), flush=True)
     metrics = _evaluate(model, room=room)
@@ -143,6 +146,15 @@ def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict
         return source.mixture(steps)
     rollouts = -(-steps // config.grpo.num_iterations)
     return source.mixture(rollouts, count=config.grpo.num_prompts)
+
+
+def _books(counts: Counts, *, sources: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Items planned, seen and quarantined of each source, over all ranks and restarts; nothing is missing."""
+    kinds = ("planned", "seen", "quarantined")
+    books = {name: {kind: counts.get(kind, {}).get(name, 0) for kind in kinds} for name in sources}
+    for name, row in books.items():
+        assert row["planned"] == row["seen"] + row["quarantined"], f"data.sources.{name}: {row} do not add up"
+    return books
 
 
 def measure_stage(config: RunConfig, *, parent: Parent) -> float | None:
@@ -204,16 +216,16 @@ def _features(model: ArcVideoForConditionalGeneration, *, config: RunConfig) -> 
 
 
 def _source(settings: DataSettings, *, room: _Room, supervised: bool, name: str = "quarantine") -> Source:
-    rank, config = room.world.rank, room.config
+    config = room.config
     return Source(
         settings,
         layout=config.layout,
         tokenizer=room.tokenizer,
         seed=config.runner.seed,
-        rank=rank,
+        rank=room.world.rank,
         world=room.world.size,
         features=room.features,
-        quarantine_file=room.folder / (f"{name}.jsonl" if rank == 0 else f"{name}-{rank}.jsonl"),
+        quarantine_file=room.folder / f"{name}.jsonl",  # one for all ranks
         supervised=supervised,
         progress=room.world.first,
         cost=pack_cost(config.model, trained=config.stage.train, towers=room.features is None),
