@@ -21,6 +21,7 @@ from arcvideo.lineage.lock import agreed, alone_in, launch
 from arcvideo.lineage.manifest import read_manifest
 from arcvideo.lineage.parents import Parent, resolve_parent
 from arcvideo.lineage.state import State, state_of, wanted
+from arcvideo.runner.terminal import one_voice
 from arcvideo.sweep import SweepJob, report_sweep, sweep_folder, train_parents
 
 
@@ -35,7 +36,9 @@ def train(composed: DictConfig) -> float | None:
             config = job.config
         if config.train_parents:
             train_parents(config, overrides=list(hydra_now.overrides.task))
-        value = _run(config)
+        rank, ranks, launched = launch()
+        with one_voice(config.stage_dir, rank=rank, ranks=ranks, job=launched):
+            value = _run(config)
         if job is not None:
             job.done(value)
         return value
@@ -140,6 +143,8 @@ def main() -> None:
     ]
     problems = override_problems(words)
     if problems:
+        if launch()[0]:
+            sys.exit(1)  # rank 0 says it
         sys.exit("\n".join(f"error: {problem}" for problem in problems))
     folder = sweep_folder(words) if sweep and not {"--cfg", "--help", "--info"} & set(words) else None
     sys.argv[1:] = as_overrides(words) + ([f"hydra.sweep.dir={folder}"] if folder else [])
