@@ -47,8 +47,8 @@ class _Room:
     folder: Path
 
 
-def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
-    """Train, evaluate, export and prove one stage; returns the metric that sweeps optimise.
+def run_stage(config: RunConfig, *, parent: Parent) -> None:
+    """Train, evaluate, export and prove one stage.
 
     Raises:
         ValueError: settings, data or weights that cannot work together.
@@ -117,7 +117,6 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
         )
         write_manifest(manifest, folder=folder)
     barrier(world=world)
-    return metrics[config.evaluation.optimize]["value"] if config.evaluation.optimize in metrics else None
 
 
 def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict[str, Any]]:
@@ -128,12 +127,8 @@ def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict
     return source.mixture(rollouts, count=config.grpo.num_prompts)
 
 
-def measure_stage(config: RunConfig, *, parent: Parent) -> float | None:
-    """Evaluate a finished stage anew, because the evaluation has changed; nothing is trained.
-
-    Returns:
-        The metric that sweeps optimise.
-    """
+def measure_stage(config: RunConfig, *, parent: Parent) -> None:
+    """Evaluate a finished stage anew, because the evaluation has changed; nothing is trained."""
     if config.threads:
         torch.set_num_threads(config.threads)
     world, folder = join(), config.stage_dir
@@ -160,7 +155,6 @@ def measure_stage(config: RunConfig, *, parent: Parent) -> float | None:
         )
         write_manifest(new, folder=folder)
     barrier(world=world)
-    return metrics[config.evaluation.optimize]["value"] if config.evaluation.optimize in metrics else None
 
 
 def _fits(model: ArcVideoForConditionalGeneration, *, config: RunConfig, parent: Parent) -> None:

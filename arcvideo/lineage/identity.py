@@ -11,7 +11,7 @@ from typing import Any
 
 IRRELEVANT = (
     "logger", "run_dir", "data_dir", "base", "parent", "output", "feature_cache", "threads", "evaluation",
-    "train_parents",
+    "train_parents", "parents",
 )  # fmt: skip
 """Settings that say where and how visibly a stage runs, not which weights come out; data and parent count by digest,
 an evaluation has a digest of its own."""
