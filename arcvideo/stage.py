@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from arcvideo.objectives import load_objective
 from arcvideo.objectives.settings import NextTokenSettings
 from arcvideo.processing import ArcVideoProcessor
 from arcvideo.runner.engine import Engine
-from arcvideo.runner.protocols import RunResult
+from arcvideo.runner.metrics import Artifact, record_lineage
+from arcvideo.runner.protocols import Counts, RunResult
 from arcvideo.runner.ranks import World, barrier, join
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import MODULES
@@ -85,6 +87,8 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
     model, result = _train(model, source=source, own=own, room=room)
     source.close()
     mixture = _mixture(source, steps=result.steps, config=config)
+    for name, row in _books(result.counts, sources=mixture).items():
+        mixture[name]["books"] = row
     if world.first:
         print(mixture_text(mixture), flush=True)
     metrics = _evaluate(model, room=room)
@@ -116,6 +120,12 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
             evaluation=asked.evaluation,
         )
         write_manifest(manifest, folder=folder)
+        made = Artifact(name=config.stage.name, kind="model", identity=own, path=export)
+        read = [
+            Artifact(name=config.stage.parent, kind="model", identity=parent.identity, path=parent.path),
+            Artifact(name="data", kind="dataset", identity=source.digest),
+        ]
+        record_lineage(made, used=read, settings=config.logger, folder=folder, run_id=result.wandb_id)
     barrier(world=world)
 
 
@@ -125,6 +135,15 @@ def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict
         return source.mixture(steps)
     rollouts = -(-steps // config.grpo.num_iterations)
     return source.mixture(rollouts, count=config.grpo.num_prompts)
+
+
+def _books(counts: Counts, *, sources: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Items planned, seen and quarantined of each source, over all ranks and restarts; nothing is missing."""
+    kinds = ("planned", "seen", "quarantined")
+    books = {name: {kind: counts.get(kind, {}).get(name, 0) for kind in kinds} for name in sources}
+    for name, row in books.items():
+        assert row["planned"] == row["seen"] + row["quarantined"], f"data.sources.{name}: {row} do not add up"
+    return books
 
 
 def measure_stage(config: RunConfig, *, parent: Parent) -> None:
@@ -181,16 +200,16 @@ def _features(model: ArcVideoForConditionalGeneration, *, config: RunConfig) -> 
 
 
 def _source(settings: DataSettings, *, room: _Room, supervised: bool, name: str = "quarantine") -> Source:
-    rank, config = room.world.rank, room.config
+    config = room.config
     return Source(
         settings,
         layout=config.layout,
         tokenizer=room.tokenizer,
         seed=config.runner.seed,
-        rank=rank,
+        rank=room.world.rank,
         world=room.world.size,
         features=room.features,
-        quarantine_file=room.folder / (f"{name}.jsonl" if rank == 0 else f"{name}-{rank}.jsonl"),
+        quarantine_file=room.folder / f"{name}.jsonl",  # one for all ranks
         supervised=supervised,
         progress=room.world.first,
         cost=pack_cost(config.model, trained=config.stage.train, towers=room.features is None),
@@ -222,7 +241,7 @@ def _train(
         folder=room.folder,
         identity=own,
         logger=config.logger,
-        name=config.stage.name,
+        name=f"{config.stage.name}-{own[:8]}",
         config=plain_dict(config),
         forward_extra={"features": room.features},
     ).run()

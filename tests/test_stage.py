@@ -126,6 +126,9 @@ def test_the_manifest_says_what_ran(sft: Finished) -> None:
     assert set(manifest.quarantined.values()) == {0}
     # Steps that the liveness proof looked at beforehand count once.
     assert sum(manifest.seen.values()) == items_of(sft)
+    books = [row["books"] for row in manifest.mixture.values()]
+    assert all(row["planned"] == row["seen"] + row["quarantined"] > 0 for row in books)
+    assert sum(row["seen"] for row in books) == sum(manifest.seen.values())
     assert set(manifest.liveness["gradients"]) == {"llm", "vision_projector", "audio_projector"}
     assert {kind.split("/")[0] for kind in manifest.liveness["moved"]} == {"audio", "video"}
 

@@ -19,6 +19,7 @@ from arcvideo.data.index import ShardIndex, ensure_indexes
 from arcvideo.data.inspection import View, describe, look, picture, view_table
 from arcvideo.data.members import Problem, expand_shards
 from arcvideo.data.pack import best_fit
+from arcvideo.data.repeated import repeated_keys
 from arcvideo.data.settings import STYLES, WORDINGS, MediaLayout
 from arcvideo.data.transcribe import add_transcribe
 from arcvideo.media.clip import read_clip
@@ -82,8 +83,11 @@ def _index(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    bad = 0
-    for index in _open(options):
+    indexes = _open(options)
+    repeated = list(repeated_keys(indexes).problems)
+    print_problems(repeated)
+    bad = len(repeated)
+    for index in indexes:
         problems = [*index.problems(), *_decoding_problems(index)]
         print(f"{index.shard}: {len(index.clips)} clips checked, {len(problems)} problems")
         print_problems(problems)

@@ -88,6 +88,7 @@ class Loader:
                 sample=sample,
                 source=self.table.name,
                 tags=self._tags(family.clip, item),
+                duration=self._seconds(family.clip) if rendered.media else None,
                 specials=special_ids(self.tokenizer),
             )
             for item, sample, branch in zip(family.items, rendered.samples, rendered.branches, strict=True)
@@ -107,6 +108,11 @@ class Loader:
     def _tags(self, clip: int, item: int) -> tuple[str, ...]:
         index = self.table.indexes[self.table.clip_shard[clip]]
         return tuple(index.tagsets[index.items[self.table.item_row[item]]["tagset"]])
+
+    def _seconds(self, clip: int) -> float:
+        """Length of the clip, from the index."""
+        table = self.table
+        return float(table.indexes[table.clip_shard[clip]].clips[table.clip_row[clip]]["duration"])
 
     def media(self, clip: int, *, modality: str = "both", seed: int = 0) -> Media:
         """What the towers read of a clip; from the feature store when it is there.

@@ -14,6 +14,7 @@ from arcvideo.data.index import ShardIndex, ensure_indexes
 from arcvideo.data.lengths import Lengths, all_lengths
 from arcvideo.data.members import Problem, expand_shards
 from arcvideo.data.render import media_length
+from arcvideo.data.repeated import repeated_keys
 from arcvideo.data.settings import DataSettings, MediaLayout, SourceSettings
 from arcvideo.tasks import TASKS
 
@@ -165,6 +166,8 @@ def _table(
     media_tokens = np.where(has_media, media_length(frames, layout=layout), 0)
     usable = {"both": np.ones(len(facts), bool), "video": facts["has_video"], "audio": has_sound}[source.modality]
     usable = usable & (np.arange(len(facts)) < (source.max_clips or len(facts)))
+    repeated = repeated_keys(indexes)
+    usable[repeated.clips] = False
     if source.fraction < 1:
         usable = usable & _sampled(indexes, fraction=source.fraction)
     columns = _columns(indexes, lengths, tasks=tasks, source=source, think_only=supervised and source.style != "plain")
@@ -181,7 +184,7 @@ def _table(
     task = columns.task[kept]
     same = np.unique(item_clip * len(tasks) + task, return_inverse=True, return_counts=True)
     weights = np.array([source.tasks.get(task_name, 1.0) for task_name in tasks])
-    problems = [problem for index in indexes for problem in index.problems()]
+    problems = [*(problem for index in indexes for problem in index.problems()), *repeated.problems]
     for index, part in zip(indexes, lengths, strict=True):
         problems += [replace(problem, shard=index.shard.name) for problem in part.problems]
     return SourceTable(
@@ -237,10 +240,10 @@ def _columns(
     parts, first_clip = [], 0
     wanted = np.array([source.tasks.get(task, 0.0 if source.tasks else 1.0) > 0 for task in tasks], dtype=bool)
     for number, (index, length) in enumerate(zip(indexes, lengths, strict=True)):
-        items = np.asarray(index.items)
+        items, counted = np.asarray(index.items), length.rows
         task = np.array([tasks.index(name) for name in index.tasks], dtype=np.int64)[items["task"]]
         tagged = np.array([set(source.tags) <= set(tags) for tags in index.tagsets], dtype=bool)[items["tagset"]]
-        keep = wanted[task] & tagged & (length.rows["branch"] > 0)
+        keep = wanted[task] & tagged & (counted["branch"] > 0)
         keep &= items["think"] | (not think_only)
         parts.append(
             _Columns(
@@ -248,9 +251,9 @@ def _columns(
                 row=np.arange(len(items)),
                 clip=items["clip"] + first_clip,
                 task=task,
-                before=length.rows["before"].astype(np.int64),
-                branch=length.rows["branch"].astype(np.int64),
-                group=length.rows["group"].astype(np.int64),
+                before=counted["before"].astype(np.int64),
+                branch=counted["branch"].astype(np.int64),
+                group=counted["group"].astype(np.int64),
                 media_tokens=np.zeros(len(items), dtype=np.int64),
                 keep=keep,
             )

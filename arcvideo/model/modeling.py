@@ -28,6 +28,7 @@ from arcvideo.model.media import Towers, tower_outputs
 from arcvideo.model.output import ArcVideoOutput, cross_entropy
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.vision import VisionModel
+from arcvideo.model.weights import check_fit
 from arcvideo.types import Media, Segments
 
 
@@ -83,13 +84,13 @@ class ArcVideoForConditionalGeneration(ArcVideoGenerationMixin, PreTrainedModel)
         Raises:
             ValueError: naming keys that are missing, unexpected or misshapen.
         """
-        from arcvideo.model.loading import check_fit
-
         directory = Path(str(pretrained_model_name_or_path)) / kwargs.get("subfolder", "")
         if directory.is_dir():
             if "config" not in kwargs and not (directory / "config.json").exists():
                 kwargs["config"] = ArcVideoConfig()
-            check_fit(directory, config=kwargs.get("config"))
+            config = kwargs.get("config") or ArcVideoConfig.from_pretrained(directory, local_files_only=True)
+            with torch.device("meta"):
+                check_fit(directory, state=cls(config).state_dict())
         model = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         loaded = model[0] if isinstance(model, tuple) else model
         # A generation_config.json may name one of them only.

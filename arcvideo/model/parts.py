@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.initialization import initialize
-from arcvideo.model.loading import HEAD, IGNORED, empty_model, load_config, save_model, tensors_of, weight_files
+from arcvideo.model.loading import empty_model, load_config, save_model
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import AudioSettings
 from arcvideo.model.tokenizer import load_tokenizer, save_tokenizer
+from arcvideo.model.weights import HEAD, IGNORED, tensors_of, weight_files
 
 NEW_MODULES = ("vision_model.perceive", "mlp2")
 """May be missing from the parts; any other module must come complete."""

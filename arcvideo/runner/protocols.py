@@ -56,6 +56,8 @@ class RunResult:
     """LivenessReport as a dict; empty when switched off."""
     counts: Counts = field(default_factory=dict)
     """Items over all ranks, and from before a resume too."""
+    wandb_id: str | None = None
+    """Of the W&B run; None without W&B."""
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:

@@ -143,6 +143,7 @@ class Runner:
             resumed_from=start,
             liveness=dataclasses.asdict(self._report) if self.settings.liveness else {},
             counts=summed(gather_json(self.source.state(), world=self.world)),
+            wandb_id=self._log.wandb_id,
         )
 
     # --- one step ---
