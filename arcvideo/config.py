@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arcvideo.data.settings import DataSettings, MediaLayout
 from arcvideo.evaluation.settings import EvaluationSettings
-from arcvideo.model.settings import ModelSettings
+from arcvideo.model.settings import LoraSettings, ModelSettings, lora_problems
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.runner.settings import (
     MODULES,
@@ -77,6 +77,8 @@ class RunConfig:
     """Read by stages whose objective is grpo."""
     logger: LoggerSettings
     """Where metrics go besides metrics.jsonl."""
+    lora: LoraSettings | None = None
+    """Adapters in place of whole matrices; null trains stage.train whole."""
     data_dir: str = "data"
     """Folder of the shards."""
     run_dir: str = "runs"
@@ -143,6 +145,7 @@ def _problems(config: RunConfig) -> Iterator[str]:
         logger=config.logger,
         engine=config.engine,
     )
+    yield from lora_problems(config.lora, train=config.stage.train, objective=config.stage.objective)
     try:
         _ = config.layout
     except ValueError as error:
@@ -204,6 +207,7 @@ def _known(kind: Any, path: Sequence[str]) -> bool:
     """Whether a dotted path leads to a field; free dictionaries accept any name below them."""
     if not path:
         return True
+    kind = _without_none(kind)
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         names = {entry.name for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -218,6 +222,12 @@ def _keys(kind: Any = RunConfig, prefix: str = "") -> Iterator[str]:
     for entry in dataclasses.fields(kind):
         name = f"{prefix}{entry.name}"
         yield name
-        inner = typing.get_type_hints(kind)[entry.name]
+        inner = _without_none(typing.get_type_hints(kind)[entry.name])
         if dataclasses.is_dataclass(inner):
             yield from _keys(inner, f"{name}.")
+
+
+def _without_none(kind: Any) -> Any:
+    """The type of a setting that may also be null."""
+    inner = [argument for argument in typing.get_args(kind) if argument is not type(None)]
+    return inner[0] if type(None) in typing.get_args(kind) and len(inner) == 1 else kind

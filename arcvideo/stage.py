@@ -23,6 +23,7 @@ from arcvideo.lineage.parents import Parent
 from arcvideo.lineage.state import wanted, write_started
 from arcvideo.model.features import FeatureStore, tower_digest
 from arcvideo.model.loading import load_model, save_model
+from arcvideo.model.lora import Adapters, add_adapters
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.tokenizer import load_tokenizer
 from arcvideo.objectives import load_objective
@@ -30,11 +31,19 @@ from arcvideo.objectives.settings import NextTokenSettings
 from arcvideo.processing import ArcVideoProcessor
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.metrics import Artifact, record_lineage
+from arcvideo.runner.optimizer import peak_lrs
 from arcvideo.runner.protocols import Counts, RunResult
 from arcvideo.runner.ranks import World, barrier, join
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import MODULES
-from arcvideo.runner.trainable import frozen_hashes, table_text, train_only, trainable_table
+from arcvideo.runner.trainable import (
+    PREFIXES,
+    frozen_hashes,
+    table_text,
+    train_only,
+    trainable_table,
+    trained_modules,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +74,10 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
     model = load_model(parent.path)
     _fits(model, config=config, parent=parent)
     model.adopt(config.model)
-    train_only(model, config.stage.train)
+    trained, adapters = _choose_trained(model, config=config, parent=parent)
+    lrs = peak_lrs(model.named_parameters(), settings=config.optimizer)
     if world.first:
-        print(table_text(trainable_table(model)), flush=True)
+        print(table_text(trainable_table(model, lrs=lrs)), flush=True)
     room = _Room(
         config=config,
         world=world,
@@ -82,9 +92,14 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
     own = str(asked.identity)
     if world.first:
         write_started(folder, asked=asked)
-    still = [name for name in MODULES if name not in config.stage.train]
+    still = [name for name in MODULES if name not in trained]
     frozen = frozen_hashes(model, frozen=still)
-    model, result = _train(model, source=source, own=own, room=room)
+    model, result = _train(model, source=source, own=own, room=room, trained=trained)
+    # What was frozen is told from what learned before the adapters go into the weights.
+    frozen_after, table = frozen_hashes(model, frozen=still), trainable_table(model, lrs=lrs)
+    if adapters is not None:
+        adapters.save(folder / "adapter" if world.first else None)
+        adapters.merge()
     source.close()
     mixture = _mixture(source, steps=result.steps, config=config)
     for name, row in _books(result.counts, sources=mixture).items():
@@ -110,8 +125,8 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
             quarantined={name: count["bad_samples"] for name, count in source.counts().items()},
             mixture=mixture,
             frozen_before=frozen,
-            frozen_after=frozen_hashes(model, frozen=still),
-            trainable=[asdict(row) for row in trainable_table(model)],
+            frozen_after=frozen_after,
+            trainable=[asdict(row) for row in table],
             liveness=result.liveness,
             steps=result.steps,
             skipped=result.skipped,
@@ -120,12 +135,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
             evaluation=asked.evaluation,
         )
         write_manifest(manifest, folder=folder)
-        made = Artifact(name=config.stage.name, kind="model", identity=own, path=export)
-        read = [
-            Artifact(name=config.stage.parent, kind="model", identity=parent.identity, path=parent.path),
-            Artifact(name="data", kind="dataset", identity=source.digest),
-        ]
-        record_lineage(made, used=read, settings=config.logger, folder=folder, run_id=result.wandb_id)
+        _record_lineage(manifest, room=room, wandb_id=result.wandb_id)
     barrier(world=world)
 
 
@@ -216,8 +226,34 @@ def _source(settings: DataSettings, *, room: _Room, supervised: bool, name: str 
     )
 
 
+def _choose_trained(
+    model: ArcVideoForConditionalGeneration, *, config: RunConfig, parent: Parent
+) -> tuple[list[str], Adapters | None]:
+    """Set what learns, whole or through adapters; the names of the modules that do, and the adapters."""
+    lora, adapters = config.lora, None
+    if lora is not None:
+        prefixes = [prefix for name in lora.modules for prefix in PREFIXES[name]]
+        adapters = add_adapters(
+            model, settings=lora, prefixes=prefixes, seed=config.runner.seed, parent=str(parent.path)
+        )
+    trained = trained_modules(config.stage.train, adapted=lora.modules if lora else ())
+    train_only(model, trained)
+    return trained, adapters
+
+
+def _record_lineage(manifest: Manifest, *, room: _Room, wandb_id: str | None) -> None:
+    """Tell W&B which artifacts the finished stage read and made."""
+    parent, stage = room.parent, room.config.stage
+    made = Artifact(name=stage.name, kind="model", identity=manifest.identity, path=room.folder / EXPORT_NAME)
+    read = [
+        Artifact(name=stage.parent, kind="model", identity=parent.identity, path=parent.path),
+        Artifact(name="data", kind="dataset", identity=manifest.data),
+    ]
+    record_lineage(made, used=read, settings=room.config.logger, folder=room.folder, run_id=wandb_id)
+
+
 def _train(
-    model: ArcVideoForConditionalGeneration, *, source: Source, own: str, room: _Room
+    model: ArcVideoForConditionalGeneration, *, source: Source, own: str, room: _Room, trained: list[str]
 ) -> tuple[ArcVideoForConditionalGeneration, RunResult]:
     """The Runner's part: the trained model, whole again, and what happened."""
     config = room.config
@@ -237,7 +273,7 @@ def _train(
         objective=objective(config.grpo if reinforced else NextTokenSettings()),
         settings=config.runner,
         schedule=config.schedule,
-        train=config.stage.train,
+        train=trained,
         folder=room.folder,
         identity=own,
         logger=config.logger,

@@ -57,6 +57,8 @@ def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
         kept[key] = {name: item for name, item in value.items() if name not in dropped} if dropped else value
     if kept.get("stage", {}).get("objective") != "grpo":
         kept.pop("grpo", None)
+    if kept.get("lora") is None:
+        kept.pop("lora", None)
     if "sources" in kept.get("data", {}):
         # Where the shards lie does not matter, their content counts as data.
         sources = kept["data"]["sources"].items()
