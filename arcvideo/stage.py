@@ -115,8 +115,8 @@ def rehearse(config: RunConfig, *, parent: Parent, until: int) -> None:
     ready.source.close()
 
 
-def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
-    """Train, evaluate, export and prove one stage; returns the metric that sweeps optimise.
+def run_stage(config: RunConfig, *, parent: Parent) -> None:
+    """Train, evaluate, export and prove one stage.
 
     Raises:
         ValueError: settings, data or weights that cannot work together.
@@ -172,7 +172,6 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
         write_manifest(manifest, folder=folder)
         _record_lineage(manifest, room=room, wandb_id=result.wandb_id)
     barrier(world=world)
-    return metrics[config.evaluation.optimize]["value"] if config.evaluation.optimize in metrics else None
 
 
 def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict[str, Any]]:
@@ -192,12 +191,8 @@ def _books(counts: Counts, *, sources: Iterable[str]) -> dict[str, dict[str, int
     return books
 
 
-def measure_stage(config: RunConfig, *, parent: Parent) -> float | None:
-    """Evaluate a finished stage anew, because the evaluation has changed; nothing is trained.
-
-    Returns:
-        The metric that sweeps optimise.
-    """
+def measure_stage(config: RunConfig, *, parent: Parent) -> None:
+    """Evaluate a finished stage anew, because the evaluation has changed; nothing is trained."""
     if config.threads:
         torch.set_num_threads(config.threads)
     world, folder = join(), config.stage_dir
@@ -224,7 +219,6 @@ def measure_stage(config: RunConfig, *, parent: Parent) -> float | None:
         )
         write_manifest(new, folder=folder)
     barrier(world=world)
-    return metrics[config.evaluation.optimize]["value"] if config.evaluation.optimize in metrics else None
 
 
 def _fits(model: ArcVideoForConditionalGeneration, *, config: RunConfig, parent: Parent) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 IRRELEVANT = (
     "logger", "run_dir", "data_dir", "base", "parent", "output", "feature_cache", "threads", "evaluation",
-    "train_parents", "verify_resume",
+    "train_parents", "parents", "verify_resume",
 )  # fmt: skip
 """Settings that say where and how visibly a stage runs, not which weights come out; data and parent count by digest,
 an evaluation has a digest of its own."""
