@@ -8,7 +8,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: bench-data help check test test-all demo clean format bench-model
+.PHONY: bench-data docs help check test test-all demo clean format bench-model
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ test-all: $(VENV)/ready  ## The test suite with the slow tests
 
 bench-data: $(VENV)/ready  ## Decoding and batching against a straightforward pipeline
 	$(BIN)/python -m benchmarks.data
+
+docs: $(VENV)/ready  ## The documentation site, into build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 check: $(VENV)/ready  ## Format, lint and types
 	$(BIN)/ruff format --check arcvideo tests

@@ -21,7 +21,7 @@ FLOORS = (
     {"media", "data", "tasks", "model", "objectives", "synthetic", "flops"},
     {"runner", "rollout", "lineage", "evaluation", "report", "processing"},
     {"config"},
-    {"train", "pipeline", "preflight", "evaluate", "stage", "recipe", "sweep", "compose", "ask"},
+    {"train", "pipeline", "preflight", "evaluate", "stage", "recipe", "sweep", "compose", "ask", "reference"},
 )
 """From the ground up. A room is a folder or a single file of the package."""
 
@@ -44,6 +44,7 @@ NEIGHBOURS = {
     ("sweep", "compose"): {"*"},
     ("pipeline", "recipe"): {"*"},
     ("preflight", "recipe"): {"*"},
+    ("reference", "recipe"): {"*"},
     ("train", "sweep"): {"*"},
     ("train", "stage"): {"*"},  # train checks settings before torch is imported, stage does the work
 }
