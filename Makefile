@@ -8,8 +8,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: torture bench-data help check test test-all demo clean format bench-model
-.PHONY: bench-data bench-grpo help check test test-all demo clean format bench-model
+.PHONY: help env demo test test-all torture check format docs clean bench-data bench-grpo bench-model bench-plan
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +41,9 @@ bench-data: $(VENV)/ready  ## Decoding and batching against a straightforward pi
 
 torture: $(VENV)/ready  ## Kill a run 200 times at random instants; nothing may be lost
 	$(BIN)/python -m tests.runner.torture --kills 200
+
+docs: $(VENV)/ready  ## The documentation site, into build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 check: $(VENV)/ready  ## Format, lint and types
 	$(BIN)/ruff format --check arcvideo tests

@@ -163,17 +163,19 @@ def main() -> None:
         print(_HELP)  # Hydra's own help composes the settings, which needs a stage
         return
     # Python's parser of arguments refuses overrides on both sides of a flag.
-    sweep = [word for word in words if word in ("-m", "--multirun")]
+    flags = ("-m", "--multirun")
+    # Hydra shows settings of single runs only.
+    sweep = [word for word in words if word in flags and not {"--cfg", "--help", "--info"} & set(words)]
     words = sweep + [
-        word for word in words if word not in sweep and not word.startswith(("--local_rank", "--local-rank"))
+        word for word in words if word not in flags and not word.startswith(("--local_rank", "--local-rank"))
     ]
-    problems = plugin_problems(words) + override_problems(words)
+    problems = plugin_problems(sys.argv[1:]) + override_problems(words)
     if problems:
         if launch()[0]:
             sys.exit(1)  # rank 0 says it
         sys.exit("\n".join(f"error: {problem}" for problem in problems))
     sys.argv[1:] = as_overrides(words)
-    first = first_config(words) if sweep and not {"--cfg", "--help", "--info"} & set(words) else None
+    first = first_config(words) if sweep else None
     if first is None:
         train()
         return

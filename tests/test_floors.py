@@ -21,7 +21,21 @@ FLOORS = (
     {"media", "data", "tasks", "model", "objectives", "synthetic", "flops"},
     {"runner", "rollout", "lineage", "evaluation", "report", "processing"},
     {"config"},
-    {"train", "pipeline", "preflight", "evaluate", "stage", "recipe", "sweep", "compose", "ask", "plugins", "torchrun"},
+    {
+        "train",
+        "pipeline",
+        "preflight",
+        "evaluate",
+        "stage",
+        "recipe",
+        "sweep",
+        "compose",
+        "ask",
+        "plugins",
+        "torchrun",
+        "verify",
+        "reference",
+    },
 )
 """From the ground up. A room is a folder or a single file of the package."""
 
@@ -48,6 +62,9 @@ NEIGHBOURS = {
     ("preflight", "recipe"): {"*"},
     ("train", "plugins"): {"*"},
     ("train", "sweep"): {"*"},
+    ("train", "verify"): {"*"},
+    ("verify", "stage"): {"*"},
+    ("reference", "recipe"): {"*"},
     ("train", "stage"): {"*"},  # train checks settings before torch is imported, stage does the work
 }
 """(room, neighbour on the same floor) -> the neighbour's modules it may import."""

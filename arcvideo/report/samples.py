@@ -16,7 +16,7 @@ from arcvideo.report.records import StageRecord
 from arcvideo.tasks.answers import parse_span, split_answer
 
 CLIPS = 4
-"""Held-out clips shown."""
+"""Held-out clips shown where no stage says `evaluation.samples`."""
 _SHADOWS = ("format_valid", "grounding_miou_constant", "speech_qa_audio_zeroed")
 """Metrics over answers that another metric shows already."""
 
@@ -85,7 +85,10 @@ def held_out_examples(stages: Sequence[StageRecord]) -> list[Example]:
         return []
     most = max(len(kinds) for kinds in asked.values())
     full = sorted(key for key, kinds in asked.items() if len(kinds) == most)
-    chosen = [full[place * len(full) // min(CLIPS, len(full))] for place in range(min(CLIPS, len(full)))]
+    last = next(stage for stage in reversed(stages) if stage.predictions)
+    said = last.setting("evaluation", "samples")
+    count = min(CLIPS if said is None else said, len(full))
+    chosen = [full[place * len(full) // count] for place in range(count)]
     examples = [
         Example(
             key=key,
@@ -94,7 +97,6 @@ def held_out_examples(stages: Sequence[StageRecord]) -> list[Example]:
         )
         for key in chosen
     ]
-    last = next(stage for stage in reversed(stages) if stage.predictions)
     return _with_films(examples, shards=[last.setting("evaluation", "shards") or ""], stage=last)
 
 

@@ -87,7 +87,7 @@ def _chosen(
     The order is by chunk and then by a hash of the key: ranks, and prompts that could not be read, do not change it.
     Without any group that varies, the groups of the first chunk remain, for the KL.
     """
-    varied = spread.view(-1, settings.num_generations)[:, 0] > ZERO_STD if len(spread) else []
+    varied: list[bool] = (spread.view(-1, settings.num_generations)[:, 0] > ZERO_STD).tolist() if len(spread) else []
     mine = [
         (chunk, hashlib.sha256(f"{chunk}\x00{group.prompt.key}".encode()).hexdigest())
         for group, chunk in zip(groups, chunks, strict=True)

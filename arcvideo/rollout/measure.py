@@ -134,7 +134,7 @@ def _rewards(found: Report) -> dict[str, float]:
 
 
 def _tasks(found: Report) -> dict[str, float]:
-    values = {}
+    values: dict[str, float] = {}
     for task in sorted(set(found.tasks)):
         mine = torch.tensor([name == task for name in found.tasks])
         values |= {
