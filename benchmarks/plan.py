@@ -45,6 +45,7 @@ def synthetic(clips: int) -> SourceTable:
         clip_shard=np.zeros(clips, dtype=np.int64),
         clip_row=np.arange(clips),
         frames=frames,
+        frame_limit=np.full(clips, 150),
         media_tokens=np.where(frames > 0, 2 + 114 * frames, 0),
         both=frames > 1,
         item_start=np.arange(clips + 1),
@@ -57,6 +58,7 @@ def synthetic(clips: int) -> SourceTable:
         tasks=("caption",),
         quarantined=(),
         dropped=0,
+        shortened=0,
         passes=1.0,
     )
 

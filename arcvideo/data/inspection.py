@@ -34,6 +34,8 @@ class View:
     tokenizer: Any
     style: str = "plain"
     wording: str = "arc"
+    token_budget: int | None = None
+    """Show as many frames as this leaves room for (over_budget=fewer_frames); None shows all."""
     colour: bool = True
     ids: bool = False
     """Print token ids instead of text."""
@@ -48,6 +50,8 @@ class Looked:
     families: tuple[Rendered, ...]
     """Items with the same text before the media share a prefix, the others have one of their own."""
     view: View
+    max_frames: int
+    """Frames that the clip may have."""
 
 
 def look(index: ShardIndex, *, view: View, key: str | None = None) -> Looked:
@@ -75,14 +79,20 @@ def look(index: ShardIndex, *, view: View, key: str | None = None) -> Looked:
         for group in groups.values()
     ]
     families = tuple(family for part in rendered for family in part)
-    return Looked(index=index, row=int(table.clip_row[clip]), families=families, view=view)
+    return Looked(
+        index=index,
+        row=int(table.clip_row[clip]),
+        families=families,
+        view=view,
+        max_frames=int(table.frame_limit[clip]),
+    )
 
 
 def describe(looked: Looked) -> Iterator[str]:
     """Lines about a clip: its media, segments, truths and coloured tokens."""
     families, view = looked.families, looked.view
     batch = collate(families, specials=special_ids(view.tokenizer), weighting="sqrt")
-    yield from _facts(looked.index, looked.row, families[0], layout=view.layout)
+    yield from _facts(looked)
     yield from _segments(batch, families)
     for sample in (sample for family in families for sample in family.samples):
         yield f"truth {sample.key} [{sample.task}]: {dict(sample.truth)}"
@@ -105,19 +115,25 @@ def picture(looked: Looked) -> Image.Image:
 def view_table(index: ShardIndex, *, view: View) -> SourceTable:
     """The shard as a source of its own, without a budget."""
     source = SourceSettings(shards=str(index.shard), style=view.style)
-    settings = DataSettings(sources={"shard": source}, token_budget=_UNBOUNDED, wording=view.wording)
+    settings = DataSettings(
+        sources={"shard": source},
+        token_budget=view.token_budget or _UNBOUNDED,
+        over_budget="fewer_frames",
+        wording=view.wording,
+    )
     (table,) = open_mixture(settings, layout=view.layout, tokenizer=view.tokenizer, supervised=False, progress=False)
     return table
 
 
-def _facts(index: ShardIndex, row: int, rendered: Rendered, *, layout: MediaLayout) -> Iterator[str]:
+def _facts(looked: Looked) -> Iterator[str]:
+    index, row, rendered = looked.index, looked.row, looked.families[0]
     clip = index.clips[row]
     yield f"key      {index.key(row)}   in {index.shard}"
     if not rendered.media:
         yield "media    none (text only)"
         return
     (media,) = rendered.media
-    spans = time_spans(duration=float(clip["duration"]), max_frames=layout.max_frames)
+    spans = time_spans(duration=float(clip["duration"]), max_frames=looked.max_frames)
     shape = None if media.pixels is None else tuple(media.pixels.shape)
     mel = None if media.mel is None else tuple(media.mel.shape)
     yield f"media    {clip['duration']:.2f} s, {clip['media_size']} bytes, sha256 {bytes(clip['digest']).hex()[:16]}"
