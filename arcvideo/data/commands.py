@@ -77,6 +77,8 @@ def _open(options: argparse.Namespace, *, workers: int = 1) -> list[ShardIndex]:
 
 
 def _index(options: argparse.Namespace) -> int:
+    if options.workers < 0:
+        raise ValueError(f"--workers {options.workers}: must be 0 or more")
     for index in _open(options, workers=options.workers):
         meta = index.meta
         print(f"{index.shard}: {meta['clips']} clips, {meta['items']} items, {meta['quarantined']} quarantined")

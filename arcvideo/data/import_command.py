@@ -44,6 +44,10 @@ def add_import(commands: Any) -> None:
 
 
 def _import(options: argparse.Namespace) -> int:
+    if options.per_shard < 1 or options.workers < 0:
+        raise ValueError("--per-shard must be at least 1 and --workers at least 0")
+    if Path(options.name).name != options.name:
+        raise ValueError(f"--name {options.name}: a name without slashes; --out says where")
     paths = tuple(path for pattern in options.annotations for path in _expanded(pattern))
     if options.format != META:
         request = ImportRequest(annotations=paths, videos=options.videos, audio=options.audio, task=options.task)

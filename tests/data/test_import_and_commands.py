@@ -153,6 +153,46 @@ def test_commands_name_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "refused" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["arc", "arc-meta", "activitynet", "charades-sta", "records", "sharegpt", "webvid"])
+@pytest.mark.parametrize("content", [None, "", "\0\1binary", "[1, 2]", "a,b\n"])
+def test_files_that_are_no_annotations_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, content: str | None
+) -> None:
+    file = tmp_path / "rows"
+    if content is not None:
+        file.write_text(content)
+    where = ["--annotations", str(file), "--videos", str(tmp_path), "--out", str(tmp_path / "out"), "--workers", "0"]
+    assert main(["import", "--format", kind, *where]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert str(tmp_path) in errors[0]
+
+
+@pytest.mark.parametrize("change", [("--per-shard", "0"), ("--workers", "-1"), ("--name", "../x"), ("--out", "rows")])
+def test_import_refuses_settings_that_cannot_work(
+    folder: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, str]
+) -> None:
+    options = {"--annotations": str(folder / "rows.jsonl"), "--videos": str(folder), "--out": str(folder / "out")}
+    (folder / "rows").touch()
+    value = str(folder / "rows") if change[0] == "--out" else change[1]
+    words = [word for pair in ({"--workers": "0"} | options | {change[0]: value}).items() for word in pair]
+    assert main(["import", "--format", "arc", *words]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["index", "verify", "stats", "inspect"])
+@pytest.mark.parametrize("content", [b"", b"x", bytes(10240)])
+def test_tars_without_records_are_told_not_traced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, content: bytes
+) -> None:
+    (tmp_path / "a.tar").write_bytes(content)
+    status = main([command, str(tmp_path / "a.tar"), *["--workers", "0"] * (command == "index")])
+    said = capsys.readouterr()
+    assert status in (0, 1, 2)
+    assert (status == 2) == ("error: " in said.err)
+    assert content.strip(b"\0") == b"" or "tar" in said.out + said.err
+
+
 @pytest.mark.skipif(not (MEDIA / "shorts").is_dir(), reason=f"real short videos are not in {MEDIA}/shorts")
 def test_real_shorts_import_and_train(tmp_path: Path) -> None:
     shorts = MEDIA / "shorts"

@@ -219,8 +219,9 @@ def whole_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        ValueError: it is not one.
+        ValueError: it is not one, or not there.
     """
+    (path,) = existing([path])
     try:
         return json.loads(path.read_bytes().decode("utf-8"))
     except (ValueError, RecursionError) as error:
