@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -136,7 +138,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
             config=plain_dict(config),
             config_diff=config_diff(parent.manifest.config, plain_dict(config)) if parent.manifest else {},
             seen=result.counts.get("seen", {}),
-            quarantined={name: count["bad_samples"] for name, count in source.counts().items()},
+            quarantined=_quarantined(folder, sources=source.counts()),
             mixture=mixture,
             frozen_before=frozen,
             frozen_after=frozen_hashes(model, frozen=still),
@@ -157,6 +159,14 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
         record_lineage(made, used=read, settings=config.logger, folder=folder, run_id=result.wandb_id)
     barrier(world=world)
     return metrics[config.evaluation.optimize]["value"] if config.evaluation.optimize in metrics else None
+
+
+def _quarantined(folder: Path, *, sources: Iterable[str]) -> dict[str, int]:
+    """Source -> distinct problems that any rank met, before a restart too; each rank writes a file of its own."""
+    files = [folder / "quarantine.jsonl", *folder.glob("quarantine-[0-9]*.jsonl")]
+    rows = {row for file in files if file.exists() for row in file.read_text(encoding="utf-8").splitlines()}
+    counts = Counter(json.loads(row)["source"] for row in rows)
+    return {name: counts[name] for name in sources}
 
 
 def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict[str, Any]]:

@@ -245,10 +245,12 @@ def main() -> None:
     """Do the tasks given as JSON, or those that arrive line by line; rank 0 writes the results."""
     torch.set_num_threads(1)
     world = join()
-    if len(sys.argv) > 1:
-        done = [do(task, world=world) for task in json.loads(sys.argv[1])]
+    # The deepspeed launcher adds --local_rank.
+    words = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
+    if words:
+        done = [do(task, world=world) for task in json.loads(words[0])]
         if world.first:
-            Path(sys.argv[2]).write_text(json.dumps(done))
+            Path(words[1]).write_text(json.dumps(done))
         return
     for line in sys.stdin:
         asked = json.loads(line)
