@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from arcvideo.data.settings import MediaLayout
 
 ATTENTIONS = ("sdpa", "flex_attention", "eager")
+RECOMPUTES = ("none", "selective", "full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +108,9 @@ class ModelSettings:
     """Longer audio is spread over this many frames (fusion rule)."""
     audio_pooling: int = 1
     """Encoder rows averaged into one before the projector; 1 is the released model."""
-    checkpoint_layers: bool = False
-    """Recompute decoder layers in the backward pass instead of keeping their activations."""
+    activation_checkpointing: str = "none"
+    """What the backward pass recomputes of the decoder: none, selective (norms, rope and activations; outputs of matrix
+    products and attention are kept, so it costs hardly any time) or full (whole layers; least memory)."""
     attention: str = "sdpa"
     """Attention of the decoder: sdpa, flex_attention or eager (transformers' attn_implementation)."""
     corrections: Corrections = field(default_factory=Corrections)

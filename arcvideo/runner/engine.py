@@ -24,7 +24,7 @@ from arcvideo.runner.optimizer import build_optimizer
 from arcvideo.runner.ranks import World
 from arcvideo.runner.settings import EngineSettings, OptimizerSettings, zero_stage
 from arcvideo.runner.trainable import HiddenModules
-from arcvideo.runner.zero import forget_partitions, judged_norm, link_states, make_flat_states, publish_weights
+from arcvideo.runner.zero import forget_gradients, forget_partitions, judged_norm, link_states, make_flat_states, publish_weights
 
 _NEVER = 1 << 62
 
@@ -164,6 +164,8 @@ class Engine:
         with judged_norm(self._deepspeed.optimizer, refuse=refuse) as seen:
             self._deepspeed.step()
         applied = bool(self._deepspeed.was_step_applied())
+        if not applied:
+            forget_gradients(self._deepspeed.optimizer, stage=self.stage)
         self.steps_applied += int(applied)
         total = self._deepspeed.get_global_grad_norm() if applied else seen[-1] if seen else float("inf")
         return StepOutcome(grad_norm=float(total), applied=applied)

@@ -31,8 +31,8 @@ class World:
 def launch_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """What to add to the environment so that torch.distributed finds its place.
 
-    torchrun and the deepspeed launcher set everything. Under srun the Slurm variables are translated: the first host of
-    the step's list is where ranks meet, at a port that follows from the job's number. Otherwise this is the only process.
+    torchrun and the deepspeed launcher set everything. Under srun the Slurm variables are translated: ranks meet on the
+    first host of the step's list, at a port that follows from the job's number. Otherwise this is the only process.
 
     Raises:
         ValueError: started by srun without any list of hosts.
@@ -50,7 +50,7 @@ def launch_variables(environment: Mapping[str, str]) -> dict[str, str]:
         )
         if not address:
             raise ValueError(
-                f"srun started {tasks} processes, but none of {', '.join(hosts)} says on which hosts: export MASTER_ADDR"
+                f"srun started {tasks} processes, but none of {', '.join(hosts)} names their hosts: export MASTER_ADDR"
             )
         job = int(environment.get("SLURM_JOB_ID", "0"))
         return {
