@@ -25,7 +25,7 @@ from arcvideo.config import RunConfig
 from arcvideo.data.index import ShardIndex, open_index
 from arcvideo.data.lengths import LENGTHS
 from arcvideo.data.members import expand_shards
-from arcvideo.data.mixture import frame_counts
+from arcvideo.data.mixture import frame_counts, frame_limits
 from arcvideo.data.render import media_length
 from arcvideo.data.settings import SourceSettings
 from arcvideo.flops import (
@@ -122,7 +122,14 @@ def _shard_volume(index: ShardIndex, *, source: SourceSettings, config: RunConfi
     branch = np.bincount(items["clip"][keep], rows["branch"][keep], minlength=len(clips))[own] / count[own]
     targets = np.bincount(items["clip"][keep], rows["targets"][keep], minlength=len(clips))[own] / count[own]
     media = clips["media_size"][own] > 0
-    frames = np.where(media, frame_counts(clips["duration"][own], max_frames=config.layout.max_frames), 0)
+    limit = frame_limits(
+        clips["duration"],
+        clip=items["clip"][keep],
+        text=1 + rows["before"][keep].astype(np.int64) + rows["branch"][keep],
+        settings=config.data,
+        layout=config.layout,
+    )
+    frames = np.where(media, frame_counts(clips["duration"][own], max_frames=limit[own]), 0)
     prefix = np.where(media, 1 + media_length(frames, layout=config.layout), 0)
     passes = source.fraction * (source.weight if config.data.unit == "epochs" else 1.0)
     return Volume(
@@ -203,8 +210,13 @@ def _activations(config: RunConfig) -> float:
     width = 2 if config.runner.precision == "bf16" else 4
     heads = (text.num_attention_heads * 2 + text.num_key_value_heads * 2) * text.attention_head_dim
     inside = 4 * text.hidden_size + heads + 4 * text.intermediate_size
-    kept = text.num_hidden_layers * text.hidden_size + inside
-    return float(width * tokens * (kept if config.model.checkpoint_layers else text.num_hidden_layers * inside))
+    products = 3 * text.hidden_size + heads + 2 * text.intermediate_size
+    kept = {
+        "none": text.num_hidden_layers * inside,
+        "selective": text.num_hidden_layers * products + inside,
+        "full": text.num_hidden_layers * text.hidden_size + inside,
+    }
+    return float(width * tokens * kept[config.model.activation_checkpointing])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,8 +306,8 @@ def misfits(config: RunConfig, *, found: Estimate, machine: Machine, gpu_gib: fl
             <= gpu_gib * GIB * ROOM
         ]  # fmt: skip
         remedy = f"engine=zero{fitting[0]}" if fitting else ""
-        if not remedy and not config.model.checkpoint_layers:
-            remedy = "model.checkpoint_layers=true"
+        if not remedy and config.model.activation_checkpointing != "full":
+            remedy = "model.activation_checkpointing=full"
         problems.append(f"{need}: {remedy or 'more gpus=, or fewer modules in stage.train'}")
     if found.host > host_gib * GIB:
         problems.append(

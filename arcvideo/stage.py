@@ -24,6 +24,7 @@ from arcvideo.lineage.parents import Parent
 from arcvideo.lineage.state import Wanted, wanted, write_started
 from arcvideo.model.features import FeatureStore, tower_digest
 from arcvideo.model.loading import load_model, save_model
+from arcvideo.model.lora import Adapters, add_adapters
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.tokenizer import load_tokenizer
 from arcvideo.objectives import load_objective
@@ -31,11 +32,19 @@ from arcvideo.objectives.settings import NextTokenSettings
 from arcvideo.processing import ArcVideoProcessor
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.metrics import Artifact, record_lineage
-from arcvideo.runner.protocols import RunResult
+from arcvideo.runner.optimizer import peak_lrs
+from arcvideo.runner.protocols import Counts, RunResult
 from arcvideo.runner.ranks import World, barrier, join
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import MODULES
-from arcvideo.runner.trainable import frozen_hashes, table_text, train_only, trainable_table
+from arcvideo.runner.trainable import (
+    PREFIXES,
+    frozen_hashes,
+    table_text,
+    train_only,
+    trainable_table,
+    trained_modules,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +67,8 @@ class _Setup:
     model: ArcVideoForConditionalGeneration
     source: Source
     asked: Wanted
+    trained: list[str]
+    adapters: Adapters | None
 
 
 def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
@@ -74,9 +85,10 @@ def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
     model = load_model(parent.path)
     _fits(model, config=config, parent=parent)
     model.adopt(config.model)
-    train_only(model, config.stage.train)
+    trained, adapters = _choose_trained(model, config=config, parent=parent)
+    lrs = peak_lrs(model.named_parameters(), settings=config.optimizer)
     if world.first:
-        print(table_text(trainable_table(model)), flush=True)
+        print(table_text(trainable_table(model, lrs=lrs)), flush=True)
     room = _Room(
         config=config,
         world=world,
@@ -90,7 +102,7 @@ def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
     asked = replace(wanted(plain_dict(config), parent=parent.identity), data=source.digest)
     if world.first:
         write_started(folder, asked=asked)
-    return _Setup(room=room, model=model, source=source, asked=asked)
+    return _Setup(room=room, model=model, source=source, asked=asked, trained=trained, adapters=adapters)
 
 
 def rehearse(config: RunConfig, *, parent: Parent, until: int) -> None:
@@ -100,12 +112,12 @@ def rehearse(config: RunConfig, *, parent: Parent, until: int) -> None:
         ValueError: settings, data or weights that cannot work together.
     """
     ready = _setup(config, parent=parent)
-    _train(ready.model, source=ready.source, own=str(ready.asked.identity), room=ready.room, until=until)
+    _train(ready, until=until)
     ready.source.close()
 
 
-def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
-    """Train, evaluate, export and prove one stage; returns the metric that sweeps optimise.
+def run_stage(config: RunConfig, *, parent: Parent) -> None:
+    """Train, evaluate, export and prove one stage.
 
     Raises:
         ValueError: settings, data or weights that cannot work together.
@@ -113,13 +125,21 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
     """
     began = time.monotonic()
     ready = _setup(config, parent=parent)
-    room, model, source, asked = ready.room, ready.model, ready.source, ready.asked
-    world, folder, own = room.world, room.folder, str(asked.identity)
-    still = [name for name in MODULES if name not in config.stage.train]
-    frozen = frozen_hashes(model, frozen=still)
-    model, result = _train(model, source=source, own=own, room=room)
+    room, source, asked, adapters = ready.room, ready.source, ready.asked, ready.adapters
+    world, folder = room.world, room.folder
+    still = [name for name in MODULES if name not in ready.trained]
+    frozen = frozen_hashes(ready.model, frozen=still)
+    model, result = _train(ready)
+    # What was frozen is told from what learned before the adapters go into the weights.
+    frozen_after = frozen_hashes(model, frozen=still)
+    table = trainable_table(model, lrs=peak_lrs(model.named_parameters(), settings=config.optimizer))
+    if adapters is not None:
+        adapters.save(folder / "adapter" if world.first else None)
+        adapters.merge()
     source.close()
     mixture = _mixture(source, steps=result.steps, config=config)
+    for name, row in _books(result.counts, sources=mixture).items():
+        mixture[name]["books"] = row
     if world.first:
         print(mixture_text(mixture), flush=True)
     metrics = _evaluate(model, room=room)
@@ -130,7 +150,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
         processor.save_pretrained(export)
         manifest = Manifest(
             stage=config.stage.name,
-            identity=own,
+            identity=str(asked.identity),
             parent=parent.identity,
             parent_path=str(parent.path),
             code=asked.code,
@@ -141,8 +161,8 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
             quarantined=_quarantined(folder, sources=source.counts()),
             mixture=mixture,
             frozen_before=frozen,
-            frozen_after=frozen_hashes(model, frozen=still),
-            trainable=[asdict(row) for row in trainable_table(model)],
+            frozen_after=frozen_after,
+            trainable=[asdict(row) for row in table],
             liveness=result.liveness,
             steps=result.steps,
             skipped=result.skipped,
@@ -151,14 +171,8 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
             evaluation=asked.evaluation,
         )
         write_manifest(manifest, folder=folder)
-        made = Artifact(name=config.stage.name, kind="model", identity=own, path=export)
-        read = [
-            Artifact(name=config.stage.parent, kind="model", identity=parent.identity, path=parent.path),
-            Artifact(name="data", kind="dataset", identity=source.digest),
-        ]
-        record_lineage(made, used=read, settings=config.logger, folder=folder, run_id=result.wandb_id)
+        _record_lineage(manifest, room=room, wandb_id=result.wandb_id)
     barrier(world=world)
-    return metrics[config.evaluation.optimize]["value"] if config.evaluation.optimize in metrics else None
 
 
 def _quarantined(folder: Path, *, sources: Iterable[str]) -> dict[str, int]:
@@ -177,12 +191,17 @@ def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict
     return source.mixture(rollouts, count=config.grpo.num_prompts)
 
 
-def measure_stage(config: RunConfig, *, parent: Parent) -> float | None:
-    """Evaluate a finished stage anew, because the evaluation has changed; nothing is trained.
+def _books(counts: Counts, *, sources: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Items planned, seen and quarantined of each source, over all ranks and restarts; nothing is missing."""
+    kinds = ("planned", "seen", "quarantined")
+    books = {name: {kind: counts.get(kind, {}).get(name, 0) for kind in kinds} for name in sources}
+    for name, row in books.items():
+        assert row["planned"] == row["seen"] + row["quarantined"], f"data.sources.{name}: {row} do not add up"
+    return books
 
-    Returns:
-        The metric that sweeps optimise.
-    """
+
+def measure_stage(config: RunConfig, *, parent: Parent) -> None:
+    """Evaluate a finished stage anew, because the evaluation has changed; nothing is trained."""
     if config.threads:
         torch.set_num_threads(config.threads)
     world, folder = join(), config.stage_dir
@@ -209,7 +228,6 @@ def measure_stage(config: RunConfig, *, parent: Parent) -> float | None:
         )
         write_manifest(new, folder=folder)
     barrier(world=world)
-    return metrics[config.evaluation.optimize]["value"] if config.evaluation.optimize in metrics else None
 
 
 def _fits(model: ArcVideoForConditionalGeneration, *, config: RunConfig, parent: Parent) -> None:
@@ -217,7 +235,7 @@ def _fits(model: ArcVideoForConditionalGeneration, *, config: RunConfig, parent:
     wanted = config.model
     ours = replace(
         model.settings,
-        checkpoint_layers=wanted.checkpoint_layers,
+        activation_checkpointing=wanted.activation_checkpointing,
         attention=wanted.attention,
         corrections=wanted.corrections,
     )
@@ -236,29 +254,54 @@ def _features(model: ArcVideoForConditionalGeneration, *, config: RunConfig) -> 
 
 
 def _source(settings: DataSettings, *, room: _Room, supervised: bool, name: str = "quarantine") -> Source:
-    rank, config = room.world.rank, room.config
+    config = room.config
     return Source(
         settings,
         layout=config.layout,
         tokenizer=room.tokenizer,
         seed=config.runner.seed,
-        rank=rank,
+        rank=room.world.rank,
         world=room.world.size,
         features=room.features,
-        quarantine_file=room.folder / (f"{name}.jsonl" if rank == 0 else f"{name}-{rank}.jsonl"),
+        quarantine_file=room.folder / f"{name}.jsonl",  # one for all ranks
         supervised=supervised,
         progress=room.world.first,
         cost=pack_cost(config.model, trained=config.stage.train, towers=room.features is None),
     )
 
 
-def _train(
-    model: ArcVideoForConditionalGeneration, *, source: Source, own: str, room: _Room, until: int | None = None
-) -> tuple[ArcVideoForConditionalGeneration, RunResult]:
+def _choose_trained(
+    model: ArcVideoForConditionalGeneration, *, config: RunConfig, parent: Parent
+) -> tuple[list[str], Adapters | None]:
+    """Set what learns, whole or through adapters; the names of the modules that do, and the adapters."""
+    lora, adapters = config.lora, None
+    if lora is not None:
+        prefixes = [prefix for name in lora.modules for prefix in PREFIXES[name]]
+        adapters = add_adapters(
+            model, settings=lora, prefixes=prefixes, seed=config.runner.seed, parent=str(parent.path)
+        )
+    trained = trained_modules(config.stage.train, adapted=lora.modules if lora else ())
+    train_only(model, trained)
+    return trained, adapters
+
+
+def _record_lineage(manifest: Manifest, *, room: _Room, wandb_id: str | None) -> None:
+    """Tell W&B which artifacts the finished stage read and made."""
+    parent, stage = room.parent, room.config.stage
+    made = Artifact(name=stage.name, kind="model", identity=manifest.identity, path=room.folder / EXPORT_NAME)
+    read = [
+        Artifact(name=stage.parent, kind="model", identity=parent.identity, path=parent.path),
+        Artifact(name="data", kind="dataset", identity=manifest.data),
+    ]
+    record_lineage(made, used=read, settings=room.config.logger, folder=room.folder, run_id=wandb_id)
+
+
+def _train(ready: _Setup, *, until: int | None = None) -> tuple[ArcVideoForConditionalGeneration, RunResult]:
     """The Runner's part: the trained model, whole again, and what happened."""
+    room, own = ready.room, str(ready.asked.identity)
     config = room.config
     engine = Engine(
-        model,
+        ready.model,
         world=room.world,
         settings=config.engine,
         optimizer=config.optimizer,
@@ -269,11 +312,11 @@ def _train(
     objective = load_objective(config.stage.objective)
     result = Runner(
         engine=engine,
-        source=_rollouts(source, engine=engine, room=room) if reinforced else source,
+        source=_rollouts(ready.source, engine=engine, room=room) if reinforced else ready.source,
         objective=objective(config.grpo if reinforced else NextTokenSettings()),
         settings=config.runner,
         schedule=config.schedule,
-        train=config.stage.train,
+        train=ready.trained,
         folder=room.folder,
         identity=own,
         logger=config.logger,

@@ -31,6 +31,8 @@ class Prompt:
     """Name of the source in the mixture."""
     tags: tuple[str, ...] = ()
     """The item's tags, for scores per kind of question."""
+    duration: float | None = None
+    """Seconds of the clip as its file has them, also where frames and sound are thinned out; None without a clip."""
     specials: SpecialIds = field(repr=False)
 
     @property

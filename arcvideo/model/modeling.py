@@ -121,7 +121,8 @@ class ArcVideoForConditionalGeneration(ArcVideoGenerationMixin, PreTrainedModel)
     @property
     def activation_checkpointing(self) -> str:
         """What the backward pass recomputes of the decoder: none, selective or full."""
-        return self.language_model.model.recompute
+        decoder = self.language_model.model
+        return "full" if decoder.gradient_checkpointing else decoder.recompute
 
     @activation_checkpointing.setter
     def activation_checkpointing(self, value: str) -> None:

@@ -24,7 +24,14 @@ from arcvideo.runner.optimizer import build_optimizer
 from arcvideo.runner.ranks import World
 from arcvideo.runner.settings import EngineSettings, OptimizerSettings, zero_stage
 from arcvideo.runner.trainable import HiddenModules
-from arcvideo.runner.zero import forget_gradients, forget_partitions, judged_norm, link_states, make_flat_states, publish_weights
+from arcvideo.runner.zero import (
+    forget_gradients,
+    forget_partitions,
+    judged_norm,
+    link_states,
+    make_flat_states,
+    publish_weights,
+)
 
 _NEVER = 1 << 62
 

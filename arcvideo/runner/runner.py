@@ -139,7 +139,8 @@ class Runner:
                 self._finish_saving(max(start, end))
             code = 0
         finally:
-            self._saver.leave()
+            if code:
+                self._saver.leave()
             self._log.close(exit_code=code)
         return RunResult(
             steps=max(start, end),

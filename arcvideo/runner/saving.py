@@ -15,8 +15,6 @@ from arcvideo.runner.engine import Engine
 from arcvideo.runner.ranks import gather_json
 
 _KINDS = ("weights", "optimizer")
-_LAST_WORDS = 300.0
-"""Seconds that a run which ends by an error waits for its last checkpoint; other ranks may never deliver theirs."""
 
 
 class HostCopies:
@@ -120,11 +118,6 @@ class Saver:
             # Whatever it is, an error that ended here unseen would pass for a checkpoint.
             self._error = f"could not write checkpoint step-{share.step}: {type(error).__name__}: {error}"
 
-    def leave(self) -> None:
-        """Let what is being written reach the disk, a while at most; for a run that ends by an error."""
-        if self._thread is not None:
-            self._thread.join(_LAST_WORDS)
-
     def settle(self, *, say: Callable[[str], None]) -> None:
         """Wait until nothing is being written; all ranks together.
 
@@ -151,3 +144,13 @@ class Saver:
         if self._failed > self.failures:
             raise CheckpointError(f"{cause}. Free or repair the disk, then start the same command again")
         say(f"{cause}. Training goes on; the next save tries again ({self._failed} of {self.failures} may fail)")
+
+    def leave(self, *, seconds: float = 30) -> None:
+        """After an error: let the write under way finish, without a word to the other ranks, which may be gone.
+
+        Args:
+            seconds: at most; what is not whole by then is not a checkpoint.
+        """
+        if self._thread is not None:
+            self._thread.join(seconds)
+            self._give_up.set()

@@ -252,6 +252,8 @@ def test_prompts_are_the_questions_without_answers(pattern: str) -> None:
         assert prompt.truth.keys() & {"letter", "span"}
         assert prompt.position_ids.shape == (4, prompt.length)
         assert len(prompt.media) == 1
+        assert prompt.duration is not None
+        assert prompt.media[0].frame_count - 1 < prompt.duration <= prompt.media[0].frame_count  # short clips
     stream = [prompt.key for step in range(4) for prompt in whole.prompts(step, count=6)]
     assert len(set(stream)) == len(stream) == 24  # an epoch asks each of the 24 items once
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from arcvideo.rollout.rewards.loading import REWARDS, load_reward
 from arcvideo.rollout.rewards.protocol import Reward
 from arcvideo.tasks.answers import clock_span, parse_span
+from arcvideo.tasks.instructions import SUFFIXES
 
 TRUTH = (2.0, 6.0)
 THINK = "<think>x</think>"
@@ -70,6 +71,8 @@ def test_adversarial_choices(text: str, worth: float) -> None:
         ("<answer>00：00：02－00：00：06</answer>", 1.0),  # full-width digits' punctuation
         ("00:00:00 - 00:00:08", 0.5),  # the whole clip
         ("00:00:00 - 99:59:59", 4 / 359999),  # far outside
+        ("Between 00:00:00 and 00:00:08, when is it heard?", 0.5),  # times copied from a question that names some
+        (SUFFIXES["arc"]["grounding"], 0.0),  # the instruction copied
         ("00:00:07 - 00:00:08", 0.0),
         ("00:00:02 - 00:00:02", 0.0),  # a moment has no overlap
         ("00:00:06 - 00:00:02", 0.0),  # reversed
@@ -161,6 +164,21 @@ def test_span_rewards_are_one_for_the_truth_only_and_order_by_strictness(
     assert span_worth(text, reward="temporal_iou_edges", truth=truth) <= iou
     assert span_worth(text, reward="temporal_recall(threshold=0.5)", truth=truth) == float(iou >= 0.5)
     assert iou == span_worth(clock_span(truth), truth=predicted)  # symmetric
+
+
+@settings(max_examples=150, deadline=None)
+@given(predicted=SPANS, truth=SPANS, seconds=st.floats(1.0, 20000.0))
+def test_edges_are_forgiven_more_in_a_longer_clip_and_never_beyond_the_overlap(
+    predicted: tuple[float, float], truth: tuple[float, float], seconds: float
+) -> None:
+    worth = [
+        float(
+            REWARDS["temporal_iou_edges"]([clock_span(predicted)], task=["grounding"], span=[truth], duration=[d])[0]
+            or 0
+        )
+        for d in (seconds, 2 * seconds)
+    ]
+    assert 0.0 <= worth[0] <= worth[1] <= span_worth(clock_span(predicted), truth=truth)
 
 
 @settings(max_examples=100, deadline=None)

@@ -103,6 +103,15 @@ def test_the_duration_of_the_clip_is_a_column() -> None:
     assert scores.total.tolist() == [0.5 * 0.75]
 
 
+def test_the_edges_of_a_long_clip_are_measured_against_its_whole_length() -> None:
+    """Above 300 s sound and frames are thinned out: 150 frames stand for these 1,200 s."""
+    long = make_media("clip", frames=2)
+    prompt = make_prompt("g/0", task="grounding", truth={"span": (600.0, 700.0)}, media=replace(long, seconds=300))
+    made = Group(prompt=replace(prompt, duration=1200.0), completions=group("g/0", "00:08:20 - 00:11:40").completions)
+    scores = score([made], settings=GrpoSettings(rewards={"temporal_iou_edges": 1.0}))
+    assert scores.total.tolist() == [pytest.approx(0.5 * (1 - 100 / 1200))]
+
+
 def fails_on_empty(completions: list[str], **columns: Any) -> list[float]:
     return [1 / len(text) for text in completions]
 
