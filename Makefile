@@ -50,6 +50,8 @@ format: $(VENV)/ready  ## Rewrite the code in the house format
 
 bench-model: $(VENV)/ready  ## Positions of a long video, memory of the label-only head
 	$(BIN)/python -m benchmarks.model
+bench-runner: $(VENV)/ready  ## Loop overhead, packing against padding, stall of a checkpoint
+	$(BIN)/python -m benchmarks.runner
 bench-plan: $(VENV)/ready  ## Planning a million samples: fill, balance, time, memory
 	$(BIN)/python -m benchmarks.plan
 
