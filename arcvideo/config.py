@@ -93,8 +93,12 @@ class RunConfig:
     """Keep the outputs of the frozen towers on disk, under run_dir/features."""
     train_parents: bool = False
     """Train unfinished parent stages first, with this run's model, data set, engine and folders; sweeps do so."""
+    parents: dict[str, Any] = field(default_factory=dict)
+    """Settings for those parent stages besides, for example parents.runner.steps=500."""
     threads: int = 0
     """CPU threads for torch in each process; 0 leaves torch's choice."""
+    verify_resume: int = 0
+    """Do not train the stage but prove on its first so many steps that a resumed run has the bits of a straight one."""
 
     @property
     def stage_dir(self) -> Path:
@@ -143,6 +147,8 @@ def _problems(config: RunConfig) -> Iterator[str]:
         logger=config.logger,
         engine=config.engine,
     )
+    if config.verify_resume and not 2 <= config.verify_resume <= config.runner.steps:
+        yield f"verify_resume={config.verify_resume} must be 0, or between 2 and runner.steps={config.runner.steps}"
     yield from lora_problems(config.lora, train=config.stage.train, objective=config.stage.objective)
     try:
         _ = config.layout
@@ -155,6 +161,10 @@ def _problems(config: RunConfig) -> Iterator[str]:
     for name in config.stage.train:
         if name not in MODULES:
             yield f"stage.train has {name!r}, which is unknown: choose from {', '.join(MODULES)}"
+    optimize = config.evaluation.optimize
+    if optimize not in (*config.evaluation.metrics, "train/loss"):
+        known = [*config.evaluation.metrics, "train/loss"]
+        yield f"evaluation.optimize={optimize!r} is not measured{nearest(optimize, known)}: one of {', '.join(known)}"
     if not config.data.sources:
         yield "data.sources is empty: name at least one source, for example data.sources.mine.shards=shards/*.tar"
     if config.feature_cache and config.data.frames == "random":
@@ -168,7 +178,7 @@ def override_problems(arguments: Sequence[str]) -> list[str]:
     problems = []
     for argument in arguments:
         key, equals, value = argument.lstrip("+~").partition("=")
-        if argument.startswith("-") or not equals or key.split(".")[0] == "hydra":
+        if argument.startswith("-") or not equals or key.split(".")[0].split("/")[0] == "hydra":
             continue
         group = CONF_DIR / key.replace("@", "/")
         if group.is_dir():
@@ -194,7 +204,7 @@ def as_overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def _is_setting(key: str) -> bool:
-    return key.split(".")[0] != "hydra" and not (CONF_DIR / key.replace("@", "/")).is_dir()
+    return key.split(".")[0].split("/")[0] != "hydra" and not (CONF_DIR / key.replace("@", "/")).is_dir()
 
 
 def _known(kind: Any, path: Sequence[str]) -> bool:

@@ -62,6 +62,10 @@ class Manifest:
     format: int = FORMAT
     """Version of this layout."""
 
+    def value(self, name: str) -> float | None:
+        """A metric by the name that `evaluation.optimize` takes: of the evaluation, or whole, like train/loss."""
+        return self.metrics.get(name if "/" in name else f"eval/{name}")
+
 
 def write_manifest(manifest: Manifest, *, folder: Path) -> Path:
     """Write the manifest so that it is there whole or not at all; returns its path.
