@@ -56,6 +56,8 @@ format: $(VENV)/ready  ## Rewrite the code in the house format
 
 bench-model: $(VENV)/ready  ## Positions of a long video, memory of the label-only head
 	$(BIN)/python -m benchmarks.model
+bench-runner: $(VENV)/ready  ## Loop overhead, packing against padding, stall of a checkpoint
+	$(BIN)/python -m benchmarks.runner
 bench-grpo: $(VENV)/ready  ## GRPO with a shared prompt against full copies, and a whole step against TRL's trainer
 	$(BIN)/python -m benchmarks.grpo
 
