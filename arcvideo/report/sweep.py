@@ -29,7 +29,7 @@ def write_sweep(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} has no finished job (*/job.json)")
     keys = list(dict.fromkeys(key for job in jobs for key in job["overrides"]))
     swept = [key for key in keys if len({job["overrides"].get(key) for job in jobs}) > 1]
-    lower_is_better = "error" in jobs[0]["metric"]
+    lower_is_better = jobs[0].get("direction") == "minimize"
     measured = [job for job in jobs if job["value"] is not None]
     ranked = sorted(measured, key=lambda job: job["value"], reverse=not lower_is_better)
     ranked += [job for job in jobs if job["value"] is None]
