@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from arcvideo.data.index import ShardIndex, ensure_indexes
-from arcvideo.data.members import expand_shards, read_at, read_groups
+from arcvideo.data.members import Group, expand_shards, read_at, read_groups
 from arcvideo.data.settings import MediaLayout
 from arcvideo.data.shards import Record, write_shards
 from arcvideo.media.audio import Whisper
-from arcvideo.media.clip import read_clip
 from arcvideo.media.errors import MediaError
+from arcvideo.media.pool import MediaPool
 
 _LAYOUT = MediaLayout(image_size=64, mel_bins=80)
 
@@ -60,21 +61,28 @@ def _target(shard: Path, *, out: Path) -> Path:
 
 def _records(index: ShardIndex, *, model: Whisper) -> Iterator[Record]:
     groups = {group.key: group for group in read_groups(index.shard)[0]}
+    with MediaPool() as pool:
+        yield from _transcribed(index, groups=groups, listen=partial(_heard, model=model, pool=pool))
+
+
+def _transcribed(
+    index: ShardIndex, *, groups: Mapping[str, Group], listen: Callable[..., list[dict[str, Any]]]
+) -> Iterator[Record]:
     for row in tqdm(range(len(index.clips)), desc=index.shard.name, unit="clip", leave=False):
         key = index.key(row)
         members = [member for member in groups[key].members if member.extension != "json"]
         media = {member.extension: read_at(index.shard, offset=member.offset, size=member.size) for member in members}
         content = index.record(row)
         if media:
-            content["items"] = [*content["items"], *_heard(index, row, model=model)]
+            content["items"] = [*content["items"], *listen(index, row)]
         yield Record(key=key, content=content, media=media)
 
 
-def _heard(index: ShardIndex, row: int, *, model: Whisper) -> list[dict[str, Any]]:
+def _heard(index: ShardIndex, row: int, *, model: Whisper, pool: MediaPool) -> list[dict[str, Any]]:
     """An item of task asr, or none where nothing is said or can be read."""
     data, sound = index.media_bytes(row)
     try:
-        waveform = read_clip(data, name=index.key(row), layout=_LAYOUT, sidecar_audio=sound).waveform
+        waveform = pool.read_clip(data, name=index.key(row), layout=_LAYOUT, sidecar_audio=sound).waveform
     except MediaError as error:
         print(f"  {index.key(row)}: {error.reason}: {error.detail}")
         return []
