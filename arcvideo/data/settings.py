@@ -147,11 +147,12 @@ class DataSettings:
     min_frames: int = 1
     """An item that would leave its clip fewer frames than this is dropped by fewer_frames, and counted."""
     workers: int = 0
-    """Decoding processes, each with a thread that works ahead; 0 decodes in the training process."""
+    """Decoding processes, each with a thread that works ahead; 0 works ahead of nothing: a step's media are decoded
+    when the step asks for them, in one process."""
     prefetch_steps: int = 2
     """Optimizer steps prepared ahead when workers > 0."""
     limits: MediaLimits = field(default_factory=MediaLimits)
-    """What one file may cost; deadline and memory bind the decoding processes (workers > 0)."""
+    """What one file may cost; a decoding process that goes beyond is replaced, and the file quarantined."""
     frame_cache: FrameCacheSettings = field(default_factory=FrameCacheSettings)
     """Decoded frames kept on disk."""
     shard_cache: ShardCacheSettings = field(default_factory=ShardCacheSettings)

@@ -102,6 +102,8 @@ class MediaWorker:
                 head_size, body_size = wire.LENGTHS.unpack(_receive(process, wire.LENGTHS.size, deadline=deadline))
                 head = _receive(process, head_size, deadline=deadline)
                 body = _receive(process, body_size, deadline=deadline)
+                if wire.is_last(head):
+                    self._end()
             except TimeoutError:
                 self._end()
                 seconds = self._limits.deadline_seconds
