@@ -74,7 +74,8 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
         features=_features(model, config=config),
         folder=folder,
     )
-    source = _source(config.data, room=room, supervised=config.stage.objective == "next_token")
+    objective = config.stage.objective
+    source = _source(config.data, room=room, supervised=objective != "grpo", pairs=objective == "dpo")
     # Once: an edit during the run must not make the manifest name another code than the identity.
     asked = replace(wanted(plain_dict(config), parent=parent.identity), data=source.digest)
     own = str(asked.identity)
@@ -186,7 +187,9 @@ def _features(model: ArcVideoForConditionalGeneration, *, config: RunConfig) -> 
     return FeatureStore(Path(config.run_dir) / "features", tower_digest(towers, settings=model.settings))
 
 
-def _source(settings: DataSettings, *, room: _Room, supervised: bool, name: str = "quarantine") -> Source:
+def _source(
+    settings: DataSettings, *, room: _Room, supervised: bool, pairs: bool = False, name: str = "quarantine"
+) -> Source:
     rank, config = room.world.rank, room.config
     return Source(
         settings,
@@ -198,6 +201,7 @@ def _source(settings: DataSettings, *, room: _Room, supervised: bool, name: str 
         features=room.features,
         quarantine_file=room.folder / (f"{name}.jsonl" if rank == 0 else f"{name}-{rank}.jsonl"),
         supervised=supervised,
+        pairs=pairs,
         progress=room.world.first,
         cost=pack_cost(config.model, trained=config.stage.train, towers=room.features is None),
     )
@@ -216,12 +220,13 @@ def _train(
         precision=config.runner.precision,
         clip_norm=config.runner.clip_norm,
     )
-    reinforced = config.stage.objective == "grpo"
-    objective = load_objective(config.stage.objective)
+    name = config.stage.objective
+    settings = {"grpo": config.grpo, "dpo": config.dpo}.get(name, NextTokenSettings())
+    sources = {"grpo": _rollouts, "dpo": _pairs}
     result = Runner(
         engine=engine,
-        source=_rollouts(source, engine=engine, room=room) if reinforced else source,
-        objective=objective(config.grpo if reinforced else NextTokenSettings()),
+        source=sources[name](source, engine=engine, room=room) if name in sources else source,
+        objective=load_objective(name)(settings),
         settings=config.runner,
         schedule=config.schedule,
         train=config.stage.train,
@@ -249,6 +254,12 @@ def _rollouts(source: Source, *, engine: Engine, room: _Room) -> Any:
         features=room.features,
         log=room.folder / "rollouts.jsonl" if room.world.first else None,
     )
+
+
+def _pairs(source: Source, *, engine: Engine, room: _Room) -> Any:
+    from arcvideo.rollout.preferences import ReferenceSource
+
+    return ReferenceSource(source, engine=engine, features=room.features)
 
 
 def _evaluate(model: ArcVideoForConditionalGeneration, *, room: _Room) -> dict[str, dict[str, float]]:

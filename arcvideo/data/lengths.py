@@ -17,7 +17,7 @@ from tqdm import tqdm
 from arcvideo.data.index import ShardIndex
 from arcvideo.data.members import Problem
 from arcvideo.data.render import TEXT_FORMAT, encode, fingerprint, render_branch, split_question
-from arcvideo.tasks import RecordError, make_sample
+from arcvideo.tasks import RecordError, has_pair, make_pair, make_sample
 from arcvideo.tasks.instructions import SUFFIXES
 
 LENGTHS = np.dtype([("before", "<i4"), ("branch", "<i4"), ("targets", "<i4"), ("group", "<i4")])
@@ -34,12 +34,16 @@ class Lengths:
     problems: list[Problem]
 
 
-def shard_lengths(index: ShardIndex, *, tokenizer: Any, style: str, wording: str) -> Lengths:
-    """The token counts of a shard's items, counted once and memory-mapped ever after."""
-    name = f"tokens-{fingerprint(tokenizer)}-{_rules()}-{style}-{wording}"
+def shard_lengths(index: ShardIndex, *, tokenizer: Any, style: str, wording: str, pairs: bool = False) -> Lengths:
+    """The token counts of a shard's items, counted once and memory-mapped ever after.
+
+    Args:
+        pairs: count both answers of items that have a rejected one, and nothing for the others.
+    """
+    name = f"tokens-{fingerprint(tokenizer)}-{_rules()}-{style}-{wording}" + ("-pairs" if pairs else "")
     table, listed = index.folder / f"{name}.npy", index.folder / f"{name}.jsonl"
     if not listed.exists():  # written last
-        rows, problems = _count(index, tokenizer=tokenizer, style=style, wording=wording)
+        rows, problems = _count(index, tokenizer=tokenizer, style=style, wording=wording, pairs=pairs)
         _replace(table, rows)
         _replace(listed, problems)
     rows = np.load(table, mmap_mode="r", allow_pickle=False)
@@ -47,11 +51,17 @@ def shard_lengths(index: ShardIndex, *, tokenizer: Any, style: str, wording: str
 
 
 def all_lengths(
-    indexes: Sequence[ShardIndex], *, tokenizer: Any, style: str, wording: str, progress: bool = True
+    indexes: Sequence[ShardIndex],
+    *,
+    tokenizer: Any,
+    style: str,
+    wording: str,
+    pairs: bool = False,
+    progress: bool = True,
 ) -> list[Lengths]:
     """`shard_lengths` of all shards, with a progress bar when there is something to count."""
     shown = tqdm(indexes, desc="count tokens", unit="shard", disable=not progress or len(indexes) < 2, leave=False)
-    return [shard_lengths(index, tokenizer=tokenizer, style=style, wording=wording) for index in shown]
+    return [shard_lengths(index, tokenizer=tokenizer, style=style, wording=wording, pairs=pairs) for index in shown]
 
 
 @lru_cache(maxsize=1)
@@ -60,7 +70,9 @@ def _rules() -> str:
     return hashlib.sha256(json.dumps([TEXT_FORMAT, SUFFIXES]).encode()).hexdigest()[:8]
 
 
-def _count(index: ShardIndex, *, tokenizer: Any, style: str, wording: str) -> tuple[np.ndarray, list[Problem]]:
+def _count(
+    index: ShardIndex, *, tokenizer: Any, style: str, wording: str, pairs: bool
+) -> tuple[np.ndarray, list[Problem]]:
     rows = np.zeros(len(index.items), dtype=LENGTHS)
     problems: list[Problem] = []
     for number, clip in enumerate(index.clips):
@@ -69,14 +81,18 @@ def _count(index: ShardIndex, *, tokenizer: Any, style: str, wording: str) -> tu
         groups: dict[str, int] = {}
         for row in range(int(clip["item_start"]), int(clip["item_start"] + clip["item_count"])):
             item = int(index.items[row]["number"])
+            content = record["items"][item]
+            about: dict[str, Any] = {"key": f"{key}/{item}", "media_key": media_key, "style": style}
+            if pairs and not has_pair(content):
+                continue
             try:
-                sample = make_sample(record["items"][item], key=f"{key}/{item}", media_key=media_key, style=style)
-                before = split_question(sample).before
-                branch = render_branch(sample, tokenizer=tokenizer, wording=wording)
+                samples = make_pair(content, **about) if pairs else (make_sample(content, **about),)
+                before = split_question(samples[0]).before
+                branches = [render_branch(sample, tokenizer=tokenizer, wording=wording) for sample in samples]
                 rows[row] = (
                     len(encode(before, tokenizer=tokenizer)),
-                    len(branch.ids),
-                    branch.is_target.sum(),
+                    sum(len(branch.ids) for branch in branches),
+                    sum(branch.is_target.sum() for branch in branches),
                     groups.setdefault(before, len(groups)),
                 )
             except RecordError as error:
