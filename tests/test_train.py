@@ -30,7 +30,7 @@ def train(*words: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedPr
     [
         (
             ["stage=stf"],
-            ["stage=stf", "did you mean 'sft'", "audio_warmup, cold_start, final_sft, grpo, pretrain, sft"],
+            ["stage=stf", "did you mean 'sft'", "audio_warmup, cold_start, dpo, final_sft, grpo, pretrain, sft"],
         ),
         (["stage=sft", "runner.stepz=3"], ["runner.stepz", "did you mean 'runner.steps'"]),
         (["stage=sft", "grpo.beta=abc"], ["grpo.beta", "a number", "'abc'"]),
