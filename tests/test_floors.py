@@ -44,6 +44,7 @@ NEIGHBOURS = {
     ("sweep", "compose"): {"*"},
     ("pipeline", "recipe"): {"*"},
     ("preflight", "recipe"): {"*"},
+    ("preflight", "compose"): {"*"},
     ("train", "plugins"): {"*"},
     ("train", "sweep"): {"*"},
     ("train", "stage"): {"*"},  # train checks settings before torch is imported, stage does the work

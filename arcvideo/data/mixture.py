@@ -118,7 +118,7 @@ def open_mixture(
             lengths = all_lengths(
                 indexes, tokenizer=tokenizer, style=source.style, wording=settings.wording, progress=progress
             )
-            table = _table(
+            table = source_table(
                 name, indexes, lengths, source=source, settings=settings, layout=layout, supervised=supervised
             )
         except ValueError as error:
@@ -147,7 +147,7 @@ def frame_counts(duration: np.ndarray, *, max_frames: int) -> Ints:
     return np.clip(np.ceil(duration), 1, max_frames).astype(np.int64)
 
 
-def _table(
+def source_table(
     name: str,
     indexes: list[ShardIndex],
     lengths: list[Lengths],
@@ -157,6 +157,11 @@ def _table(
     layout: MediaLayout,
     supervised: bool,
 ) -> SourceTable:
+    """The table of one source, from its indexes and the token counts beside them.
+
+    Raises:
+        ValueError: no usable item, a wrong task name, a sample over the budget.
+    """
     tasks = _tasks(indexes, source=source)
     clip_shard = np.repeat(np.arange(len(indexes)), [len(index.clips) for index in indexes])
     clip_row = np.concatenate([np.arange(len(index.clips)) for index in indexes])
