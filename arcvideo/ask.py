@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from arcvideo.structured import SettingsError, filled, nearest
+from arcvideo.structured import SettingsError, from_words, words_help
 from arcvideo.tasks.answers import answer_text, clock_span, parse_letter, parse_span
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from arcvideo.data.settings import MediaLayout
     from arcvideo.types import Media
 
 TASKS = ("qa", "mcq", "grounding", "summary", "chapters", "none")
@@ -77,23 +78,7 @@ def read_words(words: list[str]) -> AskSettings:
     Raises:
         SettingsError: a word that is no setting, or a value that does not fit.
     """
-    kinds = {field.name: str(field.type) for field in fields(AskSettings)}
-    values: dict[str, Any] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise SettingsError(f"{word!r}: expected key=value, like task=qa")
-        if key not in kinds:
-            raise SettingsError(f"{key}: no such setting{nearest(key, list(kinds))}")
-        values[key] = _typed(value, kinds[key])
-    return filled(AskSettings, values)
-
-
-def _typed(value: str, kind: str) -> Any:
-    """Return a word's value as the type it should have; `filled` refuses what does not fit."""
-    if kind == "bool":
-        return {"true": True, "false": False}.get(value.lower(), value)
-    return int(value) if kind == "int" and value.lstrip("-").isdigit() else value
+    return from_words(AskSettings, words, example="task=qa")
 
 
 class TerminalWriter:
@@ -176,19 +161,20 @@ def readings(text: str, *, task: str) -> list[str]:
     return found or (["time: none that can be read"] if task == "grounding" else [])
 
 
-def notes(media: Media, *, seconds: float, max_frames: int) -> list[str]:
+def notes(media: Media, *, seconds: float, layout: MediaLayout) -> list[str]:
     """Return what a user should know about how the file is seen and heard."""
     lines = []
     if not media.has_video:
         lines.append("no picture: the model sees zeros (docs/modalities.md)")
     if not media.has_audio:
         lines.append("no sound: the model hears zeros (docs/modalities.md)")
-    if media.has_video and seconds > max_frames:
-        lines.append(f"{seconds:.0f} s in {max_frames} frames: each stands for {seconds / max_frames:.1f} s")
-    if seconds > 2 * max_frames:
+    frames, heard = layout.max_frames, layout.max_seconds
+    if media.has_video and seconds > frames:
+        lines.append(f"{seconds:.0f} s in {frames} frames: each stands for {seconds / frames:.1f} s")
+    if seconds > heard:
         lines.append(
-            f"longer than {2 * max_frames} s: sound is heard two seconds from each part only; pieces of at most "
-            f"{2 * max_frames} s, asked one by one, give better answers"
+            f"longer than {heard} s: only {heard / frames:g} s from each of {frames} parts of the sound are heard; "
+            f"pieces of at most {heard} s, asked one by one, give better answers"
         )
     return lines
 
@@ -215,7 +201,7 @@ def ask(settings: AskSettings, *, out: TextIO, err: TextIO) -> str:
     if settings.video:
         clip = processor.read(settings.video, sound=settings.audio or None)
         media = processor.media(clip, modality=settings.modality)
-        for note in notes(media, seconds=clip.duration, max_frames=processor.layout.max_frames):
+        for note in notes(media, seconds=clip.duration, layout=processor.layout):
             print(f"note: {note}", file=err)
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
@@ -265,21 +251,13 @@ def trained_wording(checkpoint: Path) -> str:
         return ""
 
 
-def _help() -> str:
-    lines = [__doc__ or ""]
-    lines += [
-        f"  {field.name + '=':16} {field.default if field.default != '' else ''}" for field in fields(AskSettings)
-    ]
-    return "\n".join(lines)
-
-
 def main(words: list[str] | None = None) -> int:
     """Answer, or say in one line what is wrong; returns the exit status."""
     from arcvideo.media.errors import MediaError
 
     words = sys.argv[1:] if words is None else words
     if not words or {"-h", "--help"} & set(words):
-        print(_help())
+        print(f"{__doc__}\n{words_help(AskSettings)}")
         return 0
     try:
         ask(read_words(words), out=sys.stdout, err=sys.stderr)

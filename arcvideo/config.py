@@ -97,6 +97,8 @@ class RunConfig:
     """Settings for those parent stages besides, for example parents.runner.steps=500."""
     threads: int = 0
     """CPU threads for torch in each process; 0 leaves torch's choice."""
+    verify_resume: int = 0
+    """Do not train the stage but prove on its first so many steps that a resumed run has the bits of a straight one."""
 
     @property
     def stage_dir(self) -> Path:
@@ -145,6 +147,8 @@ def _problems(config: RunConfig) -> Iterator[str]:
         logger=config.logger,
         engine=config.engine,
     )
+    if config.verify_resume and not 2 <= config.verify_resume <= config.runner.steps:
+        yield f"verify_resume={config.verify_resume} must be 0, or between 2 and runner.steps={config.runner.steps}"
     yield from lora_problems(config.lora, train=config.stage.train, objective=config.stage.objective)
     try:
         _ = config.layout

@@ -20,7 +20,7 @@ from arcvideo.evaluation.evaluate import evaluate
 from arcvideo.lineage.identity import config_diff
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, read_manifest, write_manifest
 from arcvideo.lineage.parents import Parent
-from arcvideo.lineage.state import wanted, write_started
+from arcvideo.lineage.state import Wanted, wanted, write_started
 from arcvideo.model.features import FeatureStore, tower_digest
 from arcvideo.model.loading import load_model, save_model
 from arcvideo.model.lora import Adapters, add_adapters
@@ -58,14 +58,24 @@ class _Room:
     folder: Path
 
 
-def run_stage(config: RunConfig, *, parent: Parent) -> None:
-    """Train, evaluate, export and prove one stage.
+@dataclass(frozen=True, kw_only=True)
+class _Setup:
+    """What a stage trains, on what, as what."""
+
+    room: _Room
+    model: ArcVideoForConditionalGeneration
+    source: Source
+    asked: Wanted
+    trained: list[str]
+    adapters: Adapters | None
+
+
+def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
+    """Everything before the first step.
 
     Raises:
         ValueError: settings, data or weights that cannot work together.
-        Preempted: a signal asked to stop; a checkpoint is written (exit status 85).
     """
-    began = time.monotonic()
     if config.threads:
         torch.set_num_threads(config.threads)
     world = join()
@@ -89,14 +99,39 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
     source = _source(config.data, room=room, supervised=config.stage.objective == "next_token")
     # Once: an edit during the run must not make the manifest name another code than the identity.
     asked = replace(wanted(plain_dict(config), parent=parent.identity), data=source.digest)
-    own = str(asked.identity)
     if world.first:
         write_started(folder, asked=asked)
-    still = [name for name in MODULES if name not in trained]
-    frozen = frozen_hashes(model, frozen=still)
-    model, result = _train(model, source=source, own=own, room=room, trained=trained)
+    return _Setup(room=room, model=model, source=source, asked=asked, trained=trained, adapters=adapters)
+
+
+def rehearse(config: RunConfig, *, parent: Parent, until: int) -> None:
+    """Train the stage until a step and leave its checkpoint and metrics; no evaluation, no export, no manifest.
+
+    Raises:
+        ValueError: settings, data or weights that cannot work together.
+    """
+    ready = _setup(config, parent=parent)
+    _train(ready, until=until)
+    ready.source.close()
+
+
+def run_stage(config: RunConfig, *, parent: Parent) -> None:
+    """Train, evaluate, export and prove one stage.
+
+    Raises:
+        ValueError: settings, data or weights that cannot work together.
+        Preempted: a signal asked to stop; a checkpoint is written (exit status 85).
+    """
+    began = time.monotonic()
+    ready = _setup(config, parent=parent)
+    room, source, asked, adapters = ready.room, ready.source, ready.asked, ready.adapters
+    world, folder = room.world, room.folder
+    still = [name for name in MODULES if name not in ready.trained]
+    frozen = frozen_hashes(ready.model, frozen=still)
+    model, result = _train(ready)
     # What was frozen is told from what learned before the adapters go into the weights.
-    frozen_after, table = frozen_hashes(model, frozen=still), trainable_table(model, lrs=lrs)
+    frozen_after = frozen_hashes(model, frozen=still)
+    table = trainable_table(model, lrs=peak_lrs(model.named_parameters(), settings=config.optimizer))
     if adapters is not None:
         adapters.save(folder / "adapter" if world.first else None)
         adapters.merge()
@@ -114,7 +149,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
         processor.save_pretrained(export)
         manifest = Manifest(
             stage=config.stage.name,
-            identity=own,
+            identity=str(asked.identity),
             parent=parent.identity,
             parent_path=str(parent.path),
             code=asked.code,
@@ -252,13 +287,12 @@ def _record_lineage(manifest: Manifest, *, room: _Room, wandb_id: str | None) ->
     record_lineage(made, used=read, settings=room.config.logger, folder=room.folder, run_id=wandb_id)
 
 
-def _train(
-    model: ArcVideoForConditionalGeneration, *, source: Source, own: str, room: _Room, trained: list[str]
-) -> tuple[ArcVideoForConditionalGeneration, RunResult]:
+def _train(ready: _Setup, *, until: int | None = None) -> tuple[ArcVideoForConditionalGeneration, RunResult]:
     """The Runner's part: the trained model, whole again, and what happened."""
+    room, own = ready.room, str(ready.asked.identity)
     config = room.config
     engine = Engine(
-        model,
+        ready.model,
         world=room.world,
         settings=config.engine,
         optimizer=config.optimizer,
@@ -269,18 +303,18 @@ def _train(
     objective = load_objective(config.stage.objective)
     result = Runner(
         engine=engine,
-        source=_rollouts(source, engine=engine, room=room) if reinforced else source,
+        source=_rollouts(ready.source, engine=engine, room=room) if reinforced else ready.source,
         objective=objective(config.grpo if reinforced else NextTokenSettings()),
         settings=config.runner,
         schedule=config.schedule,
-        train=trained,
+        train=ready.trained,
         folder=room.folder,
         identity=own,
         logger=config.logger,
         name=f"{config.stage.name}-{own[:8]}",
         config=plain_dict(config),
         forward_extra={"features": room.features},
-    ).run()
+    ).run(until=until)
     whole = engine.close()
     assert isinstance(whole, ArcVideoForConditionalGeneration)
     return whole, result

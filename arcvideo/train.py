@@ -22,6 +22,7 @@ from arcvideo.lineage.manifest import finished, read_manifest
 from arcvideo.lineage.parents import Parent, resolve_parent
 from arcvideo.lineage.state import State, state_of, wanted
 from arcvideo.plugins import in_submitit, join_job, option_of, plugin_problems, queue_again, sweep_words
+from arcvideo.runner.terminal import one_voice
 from arcvideo.sweep import SweepJob, first_config, lower_is_better, report_sweep, sweep_folder, train_parents
 
 
@@ -38,7 +39,9 @@ def train(composed: DictConfig) -> float | None:
             config = job.config
         if config.train_parents:
             train_parents(config, overrides=list(hydra_now.overrides.task))
-        value = _run(config)
+        rank, ranks, launched = launch()
+        with one_voice(config.stage_dir, rank=rank, ranks=ranks, job=launched):
+            value = _run(config)
         if job is not None:
             job.done(value, error=_unmeasured(config) if job.optimizing and value is None else "")
         return value
@@ -83,6 +86,10 @@ def _run(config: RunConfig) -> float | None:
     _find_shards(config)
     rank, ranks, job = launch()
     with alone_in(config.stage_dir) if rank == 0 else nullcontext():
+        if config.verify_resume:
+            from arcvideo.verify import verify_resume
+
+            sys.exit(0 if verify_resume(config, parent=parent) else 1)
         state = state_of(config.stage_dir, asked=wanted(plain_dict(config), parent=parent.identity))
         if ranks == 1:
             return _act(config, parent=parent, state=state, word=state.word)
@@ -142,6 +149,7 @@ Stages: audio_warmup, pretrain, sft, cold_start, grpo, final_sft.
 
   python -m arcvideo.train stage=sft --help                every setting of that stage
   python -m arcvideo.train stage=sft runner.steps=50       another length
+  python -m arcvideo.train stage=sft verify_resume=40      proves that a resumed run has the same bits
   python -m arcvideo.train -m stage=sft runner.seed=0,1,2  a sweep: parents are trained once, each job has its folder
   python -m arcvideo.train -m hydra/launcher=submitit_local stage=sft runner.seed=0,1,2   its jobs as processes
   python -m arcvideo.train -m hydra/sweeper=optuna stage=sft 'optimizer.lr=interval(1e-4,1e-2)'
@@ -155,15 +163,19 @@ def main() -> None:
         print(_HELP)  # Hydra's own help composes the settings, which needs a stage
         return
     # Python's parser of arguments refuses overrides on both sides of a flag.
-    sweep = [word for word in words if word in ("-m", "--multirun")]
+    flags = ("-m", "--multirun")
+    # Hydra shows settings of single runs only.
+    sweep = [word for word in words if word in flags and not {"--cfg", "--help", "--info"} & set(words)]
     words = sweep + [
-        word for word in words if word not in sweep and not word.startswith(("--local_rank", "--local-rank"))
+        word for word in words if word not in flags and not word.startswith(("--local_rank", "--local-rank"))
     ]
-    problems = plugin_problems(words) + override_problems(words)
+    problems = plugin_problems(sys.argv[1:]) + override_problems(words)
     if problems:
+        if launch()[0]:
+            sys.exit(1)  # rank 0 says it
         sys.exit("\n".join(f"error: {problem}" for problem in problems))
     sys.argv[1:] = as_overrides(words)
-    first = first_config(words) if sweep and not {"--cfg", "--help", "--info"} & set(words) else None
+    first = first_config(words) if sweep else None
     if first is None:
         train()
         return

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ from arcvideo.model.loading import load_model
 from arcvideo.runner.checkpoint import CheckpointFolder
 from tests.compose import composed, settings
 from tests.conftest import SmallWorld
-from tests.test_stage import GRPO, OWN_REWARD, Finished, run, weights
+from tests.test_stage import GRPO, OWN_REWARD, ROOT, Finished, run, weights
 
 LORA = ["lora.rank=4", "lora.alpha=8"]
 
@@ -35,6 +37,8 @@ def test_the_manifest_proves_that_only_adapters_and_projectors_moved(sft: Finish
     assert manifest.frozen_before == manifest.frozen_after
     assert manifest.liveness["gradients"]["llm.lora"] > 0
     assert manifest.config["lora"]["rank"] == 4
+    schema = json.loads((ROOT / "docs" / "manifest.schema.json").read_text())
+    jsonschema.validate(json.loads((sft.folder / "manifest.json").read_text()), schema)
 
 
 def test_the_export_is_the_parent_with_the_saved_adapter_under_released_names(sft: Finished) -> None:

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 import yaml
@@ -20,7 +21,7 @@ from arcvideo import pipeline
 from arcvideo.config import RunConfig
 from arcvideo.data.source import Source
 from arcvideo.lineage.identity import folder_digest
-from arcvideo.lineage.manifest import read_manifest
+from arcvideo.lineage.manifest import Manifest, read_manifest
 from arcvideo.lineage.parents import Parent, resolve_parent
 from arcvideo.model.loading import load_model
 from arcvideo.model.tokenizer import load_tokenizer
@@ -40,6 +41,7 @@ GRPO = [
 ]
 
 
+ROOT = Path(__file__).resolve().parents[1]
 OWN_REWARD = "tests.test_stage:different_letters"
 
 
@@ -131,6 +133,28 @@ def test_the_manifest_says_what_ran(sft: Finished) -> None:
     assert sum(row["seen"] for row in books) == sum(manifest.seen.values())
     assert set(manifest.liveness["gradients"]) == {"llm", "vision_projector", "audio_projector"}
     assert {kind.split("/")[0] for kind in manifest.liveness["moved"]} == {"audio", "video"}
+
+
+def test_the_manifest_follows_its_schema_in_both_directions(sft: Finished) -> None:
+    schema = json.loads((ROOT / "docs" / "manifest.schema.json").read_text())
+    found = json.loads((sft.folder / "manifest.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(found, schema)
+    assert set(schema["properties"]) == {item.name for item in fields(Manifest)}
+    for wrong in (
+        found | {"extra": 1},
+        {key: value for key, value in found.items() if key != "liveness"},
+        found | {"frozen_after": {"vit": "not a digest"}},
+        found | {"trainable": [row | {"odd": 1} for row in found["trainable"]]},
+        found | {"liveness": {"moved": {"video/zeroed": "much"}}},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
+
+
+def test_the_page_on_the_manifest_explains_every_field() -> None:
+    page = (ROOT / "docs" / "manifest.md").read_text()
+    assert [item.name for item in fields(Manifest) if f"| `{item.name}` |" not in page] == []
 
 
 def test_frozen_towers_keep_their_bits_and_the_rest_moves(sft: Finished) -> None:

@@ -33,7 +33,9 @@ class SourceTable:
     clip_row: Ints
     """(C,) row in that index."""
     frames: Ints
-    """(C,) frames of the layout; 0 for text only."""
+    """(C,) frames shown; 0 for text only."""
+    frame_limit: Ints
+    """(C,) frames a clip may have: the layout's max_frames, or fewer by the policy fewer_frames."""
     media_tokens: Ints
     """(C,) tokens from `<vid>` to `</vid>`; 0 for text only."""
     both: npt.NDArray[np.bool_]
@@ -55,7 +57,9 @@ class SourceTable:
     tasks: tuple[str, ...]
     quarantined: tuple[Problem, ...]
     dropped: int
-    """Items that exceed the token budget (policy drop)."""
+    """Items that exceed the token budget and are left out."""
+    shortened: int
+    """Clips shown with fewer frames than the layout has for them, so that they fit the token budget."""
     passes: float
     """How often an epoch passes over the source."""
 
@@ -142,9 +146,28 @@ def content_digest(sources: Iterable[tuple[str, Sequence[ShardIndex]]]) -> str:
     return digest.hexdigest()
 
 
-def frame_counts(duration: np.ndarray, *, max_frames: int) -> Ints:
+def frame_counts(duration: np.ndarray, *, max_frames: int | Ints) -> Ints:
     """Frames of clips of these lengths in seconds (spec 2.1): one a second, at least 1, at most max_frames."""
     return np.clip(np.ceil(duration), 1, max_frames).astype(np.int64)
+
+
+def frame_limits(duration: np.ndarray, *, clip: Ints, text: Ints, settings: DataSettings, layout: MediaLayout) -> Ints:
+    """(C,) most frames each clip may have: the layout's limit, or by the policy fewer_frames as many as fit beside the
+    longest of its items; items that would leave fewer than `data.min_frames` do not count, they are dropped.
+
+    Args:
+        duration: (C,) seconds.
+        clip: (I,) clip of each item.
+        text: (I,) tokens of each item that are not media: the start token, the text before the media, the branch.
+    """
+    limit = np.full(len(duration), layout.max_frames, dtype=np.int64)
+    if settings.over_budget == "fewer_frames":
+        ends = media_length(0, layout=layout)
+        room = (settings.token_budget - text - ends) // (media_length(1, layout=layout) - ends)
+        tight = room < frame_counts(duration, max_frames=layout.max_frames)[clip]
+        tight &= room >= settings.min_frames
+        np.minimum.at(limit, clip[tight], room[tight])
+    return limit
 
 
 def source_table(
@@ -167,8 +190,6 @@ def source_table(
     clip_row = np.concatenate([np.arange(len(index.clips)) for index in indexes])
     facts = np.concatenate([index.clips[["media_size", "duration", "has_video", "sound_samples"]] for index in indexes])
     has_media, has_sound = facts["media_size"] > 0, facts["sound_samples"] > 0
-    frames = np.where(has_media, frame_counts(facts["duration"], max_frames=layout.max_frames), 0)
-    media_tokens = np.where(has_media, media_length(frames, layout=layout), 0)
     usable = {"both": np.ones(len(facts), bool), "video": facts["has_video"], "audio": has_sound}[source.modality]
     usable = usable & (np.arange(len(facts)) < (source.max_clips or len(facts)))
     repeated = repeated_keys(indexes)
@@ -176,8 +197,14 @@ def source_table(
     if source.fraction < 1:
         usable = usable & _sampled(indexes, fraction=source.fraction)
     columns = _columns(indexes, lengths, tasks=tasks, source=source, think_only=supervised and source.style != "plain")
-    columns.media_tokens = media_tokens[columns.clip]
     columns.keep &= usable[columns.clip]
+    text = (1 + columns.before + columns.branch)[columns.keep]
+    limit = frame_limits(
+        facts["duration"], clip=columns.clip[columns.keep], text=text, settings=settings, layout=layout
+    )
+    frames = np.where(has_media, frame_counts(facts["duration"], max_frames=limit), 0)
+    media_tokens = np.where(has_media, media_length(frames, layout=layout), 0)
+    columns.media_tokens = media_tokens[columns.clip]
     dropped = _apply_budget(columns, indexes, settings=settings)
     kept = np.flatnonzero(columns.keep)
     if not len(kept):
@@ -199,6 +226,7 @@ def source_table(
         clip_shard=clip_shard[clips],
         clip_row=clip_row[clips],
         frames=frames[clips],
+        frame_limit=limit[clips],
         media_tokens=media_tokens[clips],
         both=(facts["has_video"] & has_sound)[clips],
         item_start=np.concatenate([[0], np.cumsum(np.bincount(item_clip, minlength=len(clips)))]),
@@ -211,6 +239,7 @@ def source_table(
         tasks=tasks,
         quarantined=tuple(problems),
         dropped=dropped,
+        shortened=int((has_media & (limit < layout.max_frames))[clips].sum()),
         passes=source.weight,
     )
 
@@ -280,7 +309,8 @@ def _apply_budget(columns: _Columns, indexes: list[ShardIndex], *, settings: Dat
         key = f"{index.key(int(item['clip']))}/{item['number']}"
         raise ValueError(
             f"{len(over)} items exceed data.token_budget={settings.token_budget}; the longest, {key}, needs "
-            f"{prefix[worst] + columns.branch[worst]} tokens. Raise the budget or set data.over_budget=drop"
+            f"{prefix[worst] + columns.branch[worst]} tokens. Raise the budget, or set data.over_budget to "
+            "fewer_frames or drop"
         )
     columns.keep[over] = False
     return len(over)

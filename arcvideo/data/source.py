@@ -165,6 +165,7 @@ class Source:
                 "clips": table.clips,
                 "items": table.items,
                 "over_budget": table.dropped,
+                "clips_with_fewer_frames": table.shortened,
                 "bad_samples": self.quarantine.count(table.name),
                 "reasons": dict(self.quarantine.reasons(table.name)),
                 **{name: counter[table.name] for name, counter in self._counts.items()},

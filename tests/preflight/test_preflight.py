@@ -17,6 +17,7 @@ from arcvideo.data.index import build_index, ensure_indexes
 from arcvideo.data.members import expand_shards
 from arcvideo.data.source import Source
 from arcvideo.model.tokenizer import load_tokenizer
+from arcvideo.preflight.__main__ import main
 from arcvideo.preflight.estimate import estimate
 from arcvideo.preflight.fitting import misfits
 from arcvideo.preflight.machine import Machine, machine_of
@@ -148,10 +149,16 @@ def test_the_steps_are_those_of_the_plan_that_training_follows(small_world: Smal
         source.close()
 
 
-def test_a_wrong_word_is_told_with_its_key(shard: Path) -> None:
-    for word, told in (("gpus=many", "gpus=many: expected a number"), ("device=h9", "choose from h20"),
-                       ("stage=sfd", "the recipe has sft"), ("largest=maybe", "yes or no")):  # fmt: skip
-        done = preflight(shard.parent, word)
-        assert done.returncode == 1
-        assert told in done.stderr
-        assert len(done.stderr.splitlines()) == 1
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("gpus=many", "gpus=many: expected a number"),
+        ("device=h9", "choose from h20"),
+        ("stage=sfd", "the recipe has sft"),
+        ("largest=maybe", "yes or no"),
+    ],
+)
+def test_a_wrong_word_is_told_with_its_key(shard: Path, word: str, told: str) -> None:
+    with pytest.raises(SystemExit, match=told) as caught:
+        main([f"recipe={shard.parent / 'small.yaml'}", word])
+    assert len(str(caught.value).splitlines()) == 1
