@@ -108,6 +108,9 @@ class Engine:
                 optimizer=self.optimizer,
                 config=_deepspeed_config(settings, precision=precision, clip_norm=clip_norm),
             )
+        if self.stage == 0 and world.size == 1:
+            # A rank alone would copy all gradients into one bucket and back; it has nobody to add them up with.
+            self._deepspeed.enable_backward_allreduce = False
         # DeepSpeed makes its fp32 masters from bf16 weights; start from all the bits there were.
         for name, value in masters.items():
             self._set(self._trained[name], value, kind=None)
