@@ -189,7 +189,8 @@ def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict
     if config.stage.objective != "grpo":
         return source.mixture(steps)
     rollouts = -(-steps // config.grpo.num_iterations)
-    return source.mixture(rollouts, count=config.grpo.num_prompts)
+    # A rollout owns its refills' share of the prompt stream, whether it needed them or not.
+    return source.mixture(rollouts * (1 + config.grpo.max_refills), count=config.grpo.num_prompts)
 
 
 def _books(counts: Counts, *, sources: Iterable[str]) -> dict[str, dict[str, int]]:

@@ -29,6 +29,17 @@ def test_only_the_first_rollout_is_held_to_it() -> None:
     assert len(source.batches(1)) == 2
 
 
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "bnpo"])
+def test_when_everything_is_cut_off_the_first_rollout_refuses_and_later_ones_teach_nothing(loss_type: str) -> None:
+    settings = replace(SETTINGS, loss_type=loss_type, mask_truncated_completions=True, max_completion_length=2, beta=0)
+    source = make_source(settings)
+    source._sampler.stop_ids = frozenset({-1})  # no answer ever ends
+    with pytest.raises(ValueError, match=r"all 16 completions .*max_completion_length=2.*raise the length"):
+        source.batches(0)
+    loss, _ = train_step(source, source.batches(1))
+    assert loss == 0.0
+
+
 @pytest.mark.parametrize("cut", [3, 7])
 def test_a_prompt_whose_media_were_cut_is_refused(cut: int) -> None:
     whole = make_prompts()
