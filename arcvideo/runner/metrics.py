@@ -174,7 +174,7 @@ def _table(rows: list[Mapping[str, Any]]) -> Any:
         return value if plain else json.dumps(value, ensure_ascii=False)
 
     # W&B wants one kind of value in a column; None fits any.
-    return wandb.Table(columns=columns, data=[[cell(row.get(name)) for name in columns] for row in rows])
+    return wandb.Table(columns=columns, data=[[cell(row.get(str(name))) for name in columns] for row in rows])
 
 
 @dataclass(frozen=True, kw_only=True)

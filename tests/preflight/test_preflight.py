@@ -87,7 +87,7 @@ def test_shards_that_cannot_be_read_are_one_line(shard: Path, damage: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("gpus", "gib", "remedy"), [(8, 60, "engine=zero2"), (8, 40, "engine=zero3"), (1, 48, "lora.rank=16")]
+    ("gpus", "gib", "remedy"), [(8, 60, "engine=zero2"), (8, 40, "engine=zero3"), (1, 48, "engine=zero2_offload")]
 )
 def test_7b_on_too_small_a_device_names_what_would_fit(shard: Path, gpus: int, gib: int, remedy: str) -> None:
     build_index(shard)
