@@ -11,7 +11,7 @@ import yaml
 
 from arcvideo.compose import stage_config
 from arcvideo.config import RunConfig, plain_dict
-from arcvideo.evaluation.targets import Target
+from arcvideo.evaluation.targets import Comparison, Target
 from arcvideo.lineage.identity import folder_digest
 from arcvideo.lineage.manifest import EXPORT_NAME, finished
 from arcvideo.lineage.parents import BASE
@@ -51,6 +51,8 @@ class Recipe:
     """One command line a stage: `stage=sft runner.steps=100`."""
     targets: list[Target] = field(default_factory=list)
     """What the stages should reach; checked at the end."""
+    comparisons: list[Comparison] = field(default_factory=list)
+    """Differences between stages that are shown at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
