@@ -135,7 +135,7 @@ class Decoder(nn.Module):
     def _checkpoint(self, layer: nn.Module, *inputs: Any) -> Tensor:
         if self.gradient_checkpointing and self._gradient_checkpointing_func is not None:
             return self._gradient_checkpointing_func(layer, *inputs)
-        contexts = {"context_fn": _keep_products} if self.recompute == "selective" else {}
+        contexts: dict[str, Any] = {"context_fn": _keep_products} if self.recompute == "selective" else {}
         return checkpoint(layer, *inputs, use_reentrant=False, **contexts)
 
     def forward(self, x: Tensor, *, positions: Tensor, plan: Plan, cache: Any = None) -> Tensor:
