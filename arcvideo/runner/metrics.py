@@ -238,6 +238,8 @@ def _record_lineage(made: Artifact, *, used: Sequence[Artifact], options: Mappin
             run.use_artifact(artifact)
     run.log_artifact(_artifact(made, make=wandb.Artifact), aliases=["latest", made.identity[:12]])
     run.finish()
+    # An offline run may return from `finish` before its file is written; this waits for W&B's own process to end.
+    wandb.teardown()
 
 
 def _artifact(item: Artifact, *, make: Callable[..., Any]) -> Any:
