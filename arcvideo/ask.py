@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from arcvideo.structured import SettingsError, filled, nearest
+from arcvideo.structured import SettingsError, from_words, words_help
 from arcvideo.tasks.answers import answer_text, clock_span, parse_letter, parse_span
 
 if TYPE_CHECKING:
@@ -78,23 +78,7 @@ def read_words(words: list[str]) -> AskSettings:
     Raises:
         SettingsError: a word that is no setting, or a value that does not fit.
     """
-    kinds = {field.name: str(field.type) for field in fields(AskSettings)}
-    values: dict[str, Any] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise SettingsError(f"{word!r}: expected key=value, like task=qa")
-        if key not in kinds:
-            raise SettingsError(f"{key}: no such setting{nearest(key, list(kinds))}")
-        values[key] = _typed(value, kinds[key])
-    return filled(AskSettings, values)
-
-
-def _typed(value: str, kind: str) -> Any:
-    """Return a word's value as the type it should have; `filled` refuses what does not fit."""
-    if kind == "bool":
-        return {"true": True, "false": False}.get(value.lower(), value)
-    return int(value) if kind == "int" and value.lstrip("-").isdigit() else value
+    return from_words(AskSettings, words, example="task=qa")
 
 
 class TerminalWriter:
@@ -267,21 +251,13 @@ def trained_wording(checkpoint: Path) -> str:
         return ""
 
 
-def _help() -> str:
-    lines = [__doc__ or ""]
-    lines += [
-        f"  {field.name + '=':16} {field.default if field.default != '' else ''}" for field in fields(AskSettings)
-    ]
-    return "\n".join(lines)
-
-
 def main(words: list[str] | None = None) -> int:
     """Answer, or say in one line what is wrong; returns the exit status."""
     from arcvideo.media.errors import MediaError
 
     words = sys.argv[1:] if words is None else words
     if not words or {"-h", "--help"} & set(words):
-        print(_help())
+        print(f"{__doc__}\n{words_help(AskSettings)}")
         return 0
     try:
         ask(read_words(words), out=sys.stdout, err=sys.stderr)

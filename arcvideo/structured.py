@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 Kind = TypeVar("Kind")
@@ -46,6 +46,53 @@ def filled(kind: type[Kind], values: Mapping[str, Any], *, key: str = "") -> Kin
         raise
     except ValueError as error:
         raise SettingsError(str(error)) from None
+
+
+def from_words(kind: type[Kind], words: Sequence[str], *, example: str) -> Kind:
+    """The dataclass of `key=value` words; `key.name=value` is an entry of a mapping, commas separate a list.
+
+    Args:
+        example: a word as it should be, for messages.
+
+    Raises:
+        SettingsError: a word that is no setting, or a value that does not fit.
+    """
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for word in words:
+        path, equals, value = word.partition("=")
+        key, dot, name = path.partition(".")
+        if not equals:
+            raise SettingsError(f"{word!r}: expected key=value, like {example}")
+        mapping = typing.get_origin(hints.get(key)) is dict
+        if key not in hints or mapping != bool(dot):
+            shape = f": give its entries, like {key}.NAME={value}" if key in hints and mapping else ""
+            raise SettingsError(f"{path}: no such setting{shape or nearest(key, list(hints))}")
+        if mapping:
+            values.setdefault(key, {})[name] = _typed(value, typing.get_args(hints[key])[1])
+        else:
+            values[key] = _typed(value, hints[key])
+    return filled(kind, values)
+
+
+def words_help(kind: type) -> str:
+    """One line for each setting with its default."""
+    lines = []
+    for field in dataclasses.fields(kind):
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        shown = ",".join(map(str, default)) if isinstance(default, list) else default
+        unset = default is dataclasses.MISSING or shown in ("", {})
+        lines.append(f"  {field.name + '=':18}{'' if unset else shown}".rstrip())
+    return "\n".join(lines)
+
+
+def _typed(value: str, kind: Any) -> Any:
+    """A word's value as the type it should have; `filled` refuses what does not fit."""
+    if typing.get_origin(kind) is list:
+        return [_typed(part, typing.get_args(kind)[0]) for part in value.split(",") if part]
+    if kind is bool:
+        return {"true": True, "false": False}.get(value.lower(), value)
+    return int(value) if kind is int and value.lstrip("-").isdigit() else value
 
 
 def nearest(word: str, words: list[str]) -> str:

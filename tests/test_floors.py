@@ -21,7 +21,21 @@ FLOORS = (
     {"media", "data", "tasks", "model", "objectives", "synthetic", "flops"},
     {"runner", "rollout", "lineage", "evaluation", "report", "processing"},
     {"config"},
-    {"train", "pipeline", "preflight", "evaluate", "stage", "recipe", "sweep", "compose", "ask"},
+    {
+        "train",
+        "pipeline",
+        "preflight",
+        "evaluate",
+        "stage",
+        "recipe",
+        "sweep",
+        "compose",
+        "ask",
+        "plugins",
+        "torchrun",
+        "verify",
+        "reference",
+    },
 )
 """From the ground up. A room is a folder or a single file of the package."""
 
@@ -40,11 +54,17 @@ NEIGHBOURS = {
     ("synthetic", "tasks"): {"*"},
     ("synthetic", "model"): {"*"},  # makes the base weights
     ("evaluation", "rollout"): {"sampler", "settings"},  # one way to decode answers, for rewards and for metrics
+    ("rollout", "lineage"): {"parents"},  # rejection sampling says which weights it drew from
+    ("rollout", "processing"): {"*"},  # and asks as the checkpoint was trained
     ("recipe", "compose"): {"*"},
     ("sweep", "compose"): {"*"},
     ("pipeline", "recipe"): {"*"},
     ("preflight", "recipe"): {"*"},
+    ("train", "plugins"): {"*"},
     ("train", "sweep"): {"*"},
+    ("train", "verify"): {"*"},
+    ("verify", "stage"): {"*"},
+    ("reference", "recipe"): {"*"},
     ("train", "stage"): {"*"},  # train checks settings before torch is imported, stage does the work
 }
 """(room, neighbour on the same floor) -> the neighbour's modules it may import."""
@@ -60,6 +80,7 @@ FRAMEWORKS = {
     "av": {"media/", "synthetic/encode.py"},
     "trl": {"rollout/"},
     "transformers": {"model/", "rollout/", "processing.py"},
+    "jinja2": {"report/page.py"},
     "yaml": {"recipe.py", "synthetic/base.py"},
 }
 """Framework -> the only places (files, or folders with a slash) that import it."""

@@ -116,7 +116,7 @@ def index_folder(shard: Path) -> Path:
     return shard.with_name(shard.name + ".index")
 
 
-@lru_cache(maxsize=3 * 64)
+@lru_cache(maxsize=3 * 16)
 def _column(folder: Path, name: str, digest: str) -> np.ndarray:
     column = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
     if json.loads((folder / "meta.json").read_text())["digest"] != digest:
@@ -328,7 +328,11 @@ def _media(group: Group, *, record: Mapping[str, Any], found: Probed | MediaErro
     if not pictures and not sounds:
         if record.get("text_only") is True:
             return _Media()
-        raise RecordError("no_media", 'the record has no media file; say "text_only": true when that is meant')
+        other = ", ".join(member.name for member in group.members if member.extension != "json")
+        raise RecordError(
+            "no_media",
+            f"{other} is of no known type" if other else 'no media file; say "text_only": true when that is meant',
+        )
     if len(pictures) > 1 or len(sounds) > 1:
         names = ", ".join(member.name for member in (*pictures, *sounds))
         raise RecordError("several_media", f"more than one picture or sound: {names}")

@@ -136,7 +136,7 @@ def record_key(name: str) -> str:
     """The name up to the first dot of its last part, as webdataset groups members."""
     path = PurePosixPath(name)
     base = path.name.split(".", 1)[0]
-    return base if str(path.parent) == "." else f"{path.parent}/{base}"
+    return base if str(path.parent) == "." else f"{str(path.parent).rstrip('/')}/{base}"
 
 
 def _walk(shard: Path, *, size: int) -> Iterator[Member | Problem]:

@@ -102,12 +102,13 @@ class Whisper:
         """
         from whisper import load_model  # slow to import
 
+        if not checkpoint.is_file():
+            raise ValueError(f"{checkpoint}: no such file; name a checkpoint of openai-whisper")
         try:
-            if not checkpoint.is_file():
-                raise FileNotFoundError("no such file")
             self._model = load_model(str(checkpoint))
-        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{checkpoint}: no checkpoint of openai-whisper: {error}") from error
+        except Exception as error:  # a file that is none can make its reader raise anything
+            kind = type(error).__name__
+            raise ValueError(f"{checkpoint}: no checkpoint of openai-whisper ({kind} while it was loaded)") from error
 
     def segments(self, waveform: Tensor) -> list[dict[str, Any]]:
         """`{"start", "end", "text"}` of each stretch of speech in (N,) float32 at 16 kHz; seconds, greedy decoding."""

@@ -78,5 +78,6 @@ def summed(parts: Sequence[Counts]) -> Counts:
         for kind, sources in part.items():
             for name, count in sources.items():
                 row = total.setdefault(kind, {})
-                row[name] = row.get(name, 0) + count
+                # Beside counts a state may hold things of its own, under names that no two ranks share.
+                row[name] = row.get(name, 0) + count if isinstance(count, int) else count
     return total

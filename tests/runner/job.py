@@ -79,6 +79,7 @@ def train(
     poison: int | None = None,
     liveness: bool = True,
     optimizer: str = "adamw",
+    until: int | None = None,
 ) -> dict[str, Any]:
     """One run; returns its losses and a digest of its final state. A run that dies returns nothing."""
     engine = build_engine(world=world, stage=stage, precision=precision, name=optimizer)
@@ -91,7 +92,7 @@ def train(
         folder=Path(folder), identity="tiny",
     )  # fmt: skip
     try:
-        runner.run()
+        runner.run(until=until)
     except Died:
         return {}
     weights = dict(engine.weights())

@@ -86,7 +86,7 @@ def reward_columns(groups: Sequence[Group]) -> dict[str, list[Any]]:
 
 
 def _duration(prompt: Prompt) -> float | None:
-    """Seconds of the clip; what the model reads of it stops growing at 300 s, so that is only a prompt's last resort."""
+    """Seconds of the clip; without them those that the model reads, which stop growing at 300 s."""
     if prompt.duration is not None:
         return prompt.duration
     return float(max(max(media.seconds, media.frame_count) for media in prompt.media)) if prompt.media else None
