@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from arcvideo.media.settings import FrameCacheSettings, MediaLimits, ShardCacheSettings
+from arcvideo.media.settings import DECODERS, FrameCacheSettings, MediaLimits, ShardCacheSettings
 
 STYLES = ("plain", "think", "draft")
 LENGTH_WEIGHTINGS = ("token", "sqrt", "sample")
@@ -138,6 +138,9 @@ class DataSettings:
     """Weight of an answer of n tokens: token (1 each, n in total), sqrt (1/sqrt(n) each), sample (1/n each)."""
     frames: str = "middle"
     """Frame of each one-second interval: middle, or random (a new draw each epoch; no feature cache)."""
+    decoder: str = "pyav"
+    """Decoder of the picture: pyav, or torchcodec (an extra; it needs FFmpeg's libraries): the same frames, their
+    pixels alike up to rounding. pyav refuses damaged pictures that torchcodec paints over."""
     wording: str = "arc"
     """Instruction suffixes: arc (the released ones, verbatim) or brief (few tokens, for small models)."""
     over_budget: str = "error"
@@ -164,6 +167,7 @@ class DataSettings:
         _one_of("data.length_weighting", self.length_weighting, LENGTH_WEIGHTINGS)
         _one_of("data.frames", self.frames, FRAME_POLICIES)
         _one_of("data.unit", self.unit, UNITS)
+        _one_of("data.decoder", self.decoder, DECODERS)
         limited = [name for name, source in self.sources.items() if source.repeat is not None]
         if limited and self.unit == "epochs":
             raise ValueError(

@@ -24,6 +24,7 @@ from arcvideo.data.quarantine import Quarantine
 from arcvideo.data.settings import DataSettings, MediaLayout
 from arcvideo.data.shares import mixture_report, realised, realised_prompts, with_passes
 from arcvideo.media.cache import FrameCache
+from arcvideo.media.fast import check_decoder
 from arcvideo.media.pool import MediaPool
 from arcvideo.model.special import special_ids
 from arcvideo.types import Batch
@@ -84,6 +85,7 @@ class Source:
         """
         if settings.packs_per_step % world:
             raise ValueError(f"data.packs_per_step={settings.packs_per_step} must be a multiple of the {world} ranks")
+        check_decoder(settings.decoder)
         self.settings, self.rank, self.world, self.seed = settings, rank, world, seed
         self.supervised = supervised
         self._weighting = "sample" if pairs else settings.length_weighting
