@@ -33,6 +33,10 @@ demo: $(VENV)/ready  ## TinyShorts, six stages, the table of what each stage mov
 test: $(VENV)/ready  ## The test suite, without the slow tests
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
+test-gpu: $(VENV)/ready  ## Tests that need a CUDA device, then one step of a depth slice at real widths
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m benchmarks.slice
+
 test-all: $(VENV)/ready  ## The test suite with the slow tests
 	$(BIN)/python -m pytest -m "not gpu"
 

@@ -388,7 +388,8 @@ def main() -> int:
         rows,
         notes=[
             f"loop: {STEPS} steps of one row of {TOKENS} tokens, the first {WARM} not timed; CPU time of the "
-            "process, lower quartile of a run, median of 5 rounds of the difference to the bare loop; Trainer logs every 10 steps, we write every step",
+            "process, lower quartile of a run, median of 5 rounds of the difference to the bare loop; "
+            "Trainer logs every 10 steps, we write every step",
             f"packing: {SAMPLES} samples a step, token ids only; slots a token: size of the padded batches",
             "saving: fp32 weights and both AdamW states, sha256 and fsync included; on the disk of the working folder",
             "one thread; equal: loss curves of all sides (loop, packing), bits read back (saving)",
