@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -45,7 +46,9 @@ def filled(kind: type[Kind], values: Mapping[str, Any], *, key: str = "") -> Kin
     except SettingsError:
         raise
     except ValueError as error:
-        raise SettingsError(str(error)) from None
+        named = re.match(r"\w+", str(error))  # a dataclass knows its fields, not where it stands
+        inside = key and named is not None and named[0] in fields
+        raise SettingsError(_join(key, str(error)) if inside else str(error)) from None
 
 
 def from_words(kind: type[Kind], words: Sequence[str], *, example: str) -> Kind:
