@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -98,14 +99,23 @@ class SourceSettings:
     def __post_init__(self) -> None:
         _one_of("style", self.style, STYLES)
         _one_of("modality", self.modality, MODALITIES)
-        if self.weight <= 0 or self.items_per_clip < 0 or (self.max_clips is not None and self.max_clips < 1):
-            raise ValueError("source: weight must be > 0, items_per_clip >= 0, max_clips null or >= 1")
-        if not 0 < self.fraction <= 1 or (self.repeat is not None and self.repeat <= 0):
-            raise ValueError("source: fraction must be above 0 and at most 1, repeat null or > 0")
-        if any(weight < 0 for weight in self.tasks.values()):
-            raise ValueError(f"source.tasks: weights must be >= 0, got {self.tasks}")
-        if self.drop_video < 0 or self.drop_audio < 0 or self.drop_video + self.drop_audio > 1:
-            raise ValueError("source: drop_video and drop_audio must be >= 0 and sum to at most 1")
+        _number("weight", self.weight)
+        _number("repeat", 1.0 if self.repeat is None else self.repeat)
+        for task, weight in self.tasks.items():
+            _number(f"tasks.{task}", weight, zero=True)
+        if self.tasks and not any(self.tasks.values()):
+            raise ValueError(f"tasks={self.tasks}: one of them needs a weight above 0")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction={self.fraction}: must be above 0 and at most 1")
+        if self.items_per_clip < 0:
+            raise ValueError(f"items_per_clip={self.items_per_clip}: must be 1 or more, or 0 for all")
+        if self.max_clips is not None and self.max_clips < 1:
+            raise ValueError(f"max_clips={self.max_clips}: must be 1 or more, or null for all")
+        for name in ("drop_video", "drop_audio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be a probability")
+        if self.drop_video + self.drop_audio > 1:
+            raise ValueError(f"drop_video={self.drop_video}, drop_audio={self.drop_audio}: must sum to at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,3 +197,8 @@ class DataSettings:
 def _one_of(key: str, value: str, allowed: Iterable[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{key}={value!r}: choose one of {', '.join(allowed)}")
+
+
+def _number(key: str, value: float, *, zero: bool = False) -> None:
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{key}={value:g}: must be a number {'of 0 or more' if zero else 'above 0'}")

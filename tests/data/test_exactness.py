@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from collections.abc import Collection, Sequence
+from itertools import cycle
+from random import Random
 
 import pytest
 
@@ -17,9 +19,10 @@ SAMPLES = 2000
 PACKS = 4
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> DataSettings:
-    """Two sources that make 2,000 samples in a little more than an epoch: 800 texts of three items, and 12 clips."""
+@pytest.fixture(scope="module", params=["epochs", "tokens"])
+def settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DataSettings:
+    """Two sources that make 2,000 samples in a little more than an epoch: 800 texts of three items, and 12 clips of
+    seven items that share each clip's prefix."""
     folder = tmp_path_factory.mktemp("exactness")
 
     def items(number: int) -> list[dict[str, object]]:
@@ -31,11 +34,12 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> DataSettings:
         name="text",
         per_shard=300,
     )
+    weight, repeat = {"epochs": (0.9, None), "tokens": (0.6, 1.1)}[request.param]
     sources = {
-        "text": SourceSettings(shards=f"{folder}/text-*.tar", items_per_clip=2, weight=0.9),
-        "clips": SourceSettings(shards=build.shards(folder), drop_audio=0.2),
+        "text": SourceSettings(shards=f"{folder}/text-*.tar", items_per_clip=2, weight=weight),
+        "clips": SourceSettings(shards=build.shards(folder), drop_audio=0.2, weight=1.0, repeat=repeat),
     }
-    return DataSettings(sources=sources, wording="brief", token_budget=512, packs_per_step=PACKS)
+    return DataSettings(unit=request.param, sources=sources, wording="brief", token_budget=512, packs_per_step=PACKS)
 
 
 def opened(settings: DataSettings, *, workers: int = 0, rank: int = 0, world: int = 1) -> Source:
@@ -52,14 +56,18 @@ def content(batch: Batch) -> bytes:
     return b"".join(parts)
 
 
-def digests(settings: DataSettings, *, steps: int, world: int, workers: int, kills: tuple[int, ...] = ()) -> list[str]:
-    """Of each step; at each kill point all ranks start anew, knowing nothing but the step."""
-    ranks = [opened(settings, workers=workers, rank=rank, world=world) for rank in range(world)]
+def digests(
+    settings: DataSettings, *, steps: int, worlds: Sequence[int], workers: int = 0, kills: Collection[int] = ()
+) -> list[str]:
+    """Of each step; at each kill point all ranks start anew, as many as `worlds` says in turn, at that step."""
+    left = cycle(worlds)
+    ranks: list[Source] = []
     found = []
     for step in range(steps):
-        if step in kills:
+        if not ranks or step in kills:
             for rank in ranks:
                 rank.close()
+            world = next(left)
             ranks = [opened(settings, workers=workers, rank=rank, world=world) for rank in range(world)]
         shares = [rank.batches(step) for rank in ranks]
         merged = [shares[number % world][number // world] for number in range(PACKS)]
@@ -77,7 +85,7 @@ def straight(settings: DataSettings) -> list[str]:
         samples += sum(len(batch.keys) for batch in source.batches(steps))
         steps += 1
     assert steps > source.steps_per_epoch  # so that the end of an epoch is among them
-    return digests(settings, steps=steps, world=1, workers=0)
+    return digests(settings, steps=steps, worlds=[1])
 
 
 @pytest.mark.parametrize(
@@ -88,10 +96,23 @@ def test_first_samples_and_their_packs_are_the_same(
     settings: DataSettings, straight: list[str], world: int, workers: int
 ) -> None:
     steps = len(straight)
-    kills = {0: (1, steps // 3, steps - 1), 1: (steps // 2,), 3: (2, steps - 5)}[workers]
-    assert digests(settings, steps=steps, world=world, workers=workers, kills=kills) == straight
+    kills = Random(10 * world + workers).sample(range(1, steps), 3)
+    assert digests(settings, steps=steps, worlds=[world], workers=workers, kills=kills) == straight
 
 
-def test_another_seed_is_another_order(settings: DataSettings, straight: list[str], tmp_path: Path) -> None:
+def test_the_number_of_ranks_may_change_at_each_restart(settings: DataSettings, straight: list[str]) -> None:
+    steps = len(straight)
+    kills = range(1, steps, 1 + steps // 6)
+    assert digests(settings, steps=steps, worlds=[4, 1, 2], kills=kills) == straight
+
+
+def test_packs_hold_families_of_both_sources(settings: DataSettings, straight: list[str]) -> None:
+    source = opened(settings)
+    packs = [pack for step in range(len(straight)) for pack in source.plan.step(step)]
+    assert {len({family.source for family in pack}) for pack in packs} >= {2}
+    assert max(len(family.items) for pack in packs for family in pack if family.source == 1) > 1
+
+
+def test_another_seed_is_another_order(settings: DataSettings, straight: list[str]) -> None:
     other = Source(settings, layout=build.LAYOUT, tokenizer=build.tokenizer(), seed=6)
     assert hashlib.sha256(b"".join(map(content, other.batches(0)))).hexdigest() not in straight

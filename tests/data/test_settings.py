@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from arcvideo.data.settings import DataSettings, MediaLayout, QuarantineSettings, SourceSettings
+from arcvideo.structured import SettingsError, filled
 
 
 def test_layouts_of_both_sizes() -> None:
@@ -22,6 +23,13 @@ def test_layouts_of_both_sizes() -> None:
         (lambda: SourceSettings(style="loud"), "style"),
         (lambda: SourceSettings(tasks={"mcq": -1.0}), "tasks"),
         (lambda: SourceSettings(drop_video=0.7, drop_audio=0.7), "drop_video"),
+        (lambda: SourceSettings(tasks={"mcq": 0.0}), "tasks="),
+        (lambda: SourceSettings(weight=float("nan")), "weight="),
+        (lambda: SourceSettings(repeat=float("inf")), "repeat="),
+        (lambda: SourceSettings(fraction=float("nan")), "fraction="),
+        (lambda: SourceSettings(drop_audio=float("nan")), "drop_audio="),
+        (lambda: SourceSettings(items_per_clip=-1), "items_per_clip="),
+        (lambda: SourceSettings(max_clips=0), "max_clips="),
         (lambda: DataSettings(token_budget=0), "token_budget"),
         (lambda: DataSettings(min_frames=0), "min_frames"),
         (lambda: DataSettings(length_weighting="none"), "length_weighting"),
@@ -32,6 +40,14 @@ def test_layouts_of_both_sizes() -> None:
 def test_bad_settings_name_their_key(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "values", [{"weight": 0}, {"weight": "nan"}, {"tasks": {"mcq": -1}}, {"style": "loud"}, {"drop_audio": 2}]
+)
+def test_bad_source_is_named_with_its_whole_key(values: dict[str, object]) -> None:
+    with pytest.raises(SettingsError, match=rf"^data\.sources\.mine\.{next(iter(values))}"):
+        filled(DataSettings, {"sources": {"mine": values}}, key="data")
 
 
 def test_settings_do_not_import_torch() -> None:
