@@ -15,17 +15,32 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import parse_args
 
 from arcvideo.ask import read_words
 from arcvideo.compose import stage_config
 from arcvideo.config import RunConfig, _known, override_problems
 from arcvideo.recipe import load_recipe, planned_stages
+from arcvideo.rollout.settings import SampleSettings
+from arcvideo.structured import from_words
 from arcvideo.sweep import _first_choice
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-SECTIONS = ("data", "evaluation", "optimizer", "schedule", "runner", "grpo", "logger", "stage", "model", "engine")
+SECTIONS = (
+    "data",
+    "evaluation",
+    "optimizer",
+    "schedule",
+    "runner",
+    "grpo",
+    "logger",
+    "stage",
+    "model",
+    "engine",
+    "lora",
+)
 FOLDERS = ("arcvideo", "benchmarks", "conf", "docs", "launch", "recipes", "tests")
 
 
@@ -91,6 +106,12 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch, tmp
         Path("clip.mp4").touch()
         if words:
             read_words(words)
+    elif module == "arcvideo.rollout.sample":
+        assert not words or from_words(SampleSettings, words, example="keep=2")
+    elif module == "arcvideo.torchrun":
+        first = next((place for place, word in enumerate(words) if "=" in word), len(words))
+        parse_args([*words[:first], "script"])
+        stage_config(words[first:])
     elif words and not any(word.startswith("[") for word in words):
         _parse(module, words, monkeypatch=monkeypatch)
 
