@@ -99,15 +99,13 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch, tmp
         extra = [word for word in words if word.partition("=")[0] not in own and word != "status"]
         if names and names[0] not in ("NAME", "..."):
             assert planned(names[0], tuple(extra))
-    elif module == "arcvideo.ask":
+    elif module in ("arcvideo.ask", "arcvideo.rollout.sample"):
         (checkpoint,) = [word.removeprefix("checkpoint=") for word in words if word.startswith("checkpoint=")] or [""]
         monkeypatch.chdir(tmp_path)
         Path(checkpoint).mkdir(parents=True, exist_ok=True)
         Path("clip.mp4").touch()
         if words:
-            read_words(words)
-    elif module == "arcvideo.rollout.sample":
-        assert not words or from_words(SampleSettings, words, example="keep=2")
+            assert read_words(words) if module == "arcvideo.ask" else from_words(SampleSettings, words, example="")
     elif module == "arcvideo.torchrun":
         first = next((place for place, word in enumerate(words) if "=" in word), len(words))
         parse_args([*words[:first], "script"])
