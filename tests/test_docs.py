@@ -41,7 +41,8 @@ SECTIONS = (
     "engine",
     "lora",
 )
-FOLDERS = ("arcvideo", "benchmarks", "conf", "docs", "launch", "recipes", "tests")
+FOLDERS = ("arcvideo", "conf", "docs", "launch", "recipes", "tests")
+"""Results of benchmarks are not among them: they are written where a benchmark is run."""
 
 
 NO_SETTINGS = (".", ".json", ".jsonl", ".py", "model.generate")
