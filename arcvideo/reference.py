@@ -124,8 +124,9 @@ def _kind(hint: Any) -> str:
     arguments = typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return "settings"
-    if arguments and dataclasses.is_dataclass(arguments[-1]):
-        return "settings of each NAME" if typing.get_origin(hint) is dict else "list of settings"
+    if any(dataclasses.is_dataclass(one) for one in arguments):
+        said = {dict: "settings of each NAME", list: "list of settings"}.get(typing.get_origin(hint), "settings")
+        return f"{said} | None" if type(None) in arguments else said
     text = hint.__name__ if isinstance(hint, type) and not arguments else str(hint)
     return text.replace("typing.", "")
 

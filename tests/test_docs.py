@@ -15,18 +15,34 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import parse_args
 
 from arcvideo.ask import read_words
 from arcvideo.compose import stage_config
 from arcvideo.config import RunConfig, _known, override_problems
 from arcvideo.recipe import load_recipe, planned_stages
+from arcvideo.rollout.settings import SampleSettings
+from arcvideo.structured import from_words
 from arcvideo.sweep import _first_choice
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-SECTIONS = ("data", "evaluation", "optimizer", "schedule", "runner", "grpo", "logger", "stage", "model", "engine")
-FOLDERS = ("arcvideo", "benchmarks", "conf", "docs", "launch", "recipes", "tests")
+SECTIONS = (
+    "data",
+    "evaluation",
+    "optimizer",
+    "schedule",
+    "runner",
+    "grpo",
+    "logger",
+    "stage",
+    "model",
+    "engine",
+    "lora",
+)
+FOLDERS = ("arcvideo", "conf", "docs", "launch", "recipes", "tests")
+"""Results of benchmarks are not among them: they are written where a benchmark is run."""
 
 
 NO_SETTINGS = (".", ".json", ".jsonl", ".py", "model.generate")
@@ -84,13 +100,17 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch, tmp
         extra = [word for word in words if word.partition("=")[0] not in own and word != "status"]
         if names and names[0] not in ("NAME", "..."):
             assert planned(names[0], tuple(extra))
-    elif module == "arcvideo.ask":
+    elif module in ("arcvideo.ask", "arcvideo.rollout.sample"):
         (checkpoint,) = [word.removeprefix("checkpoint=") for word in words if word.startswith("checkpoint=")] or [""]
         monkeypatch.chdir(tmp_path)
         Path(checkpoint).mkdir(parents=True, exist_ok=True)
         Path("clip.mp4").touch()
         if words:
-            read_words(words)
+            assert read_words(words) if module == "arcvideo.ask" else from_words(SampleSettings, words, example="")
+    elif module == "arcvideo.torchrun":
+        first = next((place for place, word in enumerate(words) if "=" in word), len(words))
+        parse_args([*words[:first], "script"])
+        stage_config(words[first:])
     elif words and not any(word.startswith("[") for word in words):
         _parse(module, words, monkeypatch=monkeypatch)
 

@@ -115,6 +115,7 @@ def test_stages_from_one_parent_are_set_off_from_each_other(tmp_path: Path) -> N
     path.write_text(json.dumps({**manifest, "parent": "0" * 64, "parent_path": "runs/base"}))
     page = write_page(tmp_path).read_text()
     assert page.count('<li style="margin-left:22px"') == 2
+    assert page.count("from runs/base") >= 1
 
 
 def test_a_pipeline_that_still_runs_has_a_page(tmp_path: Path) -> None:
