@@ -45,7 +45,9 @@ def filled(kind: type[Kind], values: Mapping[str, Any], *, key: str = "") -> Kin
     except SettingsError:
         raise
     except ValueError as error:
-        raise SettingsError(str(error)) from None
+        told = str(error)
+        named = not key or told.startswith(key.split(".")[0])
+        raise SettingsError(told if named else f"{key}.{told}") from None
 
 
 def from_words(kind: type[Kind], words: Sequence[str], *, example: str) -> Kind:
