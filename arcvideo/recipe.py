@@ -12,7 +12,7 @@ import yaml
 
 from arcvideo.compose import stage_config
 from arcvideo.config import RunConfig, plain_dict
-from arcvideo.evaluation.targets import Target
+from arcvideo.evaluation.targets import Comparison, Target
 from arcvideo.lineage.identity import folder_digest
 from arcvideo.lineage.manifest import EXPORT_NAME, finished
 from arcvideo.lineage.parents import BASE
@@ -70,6 +70,8 @@ class Recipe:
     """Another recipe: its keys hold where this one is silent, its overrides come before this one's."""
     stage_overrides: dict[str, str] = field(default_factory=dict)
     """Folder of a stage -> words at the end of its line, for recipes that extend another."""
+    comparisons: list[Comparison] = field(default_factory=list)
+    """Differences between stages that are shown at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,6 +101,7 @@ def open_mixture(
     layout: MediaLayout,
     tokenizer: Any,
     supervised: bool = True,
+    pairs: bool = False,
     progress: bool = True,
     index_workers: int = 1,
 ) -> list[SourceTable]:
@@ -108,6 +109,7 @@ def open_mixture(
 
     Args:
         supervised: False also admits items without reasoning to sources of style think, as prompts.
+        pairs: only items that have a rejected answer, which counts towards their length.
 
     Raises:
         ValueError: a source without usable items, a wrong path or task name, a sample over the budget.
@@ -120,7 +122,12 @@ def open_mixture(
             shards = expand_shards(source.shards, cache=settings.shard_cache)
             indexes = ensure_indexes(shards, workers=index_workers, progress=progress)
             lengths = all_lengths(
-                indexes, tokenizer=tokenizer, style=source.style, wording=settings.wording, progress=progress
+                indexes,
+                tokenizer=tokenizer,
+                style=source.style,
+                wording=settings.wording,
+                pairs=pairs,
+                progress=progress,
             )
             table = source_table(
                 name, indexes, lengths, source=source, settings=settings, layout=layout, supervised=supervised

@@ -60,7 +60,8 @@ def _remedies(words: Sequence[str], *, config: RunConfig, found: Estimate, machi
 
 def _candidates(config: RunConfig, *, machine: Machine) -> Iterator[list[str]]:
     engines = [f"engine={name}" for name in ENGINES if (CONF_DIR / "engine" / f"{name}.yaml").exists()]
-    recompute = [] if config.model.checkpoint_layers else ["model.checkpoint_layers=true"]
+    most = "model.activation_checkpointing=full"
+    recompute = [] if config.model.activation_checkpointing == "full" else [most]
     fewer = ["grpo.num_prompts", "grpo.prompts_per_batch"] if config.stage.objective == "grpo" else []
     smaller = [f"{key}={machine.gpus if 'num' in key else 1}" for key in fewer]
     for least, again, adapters, engine in product([[], smaller], [[], recompute], [[], [ADAPTERS]], ["", *engines]):

@@ -62,7 +62,8 @@ def run_largest(config: RunConfig) -> str:
     )  # fmt: skip
     batch = largest_batch(source).to(device)
     source.close()
-    model = model.to(device, torch.bfloat16 if config.runner.precision == "bf16" else torch.float32).train()
+    torch.nn.Module.to(model, device, torch.bfloat16 if config.runner.precision == "bf16" else torch.float32)
+    model.train()
     use, began = MemoryUse(device), time.monotonic()
     use.before()
     try:

@@ -137,9 +137,15 @@ def _activations(config: RunConfig, *, longest: int, targets: float) -> float:
     width = 2 if config.runner.precision == "bf16" else 4
     heads = (text.num_attention_heads * 2 + text.num_key_value_heads * 2) * text.attention_head_dim
     inside = 4 * text.hidden_size + heads + 4 * text.intermediate_size
-    kept = text.num_hidden_layers * text.hidden_size + inside
-    rows = width * tokens * (kept if config.model.checkpoint_layers else text.num_hidden_layers * inside)
-    return float(rows) + LOGIT_BYTES * heads_out * text.vocab_size
+    products = 3 * text.hidden_size + heads + 2 * text.intermediate_size
+    kept = {
+        "none": text.num_hidden_layers * inside,
+        "selective": text.num_hidden_layers * products + inside,
+        "full": text.num_hidden_layers * text.hidden_size + inside,
+    }
+    return (
+        float(width * tokens * kept[config.model.activation_checkpointing]) + LOGIT_BYTES * heads_out * text.vocab_size
+    )
 
 
 def _key_values(config: RunConfig, *, prompt: int, ranks: int) -> float:

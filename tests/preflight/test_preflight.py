@@ -87,7 +87,7 @@ def test_shards_that_cannot_be_read_are_one_line(shard: Path, damage: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("gpus", "gib", "remedy"), [(8, 60, "engine=zero2"), (8, 40, "engine=zero3"), (1, 48, "lora.rank=16")]
+    ("gpus", "gib", "remedy"), [(8, 60, "engine=zero2"), (8, 40, "engine=zero3"), (1, 48, "engine=zero2_offload")]
 )
 def test_7b_on_too_small_a_device_names_what_would_fit(shard: Path, gpus: int, gib: int, remedy: str) -> None:
     build_index(shard)
@@ -109,7 +109,15 @@ def test_a_finer_cut_needs_less_on_each_device() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["arc_hunyuan_7b", "arc_hunyuan_7b_8xh20", "arc_hunyuan_7b_8xa100", "arc_hunyuan_7b_1xh200", "finetune_arc"]
+    "name",
+    [
+        "arc_hunyuan_7b",
+        "arc_hunyuan_7b_8xh20",
+        "arc_hunyuan_7b_8xa100",
+        "arc_hunyuan_7b_1xh200",
+        "arc_hunyuan_7b_1xh200_offload",
+        "finetune_arc",
+    ],
 )
 def test_every_7b_recipe_fits_the_machine_it_is_cut_for(name: str) -> None:
     recipe = load_recipe(name)
