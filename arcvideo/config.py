@@ -35,6 +35,9 @@ OBJECTIVES = ("next_token", "grpo", "dpo")
 _COMPOSITION_KEYS = ("hydra",)
 
 
+_FLAGS_WITH_VALUES = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn")
+
+
 class ConfigError(ValueError):
     """Settings that cannot run; the message names the key and the remedy."""
 
@@ -180,9 +183,17 @@ def override_problems(arguments: Sequence[str]) -> list[str]:
     problems = []
     if any(word.startswith("grpo=") for word in arguments) and not any(_asks_grpo(word) for word in arguments):
         problems.append("grpo=paper or grpo=safe sets learning rate and KL of stage=grpo; give it to that stage only")
-    for argument in arguments:
+    swept = bool({"-m", "--multirun"} & set(arguments))
+    for before, argument in zip(("", *arguments), arguments, strict=False):
         key, equals, value = argument.lstrip("+~").partition("=")
-        if argument.startswith("-") or not equals or key.split(".")[0].split("/")[0] == "hydra":
+        if argument.startswith("-") or before in _FLAGS_WITH_VALUES or key.split(".")[0].split("/")[0] == "hydra":
+            continue
+        if not equals:
+            if not argument.startswith("~"):
+                problems.append(f"{argument}: expected KEY=VALUE{_meant(argument)}")
+            continue
+        if "," in value and not swept and not set("[({'\"") & set(value):
+            problems.append(f"{argument}: several values are a sweep: add -m; a list is written {key}=[{value}]")
             continue
         group = CONF_DIR / key.replace("@", "/")
         if group.is_dir():
@@ -195,6 +206,12 @@ def override_problems(arguments: Sequence[str]) -> list[str]:
         elif not _known(RunConfig, key.split(".")):
             problems.append(f"{key}: no such setting{nearest(key, list(_keys()))}; `--help` shows all")
     return problems
+
+
+def _meant(word: str) -> str:
+    """A question after the override that a bare word may have been meant for."""
+    stages = sorted(path.stem for path in (CONF_DIR / "stage").glob("*.yaml"))
+    return f" (did you mean 'stage={word}'?)" if word in stages else ""
 
 
 def _asks_grpo(word: str) -> bool:

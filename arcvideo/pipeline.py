@@ -23,6 +23,7 @@ from typing import Any
 
 from arcvideo.evaluation.targets import compare, judge
 from arcvideo.recipe import PlannedStage, Recipe, Standing, load_recipe, planned_stages, standing
+from arcvideo.structured import nearest
 
 STALE_POLICIES = ("refuse", "rerun", "keep")
 STALE_EXIT_CODE = 4
@@ -192,6 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len(policies) != 1 or policies[0] not in STALE_POLICIES:
         sys.exit(f"error: stale={','.join(policies)}: choose one of {', '.join(STALE_POLICIES)}")
     extra = [word for word in words if not word.startswith(("recipe=", "stale=")) and word != "status"]
+    strange = [word for word in extra if "=" not in word and not word.startswith("~")]
+    if strange:
+        sys.exit(f"error: {strange[0]}: expected status, or KEY=VALUE{nearest(strange[0], ['status'])}")
     try:
         recipe = load_recipe(names[0])
         if "status" in words:

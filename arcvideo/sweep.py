@@ -17,7 +17,7 @@ from typing import Any
 from hydra.types import RunMode
 
 from arcvideo.compose import stage_config
-from arcvideo.config import ConfigError, RunConfig
+from arcvideo.config import RunConfig
 from arcvideo.lineage.manifest import finished
 from arcvideo.lineage.parents import BASE
 
@@ -129,12 +129,13 @@ def train_parents(config: RunConfig, *, overrides: Sequence[str]) -> None:
         sys.exit(status if status > 0 else 128 - status)
 
 
-def first_config(words: Sequence[str]) -> RunConfig | None:
-    """Settings of the first job that these words start, as far as its words are known; None if they do not compose."""
-    try:
-        return stage_config([first for word in words if (first := _first_choice(word))])
-    except ConfigError:
-        return None  # Hydra says what is wrong
+def first_config(words: Sequence[str]) -> RunConfig:
+    """Settings of the first job that these words start, as far as its words are known.
+
+    Raises:
+        ConfigError: they do not compose.
+    """
+    return stage_config([first for word in words if (first := _first_choice(word))])
 
 
 def sweep_folder(words: Sequence[str], *, config: RunConfig) -> Path:
@@ -169,6 +170,8 @@ def _pair(word: str) -> tuple[str, str]:
 def _first_choice(word: str) -> str | None:
     """A swept word with its first choice; None for flags, Hydra's own words and ranges."""
     key, equals, value = word.partition("=")
+    if word.startswith("~"):
+        return word
     if not equals or word.startswith("-") or key.startswith("hydra"):
         return None
     if re.match(r"(choice|range|interval|glob|shuffle|sort|tag)\(", value):

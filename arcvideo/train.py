@@ -16,7 +16,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from arcvideo.config import CONF_DIR, RunConfig, as_overrides, override_problems, plain_dict, typed
+from arcvideo.config import CONF_DIR, ConfigError, RunConfig, as_overrides, override_problems, plain_dict, typed
 from arcvideo.lineage.lock import agreed, alone_in, launch
 from arcvideo.lineage.manifest import finished, read_manifest
 from arcvideo.lineage.parents import Parent, resolve_parent
@@ -169,14 +169,18 @@ def main() -> None:
     words = sweep + [
         word for word in words if word not in flags and not word.startswith(("--local_rank", "--local-rank"))
     ]
-    problems = plugin_problems(sys.argv[1:]) + override_problems(words)
-    if problems:
-        if launch()[0]:
-            sys.exit(1)  # rank 0 says it
-        sys.exit("\n".join(f"error: {problem}" for problem in problems))
+    _refuse(plugin_problems(sys.argv[1:]) + override_problems(sys.argv[1:]))
+    shown = any(word.startswith("-") and word not in sweep for word in words)
     sys.argv[1:] = as_overrides(words)
-    first = first_config(words) if sweep else None
-    if first is None:
+    if shown or not any(word.startswith("stage=") for word in words):
+        train()  # Hydra shows what was asked for, or which stages there are
+        return
+    try:
+        first = first_config(words)
+    except ConfigError as error:
+        _refuse(str(error).splitlines())
+        return
+    if not sweep:
         train()
         return
     folder = sweep_folder(words, config=first)
@@ -187,6 +191,12 @@ def main() -> None:
     train()
     if not report_sweep(folder):
         sys.exit(1)
+
+
+def _refuse(problems: list[str]) -> None:
+    """Exit with what is wrong, which rank 0 says; go on if nothing is."""
+    if problems:
+        sys.exit(1 if launch()[0] else "\n".join(f"error: {problem}" for problem in problems))
 
 
 if __name__ == "__main__":

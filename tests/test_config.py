@@ -216,7 +216,7 @@ def test_all_problems_are_told_at_once() -> None:
         ["--cfg", "job"],
         ["-m", "stage=sft,cold_start"],
         ["hydra.verbose=true"],
-        ["stage=sft", "runner.steps=1,2"],
+        ["-m", "stage=sft", "runner.steps=1,2"],
         ["~logger"],
         ["+data.sources.mine.shards=x"],
         ["preset=tiny/sft"],

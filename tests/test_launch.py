@@ -109,14 +109,14 @@ def losses(folder: Path) -> list[float]:
 def test_two_nodes_on_loopback_train_what_one_process_trains(tmp_path: Path, small_world: SmallWorld) -> None:
     words = ["stage=sft", *small_world.overrides, "optimizer.name=adamw", "data.packs_per_step=2", "evaluation.shards="]
     alone = [sys.executable, "-m", "arcvideo.train", *words, f"run_dir={tmp_path / 'alone'}"]
-    subprocess.run(alone, env=environment(), check=True, capture_output=True, timeout=300)
+    subprocess.run(alone, env=environment(), check=True, capture_output=True, timeout=900)
     place = {"NNODES": "2", "NPROC": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     script = [str(LAUNCH / "torchrun.sh"), *words, f"run_dir={tmp_path / 'nodes'}"]
     nodes = [
         subprocess.Popen(script, env=environment(**place, NODE_RANK=str(rank)), stdout=subprocess.DEVNULL)
         for rank in range(2)
     ]
-    assert [node.wait(300) for node in nodes] == [0, 0]
+    assert [node.wait(900) for node in nodes] == [0, 0]
     assert losses(tmp_path / "nodes" / "sft") == pytest.approx(losses(tmp_path / "alone" / "sft"), rel=1e-4)
 
 
@@ -143,7 +143,7 @@ def test_ranks_under_torchrun_save_when_slurm_says_so_and_the_job_is_queued_agai
         agents = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat") if parent_of(path) == job.pid]
         os.kill(agents[0], signal.SIGUSR1)
         job.stdout.read()
-        assert job.wait(200) == REQUEUE_EXIT_CODE
+        assert job.wait(600) == REQUEUE_EXIT_CODE
     assert asked.exists()
     (saved,) = (tmp_path / "sft" / "checkpoints").glob("step-*/manifest.json")
     assert int(saved.parent.name.removeprefix("step-")) < 200

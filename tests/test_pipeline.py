@@ -136,6 +136,9 @@ def test_two_stages_may_not_write_one_folder(recipe: Recipe, tmp_path: Path) -> 
     [
         ("", "name one recipe"),
         ("recipe=nowhere", "recipe=nowhere"),
+        ("recipe=tiny_short", "did you mean 'tiny_shorts'?"),
+        ("recipe=tiny_shorts stats", "did you mean 'status'?"),
+        ("recipe=tiny_shorts stage=sft status", "stage= belongs to a recipe's stage lines only"),
         ("recipe=tiny_shorts stale=maybe", "choose one of refuse, rerun, keep"),
         ("recipe=tiny_shorts runner.stepz=3 status", "runner.stepz"),
     ],

@@ -43,6 +43,11 @@ def train(*words: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedPr
             ["base=nowhere", "no config.json", "python -m arcvideo.synthetic.base"],
         ),
         (["stage=sft", "data_dir=${nope}"], ["nope"]),
+        (["sft"], ["sft: expected KEY=VALUE", "did you mean 'stage=sft'"]),
+        (["stage=sft,grpo"], ["stage=sft,grpo", "add -m"]),
+        (["stage=sft", "~data.sources.nope"], ["data.sources.nope", "does not exist"]),
+        (["stage=sft", "data.sources.mine={shards:x"], ["{shards:x"]),
+        (["stage=sft", "data.sources.x={shards: a, style: thinkk}"], ["data.sources.x.style='thinkk'", "plain, think"]),
     ],
     ids=lambda value: " ".join(value),
 )

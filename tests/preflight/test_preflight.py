@@ -109,7 +109,15 @@ def test_a_finer_cut_needs_less_on_each_device() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["arc_hunyuan_7b", "arc_hunyuan_7b_8xh20", "arc_hunyuan_7b_8xa100", "arc_hunyuan_7b_1xh200", "finetune_arc"]
+    "name",
+    [
+        "arc_hunyuan_7b",
+        "arc_hunyuan_7b_8xh20",
+        "arc_hunyuan_7b_8xa100",
+        "arc_hunyuan_7b_1xh200",
+        "arc_hunyuan_7b_1xh200_offload",
+        "finetune_arc",
+    ],
 )
 def test_every_7b_recipe_fits_the_machine_it_is_cut_for(name: str) -> None:
     recipe = load_recipe(name)
