@@ -24,7 +24,14 @@ from arcvideo.runner.optimizer import build_optimizer
 from arcvideo.runner.ranks import World
 from arcvideo.runner.settings import EngineSettings, OptimizerSettings, zero_stage
 from arcvideo.runner.trainable import HiddenModules
-from arcvideo.runner.zero import forget_partitions, judged_norm, link_states, make_flat_states, publish_weights
+from arcvideo.runner.zero import (
+    forget_gradients,
+    forget_partitions,
+    judged_norm,
+    link_states,
+    make_flat_states,
+    publish_weights,
+)
 
 _NEVER = 1 << 62
 
@@ -156,6 +163,7 @@ class Engine:
                 answer alike on all ranks.
         """
         if self.stage == 0:
+            self._complete()
             norm = self._norm()
             if not torch.isfinite(norm) or refuse(float(norm)):
                 self._deepspeed.zero_grad()
@@ -167,9 +175,17 @@ class Engine:
         with judged_norm(self._deepspeed.optimizer, refuse=refuse) as seen:
             self._deepspeed.step()
         applied = bool(self._deepspeed.was_step_applied())
+        if not applied:
+            forget_gradients(self._deepspeed.optimizer, stage=self.stage)
         self.steps_applied += int(applied)
         total = self._deepspeed.get_global_grad_norm() if applied else seen[-1] if seen else float("inf")
         return StepOutcome(grad_norm=float(total), applied=applied)
+
+    def _complete(self) -> None:
+        """What no batch of the step reached has a gradient of zero, alone as among ranks: its weights still decay."""
+        for parameter in self._trained.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def _gradients(self) -> list[Tensor]:
         return [parameter.grad for parameter in self._trained.values() if parameter.grad is not None]
