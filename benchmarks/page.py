@@ -26,7 +26,7 @@ Not measured: {state}
 
 runs, on one CUDA device, training in bf16 under ZeRO 0 to 3 against fp32, the same step cut in several ways, exact
 resume, adapters, and one training step of a depth slice of the 7B at its real widths: its loss against fp32 on the CPU,
-tokens a second, MFU and peak memory. It writes `benchmarks/results/slice.json`.
+tokens a second, MFU and peak memory, recorded as the result `slice` beside the others.
 
 What this means: nothing here says how fast the 7B trains, how much memory it takes, or how collectives over NCCL
 scale. `python -m arcvideo.preflight` computes what it should take; a computed figure is not a measured one.

@@ -199,7 +199,7 @@ def test_a_layer_unfrozen_behind_the_settings_leaves_no_manifest(
 ) -> None:
     class Unfreezing(stage.Engine):
         def __init__(self, model: torch.nn.Module, **words: Any) -> None:
-            next(model.vision_model.vit.parameters()).requires_grad_(True)
+            [matrix for matrix in model.vision_model.vit.parameters() if matrix.ndim == 2][-1].requires_grad_(True)
             super().__init__(model, **words)
 
     monkeypatch.setattr(stage, "Engine", Unfreezing)
