@@ -130,10 +130,10 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
     world, folder = room.world, room.folder
     still = [name for name in MODULES if name not in ready.trained]
     frozen = frozen_hashes(ready.model, frozen=still)
+    table = trainable_table(ready.model, lrs=peak_lrs(ready.model.named_parameters(), settings=config.optimizer))
     model, result = _train(ready)
     # What was frozen is told from what learned before the adapters go into the weights.
     frozen_after = frozen_hashes(model, frozen=still)
-    table = trainable_table(model, lrs=peak_lrs(model.named_parameters(), settings=config.optimizer))
     if adapters is not None:
         adapters.save(folder / "adapter" if world.first else None)
         adapters.merge()

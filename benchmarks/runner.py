@@ -68,7 +68,7 @@ SETTINGS = ModelSettings(
     audio_pooling=10,
 )  # fmt: skip
 LR = 1e-3
-STEPS = 80
+STEPS = 50
 WARM = 10
 """Steps of a run that are not timed."""
 TOKENS = 64
@@ -253,7 +253,7 @@ def loop_rows() -> list[Row]:
         "runner": lambda: _ms(with_runner(steps)[1]),
         "trainer": lambda: _ms(with_trainer(wrapped, loss_of=_row_loss, accumulate=1, log_every=10)[1]),
     }
-    found = interleaved(sides, rounds=5, warm_up=1)
+    found = interleaved(sides, rounds=3, warm_up=0)
     ours_over, theirs_over = (
         float(statistics.median(side - base for side, base in zip(found[name], found["bare"], strict=True)))
         for name in ("runner", "trainer")
@@ -317,7 +317,7 @@ def packing_row() -> Row:
         return sum(tokens[1:-1]) / (times[-1] - times[1])
 
     found = interleaved(
-        {"packed": lambda: speed(with_runner(rows)[1]), "padded": lambda: speed(train()[1])}, rounds=3, warm_up=0
+        {"packed": lambda: speed(with_runner(rows)[1]), "padded": lambda: speed(train()[1])}, rounds=2, warm_up=0
     )
     packed_speed, padded_speed = statistics.median(found["packed"]), statistics.median(found["padded"])
     slots = sum(batch["input_ids"].numel() for batch in batches) / sum(tokens)
@@ -388,7 +388,7 @@ def main() -> int:
         rows,
         notes=[
             f"loop: {STEPS} steps of one row of {TOKENS} tokens, the first {WARM} not timed; CPU time of the "
-            "process, lower quartile of a run, median of 5 rounds of the difference to the bare loop; "
+            "process, lower quartile of a run, median of 3 rounds of the difference to the bare loop; "
             "Trainer logs every 10 steps, we write every step",
             f"packing: {SAMPLES} samples a step, token ids only; slots a token: size of the padded batches",
             "saving: fp32 weights and both AdamW states, sha256 and fsync included; on the disk of the working folder",

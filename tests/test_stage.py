@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from arcvideo import pipeline
+from arcvideo import pipeline, stage
 from arcvideo.config import RunConfig
 from arcvideo.data.source import Source
 from arcvideo.lineage.identity import folder_digest
@@ -192,6 +192,24 @@ def test_the_evaluation_is_on_held_out_clips_and_in_the_manifest(sft: Finished) 
 def test_the_export_carries_its_tokenizer(sft: Finished) -> None:
     ours, theirs = (load_tokenizer(path) for path in (sft.folder / "export", sft.parent.path))
     assert ours.get_vocab() == theirs.get_vocab()
+
+
+def test_a_layer_unfrozen_behind_the_settings_leaves_no_manifest(
+    small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unfreezing(stage.Engine):
+        def __init__(self, model: torch.nn.Module, **words: Any) -> None:
+            [matrix for matrix in model.vision_model.vit.parameters() if matrix.ndim == 2][-1].requires_grad_(True)
+            super().__init__(model, **words)
+
+    monkeypatch.setattr(stage, "Engine", Unfreezing)
+    words = [*small_world.overrides, f"run_dir={tmp_path}", "evaluation.shards=''"]
+    with pytest.raises(ValueError, match=r"vision_model\.vit\..* require gradients, but stage\.train"):
+        run(settings("stage=sft", *words))
+    words += ["runner.liveness=false", "runner.steps=2", "feature_cache=false", "output=again"]
+    with pytest.raises(ValueError, match="changed vit, which its settings freeze"):
+        run(settings("stage=sft", *words))
+    assert not list(tmp_path.glob("*/manifest.json"))
 
 
 def test_a_finished_stage_run_again_comes_to_the_same_weights(sft: Finished) -> None:

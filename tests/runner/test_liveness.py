@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from arcvideo.objectives.next_token import NextToken
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.liveness import DeadModality, permuted, zeroed
-from arcvideo.runner.protocols import BatchSource, RunResult
+from arcvideo.runner.protocols import BatchSource, Objective, RunResult
 from arcvideo.runner.ranks import World
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import OptimizerSettings, RunnerSettings, ScheduleSettings
 from arcvideo.runner.trainable import changed_modules, frozen_hashes, train_only
+from arcvideo.types import Batch, Media
 from tests.runner.job import TRAIN
+from tests.runner.real import packed, real_model
 from tests.runner.tiny import Rows, Tiny, batch, clip, cross_entropy
 
 
 def run(
-    model: Tiny, folder: Path, *, world: World, source: BatchSource | None = None, train: list[str] | None = None
-) -> RunResult:
+    model: torch.nn.Module, folder: Path, *, world: World, source: BatchSource | None = None,
+    train: list[str] | None = None, steps: int = 3, liveness_every: int = 0, objective: Objective = cross_entropy,
+) -> RunResult:  # fmt: skip
     engine = Engine(model, world=world, settings={}, optimizer=OptimizerSettings(lr=1e-2))
-    settings = RunnerSettings(steps=3, log_every=1000)
+    settings = RunnerSettings(steps=steps, log_every=1000, liveness_every=liveness_every)
     return Runner(
-        engine=engine, source=source or Rows(), objective=cross_entropy, settings=settings,
+        engine=engine, source=source or Rows(), objective=objective, settings=settings,
         schedule=ScheduleSettings(), train=train or TRAIN, folder=folder, identity="tiny",
     ).run()  # fmt: skip
 
@@ -52,6 +59,53 @@ def test_batch_keys_that_the_model_does_not_read_stop_the_run(tmp_path: Path, wo
     train_only(model, TRAIN)
     with pytest.raises(DeadModality, match="does not read what the batch carries"):
         run(model, tmp_path, world=world)
+
+
+class GoesDeaf(Tiny):
+    """Stops hearing after some forwards."""
+
+    left = 40
+
+    def forward(self, **inputs):
+        self.left -= 1
+        self.deaf = self.left < 0
+        return super().forward(**inputs)
+
+
+def test_the_proof_repeated_during_the_run_finds_a_modality_that_died(
+    tmp_path: Path, world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = GoesDeaf()
+    train_only(model, TRAIN)
+    with pytest.raises(DeadModality, match="audio is dead"):
+        run(model, tmp_path, world=world, steps=12, liveness_every=2)
+    assert "liveness at step 2: " in capfd.readouterr().err
+
+
+class RealRows(Rows):
+    """Rows of the real model with clips."""
+
+    def batches(self, step: int) -> list[Batch]:
+        """Two clips in a row."""
+        return [packed([(2 * step, "both"), (2 * step + 1, "both")])]
+
+
+def test_the_real_model_is_refused_when_it_does_not_read_what_its_clips_hold(tmp_path: Path, world: World) -> None:
+    model = real_model()
+    read = model.embed_media
+
+    def unread(media: Sequence[Media], **words: Any) -> torch.Tensor:
+        # Image tokens get their embeddings, as in the public trainer, but none that the batch decides.
+        blank = [
+            replace(item, pixels=torch.zeros(item.frame_count, 3, 128, 128, dtype=torch.uint8), mel=item.mel * 0)
+            for item in media
+            if item.mel is not None
+        ]
+        return read(blank, **words)
+
+    model.embed_media = unread  # type: ignore[method-assign, assignment]
+    with pytest.raises(DeadModality, match="video is dead"):
+        run(model, tmp_path, world=world, source=RealRows(), objective=NextToken())
 
 
 class Detached(Tiny):
