@@ -97,7 +97,8 @@ def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
         features=_features(model, config=config),
         folder=folder,
     )
-    source = _source(config.data, room=room, supervised=config.stage.objective == "next_token")
+    objective = config.stage.objective
+    source = _source(config.data, room=room, supervised=objective != "grpo", pairs=objective == "dpo")
     # Once: an edit during the run must not make the manifest name another code than the identity.
     asked = replace(wanted(plain_dict(config), parent=parent.identity), data=source.digest)
     if world.first:
@@ -188,7 +189,8 @@ def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict
     if config.stage.objective != "grpo":
         return source.mixture(steps)
     rollouts = -(-steps // config.grpo.num_iterations)
-    return source.mixture(rollouts, count=config.grpo.num_prompts)
+    # A rollout owns its refills' share of the prompt stream, whether it needed them or not.
+    return source.mixture(rollouts * (1 + config.grpo.max_refills), count=config.grpo.num_prompts)
 
 
 def _books(counts: Counts, *, sources: Iterable[str]) -> dict[str, dict[str, int]]:
@@ -253,7 +255,9 @@ def _features(model: ArcVideoForConditionalGeneration, *, config: RunConfig) -> 
     return FeatureStore(Path(config.run_dir) / "features", tower_digest(towers, settings=model.settings))
 
 
-def _source(settings: DataSettings, *, room: _Room, supervised: bool, name: str = "quarantine") -> Source:
+def _source(
+    settings: DataSettings, *, room: _Room, supervised: bool, pairs: bool = False, name: str = "quarantine"
+) -> Source:
     config = room.config
     return Source(
         settings,
@@ -265,6 +269,7 @@ def _source(settings: DataSettings, *, room: _Room, supervised: bool, name: str 
         features=room.features,
         quarantine_file=room.folder / f"{name}.jsonl",  # one for all ranks
         supervised=supervised,
+        pairs=pairs,
         progress=room.world.first,
         cost=pack_cost(config.model, trained=config.stage.train, towers=room.features is None),
     )
@@ -308,12 +313,13 @@ def _train(ready: _Setup, *, until: int | None = None) -> tuple[ArcVideoForCondi
         precision=config.runner.precision,
         clip_norm=config.runner.clip_norm,
     )
-    reinforced = config.stage.objective == "grpo"
-    objective = load_objective(config.stage.objective)
+    name = config.stage.objective
+    settings = {"grpo": config.grpo, "dpo": config.dpo}.get(name, NextTokenSettings())
+    sources = {"grpo": _rollouts, "dpo": _pairs}
     result = Runner(
         engine=engine,
-        source=_rollouts(ready.source, engine=engine, room=room) if reinforced else ready.source,
-        objective=objective(config.grpo if reinforced else NextTokenSettings()),
+        source=sources[name](ready.source, engine=engine, room=room) if name in sources else ready.source,
+        objective=load_objective(name)(settings),
         settings=config.runner,
         schedule=config.schedule,
         train=ready.trained,
@@ -341,6 +347,12 @@ def _rollouts(source: Source, *, engine: Engine, room: _Room) -> Any:
         features=room.features,
         log=room.folder / "rollouts.jsonl" if room.world.first else None,
     )
+
+
+def _pairs(source: Source, *, engine: Engine, room: _Room) -> Any:
+    from arcvideo.rollout.preferences import ReferenceSource
+
+    return ReferenceSource(source, engine=engine, features=room.features)
 
 
 def _evaluate(model: ArcVideoForConditionalGeneration, *, room: _Room) -> dict[str, dict[str, float]]:

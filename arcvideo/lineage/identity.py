@@ -55,8 +55,9 @@ def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
             continue
         dropped = IRRELEVANT_WITHIN.get(key, ())
         kept[key] = {name: item for name, item in value.items() if name not in dropped} if dropped else value
-    if kept.get("stage", {}).get("objective") != "grpo":
-        kept.pop("grpo", None)
+    for objective in ("grpo", "dpo"):
+        if kept.get("stage", {}).get("objective") != objective:
+            kept.pop(objective, None)
     if kept.get("lora") is None:
         kept.pop("lora", None)
     if "sources" in kept.get("data", {}):

@@ -108,6 +108,9 @@ class Engine:
                 optimizer=self.optimizer,
                 config=_deepspeed_config(settings, precision=precision, clip_norm=clip_norm),
             )
+        if self.stage == 0 and world.size == 1:
+            # A rank alone would copy all gradients into one bucket and back; it has nobody to add them up with.
+            self._deepspeed.enable_backward_allreduce = False
         # DeepSpeed makes its fp32 masters from bf16 weights; start from all the bits there were.
         for name, value in masters.items():
             self._set(self._trained[name], value, kind=None)
@@ -160,6 +163,7 @@ class Engine:
                 answer alike on all ranks.
         """
         if self.stage == 0:
+            self._complete()
             norm = self._norm()
             if not torch.isfinite(norm) or refuse(float(norm)):
                 self._deepspeed.zero_grad()
@@ -176,6 +180,12 @@ class Engine:
         self.steps_applied += int(applied)
         total = self._deepspeed.get_global_grad_norm() if applied else seen[-1] if seen else float("inf")
         return StepOutcome(grad_norm=float(total), applied=applied)
+
+    def _complete(self) -> None:
+        """What no batch of the step reached has a gradient of zero, alone as among ranks: its weights still decay."""
+        for parameter in self._trained.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def _gradients(self) -> list[Tensor]:
         return [parameter.grad for parameter in self._trained.values() if parameter.grad is not None]

@@ -186,7 +186,8 @@ class Runner:
             lr=max(self.engine.lrs().values()),
             peak=self._peak,
         )
-        self._log.record({"step": step} | values)
+        samples = getattr(self.source, "samples", None)  # a source of rollouts has some to show
+        self._log.record({"step": step} | values, rollouts=samples(step) if samples else ())
         if outcome.applied:
             self._rule.accept(loss=loss, norm=outcome.grad_norm)
         else:
