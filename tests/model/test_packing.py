@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from arcvideo.model import attention
 from arcvideo.model.attention import attend, packed_plan
@@ -87,6 +88,17 @@ def test_recomputed_layers_give_equal_gradients(model):
     for plain, *recomputed in zip(*grads, strict=True):
         for other in recomputed:
             torch.testing.assert_close(plain, other, rtol=0, atol=1e-14)
+
+
+def test_selective_recomputation_repeats_no_matrix_product(model):
+    row, counts = family_row(), {}
+    for recompute in RECOMPUTES:
+        model.activation_checkpointing = recompute
+        model.zero_grad()
+        with FlopCounterMode(display=False) as counter:
+            model(**row.inputs(), media=MEDIA).logits.square().mean().backward()
+        counts[recompute] = counter.get_total_flops()
+    assert counts["none"] == counts["selective"] < counts["full"]
 
 
 def test_targets_select_logits(model):

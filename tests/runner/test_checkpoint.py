@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,9 +16,17 @@ import torch
 from safetensors.torch import load_file
 
 from arcvideo.runner import checkpoint
-from arcvideo.runner.checkpoint import CheckpointFolder, Share, Unusable, read_checkpoint, write_tensors
+from arcvideo.runner.checkpoint import (
+    FORMAT,
+    CheckpointError,
+    CheckpointFolder,
+    Share,
+    Unusable,
+    read_checkpoint,
+    write_tensors,
+)
 from arcvideo.runner.ranks import World
-from tests.runner.job import train
+from tests.runner.job import ROOT, train
 
 WEIGHTS = [("a", torch.arange(6.0).reshape(2, 3)), ("b", torch.ones(4))]
 OPTIMIZER = [("exp_avg/a", torch.zeros(2, 3))]
@@ -107,9 +117,86 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, name: str, damage: 
         file.write_bytes(data)
     else:
         file.unlink()
-    found = folder.newest()
+    said: list[str] = []
+    found = folder.newest(say=said.append)
     assert found is not None
     assert found.step == 1
+    (line,) = said
+    assert f"{tmp_path / 'step-2'} is passed over: {name}" in line
+    assert {"cut": "bytes, the manifest says", "flip": "was changed", "gone": "is missing"}[damage] in line
+
+
+def test_a_checkpoint_of_an_older_version_is_passed_over_aloud(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    write(folder, 1)
+    path = tmp_path / "step-1" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT - 1}))
+    said: list[str] = []
+    assert folder.newest(say=said.append) is None
+    assert f"manifest.json says format {FORMAT - 1}, this version reads format {FORMAT}" in said[0]
+    with pytest.raises(CheckpointError, match=r"step-1.*cannot be used"):
+        folder.at(1)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 2}', '{"format": 2, "files": {"state.json": 3}}', "\x00"])
+def test_a_damaged_manifest_is_passed_over_aloud(tmp_path: Path, text: str) -> None:
+    folder = CheckpointFolder(tmp_path)
+    write(folder, 1)
+    (tmp_path / "step-1" / "manifest.json").write_text(text)
+    said: list[str] = []
+    assert folder.newest(say=said.append) is None
+    assert len(said) == 1
+
+
+def test_a_disk_that_refuses_to_read_is_an_error_and_not_a_reason_to_lose_steps(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    write(folder, 1)
+    write(folder, 2)
+    weights = tmp_path / "step-2" / "weights-0000-00000.safetensors"
+    weights.unlink()
+    weights.symlink_to(weights)
+    with pytest.raises(CheckpointError, match=r"could not read checkpoint .*step-2.*remove that directory"):
+        folder.newest()
+
+
+def test_a_file_that_the_manifest_does_not_name_is_not_loaded(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    write(folder, 1)
+    write_tensors(tmp_path / "step-1" / "weights-0009-00000.safetensors", [("a", torch.full((2, 3), 7.0))])
+    found = folder.newest()
+    assert found is not None
+    assert torch.equal(found.tensors("weights")["a"], WEIGHTS[0][1])
+
+
+_FULL = """
+import resource, sys
+from pathlib import Path
+import torch
+from arcvideo.runner.ranks import join
+from tests.runner.job import ROOT, train
+torch.set_num_threads(1)
+world, folder = join(), Path(sys.argv[1])
+train(folder, world=world, steps=4, until=2, liveness=False)
+(folder / "metrics.jsonl").rename(folder / "told.jsonl")
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+try:
+    train(folder, world=world, steps=4, liveness=False)
+except ValueError as error:
+    print(f"one line: {error}")
+"""
+
+
+def test_a_disk_that_takes_no_more_ends_in_one_line_and_spares_the_older_checkpoint(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _FULL, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "one line: could not write checkpoint step-4" in done.stdout
+    assert "older ones are untouched" in done.stdout
+    assert "File too large" in done.stdout
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-2"]
+    found = CheckpointFolder(tmp_path / "checkpoints").newest()
+    assert found is not None
+    assert found.step == 2
 
 
 def test_a_manifest_cannot_point_outside_its_folder(tmp_path: Path) -> None:
@@ -120,7 +207,7 @@ def test_a_manifest_cannot_point_outside_its_folder(tmp_path: Path) -> None:
     manifest["files"]["../elsewhere"] = manifest["files"]["state.json"]
     (tmp_path / "elsewhere").write_bytes((tmp_path / "step-1" / "state.json").read_bytes())
     path.write_text(json.dumps(manifest))
-    with pytest.raises(Unusable, match="outside of its directory"):
+    with pytest.raises(Unusable, match=r"names '\.\./elsewhere', which is outside"):
         read_checkpoint(tmp_path / "step-1")
 
 

@@ -7,13 +7,17 @@ import importlib
 import pytest
 import torch
 
+from arcvideo.model.settings import RECOMPUTES
+from arcvideo.objectives.next_token import NextToken
 from arcvideo.runner.engine import Engine, Refuse
 from arcvideo.runner.optimizer import MuonWithAdamW, build_optimizer, parameter_groups
 from arcvideo.runner.protocols import model_inputs
 from arcvideo.runner.ranks import World
 from arcvideo.runner.settings import OptimizerSettings
 from arcvideo.runner.trainable import tensor_digest, train_only
-from tests.runner.job import TRAIN, build_engine
+from tests.compose import settings
+from tests.runner.job import TRAIN, build_engine, engine_keys
+from tests.runner.real import Cut, real_model
 from tests.runner.tiny import Rows, Tiny, cross_entropy
 
 # DeepSpeed's bf16 optimizer of ZeRO-1 collects garbage at every turn and is slow to build.
@@ -144,3 +148,43 @@ def test_a_frozen_copy_changed_during_training_is_found(world: World) -> None:
         engine.model.speech_encoder.weight[0, 0] += 1
     with pytest.raises(ValueError, match="was changed during training"):
         engine.close()
+
+
+@pytest.mark.parametrize("name", ["zero2_offload", "zero3_offload"])
+def test_offloaded_engines_train_to_the_bits_of_the_others_in_fp32(world: World, name: str) -> None:
+    ends = []
+    for engine_name in (name, name.removesuffix("_offload")):
+        model = Tiny()
+        train_only(model, TRAIN)
+        keys = settings("stage=sft", "optimizer.name=adamw", f"engine={engine_name}").engine
+        engine = Engine(model, world=world, settings=keys, optimizer=OptimizerSettings(lr=1e-2), clip_norm=0.5)
+        assert one_step(engine)
+        assert one_step(engine, step=1)
+        ends.append((tensor_digest(engine.weights()), tensor_digest(engine.optimizer_state())))
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16")])
+def test_offloaded_engines_continue_exactly_even_after_a_refused_step(world: World, stage: int, precision: str) -> None:
+    engine = build_engine(world=world, stage=stage, precision=precision, offload=True)
+    assert one_step(engine)
+    assert not one_step(engine, step=1, factor=float("inf"))
+    resumed = build_engine(world=world, stage=stage, precision=precision, offload=True)
+    resumed.load_state(weights=dict(engine.weights()), optimizer=dict(engine.optimizer_state()), steps_applied=1)
+    for one in (engine, resumed):
+        assert one_step(one, step=2)
+    assert tensor_digest(resumed.weights()) == tensor_digest(engine.weights())
+    assert tensor_digest(resumed.optimizer_state()) == tensor_digest(engine.optimizer_state())
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_recomputed_activations_give_the_same_step(world: World, stage: int) -> None:
+    curves = {}
+    for recompute in RECOMPUTES:
+        model = real_model()
+        model.activation_checkpointing = recompute
+        engine = Engine(model, world=world, settings=engine_keys(stage), optimizer=OptimizerSettings(lr=1e-3))
+        for row in Cut(rows=2).batches(0):
+            engine.backward(NextToken()(engine(**model_inputs(row)), row).total, last=row.keys[0] != "text-0")
+        curves[recompute] = (engine.step().grad_norm, tensor_digest(engine.weights()))
+    assert curves["none"] == curves["selective"] == curves["full"]

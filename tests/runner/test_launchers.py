@@ -60,6 +60,7 @@ def test_slurm_without_hosts_is_an_error_that_says_what_to_export() -> None:
         launch_variables(environment)
 
 
+@pytest.mark.slow
 def test_ranks_with_slurm_variables_alone_train_together(tmp_path: Path) -> None:
     plain = {key: value for key, value in os.environ.items() if key not in PLACE} | {"OMP_NUM_THREADS": "1"}
     # The port follows from the job's number: one that is free now.
@@ -67,7 +68,7 @@ def test_ranks_with_slurm_variables_alone_train_together(tmp_path: Path) -> None
     told = [plain | slurm(rank, nodes="127.0.0.1", SLURM_JOB_ID=str(job)) for rank in range(2)]
     task = {"folder": str(tmp_path / "run"), "stage": 2, "steps": 2, "liveness": False}
     processes = start_ranks([task], ranks=2, results=tmp_path / "results.json", environments=told)
-    texts = ended(processes, seconds=240)
+    texts = ended(processes, seconds=600)
     assert [process.returncode for process in processes] == [0, 0], texts
     assert len(json.loads((tmp_path / "results.json").read_text())[0]["metrics"]) == 2
 
@@ -81,7 +82,7 @@ def test_the_deepspeed_launcher_starts_ranks_that_train_together(tmp_path: Path)
     command = [str(launcher), "--num_gpus", "2", "--master_port", str(free_port()), "--module", "tests.runner.job"]
     done = subprocess.run(
         [*command, json.dumps([task]), str(tmp_path / "results.json")],
-        cwd=ROOT, env=plain, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, env=plain, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(json.loads((tmp_path / "results.json").read_text())[0]["metrics"]) == 2

@@ -52,6 +52,7 @@ def test_samples_of_another_rank_are_named_and_a_spent_budget_ends_all_ranks(tmp
     assert "step 2: loss is not finite, samples sample-20" in stopped
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_makes_all_finish_the_step_and_save(tmp_path: Path) -> None:
     task = {"folder": str(tmp_path / "cut"), "steps": 200, "save_every": 0, "pause": 0.05, "liveness": False}
     processes = start_ranks([task | {"stage": 2}], ranks=2, results=tmp_path / "results.json")
@@ -59,17 +60,18 @@ def test_a_signal_to_one_rank_makes_all_finish_the_step_and_save(tmp_path: Path)
         wait_for_steps(tmp_path / "cut", 3)
         processes[1].send_signal(signal.SIGUSR1)
     finally:
-        texts = ended(processes, seconds=60)
+        texts = ended(processes, seconds=600)
     assert [process.returncode for process in processes] == [REQUEUE_EXIT_CODE] * 2, texts
     done = len(curve(tmp_path / "cut"))
     assert 3 <= done < 200
     assert CheckpointFolder(tmp_path / "cut" / "checkpoints").at(done).step == done
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_ends_all_with_the_stacks_and_samples_of_each(tmp_path: Path) -> None:
     task = {"do": "tests.runner.together:hanging_run", "folder": str(tmp_path)}
     processes = start_ranks([task], ranks=2, results=tmp_path / "results.json")
-    texts = ended(processes, seconds=240)
+    texts = ended(processes, seconds=600)
     assert [process.returncode for process in processes] == [HANG_EXIT_CODE] * 2, texts
     told = texts[0]
     assert "rank 0: no progress" in told

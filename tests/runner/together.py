@@ -94,7 +94,7 @@ def the_place_that_hangs() -> None:
 
 def hanging_run(*, world: World, folder: str) -> None:
     """A run whose last rank hangs."""
-    settings = RunnerSettings(steps=4, save_every=0, log_every=100, liveness=False, hang_seconds=3)
+    settings = RunnerSettings(steps=4, save_every=0, log_every=100, liveness=False, hang_seconds=10)
     Runner(
         engine=build_engine(world=world, stage=2), source=Stuck(rank=world.rank, ranks=world.size),
         objective=cross_entropy, settings=settings, schedule=ScheduleSettings(), train=TRAIN, folder=Path(folder),
