@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
         if name == "inspect":
             command.add_argument("--key", help="record key; default: the first")
             command.add_argument("--token-budget", type=int, help="show as many frames as fit this; default: all")
+            command.add_argument("--ids", action="store_true", help="token ids instead of text")
             command.add_argument("--image", type=Path, help="draw frames and spectrogram too: a .png file or a folder")
         if name == "stats":
             command.add_argument("--token-budget", type=int, default=2048)
@@ -202,6 +203,7 @@ def _view(options: argparse.Namespace, index: ShardIndex, *, token_budget: int |
         wording=options.wording,
         token_budget=token_budget,
         colour=sys.stdout.isatty(),
+        ids=getattr(options, "ids", False),
     )
 
 

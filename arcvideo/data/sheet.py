@@ -35,9 +35,10 @@ def contact_sheet(media: Media, *, title: str) -> Image.Image:
         parts.append(_label("no sound: zeros"))
     else:
         mel = media.mel.numpy()
-        rest = "" if mel.shape[0] * mel.shape[2] <= 100 * media.seconds else ", the rest fills the last chunk"
-        title = f"log-mel, {mel.shape[1]} bins; {media.seconds} s count{rest}"
-        parts += [_label(title), _spectrogram(mel, media.seconds)]
+        parts += [
+            _label(f"log-mel, {mel.shape[1]} bins; {media.seconds} s are added to frames"),
+            _spectrogram(mel, media.seconds),
+        ]
     sheet = Image.new("RGB", (_WIDTH, sum(part.height + _GAP for part in parts) + _GAP), _PAPER)
     top = _GAP
     for part in parts:

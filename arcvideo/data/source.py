@@ -64,6 +64,7 @@ class Source:
         features: Features | None = None,
         quarantine_file: Path | None = None,
         supervised: bool = True,
+        pairs: bool = False,
         progress: bool = False,
         cost: PackCost | None = None,
     ) -> None:
@@ -75,6 +76,8 @@ class Source:
             quarantine_file: JSON lines, one file for all ranks.
             supervised: True for `batches`; False for `prompts` and `evaluation`, where sources of style think also
                 draw items without reasoning.
+            pairs: batches of a chosen and a rejected answer, in this order, for each item that has both; pairs weigh
+                the same.
             cost: how long packs take, for an even load of the ranks; None counts tokens alone.
 
         Raises:
@@ -85,8 +88,11 @@ class Source:
         check_decoder(settings.decoder)
         self.settings, self.rank, self.world, self.seed = settings, rank, world, seed
         self.supervised = supervised
+        self._weighting = "sample" if pairs else settings.length_weighting
         self.specials = special_ids(tokenizer)
-        opened = open_mixture(settings, layout=layout, tokenizer=tokenizer, supervised=supervised, progress=progress)
+        opened = open_mixture(
+            settings, layout=layout, tokenizer=tokenizer, supervised=supervised, pairs=pairs, progress=progress
+        )
         self.tables: list[SourceTable] = with_passes(opened, unit=settings.unit)
         self.plan = Plan(
             self.tables,
@@ -109,6 +115,7 @@ class Source:
                 settings=settings,
                 layout=layout,
                 tokenizer=tokenizer,
+                pairs=pairs,
                 features=features,
                 cache=cache,
                 read=self._media.read_clip,
@@ -230,7 +237,7 @@ class Source:
         done = _Step()
         for pack in packs:
             rendered = [row for family in pack for row in self._attempt(family, done, Loader.rendered)]
-            done.batches.append(collate(rendered, specials=self.specials, weighting=self.settings.length_weighting))
+            done.batches.append(collate(rendered, specials=self.specials, weighting=self._weighting))
         return done
 
     def _load_prompts(self, families: list[Family]) -> _Step:
