@@ -10,9 +10,10 @@ from typing import Any
 
 _TO_SIGMA = 1.4826
 """Median absolute deviation -> standard deviation of a normal distribution."""
-_LOSS_FLOOR = 0.01
-"""Least spread assumed of a loss: in GRPO and at the end of memorisation it hardly varies at all."""
-_NORM_FLOOR = 0.05
+_LOSS_FLOOR = 0.05
+"""Least spread assumed of a loss: in GRPO and at the end of memorisation it hardly varies at all, yet one odd clip may
+still cost a nat."""
+_NORM_FLOOR = 0.2
 """Least spread assumed of the gradient norm, as a share of its median or of the clipping norm."""
 
 
