@@ -46,12 +46,14 @@ def test_values_that_are_not_finite_are_refused_from_the_first_step(value: float
     assert rule(z=0.0, losses=0).loss(value) == "loss is not finite"
 
 
-def test_gradients_below_the_clipping_norm_are_never_spikes() -> None:
+def test_a_run_that_hardly_moves_any_more_may_meet_an_odd_clip() -> None:
     calm = SpikeRule(z=30, window=8, clip_norm=1.0)
     for _ in range(8):
-        calm.accept(loss=1.0, norm=1e-3)
-    assert calm.norm(1.0) is None
-    assert calm.norm(2.0) is not None
+        calm.accept(loss=0.01, norm=1e-3)
+    assert calm.norm(5.0) is None
+    assert calm.norm(7.0) is not None
+    assert calm.loss(1.5) is None
+    assert calm.loss(3.0) is not None
 
 
 def test_the_window_survives_a_checkpoint() -> None:
