@@ -29,11 +29,11 @@ from arcvideo.types import Batch, Segments
 from benchmarks.grpo_trl import step_rows
 from benchmarks.table import Row, interleaved, median_ratio, report
 
-PROMPT, COMPLETION, ROUNDS = 2048, 64, 5
+PROMPT, COMPLETION, ROUNDS = 2048, 64, 3
 GROUPS = {8: 5.0, 16: 8.0}
 """G -> least ratio."""
 TEXT = TextSettings(
-    vocab_size=1024, hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=8,
+    vocab_size=1024, hidden_size=256, intermediate_size=704, num_hidden_layers=2, num_attention_heads=8,
     num_key_value_heads=4, attention_head_dim=32, rope_alpha=1.0,
 )  # fmt: skip
 SETTINGS = GrpoSettings(beta=0.0)
