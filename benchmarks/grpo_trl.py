@@ -44,7 +44,7 @@ from arcvideo.types import Media, Sample, Turn
 from benchmarks.table import Row, median_ratio
 
 PROMPTS, GENERATIONS, FRAMES, COMPLETION = 2, 8, 24, 32
-STEPS, WARM_UP, TARGET = 3, 1, 5.0
+STEPS, WARM_UP, TARGET = 2, 1, 5.0
 LR, CLIP = 1e-3, 1.0
 WORDS = "which colour has the shape that moves from the left side to the right side of the picture and then vanishes"
 GRPO = GrpoSettings(

@@ -167,7 +167,7 @@ def _table(rows: list[Mapping[str, Any]]) -> Any:
     """A W&B table; what is neither a number nor a text is shown as JSON."""
     import wandb
 
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    columns: list[Any] = list(dict.fromkeys(name for row in rows for name in row))
 
     def cell(value: Any) -> Any:
         plain = value is None or isinstance(value, bool | int | float | str)
