@@ -55,11 +55,10 @@ def sections(kind: Any = RunConfig, *, prefix: str = "") -> Iterator[Section]:
     for field in dataclasses.fields(kind):
         hint, key = hints[field.name], f"{prefix}{field.name}"
         rows.append(Setting(key=key, kind=_kind(hint), default=_default(field), meaning=meanings.get(field.name, "")))
-        arguments = typing.get_args(hint)
-        if dataclasses.is_dataclass(hint):
-            inner.append((hint, f"{key}."))
-        elif arguments and dataclasses.is_dataclass(arguments[-1]):
-            inner.append((arguments[-1], f"{key}.NAME." if typing.get_origin(hint) is dict else f"{key}[]."))
+        ends = {dict: ".NAME.", list: "[]."}
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part):
+                inner.append((part, key + ends.get(typing.get_origin(hint), ".")))
     about = (kind.__doc__ or "").strip().splitlines()[0]
     yield Section(key=prefix.rstrip("."), about=about, settings=rows)
     for hint, deeper in inner:
