@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from arcvideo.data.settings import DataSettings, MediaLayout
 from arcvideo.evaluation.settings import EvaluationSettings
 from arcvideo.model.settings import LoraSettings, ModelSettings, lora_problems
-from arcvideo.objectives.settings import GrpoSettings
+from arcvideo.objectives.settings import DpoSettings, GrpoSettings
 from arcvideo.runner.settings import (
     MODULES,
     LoggerSettings,
@@ -30,7 +30,7 @@ from arcvideo.runner.settings import (
 from arcvideo.structured import SettingsError, filled, nearest
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
-OBJECTIVES = ("next_token", "grpo")
+OBJECTIVES = ("next_token", "grpo", "dpo")
 # Parts of Hydra's composition that steer it and are no settings of a run.
 _COMPOSITION_KEYS = ("hydra",)
 
@@ -41,14 +41,14 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """What one of the six stages is (design section 2)."""
+    """What a stage is: one of the six (design section 2), or one beside them such as dpo."""
 
     name: str
-    """audio_warmup, pretrain, sft, cold_start, grpo or final_sft; also the name of its directory."""
+    """audio_warmup, pretrain, sft, cold_start, grpo, final_sft or dpo; also the name of its directory."""
     parent: str
     """Stage whose export this one starts from; `base` starts from the base weights."""
     objective: str = "next_token"
-    """next_token or grpo."""
+    """next_token, grpo or dpo."""
     train: list[str] = field(default_factory=list)
     """Modules that learn: llm, vision_projector, audio_projector, vit, whisper. The others are proven to be frozen."""
 
@@ -75,6 +75,8 @@ class RunConfig:
     """The loop."""
     grpo: GrpoSettings
     """Read by stages whose objective is grpo."""
+    dpo: DpoSettings
+    """Read by stages whose objective is dpo."""
     logger: LoggerSettings
     """Where metrics go besides metrics.jsonl."""
     lora: LoraSettings | None = None
@@ -176,6 +178,8 @@ def _problems(config: RunConfig) -> Iterator[str]:
 def override_problems(arguments: Sequence[str]) -> list[str]:
     """What is wrong with command-line overrides, before Hydra reads them: unknown keys and unknown group options."""
     problems = []
+    if any(word.startswith("grpo=") for word in arguments) and not any(_asks_grpo(word) for word in arguments):
+        problems.append("grpo=paper or grpo=safe sets learning rate and KL of stage=grpo; give it to that stage only")
     for argument in arguments:
         key, equals, value = argument.lstrip("+~").partition("=")
         if argument.startswith("-") or not equals or key.split(".")[0].split("/")[0] == "hydra":
@@ -191,6 +195,12 @@ def override_problems(arguments: Sequence[str]) -> list[str]:
         elif not _known(RunConfig, key.split(".")):
             problems.append(f"{key}: no such setting{nearest(key, list(_keys()))}; `--help` shows all")
     return problems
+
+
+def _asks_grpo(word: str) -> bool:
+    """Whether a word chooses the stage grpo, among others in a sweep."""
+    key, _, value = word.partition("=")
+    return key == "stage" and "grpo" in value.split(",")
 
 
 def as_overrides(arguments: Sequence[str]) -> list[str]:

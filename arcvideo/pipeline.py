@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arcvideo.evaluation.targets import judge
+from arcvideo.evaluation.targets import compare, judge
 from arcvideo.recipe import PlannedStage, Recipe, Standing, load_recipe, planned_stages, standing
 
 STALE_POLICIES = ("refuse", "rerun", "keep")
@@ -146,7 +146,10 @@ def summarise(recipe: Recipe, *, stages: Sequence[PlannedStage]) -> bool:
     run_dir = Path(stages[0].config.run_dir)
     names = [stage.name for stage in stages]
     verdicts = judge(recipe.targets, metrics=evaluations(run_dir, stages=names), run_dir=run_dir)
-    summary = write_summary(run_dir, stages=names, verdicts=verdicts, prepared=_remembered(run_dir))
+    differences = compare(recipe.comparisons, run_dir=run_dir)
+    summary = write_summary(
+        run_dir, stages=names, verdicts=verdicts, prepared=_remembered(run_dir), differences=differences
+    )
     print_summary(summary, page=run_dir / PAGE)
     return bool(summary["passed"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -96,7 +97,8 @@ def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
         features=_features(model, config=config),
         folder=folder,
     )
-    source = _source(config.data, room=room, supervised=config.stage.objective == "next_token")
+    objective = config.stage.objective
+    source = _source(config.data, room=room, supervised=objective != "grpo", pairs=objective == "dpo")
     # Once: an edit during the run must not make the manifest name another code than the identity.
     asked = replace(wanted(plain_dict(config), parent=parent.identity), data=source.digest)
     if world.first:
@@ -157,7 +159,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
             config=plain_dict(config),
             config_diff=config_diff(parent.manifest.config, plain_dict(config)) if parent.manifest else {},
             seen=result.counts.get("seen", {}),
-            quarantined={name: count["bad_samples"] for name, count in source.counts().items()},
+            quarantined=_quarantined(folder, sources=source.counts()),
             mixture=mixture,
             frozen_before=frozen,
             frozen_after=frozen_after,
@@ -172,6 +174,14 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
         write_manifest(manifest, folder=folder)
         _record_lineage(manifest, room=room, wandb_id=result.wandb_id)
     barrier(world=world)
+
+
+def _quarantined(folder: Path, *, sources: Iterable[str]) -> dict[str, int]:
+    """Source -> distinct problems that any rank met, before a restart too; each rank writes a file of its own."""
+    files = [folder / "quarantine.jsonl", *folder.glob("quarantine-[0-9]*.jsonl")]
+    rows = {row for file in files if file.exists() for row in file.read_text(encoding="utf-8").splitlines()}
+    counts = Counter(json.loads(row)["source"] for row in rows)
+    return {name: counts[name] for name in sources}
 
 
 def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict[str, Any]]:
@@ -227,7 +237,7 @@ def _fits(model: ArcVideoForConditionalGeneration, *, config: RunConfig, parent:
     wanted = config.model
     ours = replace(
         model.settings,
-        checkpoint_layers=wanted.checkpoint_layers,
+        activation_checkpointing=wanted.activation_checkpointing,
         attention=wanted.attention,
         corrections=wanted.corrections,
     )
@@ -245,7 +255,9 @@ def _features(model: ArcVideoForConditionalGeneration, *, config: RunConfig) -> 
     return FeatureStore(Path(config.run_dir) / "features", tower_digest(towers, settings=model.settings))
 
 
-def _source(settings: DataSettings, *, room: _Room, supervised: bool, name: str = "quarantine") -> Source:
+def _source(
+    settings: DataSettings, *, room: _Room, supervised: bool, pairs: bool = False, name: str = "quarantine"
+) -> Source:
     config = room.config
     return Source(
         settings,
@@ -257,6 +269,7 @@ def _source(settings: DataSettings, *, room: _Room, supervised: bool, name: str 
         features=room.features,
         quarantine_file=room.folder / f"{name}.jsonl",  # one for all ranks
         supervised=supervised,
+        pairs=pairs,
         progress=room.world.first,
         cost=pack_cost(config.model, trained=config.stage.train, towers=room.features is None),
     )
@@ -300,12 +313,13 @@ def _train(ready: _Setup, *, until: int | None = None) -> tuple[ArcVideoForCondi
         precision=config.runner.precision,
         clip_norm=config.runner.clip_norm,
     )
-    reinforced = config.stage.objective == "grpo"
-    objective = load_objective(config.stage.objective)
+    name = config.stage.objective
+    settings = {"grpo": config.grpo, "dpo": config.dpo}.get(name, NextTokenSettings())
+    sources = {"grpo": _rollouts, "dpo": _pairs}
     result = Runner(
         engine=engine,
-        source=_rollouts(ready.source, engine=engine, room=room) if reinforced else ready.source,
-        objective=objective(config.grpo if reinforced else NextTokenSettings()),
+        source=sources[name](ready.source, engine=engine, room=room) if name in sources else ready.source,
+        objective=load_objective(name)(settings),
         settings=config.runner,
         schedule=config.schedule,
         train=ready.trained,
@@ -333,6 +347,12 @@ def _rollouts(source: Source, *, engine: Engine, room: _Room) -> Any:
         features=room.features,
         log=room.folder / "rollouts.jsonl" if room.world.first else None,
     )
+
+
+def _pairs(source: Source, *, engine: Engine, room: _Room) -> Any:
+    from arcvideo.rollout.preferences import ReferenceSource
+
+    return ReferenceSource(source, engine=engine, features=room.features)
 
 
 def _evaluate(model: ArcVideoForConditionalGeneration, *, room: _Room) -> dict[str, dict[str, float]]:

@@ -54,14 +54,14 @@ def test_every_stage_composes_at_every_size(stage: str, model: str) -> None:
 
 
 def test_the_six_stages_follow_each_other() -> None:
-    parents = {stage: settings(f"stage={stage}").stage.parent for stage in STAGES}
+    parents = {stage: settings(f"stage={stage}").stage.parent for stage in ORDER}
     assert parents == dict(zip(ORDER, ["base", *ORDER[:-1]], strict=True))
     assert [stage for stage in STAGES if settings(f"stage={stage}").stage.objective == "grpo"] == ["grpo"]
 
 
 def test_every_file_of_conf_is_an_option_that_a_test_composes() -> None:
     reached = {CONF_DIR / "config.yaml"}
-    for group in ("stage", "model", "data", "engine", "logger"):
+    for group in ("stage", "model", "data", "engine", "logger", "grpo"):
         reached |= {CONF_DIR / group / f"{option}.yaml" for option in options(group)}
     # A launcher replaces Hydra's own; tests/test_sweeps.py composes it.
     reached |= set((CONF_DIR / "hydra" / "launcher").iterdir())
@@ -69,11 +69,22 @@ def test_every_file_of_conf_is_an_option_that_a_test_composes() -> None:
     assert reached == set(CONF_DIR.rglob("*.yaml"))
 
 
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("choice", "lr", "beta"), [("paper", 2e-5, 0.1), ("safe", 1e-6, 0.04)])
+def test_learning_rate_and_kl_of_grpo_are_chosen_with_one_word(model: str, choice: str, lr: float, beta: float) -> None:
+    own = [] if model == "tiny" else [OWN_DATA]
+    config = settings("stage=grpo", f"model={model}", f"grpo={choice}", *own)
+    assert (config.optimizer.name, config.optimizer.lr, config.grpo.beta) == ("adamw", lr, beta)
+    assert settings("stage=grpo", f"model={model}", f"grpo={choice}", "grpo.beta=0", *own).grpo.beta == 0
+    as_before = settings("stage=grpo", f"model={model}", *own)
+    assert as_before == settings("stage=grpo", f"model={model}", "grpo=default", *own)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_engine_runs_every_stage_with_adamw(stage: str, engine: str) -> None:
     config = settings(f"stage={stage}", f"engine={engine}", "optimizer.name=adamw")
-    assert config.engine["zero_optimization"]["stage"] == int(engine.removeprefix("zero"))
+    assert config.engine["zero_optimization"]["stage"] == int(engine.removeprefix("zero")[0])
 
 
 @pytest.mark.parametrize(("group", "option"), [("logger", name) for name in options("logger")])
@@ -114,7 +125,8 @@ REFUSALS: list[tuple[str, list[str]]] = [
     ("+runner.foo=1", ["runner.foo", "no such setting"]),
     ("data.sources.tiny_shorts.stile=plain", ["data.sources.tiny_shorts.stile"]),
     ("data.sources.tiny_shorts={shards: x, stile: plain}", ["data.sources.tiny_shorts.stile", "style"]),
-    # unknown options of a group
+    # unknown options of a group, and one where it means nothing
+    ("grpo=safe", ["give it to that stage only"]),
     ("stage=stf", ["stage=stf", "sft", ", ".join(STAGES)]),
     ("model=7b", ["model=7b", ", ".join(MODELS)]),
     ("engine=zero9", ["engine=zero9", ", ".join(ENGINES)]),
@@ -153,7 +165,7 @@ REFUSALS: list[tuple[str, list[str]]] = [
     ("grpo.temperature=0", ["grpo.temperature", "above 0"]),
     ("stage.train=[decoder]", ["stage.train", "decoder", "llm"]),
     ("stage.train=[]", ["stage.train", "llm"]),
-    ("stage.objective=dpo", ["stage.objective", "next_token, grpo"]),
+    ("stage.objective=kto", ["stage.objective", "next_token, grpo"]),
     ("engine.train_batch_size=4", ["engine.train_batch_size", "data.packs_per_step"]),
     ("engine.zero_optimization.stage=4 optimizer.name=adamw", ["engine.zero_optimization.stage", "0, 1, 2 or 3"]),
     # settings that are fine alone

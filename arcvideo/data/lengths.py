@@ -18,7 +18,7 @@ from arcvideo.data.index import ShardIndex
 from arcvideo.data.members import Problem
 from arcvideo.data.render import TEXT_FORMAT, encode, fingerprint, render_branch, split_question
 from arcvideo.data.turns import in_turns
-from arcvideo.tasks import RecordError, make_sample
+from arcvideo.tasks import RecordError, has_pair, make_pair, make_sample
 from arcvideo.tasks.instructions import SUFFIXES
 
 LENGTHS = np.dtype([("before", "<i4"), ("branch", "<i4"), ("targets", "<i4"), ("group", "<i4")])
@@ -41,16 +41,30 @@ class Lengths:
 
 
 def all_lengths(
-    indexes: Sequence[ShardIndex], *, tokenizer: Any, style: str, wording: str, progress: bool = True
+    indexes: Sequence[ShardIndex],
+    *,
+    tokenizer: Any,
+    style: str,
+    wording: str,
+    pairs: bool = False,
+    progress: bool = True,
 ) -> list[Lengths]:
     """The token counts of the shards' items, counted once and memory-mapped ever after.
 
     Processes that ask for the same at the same time, such as the ranks of a run, divide the shards among themselves.
 
+    Args:
+        indexes: of the shards.
+        tokenizer: counts.
+        style: of the questions.
+        wording: of the prompts.
+        pairs: count both answers of items that have a rejected one, and nothing for the others.
+        progress: show a bar.
+
     Raises:
         ValueError: counts are missing and the shards' folder cannot be written.
     """
-    name = f"tokens-{fingerprint(tokenizer)}-{_rules()}-{style}-{wording}"
+    name = f"tokens-{fingerprint(tokenizer)}-{_rules()}-{style}-{wording}" + ("-pairs" if pairs else "")
     by_shard = {index.shard: index for index in indexes}
 
     def done(shard: Path) -> bool:
@@ -58,7 +72,7 @@ def all_lengths(
 
     def work(shard: Path) -> None:
         index = by_shard[shard]
-        rows, problems = _count(index, tokenizer=tokenizer, style=style, wording=wording)
+        rows, problems = _count(index, tokenizer=tokenizer, style=style, wording=wording, pairs=pairs)
         _replace(_rows(index, name), rows)
         _replace(_listed(index, name), problems)
 
@@ -88,7 +102,9 @@ def _rules() -> str:
     return hashlib.sha256(json.dumps([TEXT_FORMAT, SUFFIXES]).encode()).hexdigest()[:8]
 
 
-def _count(index: ShardIndex, *, tokenizer: Any, style: str, wording: str) -> tuple[np.ndarray, list[Problem]]:
+def _count(
+    index: ShardIndex, *, tokenizer: Any, style: str, wording: str, pairs: bool
+) -> tuple[np.ndarray, list[Problem]]:
     rows = np.zeros(len(index.items), dtype=LENGTHS)
     problems: list[Problem] = []
     for number, clip in enumerate(index.clips):
@@ -97,14 +113,18 @@ def _count(index: ShardIndex, *, tokenizer: Any, style: str, wording: str) -> tu
         groups: dict[str, int] = {}
         for row in range(int(clip["item_start"]), int(clip["item_start"] + clip["item_count"])):
             item = int(index.items[row]["number"])
+            content = record["items"][item]
+            about: dict[str, Any] = {"key": f"{key}/{item}", "media_key": media_key, "style": style}
+            if pairs and not has_pair(content):
+                continue
             try:
-                sample = make_sample(record["items"][item], key=f"{key}/{item}", media_key=media_key, style=style)
-                before = split_question(sample).before
-                branch = render_branch(sample, tokenizer=tokenizer, wording=wording)
+                samples = make_pair(content, **about) if pairs else (make_sample(content, **about),)
+                before = split_question(samples[0]).before
+                branches = [render_branch(sample, tokenizer=tokenizer, wording=wording) for sample in samples]
                 rows[row] = (
                     len(encode(before, tokenizer=tokenizer)),
-                    len(branch.ids),
-                    branch.is_target.sum(),
+                    sum(len(branch.ids) for branch in branches),
+                    sum(branch.is_target.sum() for branch in branches),
                     groups.setdefault(before, len(groups)),
                 )
             except RecordError as error:

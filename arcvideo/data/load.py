@@ -25,7 +25,7 @@ from arcvideo.media.errors import MediaError
 from arcvideo.media.read import clip_key
 from arcvideo.model.features import feature_key
 from arcvideo.model.special import special_ids
-from arcvideo.tasks import RecordError, make_sample
+from arcvideo.tasks import RecordError, make_pair, make_sample
 from arcvideo.types import Clip, Media, Sample
 
 FAILURES = (MediaError, RecordError, OSError)
@@ -48,6 +48,8 @@ class Loader:
     settings: DataSettings
     layout: MediaLayout
     tokenizer: Any
+    pairs: bool = False
+    """Give each item's own and its rejected answer."""
     features: Features | None = None
     cache: FrameCache | None = None
     read: Callable[..., Clip] = read_clip
@@ -100,10 +102,14 @@ class Loader:
         record, key = index.record(row), index.key(row)
         media_key = key if table.media_tokens[clip] else None
         numbers = [int(index.items[table.item_row[item]]["number"]) for item in items]
-        return tuple(
-            make_sample(record["items"][number], key=f"{key}/{number}", media_key=media_key, style=table.settings.style)
-            for number in numbers
-        )
+        samples: list[Sample] = []
+        for number in numbers:
+            item, about = record["items"][number], {"key": f"{key}/{number}", "style": table.settings.style}
+            if self.pairs:
+                samples += make_pair(item, media_key=media_key, **about)
+            else:
+                samples.append(make_sample(item, media_key=media_key, **about))
+        return tuple(samples)
 
     def _tags(self, clip: int, item: int) -> tuple[str, ...]:
         index = self.table.indexes[self.table.clip_shard[clip]]
@@ -150,7 +156,9 @@ class Loader:
             seconds = silent_seconds(
                 frame_count=frames, duration=duration, max_frames=layout.max_frames, max_seconds=layout.max_seconds
             )
-        request = read_request(name="", layout=layout, policy=self.settings.frames, seed=seed)
+        request = read_request(
+            name="", layout=layout, policy=self.settings.frames, seed=seed, decoder=self.settings.decoder
+        )
         key = clip_key(row["digest"].tobytes(), request=request)
         if self.cache is not None:
             key = self.cache.key(key)
@@ -189,6 +197,7 @@ class Loader:
             policy=self.settings.frames,
             seed=seed,
             sidecar_audio=sound,
+            decoder=self.settings.decoder,
         )
         return to_media(decoded, layout=layout)
 

@@ -101,6 +101,7 @@ def open_mixture(
     layout: MediaLayout,
     tokenizer: Any,
     supervised: bool = True,
+    pairs: bool = False,
     progress: bool = True,
     index_workers: int = 1,
 ) -> list[SourceTable]:
@@ -108,6 +109,7 @@ def open_mixture(
 
     Args:
         supervised: False also admits items without reasoning to sources of style think, as prompts.
+        pairs: only items that have a rejected answer, which counts towards their length.
 
     Raises:
         ValueError: a source without usable items, a wrong path or task name, a sample over the budget.
@@ -120,9 +122,14 @@ def open_mixture(
             shards = expand_shards(source.shards, cache=settings.shard_cache)
             indexes = ensure_indexes(shards, workers=index_workers, progress=progress)
             lengths = all_lengths(
-                indexes, tokenizer=tokenizer, style=source.style, wording=settings.wording, progress=progress
+                indexes,
+                tokenizer=tokenizer,
+                style=source.style,
+                wording=settings.wording,
+                pairs=pairs,
+                progress=progress,
             )
-            table = _table(
+            table = source_table(
                 name, indexes, lengths, source=source, settings=settings, layout=layout, supervised=supervised
             )
         except ValueError as error:
@@ -170,7 +177,7 @@ def frame_limits(duration: np.ndarray, *, clip: Ints, text: Ints, settings: Data
     return limit
 
 
-def _table(
+def source_table(
     name: str,
     indexes: list[ShardIndex],
     lengths: list[Lengths],
@@ -180,6 +187,11 @@ def _table(
     layout: MediaLayout,
     supervised: bool,
 ) -> SourceTable:
+    """The table of one source, from its indexes and the token counts beside them.
+
+    Raises:
+        ValueError: no usable item, a wrong task name, a sample over the budget.
+    """
     tasks = _tasks(indexes, source=source)
     clip_shard = np.repeat(np.arange(len(indexes)), [len(index.clips) for index in indexes])
     clip_row = np.concatenate([np.arange(len(index.clips)) for index in indexes])

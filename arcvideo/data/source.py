@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +24,7 @@ from arcvideo.data.quarantine import Quarantine
 from arcvideo.data.settings import DataSettings, MediaLayout
 from arcvideo.data.shares import mixture_report, realised, realised_prompts, with_passes
 from arcvideo.media.cache import FrameCache
-from arcvideo.media.clip import read_clip
+from arcvideo.media.fast import check_decoder
 from arcvideo.media.pool import MediaPool
 from arcvideo.model.special import special_ids
 from arcvideo.types import Batch
@@ -65,6 +64,7 @@ class Source:
         features: Features | None = None,
         quarantine_file: Path | None = None,
         supervised: bool = True,
+        pairs: bool = False,
         progress: bool = False,
         cost: PackCost | None = None,
     ) -> None:
@@ -76,6 +76,8 @@ class Source:
             quarantine_file: JSON lines, one file for all ranks.
             supervised: True for `batches`; False for `prompts` and `evaluation`, where sources of style think also
                 draw items without reasoning.
+            pairs: batches of a chosen and a rejected answer, in this order, for each item that has both; pairs weigh
+                the same.
             cost: how long packs take, for an even load of the ranks; None counts tokens alone.
 
         Raises:
@@ -83,10 +85,14 @@ class Source:
         """
         if settings.packs_per_step % world:
             raise ValueError(f"data.packs_per_step={settings.packs_per_step} must be a multiple of the {world} ranks")
+        check_decoder(settings.decoder)
         self.settings, self.rank, self.world, self.seed = settings, rank, world, seed
         self.supervised = supervised
+        self._weighting = "sample" if pairs else settings.length_weighting
         self.specials = special_ids(tokenizer)
-        opened = open_mixture(settings, layout=layout, tokenizer=tokenizer, supervised=supervised, progress=progress)
+        opened = open_mixture(
+            settings, layout=layout, tokenizer=tokenizer, supervised=supervised, pairs=pairs, progress=progress
+        )
         self.tables: list[SourceTable] = with_passes(opened, unit=settings.unit)
         self.plan = Plan(
             self.tables,
@@ -97,8 +103,8 @@ class Source:
         )
         self._prompt_plan = PromptPlan(self.tables, seed=seed)
         self.quarantine = Quarantine(self.tables, settings=settings.quarantine, file=quarantine_file)
-        # Threads read, cut mels and render; decoding itself runs in processes that can be killed.
-        self._media = MediaPool(count=settings.workers, limits=settings.limits) if settings.workers else None
+        # Threads read, cut mels and render; decoding itself runs in processes that can be killed, also with workers=0.
+        self._media = MediaPool(count=max(1, settings.workers), limits=settings.limits)
         self._pool = ThreadPoolExecutor(settings.workers, "data") if settings.workers else None
         self._ahead: dict[tuple[int, int], Future[_Step]] = {}
         cached = settings.frame_cache.path is not None
@@ -109,9 +115,10 @@ class Source:
                 settings=settings,
                 layout=layout,
                 tokenizer=tokenizer,
+                pairs=pairs,
                 features=features,
                 cache=cache,
-                read=self._media.read_clip if self._media else partial(read_clip, limits=settings.limits),
+                read=self._media.read_clip,
             )
             for table in self.tables
         ]
@@ -199,8 +206,7 @@ class Source:
         """Stops the background threads and processes."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
-        if self._media is not None:
-            self._media.close()
+        self._media.close()
 
     def _ready(self, step: int, count: int) -> _Step:
         """The step's content; with workers, the following steps are started too."""
@@ -231,7 +237,7 @@ class Source:
         done = _Step()
         for pack in packs:
             rendered = [row for family in pack for row in self._attempt(family, done, Loader.rendered)]
-            done.batches.append(collate(rendered, specials=self.specials, weighting=self.settings.length_weighting))
+            done.batches.append(collate(rendered, specials=self.specials, weighting=self._weighting))
         return done
 
     def _load_prompts(self, families: list[Family]) -> _Step:

@@ -109,6 +109,7 @@ _TASK = {
     "mcq_accuracy": "mcq",
     "grounding_miou": "grounding",
     "grounding_miou_constant": "grounding",
+    "summary_f1": "summary",
 }
 
 
@@ -153,6 +154,8 @@ def _predict(metric: str, *, prompt: Prompt, text: str) -> Prediction:
         expected, score = truth["text"], scores.exact(text, truth=truth["text"])
     elif metric == "mcq_accuracy":
         expected, score = truth["letter"], scores.letter(text, truth=truth["letter"], options=truth.get("options"))
+    elif metric == "summary_f1":
+        expected, score = truth["text"], scores.word_f1(text, truth=truth["text"])
     elif metric == "grounding_miou":
         expected, score = list(truth["span"]), scores.overlap(text, truth=truth["span"])
     else:
@@ -202,6 +205,8 @@ def _chance(metric: str, *, items: Sequence[Prompt]) -> float:
         return scores.most_frequent_share([(prompt.question, prompt.truth["text"]) for prompt in items])
     if metric == "mcq_accuracy":
         return sum(1 / len(prompt.truth["options"]) for prompt in items) / len(items)
+    if metric == "summary_f1":
+        return scores.constant_word_f1([prompt.truth["text"] for prompt in items])
     if metric.startswith("grounding"):
         span = scores.best_constant_span([prompt.truth["span"] for prompt in items])
         return sum(temporal_iou(span, prompt.truth["span"]) for prompt in items) / len(items)

@@ -59,6 +59,30 @@ def overlap(prediction: str, *, truth: Span) -> float:
     return temporal_iou(span, truth) if span else 0.0
 
 
+def word_f1(prediction: str, *, truth: str) -> float:
+    """Harmonic mean of the shares of words that the answer and the truth have in common, in any order.
+
+    >>> word_f1("<think>x</think><answer>red circle</answer>", truth="red circle, blue square")
+    0.6666666666666666
+    """
+    said, true = Counter(words(answer_text(prediction))), Counter(words(truth))
+    return _word_f1(said, true)
+
+
+def _word_f1(said: Counter[str], true: Counter[str]) -> float:
+    total = said.total() + true.total()
+    return 2 * (said & true).total() / total if total else 1.0
+
+
+def constant_word_f1(truths: Sequence[str]) -> float:
+    """Highest mean F1 of one of the truths given for every clip."""
+    counts = [Counter(words(truth)) for truth in truths]
+    candidates = [
+        Counter(text) for text, _ in Counter(tuple(words(truth)) for truth in truths).most_common(CONSTANT_CANDIDATES)
+    ]
+    return max(sum(_word_f1(candidate, true) for true in counts) / len(counts) for candidate in candidates)
+
+
 def constant_transcript_error(truths: Sequence[str]) -> float:
     """Lowest error of one transcript given for every clip; at most 1, the error of saying nothing."""
     references = [words(truth) for truth in truths]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from arcvideo.evaluation.bootstrap import paired_difference
+from arcvideo.evaluation.bootstrap import Interval, paired_difference
 
 Metrics = Mapping[str, Mapping[str, float]]
 """metric -> {"value", "low", "high", "chance", "n"}."""
@@ -37,6 +37,18 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A question about two stages that is answered at the end, whatever the answer."""
+
+    metric: str
+    """Name of the metric."""
+    stage: str
+    """Stage that is compared."""
+    minus: str
+    """Stage that is subtracted."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """A target, whether it is met, and the figures that say so."""
 
@@ -48,6 +60,19 @@ class Verdict:
 def judge(targets: Sequence[Target], *, metrics: Mapping[str, Metrics], run_dir: Path) -> list[Verdict]:
     """Compare targets with what the stages measured; a metric that is missing is a target missed."""
     return [_judge(target, metrics=metrics, run_dir=run_dir) for target in targets]
+
+
+def compare(comparisons: Sequence[Comparison], *, run_dir: Path) -> list[dict[str, Any]]:
+    """Paired differences with their 95 % intervals.
+
+    Raises:
+        ValueError: the two stages were measured on different items.
+    """
+    rows = []
+    for one in comparisons:
+        found = _difference(one.metric, stage=one.stage, minus=one.minus, run_dir=run_dir)
+        rows.append({**asdict(one), "mean": found.mean, "low": found.low, "high": found.high})
+    return rows
 
 
 def _judge(target: Target, *, metrics: Mapping[str, Metrics], run_dir: Path) -> Verdict:
@@ -69,19 +94,16 @@ def _judge(target: Target, *, metrics: Mapping[str, Metrics], run_dir: Path) -> 
         checks.append((measured["low"] > other, f"low {measured['low']:.3f} > {target.above_metric} {other:.3f}"))
     for stage, strict in ((target.above_stage, True), (target.not_below_stage, False)):
         if stage is not None:
-            mean, low, high = _difference(target, stage=stage, run_dir=run_dir)
+            mean, low, high = _difference(target.metric, stage=target.stage, minus=stage, run_dir=run_dir)
             met = low > 0 if strict else high >= 0
             checks.append((met, f"minus {stage}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]"))
     return Verdict(target=target, met=all(met for met, _ in checks), reason="; ".join(text for _, text in checks))
 
 
-def _difference(target: Target, *, stage: str, run_dir: Path) -> tuple[float, float, float]:
-    ours = _scores(run_dir / target.stage, metric=target.metric)
-    theirs = _scores(run_dir / stage, metric=target.metric)
-    if ours.keys() != theirs.keys():
-        raise ValueError(
-            f"{target.metric}: {target.stage} and {stage} were measured on different items; evaluate them again"
-        )
+def _difference(metric: str, *, stage: str, minus: str, run_dir: Path) -> Interval:
+    ours, theirs = (_scores(run_dir / name, metric=metric) for name in (stage, minus))
+    if ours.keys() != theirs.keys() or not ours:
+        raise ValueError(f"{metric}: {stage} and {minus} were measured on different items; evaluate them again")
     keys = sorted(ours)
     return paired_difference([ours[key] for key in keys], [theirs[key] for key in keys])
 

@@ -34,7 +34,7 @@ WITHOUT_EFFECT = (
 )
 """Modules (with what is inside them) that no trained weight depends on."""
 SAMPLING = "arcvideo.rollout"
-"""Reached by stages that sample only."""
+"""Reached only by stages that sample, or that keep a reference model."""
 _NAMED = re.compile(r"(arcvideo(?:\.\w+)+):\w+")
 """How a string names code of ours that is imported by name."""
 
@@ -43,12 +43,14 @@ def training_code(*, objective: str, rewards: Iterable[str] = ()) -> dict[str, s
     """Module -> digest of everything whose code decides the weights of a stage.
 
     Args:
-        objective: of the stage; the code of the other objectives does not count, and only `grpo` samples.
+        objective: of the stage; the code of others counts where it uses it, and only `grpo` and `dpo` reach the
+            rollout room.
         rewards: names of the rewards; `package.module:function` of a user's own counts by its module's file.
     """
     own = OBJECTIVES.get(objective, objective).partition(":")[0]
-    others = {path.partition(":")[0] for path in OBJECTIVES.values()} - {own}
-    pruned = (*WITHOUT_EFFECT, *sorted(others), *(() if objective == "grpo" else (SAMPLING,)))
+    used = {own, *(_imports(path) if (path := _file(own)) is not None else ())}
+    others = {path.partition(":")[0] for path in OBJECTIVES.values()} - used
+    pruned = (*WITHOUT_EFFECT, *sorted(others), *(() if objective in ("grpo", "dpo") else (SAMPLING,)))
     found = {name: _digest(path) for name, path in _reached(ROOT_MODULE, pruned=pruned).items()}
     users = [name.partition(":")[0] for name in (objective, *rewards) if ":" in name]
     found |= {module: _digest(path) for module in users if (path := _foreign(module)) is not None}

@@ -23,7 +23,7 @@ IRRELEVANT_WITHIN = {
     ),
     "data": ("workers", "prefetch_steps", "quarantine", "limits", "shard_cache"),
     "engine": ("zero_optimization",),
-    "model": ("checkpoint_layers",),
+    "model": ("activation_checkpointing",),
     "grpo": ("log_completions", "max_logprob_gap"),
 }  # fmt: skip
 """The same, inside a group. How ZeRO cuts the states, like the number of ranks, moves the last bits of sums only."""
@@ -55,8 +55,9 @@ def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
             continue
         dropped = IRRELEVANT_WITHIN.get(key, ())
         kept[key] = {name: item for name, item in value.items() if name not in dropped} if dropped else value
-    if kept.get("stage", {}).get("objective") != "grpo":
-        kept.pop("grpo", None)
+    for objective in ("grpo", "dpo"):
+        if kept.get("stage", {}).get("objective") != objective:
+            kept.pop(objective, None)
     if kept.get("lora") is None:
         kept.pop("lora", None)
     if "sources" in kept.get("data", {}):

@@ -8,6 +8,7 @@ from typing import Any
 OBJECTIVES: dict[str, str] = {
     "next_token": "arcvideo.objectives.next_token:NextToken",
     "grpo": "arcvideo.objectives.grpo:Grpo",
+    "dpo": "arcvideo.objectives.dpo:Dpo",
 }
 """Name in `conf/` -> `module:class`; built as `Class(settings)` and called as `objective(logits, batch)`."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
+DPO_LOSS_TYPES = ("sigmoid", "hinge", "ipo", "robust", "apo_zero")
 DECODE = ("dynamic", "static", "cuda_graph")
 KL_ESTIMATORS = ("k1", "k2", "k3")
 SCALE_REWARDS = ("group", "batch", "none")
@@ -132,6 +133,28 @@ class GrpoSettings:
     def clip_high(self) -> float:
         """Clip range above 1, resolved."""
         return self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoSettings:
+    """Direct preference optimisation; names and meanings are those of TRL's DPOConfig."""
+
+    beta: float = 0.1
+    """How strongly the policy is held to the parent checkpoint; for ipo the paper's tau."""
+    loss_type: str = "sigmoid"
+    """Loss of a pair: sigmoid (the paper's), hinge, ipo, robust or apo_zero."""
+    label_smoothing: float = 0.0
+    """For loss_type=robust: share of the pairs that are taken to be labelled the wrong way round."""
+
+    def __post_init__(self) -> None:
+        """Check values and combinations; the message names the key and the remedy."""
+        _among("dpo.loss_type", self.loss_type, DPO_LOSS_TYPES)
+        if self.beta <= 0:
+            raise ValueError(f"dpo.beta={self.beta} must be above 0")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"dpo.label_smoothing={self.label_smoothing} must be at least 0 and below 0.5")
+        if self.label_smoothing and self.loss_type != "robust":
+            raise ValueError(f"dpo.label_smoothing is read by dpo.loss_type=robust only, not by {self.loss_type}")
 
 
 def _among(key: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -17,7 +17,12 @@ SUMMARY = "summary.json"
 
 
 def write_summary(
-    run_dir: Path, *, stages: Sequence[str], verdicts: Sequence[Any], prepared: Mapping[str, float]
+    run_dir: Path,
+    *,
+    stages: Sequence[str],
+    verdicts: Sequence[Any],
+    prepared: Mapping[str, float],
+    differences: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Collect evaluations, seconds and verdicts of the finished stages; writes summary.json and report.html.
 
@@ -25,12 +30,14 @@ def write_summary(
         stages: in the order of the recipe.
         verdicts: dataclasses with `target`, `met` and `reason`.
         prepared: seconds of the steps before the stages.
+        differences: `evaluation.targets.compare`.
     """
     manifests = {stage: json.loads((run_dir / stage / "manifest.json").read_text()) for stage in stages}
     summary = {
         "stages": evaluations(run_dir, stages=stages),
         "seconds": {**prepared, **{stage: round(manifest["seconds"], 1) for stage, manifest in manifests.items()}},
         "targets": [{**_set(asdict(v.target)), "met": v.met, "reason": v.reason} for v in verdicts],
+        "differences": list(differences),
         "passed": all(v.met for v in verdicts),
     }
     (run_dir / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
@@ -61,6 +68,9 @@ def print_summary(summary: Mapping[str, Any], *, page: Path) -> None:
     seconds = summary["seconds"]
     console.print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
     console.print(f"in all {sum(seconds.values()) / 60:.1f} minutes; page: {page}")
+    for row in summary.get("differences", []):
+        interval = f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        console.print(f"{row['metric']}: {row['stage']} minus {row['minus']} {interval}", highlight=False, markup=False)
     for target in summary["targets"]:
         mark = "[green]met   [/]" if target["met"] else "[red]MISSED[/]"
         console.print(f"{mark} {target['stage']}: {target['metric']} {target['reason']}", highlight=False)

@@ -11,9 +11,9 @@ import torch
 from arcvideo.data.prompts import Prompt
 from arcvideo.model.features import feature_key
 from arcvideo.model.media import Towers, tower_outputs
+from arcvideo.types import Media
 
 
-@torch.no_grad()
 def with_features(prompts: Sequence[Prompt], *, model: Any, features: Any = None) -> list[Prompt]:
     """The prompts with tower outputs in place of pixels and mel; unchanged while a tower trains.
 
@@ -22,12 +22,17 @@ def with_features(prompts: Sequence[Prompt], *, model: Any, features: Any = None
         model: an `ArcVideoForConditionalGeneration`.
         features: a `FeatureStore`, or None.
     """
+    clips = iter(encoded([media for prompt in prompts for media in prompt.media], model=model, features=features))
+    return [replace(prompt, media=tuple(next(clips) for _ in prompt.media)) for prompt in prompts]
+
+
+@torch.no_grad()
+def encoded(media: Sequence[Media], *, model: Any, features: Any = None) -> list[Media]:
+    """The clips with tower outputs in place of pixels and mel, each encoded once; unchanged while a tower trains."""
     towers = (model.vision_model.vit, model.speech_encoder)
-    if any(parameter.requires_grad for tower in towers for parameter in tower.parameters()):
-        return list(prompts)
-    clips = {feature_key(media): media for prompt in prompts for media in prompt.media}
-    if not clips:
-        return list(prompts)
+    clips = {feature_key(clip): clip for clip in media}
+    if not clips or any(parameter.requires_grad for tower in towers for parameter in tower.parameters()):
+        return list(media)
     parameter = next(model.parameters())
     patches, speech = tower_outputs(
         list(clips.values()),
@@ -37,8 +42,8 @@ def with_features(prompts: Sequence[Prompt], *, model: Any, features: Any = None
         device=parameter.device,
         dtype=parameter.dtype,
     )
-    encoded = {
-        key: replace(media, pixels=None, mel=None, patches=seen, speech=heard)
-        for (key, media), seen, heard in zip(clips.items(), patches, speech, strict=True)
+    found = {
+        key: replace(clip, pixels=None, mel=None, patches=seen, speech=heard)
+        for (key, clip), seen, heard in zip(clips.items(), patches, speech, strict=True)
     }
-    return [replace(prompt, media=tuple(encoded[feature_key(media)] for media in prompt.media)) for prompt in prompts]
+    return [found[feature_key(clip)] for clip in media]

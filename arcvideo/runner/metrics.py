@@ -167,14 +167,14 @@ def _table(rows: list[Mapping[str, Any]]) -> Any:
     """A W&B table; what is neither a number nor a text is shown as JSON."""
     import wandb
 
-    columns: list[Any] = list(dict.fromkeys(name for row in rows for name in row))
+    columns: list[str | int] = list(dict.fromkeys(name for row in rows for name in row))
 
     def cell(value: Any) -> Any:
         plain = value is None or isinstance(value, bool | int | float | str)
         return value if plain else json.dumps(value, ensure_ascii=False)
 
     # W&B wants one kind of value in a column; None fits any.
-    return wandb.Table(columns=columns, data=[[cell(row.get(name)) for name in columns] for row in rows])
+    return wandb.Table(columns=columns, data=[[cell(row.get(str(name))) for name in columns] for row in rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +238,8 @@ def _record_lineage(made: Artifact, *, used: Sequence[Artifact], options: Mappin
             run.use_artifact(artifact)
     run.log_artifact(_artifact(made, make=wandb.Artifact), aliases=["latest", made.identity[:12]])
     run.finish()
+    # An offline run may return from `finish` before its file is written; this waits for W&B's own process to end.
+    wandb.teardown()
 
 
 def _artifact(item: Artifact, *, make: Callable[..., Any]) -> Any:

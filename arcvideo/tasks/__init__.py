@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from arcvideo.tasks.asr import asr
 from arcvideo.tasks.caption import caption
 from arcvideo.tasks.chapters import chapters
-from arcvideo.tasks.fields import RecordError
+from arcvideo.tasks.fields import RecordError, required_text, styled_answer
 from arcvideo.tasks.grounding import grounding
 from arcvideo.tasks.mcq import mcq
 from arcvideo.tasks.qa import qa
@@ -49,3 +50,35 @@ def make_sample(item: Any, *, key: str, media_key: str | None, style: str = "pla
     if not isinstance(name, str) or name not in TASKS:
         raise RecordError("unknown_task", f"task {name!r}: choose one of {', '.join(TASKS)}")
     return TASKS[name](item, key=key, media_key=media_key, style=style)
+
+
+def make_pair(item: Any, *, key: str, media_key: str | None, style: str = "plain") -> tuple[Sample, Sample]:
+    """The item's own answer and its `rejected` one, as two samples with the same question.
+
+    `rejected` is a text, taken as it stands in every style, or an object of `answer` and `think`, put together as the
+    style says.
+
+    Raises:
+        RecordError: as `make_sample`; `no_rejected`, `bad_rejected`, or `bad_turns` for a longer conversation.
+    """
+    chosen = make_sample(item, key=key, media_key=media_key, style=style)
+    if len(chosen.turns) > 1:
+        raise RecordError("bad_turns", "pairs of answers need a conversation of one turn")
+    answer = _rejected(item.get("rejected"), style=style)
+    if answer == chosen.turns[0].answer:
+        raise RecordError("bad_rejected", "'rejected' equals the item's own answer")
+    turn = replace(chosen.turns[0], answer=answer)
+    return chosen, replace(chosen, key=f"{key}#rejected", turns=(turn,))
+
+
+def has_pair(item: Any) -> bool:
+    """Whether an item of a record says what is rejected."""
+    return isinstance(item, Mapping) and item.get("rejected") is not None
+
+
+def _rejected(value: Any, *, style: str) -> str:
+    if value is None:
+        raise RecordError("no_rejected", "field 'rejected' is missing")
+    if isinstance(value, Mapping):
+        return styled_answer(value, answer=required_text(value, "answer"), style="think" if style != "plain" else style)
+    return required_text({"rejected": value}, "rejected")

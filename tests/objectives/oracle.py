@@ -53,18 +53,23 @@ def tiny_model() -> Any:
     return Qwen2ForCausalLM(config)
 
 
-def trainer(folder: Path) -> Any:
-    """A GRPOTrainer whose `_compute_loss` can be called; built once, because imports and set-up take seconds."""
-    from datasets import Dataset
+def text_tokenizer() -> Any:
+    """A tokenizer of words w3, w4, ..."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
-    from trl import GRPOConfig, GRPOTrainer
 
     words = {"<pad>": 0, "<eos>": 1, "<bos>": 2, **{f"w{i}": i for i in range(3, VOCAB)}}
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="w3")), pad_token="<pad>", eos_token="<eos>"
     )
+
+
+def trainer(folder: Path) -> Any:
+    """A GRPOTrainer whose `_compute_loss` can be called; built once, because imports and set-up take seconds."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
     arguments = GRPOConfig(
         output_dir=str(folder),
         per_device_train_batch_size=COMPLETIONS,
@@ -83,7 +88,7 @@ def trainer(folder: Path) -> Any:
         reward_funcs=lambda completions, **columns: [0.0] * len(completions),
         args=arguments,
         train_dataset=Dataset.from_dict({"prompt": ["w3 w4"] * COMPLETIONS}),
-        processing_class=tokenizer,
+        processing_class=text_tokenizer(),
     )
     made.current_gradient_accumulation_steps = 1
     made.model.train()

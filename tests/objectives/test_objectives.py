@@ -178,9 +178,13 @@ def test_the_papers_rewards_are_used_when_none_are_named() -> None:
 
 
 def test_objectives_load_by_name_or_path() -> None:
-    assert {name: load_objective(name).__name__ for name in OBJECTIVES} == {"next_token": "NextToken", "grpo": "Grpo"}
+    assert {name: load_objective(name).__name__ for name in OBJECTIVES} == {
+        "next_token": "NextToken",
+        "grpo": "Grpo",
+        "dpo": "Dpo",
+    }
     assert load_objective("arcvideo.objectives.grpo:Grpo") is Grpo
-    for name in ("dpo", "arcvideo.objectives.grpo:Nothing"):
+    for name in ("kto", "arcvideo.objectives.grpo:Nothing"):
         with pytest.raises(ValueError, match="objective="):
             load_objective(name)
 

@@ -86,7 +86,7 @@ class DyingSource(RolloutSource):
 
 def make_engine(world: World, *, stage: int, checkpoint_layers: bool = False, likely: bool = True) -> Engine:
     model = make_model()
-    model.checkpoint_layers = checkpoint_layers
+    model.activation_checkpointing = "full" if checkpoint_layers else "none"
     if likely:
         model.language_model.lm_head.register_forward_hook(likely_end)
     zero = {"stage": stage, "reduce_bucket_size": 5000, "allgather_bucket_size": 5000}

@@ -87,7 +87,7 @@ def row_of(ids: Tensor, *, starts: list[int], parents: list[int], positions: Ten
 
 def test_the_shared_update_at_real_widths() -> None:
     model = slice_of_7b(4)
-    model.checkpoint_layers = True
+    model.activation_checkpointing = "full"
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(10, 90_000, (PROMPT,), generator=generator)
     answers = torch.randint(10, 90_000, (GROUP, COMPLETION), generator=generator)
