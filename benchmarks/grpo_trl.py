@@ -44,7 +44,7 @@ from arcvideo.types import Media, Sample, Turn
 from benchmarks.table import Row, median_ratio
 
 PROMPTS, GENERATIONS, FRAMES, COMPLETION = 2, 8, 24, 32
-STEPS, WARM_UP, TARGET = 4, 1, 5.0
+STEPS, WARM_UP, TARGET = 2, 1, 5.0
 LR, CLIP = 1e-3, 1.0
 WORDS = "which colour has the shape that moves from the left side to the right side of the picture and then vanishes"
 GRPO = GrpoSettings(
@@ -172,7 +172,7 @@ def make_model(words: Any, kind: type[Model]) -> Model:
     """A few million parameters, the same for every kind; next to no sound tower, because TRL's models have none."""
     torch.manual_seed(0)
     text = TextSettings(
-        vocab_size=0, hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=8,
+        vocab_size=0, hidden_size=256, intermediate_size=704, num_hidden_layers=2, num_attention_heads=8,
         num_key_value_heads=4, attention_head_dim=32, rope_alpha=1.0, initializer_range=0.1,
     )  # fmt: skip
     vision = VisionSettings(hidden_size=96, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,

@@ -279,6 +279,10 @@ def test_sample_rollouts_are_written_for_people(tmp_path: Path) -> None:
     assert rows[0]["key"] == "a/0"
     assert rows[4]["truth"] == {"span": [0.0, 1.0]}
     assert set(rows[0]["rewards"]) == {f"{__name__}:length", "format"}
+    assert rows[0]["notes"]["format"] == {"problem": "not <think>..</think><answer>..</answer>"}
+    assert rows[4]["span"] is None  # nothing readable was said
+    assert [row["completion"] for row in source.samples(1)][:4] != [row["completion"] for row in rows][:4]
+    assert (tmp_path / "run" / "rollouts.png").exists()
 
 
 def test_looking_ahead_is_not_counted_but_what_is_kept_of_it_is() -> None:
