@@ -8,7 +8,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: bench-data help check test test-all demo clean format bench-model
+.PHONY: help env demo test test-all torture check format docs clean bench-data bench-grpo bench-model bench-plan
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,12 @@ test-all: $(VENV)/ready  ## The test suite with the slow tests
 bench-data: $(VENV)/ready  ## Decoding and batching against a straightforward pipeline
 	$(BIN)/python -m benchmarks.data
 
+torture: $(VENV)/ready  ## Kill a run 200 times at random instants; nothing may be lost
+	$(BIN)/python -m tests.runner.torture --kills 200
+
+docs: $(VENV)/ready  ## The documentation site, into build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 check: $(VENV)/ready  ## Format, lint and types
 	$(BIN)/ruff format --check arcvideo tests
 	$(BIN)/ruff check arcvideo tests
@@ -50,6 +56,9 @@ format: $(VENV)/ready  ## Rewrite the code in the house format
 
 bench-model: $(VENV)/ready  ## Positions of a long video, memory of the label-only head
 	$(BIN)/python -m benchmarks.model
+bench-grpo: $(VENV)/ready  ## GRPO with a shared prompt against full copies, and a whole step against TRL's trainer
+	$(BIN)/python -m benchmarks.grpo
+
 bench-plan: $(VENV)/ready  ## Planning a million samples: fill, balance, time, memory
 	$(BIN)/python -m benchmarks.plan
 

@@ -17,6 +17,7 @@ from arcvideo.tasks.answers import answer_text, clock_span, parse_letter, parse_
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from arcvideo.data.settings import MediaLayout
     from arcvideo.types import Media
 
 TASKS = ("qa", "mcq", "grounding", "summary", "chapters", "none")
@@ -160,19 +161,20 @@ def readings(text: str, *, task: str) -> list[str]:
     return found or (["time: none that can be read"] if task == "grounding" else [])
 
 
-def notes(media: Media, *, seconds: float, max_frames: int) -> list[str]:
+def notes(media: Media, *, seconds: float, layout: MediaLayout) -> list[str]:
     """Return what a user should know about how the file is seen and heard."""
     lines = []
     if not media.has_video:
         lines.append("no picture: the model sees zeros (docs/modalities.md)")
     if not media.has_audio:
         lines.append("no sound: the model hears zeros (docs/modalities.md)")
-    if media.has_video and seconds > max_frames:
-        lines.append(f"{seconds:.0f} s in {max_frames} frames: each stands for {seconds / max_frames:.1f} s")
-    if seconds > 2 * max_frames:
+    frames, heard = layout.max_frames, layout.max_seconds
+    if media.has_video and seconds > frames:
+        lines.append(f"{seconds:.0f} s in {frames} frames: each stands for {seconds / frames:.1f} s")
+    if seconds > heard:
         lines.append(
-            f"longer than {2 * max_frames} s: sound is heard two seconds from each part only; pieces of at most "
-            f"{2 * max_frames} s, asked one by one, give better answers"
+            f"longer than {heard} s: only {heard / frames:g} s from each of {frames} parts of the sound are heard; "
+            f"pieces of at most {heard} s, asked one by one, give better answers"
         )
     return lines
 
@@ -199,7 +201,7 @@ def ask(settings: AskSettings, *, out: TextIO, err: TextIO) -> str:
     if settings.video:
         clip = processor.read(settings.video, sound=settings.audio or None)
         media = processor.media(clip, modality=settings.modality)
-        for note in notes(media, seconds=clip.duration, max_frames=processor.layout.max_frames):
+        for note in notes(media, seconds=clip.duration, layout=processor.layout):
             print(f"note: {note}", file=err)
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float32 if device == "cpu" else torch.bfloat16

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arcvideo.data.settings import DataSettings, MediaLayout
 from arcvideo.evaluation.settings import EvaluationSettings
-from arcvideo.model.settings import ModelSettings
+from arcvideo.model.settings import LoraSettings, ModelSettings, lora_problems
 from arcvideo.objectives.settings import DpoSettings, GrpoSettings
 from arcvideo.runner.settings import (
     MODULES,
@@ -79,6 +79,8 @@ class RunConfig:
     """Read by stages whose objective is dpo."""
     logger: LoggerSettings
     """Where metrics go besides metrics.jsonl."""
+    lora: LoraSettings | None = None
+    """Adapters in place of whole matrices; null trains stage.train whole."""
     data_dir: str = "data"
     """Folder of the shards."""
     run_dir: str = "runs"
@@ -93,8 +95,12 @@ class RunConfig:
     """Keep the outputs of the frozen towers on disk, under run_dir/features."""
     train_parents: bool = False
     """Train unfinished parent stages first, with this run's model, data set, engine and folders; sweeps do so."""
+    parents: dict[str, Any] = field(default_factory=dict)
+    """Settings for those parent stages besides, for example parents.runner.steps=500."""
     threads: int = 0
     """CPU threads for torch in each process; 0 leaves torch's choice."""
+    verify_resume: int = 0
+    """Do not train the stage but prove on its first so many steps that a resumed run has the bits of a straight one."""
 
     @property
     def stage_dir(self) -> Path:
@@ -143,6 +149,9 @@ def _problems(config: RunConfig) -> Iterator[str]:
         logger=config.logger,
         engine=config.engine,
     )
+    if config.verify_resume and not 2 <= config.verify_resume <= config.runner.steps:
+        yield f"verify_resume={config.verify_resume} must be 0, or between 2 and runner.steps={config.runner.steps}"
+    yield from lora_problems(config.lora, train=config.stage.train, objective=config.stage.objective)
     try:
         _ = config.layout
     except ValueError as error:
@@ -154,6 +163,10 @@ def _problems(config: RunConfig) -> Iterator[str]:
     for name in config.stage.train:
         if name not in MODULES:
             yield f"stage.train has {name!r}, which is unknown: choose from {', '.join(MODULES)}"
+    optimize = config.evaluation.optimize
+    if optimize not in (*config.evaluation.metrics, "train/loss"):
+        known = [*config.evaluation.metrics, "train/loss"]
+        yield f"evaluation.optimize={optimize!r} is not measured{nearest(optimize, known)}: one of {', '.join(known)}"
     if not config.data.sources:
         yield "data.sources is empty: name at least one source, for example data.sources.mine.shards=shards/*.tar"
     if config.feature_cache and config.data.frames == "random":
@@ -169,7 +182,7 @@ def override_problems(arguments: Sequence[str]) -> list[str]:
         problems.append("grpo=paper or grpo=safe sets learning rate and KL of stage=grpo; give it to that stage only")
     for argument in arguments:
         key, equals, value = argument.lstrip("+~").partition("=")
-        if argument.startswith("-") or not equals or key.split(".")[0] == "hydra":
+        if argument.startswith("-") or not equals or key.split(".")[0].split("/")[0] == "hydra":
             continue
         group = CONF_DIR / key.replace("@", "/")
         if group.is_dir():
@@ -201,13 +214,14 @@ def as_overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def _is_setting(key: str) -> bool:
-    return key.split(".")[0] != "hydra" and not (CONF_DIR / key.replace("@", "/")).is_dir()
+    return key.split(".")[0].split("/")[0] != "hydra" and not (CONF_DIR / key.replace("@", "/")).is_dir()
 
 
 def _known(kind: Any, path: Sequence[str]) -> bool:
     """Whether a dotted path leads to a field; free dictionaries accept any name below them."""
     if not path:
         return True
+    kind = _without_none(kind)
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         names = {entry.name for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -222,6 +236,12 @@ def _keys(kind: Any = RunConfig, prefix: str = "") -> Iterator[str]:
     for entry in dataclasses.fields(kind):
         name = f"{prefix}{entry.name}"
         yield name
-        inner = typing.get_type_hints(kind)[entry.name]
+        inner = _without_none(typing.get_type_hints(kind)[entry.name])
         if dataclasses.is_dataclass(inner):
             yield from _keys(inner, f"{name}.")
+
+
+def _without_none(kind: Any) -> Any:
+    """The type of a setting that may also be null."""
+    inner = [argument for argument in typing.get_args(kind) if argument is not type(None)]
+    return inner[0] if type(None) in typing.get_args(kind) and len(inner) == 1 else kind

@@ -74,14 +74,17 @@ class ForwardFlops:
         Args:
             trained: module names of the settings (llm, vision_projector, audio_projector, vit, whisper). Through a
                 frozen decoder the gradient still flows to what trains before it, so its weights cost one backward
-                product instead of two. A frozen tower or projector costs its forward only, unless something before
+                product instead of two; the same holds for what trains through adapters (`llm.lora`), whose own
+                products are not counted. A frozen tower or projector costs its forward only, unless something before
                 it trains.
         """
         decoder_backward = 2.0 if "llm" in trained else 1.0
         work = (self.decoder + self.head) * (1.0 + decoder_backward) + 3.0 * self.attention
         for tower, projector in (("vit", "vision_projector"), ("whisper", "audio_projector")):
-            work += getattr(self, tower) * (3.0 if tower in trained else 1.0)
-            backward = 2.0 if projector in trained else 1.0 if tower in trained else 0.0
+            adapted = f"{tower}.lora" in trained
+            work += getattr(self, tower) * (3.0 if tower in trained else 2.0 if adapted else 1.0)
+            before = adapted or tower in trained or f"{projector}.lora" in trained
+            backward = 2.0 if projector in trained else 1.0 if before else 0.0
             work += getattr(self, projector) * (1.0 + backward)
         return work
 

@@ -25,7 +25,7 @@ from arcvideo.config import RunConfig
 from arcvideo.data.index import ShardIndex, open_index
 from arcvideo.data.lengths import LENGTHS
 from arcvideo.data.members import expand_shards
-from arcvideo.data.mixture import frame_counts
+from arcvideo.data.mixture import frame_counts, frame_limits
 from arcvideo.data.render import media_length
 from arcvideo.data.settings import SourceSettings
 from arcvideo.flops import (
@@ -122,7 +122,14 @@ def _shard_volume(index: ShardIndex, *, source: SourceSettings, config: RunConfi
     branch = np.bincount(items["clip"][keep], rows["branch"][keep], minlength=len(clips))[own] / count[own]
     targets = np.bincount(items["clip"][keep], rows["targets"][keep], minlength=len(clips))[own] / count[own]
     media = clips["media_size"][own] > 0
-    frames = np.where(media, frame_counts(clips["duration"][own], max_frames=config.layout.max_frames), 0)
+    limit = frame_limits(
+        clips["duration"],
+        clip=items["clip"][keep],
+        text=1 + rows["before"][keep].astype(np.int64) + rows["branch"][keep],
+        settings=config.data,
+        layout=config.layout,
+    )
+    frames = np.where(media, frame_counts(clips["duration"][own], max_frames=limit[own]), 0)
     prefix = np.where(media, 1 + media_length(frames, layout=config.layout), 0)
     passes = source.fraction * (source.weight if config.data.unit == "epochs" else 1.0)
     return Volume(

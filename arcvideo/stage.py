@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,30 @@ from arcvideo.evaluation.evaluate import evaluate
 from arcvideo.lineage.identity import config_diff
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, read_manifest, write_manifest
 from arcvideo.lineage.parents import Parent
-from arcvideo.lineage.state import wanted, write_started
+from arcvideo.lineage.state import Wanted, wanted, write_started
 from arcvideo.model.features import FeatureStore, tower_digest
 from arcvideo.model.loading import load_model, save_model
+from arcvideo.model.lora import Adapters, add_adapters
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.tokenizer import load_tokenizer
 from arcvideo.objectives import load_objective
 from arcvideo.objectives.settings import NextTokenSettings
 from arcvideo.processing import ArcVideoProcessor
 from arcvideo.runner.engine import Engine
-from arcvideo.runner.protocols import RunResult
+from arcvideo.runner.metrics import Artifact, record_lineage
+from arcvideo.runner.optimizer import peak_lrs
+from arcvideo.runner.protocols import Counts, RunResult
 from arcvideo.runner.ranks import World, barrier, join
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import MODULES
-from arcvideo.runner.trainable import frozen_hashes, table_text, train_only, trainable_table
+from arcvideo.runner.trainable import (
+    PREFIXES,
+    frozen_hashes,
+    table_text,
+    train_only,
+    trainable_table,
+    trained_modules,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +58,24 @@ class _Room:
     folder: Path
 
 
-def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
-    """Train, evaluate, export and prove one stage; returns the metric that sweeps optimise.
+@dataclass(frozen=True, kw_only=True)
+class _Setup:
+    """What a stage trains, on what, as what."""
+
+    room: _Room
+    model: ArcVideoForConditionalGeneration
+    source: Source
+    asked: Wanted
+    trained: list[str]
+    adapters: Adapters | None
+
+
+def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
+    """Everything before the first step.
 
     Raises:
         ValueError: settings, data or weights that cannot work together.
-        Preempted: a signal asked to stop; a checkpoint is written (exit status 85).
     """
-    began = time.monotonic()
     if config.threads:
         torch.set_num_threads(config.threads)
     world = join()
@@ -63,9 +84,10 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
     model = load_model(parent.path)
     _fits(model, config=config, parent=parent)
     model.adopt(config.model)
-    train_only(model, config.stage.train)
+    trained, adapters = _choose_trained(model, config=config, parent=parent)
+    lrs = peak_lrs(model.named_parameters(), settings=config.optimizer)
     if world.first:
-        print(table_text(trainable_table(model)), flush=True)
+        print(table_text(trainable_table(model, lrs=lrs)), flush=True)
     room = _Room(
         config=config,
         world=world,
@@ -78,14 +100,46 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
     source = _source(config.data, room=room, supervised=objective != "grpo", pairs=objective == "dpo")
     # Once: an edit during the run must not make the manifest name another code than the identity.
     asked = replace(wanted(plain_dict(config), parent=parent.identity), data=source.digest)
-    own = str(asked.identity)
     if world.first:
         write_started(folder, asked=asked)
-    still = [name for name in MODULES if name not in config.stage.train]
-    frozen = frozen_hashes(model, frozen=still)
-    model, result = _train(model, source=source, own=own, room=room)
+    return _Setup(room=room, model=model, source=source, asked=asked, trained=trained, adapters=adapters)
+
+
+def rehearse(config: RunConfig, *, parent: Parent, until: int) -> None:
+    """Train the stage until a step and leave its checkpoint and metrics; no evaluation, no export, no manifest.
+
+    Raises:
+        ValueError: settings, data or weights that cannot work together.
+    """
+    ready = _setup(config, parent=parent)
+    _train(ready, until=until)
+    ready.source.close()
+
+
+def run_stage(config: RunConfig, *, parent: Parent) -> None:
+    """Train, evaluate, export and prove one stage.
+
+    Raises:
+        ValueError: settings, data or weights that cannot work together.
+        Preempted: a signal asked to stop; a checkpoint is written (exit status 85).
+    """
+    began = time.monotonic()
+    ready = _setup(config, parent=parent)
+    room, source, asked, adapters = ready.room, ready.source, ready.asked, ready.adapters
+    world, folder = room.world, room.folder
+    still = [name for name in MODULES if name not in ready.trained]
+    frozen = frozen_hashes(ready.model, frozen=still)
+    model, result = _train(ready)
+    # What was frozen is told from what learned before the adapters go into the weights.
+    frozen_after = frozen_hashes(model, frozen=still)
+    table = trainable_table(model, lrs=peak_lrs(model.named_parameters(), settings=config.optimizer))
+    if adapters is not None:
+        adapters.save(folder / "adapter" if world.first else None)
+        adapters.merge()
     source.close()
     mixture = _mixture(source, steps=result.steps, config=config)
+    for name, row in _books(result.counts, sources=mixture).items():
+        mixture[name]["books"] = row
     if world.first:
         print(mixture_text(mixture), flush=True)
     metrics = _evaluate(model, room=room)
@@ -96,7 +150,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
         processor.save_pretrained(export)
         manifest = Manifest(
             stage=config.stage.name,
-            identity=own,
+            identity=str(asked.identity),
             parent=parent.identity,
             parent_path=str(parent.path),
             code=asked.code,
@@ -107,8 +161,8 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
             quarantined={name: count["bad_samples"] for name, count in source.counts().items()},
             mixture=mixture,
             frozen_before=frozen,
-            frozen_after=frozen_hashes(model, frozen=still),
-            trainable=[asdict(row) for row in trainable_table(model)],
+            frozen_after=frozen_after,
+            trainable=[asdict(row) for row in table],
             liveness=result.liveness,
             steps=result.steps,
             skipped=result.skipped,
@@ -117,8 +171,8 @@ def run_stage(config: RunConfig, *, parent: Parent) -> float | None:
             evaluation=asked.evaluation,
         )
         write_manifest(manifest, folder=folder)
+        _record_lineage(manifest, room=room, wandb_id=result.wandb_id)
     barrier(world=world)
-    return metrics[config.evaluation.optimize]["value"] if config.evaluation.optimize in metrics else None
 
 
 def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict[str, Any]]:
@@ -129,12 +183,17 @@ def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict
     return source.mixture(rollouts, count=config.grpo.num_prompts)
 
 
-def measure_stage(config: RunConfig, *, parent: Parent) -> float | None:
-    """Evaluate a finished stage anew, because the evaluation has changed; nothing is trained.
+def _books(counts: Counts, *, sources: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Items planned, seen and quarantined of each source, over all ranks and restarts; nothing is missing."""
+    kinds = ("planned", "seen", "quarantined")
+    books = {name: {kind: counts.get(kind, {}).get(name, 0) for kind in kinds} for name in sources}
+    for name, row in books.items():
+        assert row["planned"] == row["seen"] + row["quarantined"], f"data.sources.{name}: {row} do not add up"
+    return books
 
-    Returns:
-        The metric that sweeps optimise.
-    """
+
+def measure_stage(config: RunConfig, *, parent: Parent) -> None:
+    """Evaluate a finished stage anew, because the evaluation has changed; nothing is trained."""
     if config.threads:
         torch.set_num_threads(config.threads)
     world, folder = join(), config.stage_dir
@@ -161,7 +220,6 @@ def measure_stage(config: RunConfig, *, parent: Parent) -> float | None:
         )
         write_manifest(new, folder=folder)
     barrier(world=world)
-    return metrics[config.evaluation.optimize]["value"] if config.evaluation.optimize in metrics else None
 
 
 def _fits(model: ArcVideoForConditionalGeneration, *, config: RunConfig, parent: Parent) -> None:
@@ -190,16 +248,16 @@ def _features(model: ArcVideoForConditionalGeneration, *, config: RunConfig) -> 
 def _source(
     settings: DataSettings, *, room: _Room, supervised: bool, pairs: bool = False, name: str = "quarantine"
 ) -> Source:
-    rank, config = room.world.rank, room.config
+    config = room.config
     return Source(
         settings,
         layout=config.layout,
         tokenizer=room.tokenizer,
         seed=config.runner.seed,
-        rank=rank,
+        rank=room.world.rank,
         world=room.world.size,
         features=room.features,
-        quarantine_file=room.folder / (f"{name}.jsonl" if rank == 0 else f"{name}-{rank}.jsonl"),
+        quarantine_file=room.folder / f"{name}.jsonl",  # one for all ranks
         supervised=supervised,
         pairs=pairs,
         progress=room.world.first,
@@ -207,13 +265,38 @@ def _source(
     )
 
 
-def _train(
-    model: ArcVideoForConditionalGeneration, *, source: Source, own: str, room: _Room
-) -> tuple[ArcVideoForConditionalGeneration, RunResult]:
+def _choose_trained(
+    model: ArcVideoForConditionalGeneration, *, config: RunConfig, parent: Parent
+) -> tuple[list[str], Adapters | None]:
+    """Set what learns, whole or through adapters; the names of the modules that do, and the adapters."""
+    lora, adapters = config.lora, None
+    if lora is not None:
+        prefixes = [prefix for name in lora.modules for prefix in PREFIXES[name]]
+        adapters = add_adapters(
+            model, settings=lora, prefixes=prefixes, seed=config.runner.seed, parent=str(parent.path)
+        )
+    trained = trained_modules(config.stage.train, adapted=lora.modules if lora else ())
+    train_only(model, trained)
+    return trained, adapters
+
+
+def _record_lineage(manifest: Manifest, *, room: _Room, wandb_id: str | None) -> None:
+    """Tell W&B which artifacts the finished stage read and made."""
+    parent, stage = room.parent, room.config.stage
+    made = Artifact(name=stage.name, kind="model", identity=manifest.identity, path=room.folder / EXPORT_NAME)
+    read = [
+        Artifact(name=stage.parent, kind="model", identity=parent.identity, path=parent.path),
+        Artifact(name="data", kind="dataset", identity=manifest.data),
+    ]
+    record_lineage(made, used=read, settings=room.config.logger, folder=room.folder, run_id=wandb_id)
+
+
+def _train(ready: _Setup, *, until: int | None = None) -> tuple[ArcVideoForConditionalGeneration, RunResult]:
     """The Runner's part: the trained model, whole again, and what happened."""
+    room, own = ready.room, str(ready.asked.identity)
     config = room.config
     engine = Engine(
-        model,
+        ready.model,
         world=room.world,
         settings=config.engine,
         optimizer=config.optimizer,
@@ -225,18 +308,18 @@ def _train(
     sources = {"grpo": _rollouts, "dpo": _pairs}
     result = Runner(
         engine=engine,
-        source=sources[name](source, engine=engine, room=room) if name in sources else source,
+        source=sources[name](ready.source, engine=engine, room=room) if name in sources else ready.source,
         objective=load_objective(name)(settings),
         settings=config.runner,
         schedule=config.schedule,
-        train=config.stage.train,
+        train=ready.trained,
         folder=room.folder,
         identity=own,
         logger=config.logger,
-        name=config.stage.name,
+        name=f"{config.stage.name}-{own[:8]}",
         config=plain_dict(config),
         forward_extra={"features": room.features},
-    ).run()
+    ).run(until=until)
     whole = engine.close()
     assert isinstance(whole, ArcVideoForConditionalGeneration)
     return whole, result

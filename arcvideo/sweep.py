@@ -21,7 +21,7 @@ from arcvideo.config import ConfigError, RunConfig
 from arcvideo.lineage.manifest import finished
 from arcvideo.lineage.parents import BASE
 
-PLACES = ("run_dir", "data_dir", "base", "threads", "feature_cache", "logger", "train_parents")
+PLACES = ("run_dir", "data_dir", "base", "threads", "feature_cache", "logger", "train_parents", "parents")
 """Settings that say where and how a job runs: they do not name its folder."""
 SHARED = ("model", "engine", "data", *PLACES)
 """Words that a sweep's parents are trained with too; `data.` and the other groups of a stage are not among them."""
@@ -39,6 +39,8 @@ class SweepJob:
     """Hydra's folder of this job."""
     overrides: dict[str, str]
     """Key -> value, as they were typed."""
+    optimizing: bool = False
+    """Whether a sweeper reads the value and chooses the next jobs by it."""
 
     @staticmethod
     def of(hydra: Any, *, config: RunConfig) -> SweepJob | None:
@@ -49,11 +51,19 @@ class SweepJob:
         if config.output is None:
             config = replace(config, output=job_name(config.stage.name, overrides=words))
         return SweepJob(
-            config=replace(config, train_parents=True), hydra_dir=Path(hydra.runtime.output_dir), overrides=words
+            config=replace(config, train_parents=True),
+            hydra_dir=Path(hydra.runtime.output_dir),
+            overrides=words,
+            optimizing=hydra.runtime.choices["hydra/sweeper"] != "basic",
         )
 
-    def done(self, value: float | None) -> None:
-        """Note the job for the table, on rank 0."""
+    def done(self, value: float | None, *, error: str = "") -> None:
+        """Note the job for the table, on rank 0.
+
+        Args:
+            value: the metric that is optimised.
+            error: why there is none; the other jobs go on.
+        """
         if os.environ.get("RANK", "0") != "0":
             return
         manifest = finished(self.config.stage_dir)
@@ -61,7 +71,9 @@ class SweepJob:
             "folder": str(self.config.stage_dir),
             "overrides": self.overrides,
             "metric": self.config.evaluation.optimize,
+            "direction": "minimize" if lower_is_better(self.config.evaluation.optimize) else "maximize",
             "value": value,
+            "error": error,
             "metrics": manifest.metrics if manifest else {},
             "seconds": manifest.seconds if manifest else 0.0,
         }
@@ -80,14 +92,15 @@ def job_name(stage: str, *, overrides: dict[str, str]) -> str:
 
 
 def parent_words(overrides: Sequence[str]) -> list[str]:
-    """The words of a job that its parents are trained with too: model, engine, data set and places."""
-    kept = []
-    for word in overrides:
-        key = word.lstrip("+").partition("=")[0]
-        group, _, inner = key.partition(".")
+    """The words of a job that its parents are trained with too: model, engine, data set, places, and `parents.`'s."""
+    kept, theirs = [], []
+    for word in (override.lstrip("+") for override in overrides):
+        group, _, inner = word.partition("=")[0].partition(".")
         if group in SHARED and not (inner and group == "data"):
-            kept.append(word.lstrip("+"))
-    return kept
+            kept.append(word)
+        if group == "parents":
+            theirs.append(word.removeprefix("parents."))
+    return kept + theirs
 
 
 def train_parents(config: RunConfig, *, overrides: Sequence[str]) -> None:
@@ -107,33 +120,45 @@ def train_parents(config: RunConfig, *, overrides: Sequence[str]) -> None:
             f"stage {config.stage.name} needs {stage}, which has not finished in {config.run_dir}, and a job of "
             "several processes cannot train it on the way: run `python -m arcvideo.pipeline` or that stage first"
         )
-    words = [f"stage={stage}", *(word for word in parent_words(overrides) if not word.startswith("train_parents="))]
-    command = [sys.executable, "-m", "arcvideo.train", *words, "train_parents=true"]
+    shared = [word for word in parent_words(overrides) if not word.startswith("train_parents=")]
+    command = [sys.executable, "-m", "arcvideo.train", f"stage={stage}", *shared]
+    command.append("train_parents=true")
     print(f"parent first: {' '.join(command[1:])}", flush=True)
     status = subprocess.run(command, check=False).returncode
     if status:
         sys.exit(status if status > 0 else 128 - status)
 
 
-def sweep_folder(words: Sequence[str]) -> Path | None:
-    """Where Hydra shall keep the jobs of the sweep that these words start; None when they do not compose."""
-    given = [word.partition("=")[2] for word in words if word.startswith("hydra.sweep.dir=")]
-    if given:
-        return Path(given[-1])
-    plain = [first for word in words if (first := _first_choice(word))]
+def first_config(words: Sequence[str]) -> RunConfig | None:
+    """Settings of the first job that these words start, as far as its words are known; None if they do not compose."""
     try:
-        run_dir = stage_config(plain).run_dir
+        return stage_config([first for word in words if (first := _first_choice(word))])
     except ConfigError:
         return None  # Hydra says what is wrong
-    return Path(run_dir) / "sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
-def report_sweep(folder: Path) -> None:
-    """Write and print the table of a sweep's jobs."""
+def sweep_folder(words: Sequence[str], *, config: RunConfig) -> Path:
+    """Where Hydra shall keep the jobs of the sweep that these words start."""
+    given = [word.partition("=")[2] for word in words if word.startswith("hydra.sweep.dir=")]
+    return Path(given[-1]) if given else Path(config.run_dir) / "sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def lower_is_better(metric: str) -> bool:
+    """Of a name that `evaluation.optimize` takes."""
+    return "error" in metric or metric.startswith(("train/", "time/"))
+
+
+def report_sweep(folder: Path) -> bool:
+    """Write and print the table of a sweep's jobs; whether all of them came to a value or had none to come to."""
     from arcvideo.report.sweep import print_sweep, write_sweep
 
-    if any(folder.glob(f"*/{JOB_NAME}")):
+    jobs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{JOB_NAME}"))]
+    if jobs:
         print_sweep(write_sweep(folder), page=folder / "sweep.html")
+    failed = [job for job in jobs if job["error"]]
+    for job in failed:
+        print(f"error: {job['folder']}: {job['error']}", file=sys.stderr)
+    return not failed
 
 
 def _pair(word: str) -> tuple[str, str]:

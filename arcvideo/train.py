@@ -18,16 +18,20 @@ from omegaconf import DictConfig
 
 from arcvideo.config import CONF_DIR, RunConfig, as_overrides, override_problems, plain_dict, typed
 from arcvideo.lineage.lock import agreed, alone_in, launch
-from arcvideo.lineage.manifest import read_manifest
+from arcvideo.lineage.manifest import finished, read_manifest
 from arcvideo.lineage.parents import Parent, resolve_parent
 from arcvideo.lineage.state import State, state_of, wanted
-from arcvideo.sweep import SweepJob, report_sweep, sweep_folder, train_parents
+from arcvideo.plugins import in_submitit, join_job, option_of, plugin_problems, queue_again, sweep_words
+from arcvideo.runner.terminal import one_voice
+from arcvideo.sweep import SweepJob, first_config, lower_is_better, report_sweep, sweep_folder, train_parents
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def train(composed: DictConfig) -> float | None:
     """Run the composed stage; returns the metric that sweeps optimise."""
+    job = None
     try:
+        join_job()
         config = typed(composed)
         hydra_now = HydraConfig.get()
         job = SweepJob.of(hydra_now, config=config)
@@ -35,14 +39,35 @@ def train(composed: DictConfig) -> float | None:
             config = job.config
         if config.train_parents:
             train_parents(config, overrides=list(hydra_now.overrides.task))
-        value = _run(config)
+        rank, ranks, launched = launch()
+        with one_voice(config.stage_dir, rank=rank, ranks=ranks, job=launched):
+            value = _run(config)
         if job is not None:
-            job.done(value)
+            job.done(value, error=_unmeasured(config) if job.optimizing and value is None else "")
         return value
     except ValueError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        sys.exit(f"error: {error}")
+        if job is None:
+            sys.exit(f"error: {error}")
+        # The other jobs of a sweep go on; the table says what became of this one.
+        job.done(None, error=str(error))
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return None
+    except SystemExit as stop:
+        queue_again(stop.code)
+        if job is None or not in_submitit():
+            raise
+        # A job that only ends would leave its launcher without an answer.
+        job.done(None, error=f"ended with {stop.code}; see the output of the job")
+        return None
+
+
+def _unmeasured(config: RunConfig) -> str:
+    """Why a finished stage has no value to compare."""
+    name = config.evaluation.optimize
+    why = "" if config.evaluation.shards else "; evaluation.shards is empty, evaluation.optimize=train/loss needs none"
+    return f"evaluation.optimize={name} was not measured{why}"
 
 
 def _run(config: RunConfig) -> float | None:
@@ -61,6 +86,10 @@ def _run(config: RunConfig) -> float | None:
     _find_shards(config)
     rank, ranks, job = launch()
     with alone_in(config.stage_dir) if rank == 0 else nullcontext():
+        if config.verify_resume:
+            from arcvideo.verify import verify_resume
+
+            sys.exit(0 if verify_resume(config, parent=parent) else 1)
         state = state_of(config.stage_dir, asked=wanted(plain_dict(config), parent=parent.identity))
         if ranks == 1:
             return _act(config, parent=parent, state=state, word=state.word)
@@ -79,7 +108,7 @@ def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float
     if word == "finished":
         manifest = state.manifest or read_manifest(config.stage_dir)
         print(f"{config.stage_dir}: finished already ({manifest.identity[:8]})", flush=True)
-        return manifest.metrics.get(f"eval/{config.evaluation.optimize}")
+        return manifest.value(config.evaluation.optimize)
     if word == "stale":
         raise ValueError(
             f"{config.stage_dir} holds this stage as something else than is asked for now: "
@@ -89,13 +118,15 @@ def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float
 
     work = measure_stage if word == "unmeasured" else run_stage
     try:
-        return work(config, parent=parent)
+        work(config, parent=parent)
     except ValueError as error:
         # One line is for whoever set something wrong; where it came from is for whoever looks closer.
         trace = config.stage_dir / f"error-{os.environ.get('RANK', '0')}.txt"
         trace.parent.mkdir(parents=True, exist_ok=True)
         trace.write_text(traceback.format_exc())
         raise ValueError(f"{error} (traceback in {trace})") from error
+    done = finished(config.stage_dir)
+    return done.value(config.evaluation.optimize) if done else None
 
 
 def _find_shards(config: RunConfig) -> None:
@@ -118,8 +149,11 @@ Stages: audio_warmup, pretrain, sft, cold_start, grpo, final_sft.
 
   python -m arcvideo.train stage=sft --help                every setting of that stage
   python -m arcvideo.train stage=sft runner.steps=50       another length
+  python -m arcvideo.train stage=sft verify_resume=40      proves that a resumed run has the same bits
   python -m arcvideo.train -m stage=sft runner.seed=0,1,2  a sweep: parents are trained once, each job has its folder
-  python -m arcvideo.train -m hydra/launcher=submitit_local stage=sft runner.seed=0,1,2   its jobs as processes"""
+  python -m arcvideo.train -m hydra/launcher=submitit_local stage=sft runner.seed=0,1,2   its jobs as processes
+  python -m arcvideo.train -m hydra/sweeper=optuna stage=sft 'optimizer.lr=interval(1e-4,1e-2)'
+                                                           a search for the best evaluation.optimize"""
 
 
 def main() -> None:
@@ -129,18 +163,30 @@ def main() -> None:
         print(_HELP)  # Hydra's own help composes the settings, which needs a stage
         return
     # Python's parser of arguments refuses overrides on both sides of a flag.
-    sweep = [word for word in words if word in ("-m", "--multirun")]
+    flags = ("-m", "--multirun")
+    # Hydra shows settings of single runs only.
+    sweep = [word for word in words if word in flags and not {"--cfg", "--help", "--info"} & set(words)]
     words = sweep + [
-        word for word in words if word not in sweep and not word.startswith(("--local_rank", "--local-rank"))
+        word for word in words if word not in flags and not word.startswith(("--local_rank", "--local-rank"))
     ]
-    problems = override_problems(words)
+    problems = plugin_problems(sys.argv[1:]) + override_problems(words)
     if problems:
+        if launch()[0]:
+            sys.exit(1)  # rank 0 says it
         sys.exit("\n".join(f"error: {problem}" for problem in problems))
-    folder = sweep_folder(words) if sweep and not {"--cfg", "--help", "--info"} & set(words) else None
-    sys.argv[1:] = as_overrides(words) + ([f"hydra.sweep.dir={folder}"] if folder else [])
+    sys.argv[1:] = as_overrides(words)
+    first = first_config(words) if sweep else None
+    if first is None:
+        train()
+        return
+    folder = sweep_folder(words, config=first)
+    sys.argv += sweep_words(words, lower_is_better=lower_is_better(first.evaluation.optimize))
+    sys.argv.append(f"hydra.sweep.dir={folder}")
+    if option_of("hydra/launcher", words) != "basic":
+        print(f"output of the jobs: {folder}/.submitit/*/*_log.*", flush=True)
     train()
-    if folder:
-        report_sweep(folder)
+    if not report_sweep(folder):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,8 @@ class Media:
 
     key: str
     frame_count: int
-    """F: frames, also the number of one-second groups of audio rows up to max_num_frame (fusion rule, spec 1.7)."""
+    """F: frames, which is also the number of groups of audio rows (fusion rule, spec 1.7): one a second, or as many as
+    max_num_frame or the plan grants, each standing for more than a second."""
     seconds: int
     """Seconds of audio that count: whole seconds, at least 1."""
     has_video: bool

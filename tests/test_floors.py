@@ -21,7 +21,21 @@ FLOORS = (
     {"media", "data", "tasks", "model", "objectives", "synthetic", "flops"},
     {"runner", "rollout", "lineage", "evaluation", "report", "processing"},
     {"config"},
-    {"train", "pipeline", "preflight", "evaluate", "stage", "recipe", "sweep", "compose", "ask"},
+    {
+        "train",
+        "pipeline",
+        "preflight",
+        "evaluate",
+        "stage",
+        "recipe",
+        "sweep",
+        "compose",
+        "ask",
+        "plugins",
+        "torchrun",
+        "verify",
+        "reference",
+    },
 )
 """From the ground up. A room is a folder or a single file of the package."""
 
@@ -46,7 +60,11 @@ NEIGHBOURS = {
     ("sweep", "compose"): {"*"},
     ("pipeline", "recipe"): {"*"},
     ("preflight", "recipe"): {"*"},
+    ("train", "plugins"): {"*"},
     ("train", "sweep"): {"*"},
+    ("train", "verify"): {"*"},
+    ("verify", "stage"): {"*"},
+    ("reference", "recipe"): {"*"},
     ("train", "stage"): {"*"},  # train checks settings before torch is imported, stage does the work
 }
 """(room, neighbour on the same floor) -> the neighbour's modules it may import."""
@@ -62,6 +80,7 @@ FRAMEWORKS = {
     "av": {"media/", "synthetic/encode.py"},
     "trl": {"rollout/"},
     "transformers": {"model/", "rollout/", "processing.py"},
+    "jinja2": {"report/page.py"},
     "yaml": {"recipe.py", "synthetic/base.py"},
 }
 """Framework -> the only places (files, or folders with a slash) that import it."""

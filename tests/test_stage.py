@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 import yaml
@@ -20,7 +21,7 @@ from arcvideo import pipeline
 from arcvideo.config import RunConfig
 from arcvideo.data.source import Source
 from arcvideo.lineage.identity import folder_digest
-from arcvideo.lineage.manifest import read_manifest
+from arcvideo.lineage.manifest import Manifest, read_manifest
 from arcvideo.lineage.parents import Parent, resolve_parent
 from arcvideo.model.loading import load_model
 from arcvideo.model.tokenizer import load_tokenizer
@@ -40,6 +41,7 @@ GRPO = [
 ]
 
 
+ROOT = Path(__file__).resolve().parents[1]
 OWN_REWARD = "tests.test_stage:different_letters"
 
 
@@ -49,7 +51,6 @@ class Finished:
 
     config: RunConfig
     parent: Parent
-    returned: float | None
 
     @property
     def folder(self) -> Path:
@@ -72,7 +73,8 @@ def run(config: RunConfig) -> Finished:
         base=Path(config.base),
         override=Path(config.parent) if config.parent else None,
     )
-    return Finished(config=config, parent=parent, returned=run_stage(config, parent=parent))
+    run_stage(config, parent=parent)
+    return Finished(config=config, parent=parent)
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +128,33 @@ def test_the_manifest_says_what_ran(sft: Finished) -> None:
     assert set(manifest.quarantined.values()) == {0}
     # Steps that the liveness proof looked at beforehand count once.
     assert sum(manifest.seen.values()) == items_of(sft)
+    books = [row["books"] for row in manifest.mixture.values()]
+    assert all(row["planned"] == row["seen"] + row["quarantined"] > 0 for row in books)
+    assert sum(row["seen"] for row in books) == sum(manifest.seen.values())
     assert set(manifest.liveness["gradients"]) == {"llm", "vision_projector", "audio_projector"}
     assert {kind.split("/")[0] for kind in manifest.liveness["moved"]} == {"audio", "video"}
+
+
+def test_the_manifest_follows_its_schema_in_both_directions(sft: Finished) -> None:
+    schema = json.loads((ROOT / "docs" / "manifest.schema.json").read_text())
+    found = json.loads((sft.folder / "manifest.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(found, schema)
+    assert set(schema["properties"]) == {item.name for item in fields(Manifest)}
+    for wrong in (
+        found | {"extra": 1},
+        {key: value for key, value in found.items() if key != "liveness"},
+        found | {"frozen_after": {"vit": "not a digest"}},
+        found | {"trainable": [row | {"odd": 1} for row in found["trainable"]]},
+        found | {"liveness": {"moved": {"video/zeroed": "much"}}},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
+
+
+def test_the_page_on_the_manifest_explains_every_field() -> None:
+    page = (ROOT / "docs" / "manifest.md").read_text()
+    assert [item.name for item in fields(Manifest) if f"| `{item.name}` |" not in page] == []
 
 
 def test_frozen_towers_keep_their_bits_and_the_rest_moves(sft: Finished) -> None:
@@ -159,7 +186,7 @@ def test_the_evaluation_is_on_held_out_clips_and_in_the_manifest(sft: Finished) 
         assert manifest.metrics[f"eval/{name}"] == metric["value"]
     predictions = rows(sft.folder / "predictions.jsonl")
     assert {row["key"].split("-")[0] for row in predictions} == {"test"}
-    assert sft.returned == measured["mcq_accuracy"]["value"]
+    assert manifest.value("mcq_accuracy") == measured["mcq_accuracy"]["value"]
 
 
 def test_the_export_carries_its_tokenizer(sft: Finished) -> None:
@@ -168,9 +195,9 @@ def test_the_export_carries_its_tokenizer(sft: Finished) -> None:
 
 
 def test_a_finished_stage_run_again_comes_to_the_same_weights(sft: Finished) -> None:
-    before = weights(sft.folder / "export")
-    again = run(sft.config)
-    assert again.returned == sft.returned
+    before, value = weights(sft.folder / "export"), read_manifest(sft.folder).value("mcq_accuracy")
+    run(sft.config)
+    assert read_manifest(sft.folder).value("mcq_accuracy") == value
     assert len(rows(sft.folder / "metrics.jsonl")) == 3
     after = weights(sft.folder / "export")
     assert all(torch.equal(before[name], after[name]) for name in before)

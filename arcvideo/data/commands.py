@@ -19,6 +19,7 @@ from arcvideo.data.index import ShardIndex, ensure_indexes
 from arcvideo.data.inspection import View, describe, look, picture, view_table
 from arcvideo.data.members import Problem, expand_shards
 from arcvideo.data.pack import best_fit
+from arcvideo.data.repeated import repeated_keys
 from arcvideo.data.settings import STYLES, WORDINGS, MediaLayout
 from arcvideo.data.transcribe import add_transcribe
 from arcvideo.media.clip import read_clip
@@ -47,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
             _add_view(command)
         if name == "inspect":
             command.add_argument("--key", help="record key; default: the first")
+            command.add_argument("--token-budget", type=int, help="show as many frames as fit this; default: all")
             command.add_argument("--image", type=Path, help="draw frames and spectrogram too: a .png file or a folder")
         if name == "stats":
             command.add_argument("--token-budget", type=int, default=2048)
@@ -57,13 +59,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_view(command: argparse.ArgumentParser) -> None:
-    layout = MediaLayout(image_size=128, mel_bins=80, audio_positions=400)
+    layout = MediaLayout(image_size=128, mel_bins=80, audio_positions=400, audio_pooling=10)
     command.add_argument(
         "--tokenizer", type=Path, help="folder of a tokenizer; default: one made from the shard's text"
     )
     command.add_argument("--style", choices=STYLES, default="plain")
     command.add_argument("--wording", choices=WORDINGS, default="arc")
-    for name in ("image_size", "mel_bins", "audio_positions", "max_frames"):
+    for name in ("image_size", "mel_bins", "audio_positions", "audio_pooling", "max_frames"):
         command.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(layout, name))
 
 
@@ -82,8 +84,11 @@ def _index(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    bad = 0
-    for index in _open(options):
+    indexes = _open(options)
+    repeated = list(repeated_keys(indexes).problems)
+    print_problems(repeated)
+    bad = len(repeated)
+    for index in indexes:
         problems = [*index.problems(), *_decoding_problems(index)]
         print(f"{index.shard}: {len(index.clips)} clips checked, {len(problems)} problems")
         print_problems(problems)
@@ -155,7 +160,7 @@ def _quantiles(values: np.ndarray) -> str:
 
 def _inspect(options: argparse.Namespace) -> int:
     for index in _open(options):
-        looked = look(index, view=_view(options, index), key=options.key)
+        looked = look(index, view=_view(options, index, token_budget=options.token_budget), key=options.key)
         for line in describe(looked):
             print(line)
         if options.image is not None:
@@ -168,7 +173,7 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
-def _view(options: argparse.Namespace, index: ShardIndex) -> View:
+def _view(options: argparse.Namespace, index: ShardIndex, *, token_budget: int | None = None) -> View:
     from arcvideo.model.tokenizer import build_tiny_tokenizer, load_tokenizer  # imports transformers
 
     if options.tokenizer is not None:
@@ -180,6 +185,7 @@ def _view(options: argparse.Namespace, index: ShardIndex) -> View:
         image_size=options.image_size,
         mel_bins=options.mel_bins,
         audio_positions=options.audio_positions,
+        audio_pooling=options.audio_pooling,
         max_frames=options.max_frames,
     )
     return View(
@@ -187,6 +193,7 @@ def _view(options: argparse.Namespace, index: ShardIndex) -> View:
         tokenizer=tokenizer,
         style=options.style,
         wording=options.wording,
+        token_budget=token_budget,
         colour=sys.stdout.isatty(),
     )
 

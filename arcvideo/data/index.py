@@ -7,13 +7,11 @@ and quarantined rows together account for everything found in the tar.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +22,7 @@ from tqdm import tqdm
 
 from arcvideo.data.members import AUDIO, IMAGE, VIDEO, Group, Member, Problem, read_at, read_groups
 from arcvideo.data.probe import NO_MEDIA, Extent, MediaFacts, Probed, ProbeJob, ProbePool
+from arcvideo.data.turns import in_turns, locked
 from arcvideo.media.errors import MediaError
 from arcvideo.tasks import RecordError, make_sample
 
@@ -117,7 +116,7 @@ def index_folder(shard: Path) -> Path:
     return shard.with_name(shard.name + ".index")
 
 
-@lru_cache(maxsize=3 * 64)
+@lru_cache(maxsize=3 * 16)
 def _column(folder: Path, name: str, digest: str) -> np.ndarray:
     column = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
     if json.loads((folder / "meta.json").read_text())["digest"] != digest:
@@ -140,7 +139,7 @@ def open_index(shard: Path) -> ShardIndex | None:
 
 
 def ensure_indexes(shards: Sequence[Path], *, workers: int = 0, progress: bool = True) -> list[ShardIndex]:
-    """The indexes of all shards; missing and stale ones are built.
+    """The indexes of all shards; missing and stale ones are built, shared with other processes that ask for them too.
 
     Args:
         workers: processes that examine media, where a file that hangs or crashes a decoder costs one record;
@@ -149,9 +148,12 @@ def ensure_indexes(shards: Sequence[Path], *, workers: int = 0, progress: bool =
     stale = [shard for shard in shards if open_index(shard) is None]
     bar = tqdm(total=len(stale), desc="index", unit="shard", disable=not progress or not stale, leave=False)
     with bar, ProbePool(count=workers) as pool:
-        for shard in stale:
-            build_index(shard, pool=pool)
-            bar.update()
+        in_turns(
+            stale,
+            done=lambda shard: open_index(shard) is not None,
+            work=lambda shard: _build(shard, pool=pool),
+            advance=bar.update,
+        )
     indexes = [open_index(shard) for shard in shards]
     for shard, index in zip(shards, indexes, strict=True):
         if index is None:
@@ -161,33 +163,25 @@ def ensure_indexes(shards: Sequence[Path], *, workers: int = 0, progress: bool =
 
 def build_index(shard: Path, *, pool: ProbePool | None = None) -> None:
     """Writes `<shard>.index/`, whole or not at all; several processes may ask for the same one."""
-    with _locked(shard):
-        if open_index(shard) is not None:
-            return  # another process was faster
-        made_from = _made_from(shard)
-        groups, problems = read_groups(shard)
-        table = _Table(problems=problems)
-        probed = (pool or ProbePool()).map(_probe_job(group, shard=shard) for group in groups)
-        for group, found in zip(groups, probed, strict=True):
-            table.add(group, shard=shard, found=found)
-        folder = index_folder(shard)
-        scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        table.write(scratch, made_from=made_from)
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
+    with locked(shard):
+        if open_index(shard) is None:  # no other process was faster
+            _build(shard, pool=pool or ProbePool())
 
 
-@contextmanager
-def _locked(shard: Path) -> Iterator[None]:
-    path = shard.with_name(shard.name + ".lock")
-    try:
-        with open(path, "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-    except PermissionError as error:
-        raise ValueError(f"{path}: cannot be written; copy the shards to a folder that can hold an index") from error
+def _build(shard: Path, *, pool: ProbePool) -> None:
+    made_from = _made_from(shard)
+    groups, problems = read_groups(shard)
+    table = _Table(problems=problems)
+    probed = pool.map(_probe_job(group, shard=shard) for group in groups)
+    for group, found in zip(groups, probed, strict=True):
+        table.add(group, shard=shard, found=found)
+    folder = index_folder(shard)
+    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    table.write(scratch, made_from=made_from)
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
 
 
 def _made_from(shard: Path) -> dict[str, int]:
@@ -334,7 +328,11 @@ def _media(group: Group, *, record: Mapping[str, Any], found: Probed | MediaErro
     if not pictures and not sounds:
         if record.get("text_only") is True:
             return _Media()
-        raise RecordError("no_media", 'the record has no media file; say "text_only": true when that is meant')
+        other = ", ".join(member.name for member in group.members if member.extension != "json")
+        raise RecordError(
+            "no_media",
+            f"{other} is of no known type" if other else 'no media file; say "text_only": true when that is meant',
+        )
     if len(pictures) > 1 or len(sounds) > 1:
         names = ", ".join(member.name for member in (*pictures, *sounds))
         raise RecordError("several_media", f"more than one picture or sound: {names}")

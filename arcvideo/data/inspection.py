@@ -33,6 +33,8 @@ class View:
     tokenizer: Any
     style: str = "plain"
     wording: str = "arc"
+    token_budget: int | None = None
+    """Show as many frames as this leaves room for (over_budget=fewer_frames); None shows all."""
     colour: bool = True
 
 
@@ -44,6 +46,8 @@ class Looked:
     row: int
     rendered: Rendered
     view: View
+    max_frames: int
+    """Frames that the clip may have."""
 
 
 def look(index: ShardIndex, *, view: View, key: str | None = None) -> Looked:
@@ -70,14 +74,20 @@ def look(index: ShardIndex, *, view: View, key: str | None = None) -> Looked:
     settings = DataSettings(wording=view.wording)
     loader = Loader(table=table, settings=settings, layout=view.layout, tokenizer=view.tokenizer)
     (rendered,) = loader.rendered(family)
-    return Looked(index=index, row=int(table.clip_row[clip]), rendered=rendered, view=view)
+    return Looked(
+        index=index,
+        row=int(table.clip_row[clip]),
+        rendered=rendered,
+        view=view,
+        max_frames=int(table.frame_limit[clip]),
+    )
 
 
 def describe(looked: Looked) -> Iterator[str]:
     """Lines about a clip: its media, segments, truths and coloured tokens."""
     rendered, view = looked.rendered, looked.view
     batch = collate([rendered], specials=special_ids(view.tokenizer), weighting="sqrt")
-    yield from _facts(looked.index, looked.row, rendered, layout=view.layout)
+    yield from _facts(looked)
     yield from _segments(batch)
     for sample in rendered.samples:
         yield f"truth {sample.key} [{sample.task}]: {dict(sample.truth)}"
@@ -100,19 +110,25 @@ def picture(looked: Looked) -> Image.Image:
 def view_table(index: ShardIndex, *, view: View) -> SourceTable:
     """The shard as a source of its own, without a budget."""
     source = SourceSettings(shards=str(index.shard), style=view.style)
-    settings = DataSettings(sources={"shard": source}, token_budget=_UNBOUNDED, wording=view.wording)
+    settings = DataSettings(
+        sources={"shard": source},
+        token_budget=view.token_budget or _UNBOUNDED,
+        over_budget="fewer_frames",
+        wording=view.wording,
+    )
     (table,) = open_mixture(settings, layout=view.layout, tokenizer=view.tokenizer, supervised=False, progress=False)
     return table
 
 
-def _facts(index: ShardIndex, row: int, rendered: Rendered, *, layout: MediaLayout) -> Iterator[str]:
+def _facts(looked: Looked) -> Iterator[str]:
+    index, row, rendered = looked.index, looked.row, looked.rendered
     clip = index.clips[row]
     yield f"key      {index.key(row)}   in {index.shard}"
     if not rendered.media:
         yield "media    none (text only)"
         return
     (media,) = rendered.media
-    spans = time_spans(duration=float(clip["duration"]), max_frames=layout.max_frames)
+    spans = time_spans(duration=float(clip["duration"]), max_frames=looked.max_frames)
     shape = None if media.pixels is None else tuple(media.pixels.shape)
     mel = None if media.mel is None else tuple(media.mel.shape)
     yield f"media    {clip['duration']:.2f} s, {clip['media_size']} bytes, sha256 {bytes(clip['digest']).hex()[:16]}"

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from arcvideo.data.index import ShardIndex
 from arcvideo.data.members import Problem
 from arcvideo.data.render import TEXT_FORMAT, encode, fingerprint, render_branch, split_question
+from arcvideo.data.turns import in_turns
 from arcvideo.tasks import RecordError, has_pair, make_pair, make_sample
 from arcvideo.tasks.instructions import SUFFIXES
 
@@ -29,25 +30,14 @@ share a `group` and so a prefix. branch 0: the item cannot be rendered."""
 class Lengths:
     """Token counts of a shard."""
 
-    rows: np.ndarray
-    """(items,) of dtype LENGTHS."""
+    path: Path
     problems: list[Problem]
 
-
-def shard_lengths(index: ShardIndex, *, tokenizer: Any, style: str, wording: str, pairs: bool = False) -> Lengths:
-    """The token counts of a shard's items, counted once and memory-mapped ever after.
-
-    Args:
-        pairs: count both answers of items that have a rejected one, and nothing for the others.
-    """
-    name = f"tokens-{fingerprint(tokenizer)}-{_rules()}-{style}-{wording}" + ("-pairs" if pairs else "")
-    table, listed = index.folder / f"{name}.npy", index.folder / f"{name}.jsonl"
-    if not listed.exists():  # written last
-        rows, problems = _count(index, tokenizer=tokenizer, style=style, wording=wording, pairs=pairs)
-        _replace(table, rows)
-        _replace(listed, problems)
-    rows = np.load(table, mmap_mode="r", allow_pickle=False)
-    return Lengths(rows=rows, problems=[Problem(**json.loads(line)) for line in listed.read_text().splitlines()])
+    @property
+    def rows(self) -> np.ndarray:
+        """(items,) of dtype LENGTHS, mapped anew each time: a map that is kept costs a file descriptor."""
+        rows: np.ndarray = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        return rows
 
 
 def all_lengths(
@@ -59,9 +49,46 @@ def all_lengths(
     pairs: bool = False,
     progress: bool = True,
 ) -> list[Lengths]:
-    """`shard_lengths` of all shards, with a progress bar when there is something to count."""
-    shown = tqdm(indexes, desc="count tokens", unit="shard", disable=not progress or len(indexes) < 2, leave=False)
-    return [shard_lengths(index, tokenizer=tokenizer, style=style, wording=wording, pairs=pairs) for index in shown]
+    """The token counts of the shards' items, counted once and memory-mapped ever after.
+
+    Processes that ask for the same at the same time, such as the ranks of a run, divide the shards among themselves.
+
+    Args:
+        pairs: count both answers of items that have a rejected one, and nothing for the others.
+
+    Raises:
+        ValueError: counts are missing and the shards' folder cannot be written.
+    """
+    name = f"tokens-{fingerprint(tokenizer)}-{_rules()}-{style}-{wording}" + ("-pairs" if pairs else "")
+    by_shard = {index.shard: index for index in indexes}
+
+    def done(shard: Path) -> bool:
+        return _listed(by_shard[shard], name).exists()  # written last
+
+    def work(shard: Path) -> None:
+        index = by_shard[shard]
+        rows, problems = _count(index, tokenizer=tokenizer, style=style, wording=wording, pairs=pairs)
+        _replace(_rows(index, name), rows)
+        _replace(_listed(index, name), problems)
+
+    missing = [shard for shard in by_shard if not done(shard)]
+    hidden = not progress or len(missing) < 2
+    with tqdm(total=len(missing), desc="count tokens", unit="shard", disable=hidden, leave=False) as bar:
+        in_turns(missing, done=done, work=work, advance=bar.update)
+    return [_read(index, name) for index in indexes]
+
+
+def _rows(index: ShardIndex, name: str) -> Path:
+    return index.folder / f"{name}.npy"
+
+
+def _listed(index: ShardIndex, name: str) -> Path:
+    return index.folder / f"{name}.jsonl"
+
+
+def _read(index: ShardIndex, name: str) -> Lengths:
+    lines = _listed(index, name).read_text(encoding="utf-8").splitlines()
+    return Lengths(path=_rows(index, name), problems=[Problem(**json.loads(line)) for line in lines])
 
 
 @lru_cache(maxsize=1)

@@ -141,7 +141,7 @@ class Loader:
 
     def _expected(self, clip: int, *, modality: str, seed: int) -> Media:
         """The clip's Media as far as the index knows it, without tensors."""
-        table, limit = self.table, self.layout.max_frames
+        table, layout = self.table, self._layout(clip)
         row = table.indexes[table.clip_shard[clip]].clips[table.clip_row[clip]]
         frames, duration, samples = int(table.frames[clip]), float(row["duration"]), int(row["sound_samples"])
         if samples:
@@ -149,11 +149,14 @@ class Loader:
                 torch.empty(samples, device="meta"),  # only its length matters
                 frame_count=frames,
                 video_seconds=duration if row["has_video"] else None,
-                max_frames=limit,
+                max_frames=layout.max_frames,
+                max_seconds=layout.max_seconds,
             ).seconds
         else:
-            seconds = silent_seconds(frame_count=frames, duration=duration, max_frames=limit)
-        request = read_request(name="", layout=self.layout, policy=self.settings.frames, seed=seed)
+            seconds = silent_seconds(
+                frame_count=frames, duration=duration, max_frames=layout.max_frames, max_seconds=layout.max_seconds
+            )
+        request = read_request(name="", layout=layout, policy=self.settings.frames, seed=seed)
         key = clip_key(row["digest"].tobytes(), request=request)
         if self.cache is not None:
             key = self.cache.key(key)
@@ -161,6 +164,10 @@ class Loader:
             key=key, frame_count=frames, seconds=seconds, has_video=bool(row["has_video"]), has_audio=samples > 0
         )
         return shown(whole, modality=modality)
+
+    def _layout(self, clip: int) -> MediaLayout:
+        """The layout with the frames that the plan grants this clip."""
+        return replace(self.layout, max_frames=int(self.table.frame_limit[clip]))
 
     def _decoded(self, clip: int, *, key: str, seed: int) -> Media:
         with self._lock:
@@ -179,17 +186,17 @@ class Loader:
         return media
 
     def _fresh(self, clip: int, *, seed: int) -> Media:
-        index = self.table.indexes[self.table.clip_shard[clip]]
+        index, layout = self.table.indexes[self.table.clip_shard[clip]], self._layout(clip)
         data, sound = index.media_bytes(int(self.table.clip_row[clip]))
         decoded = self.read(
             data,
             name=f"{self.table.key(clip)} in {index.shard.name}",
-            layout=self.layout,
+            layout=layout,
             policy=self.settings.frames,
             seed=seed,
             sidecar_audio=sound,
         )
-        return to_media(decoded, layout=self.layout)
+        return to_media(decoded, layout=layout)
 
 
 def shown(media: Media, *, modality: str) -> Media:

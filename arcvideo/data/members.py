@@ -103,27 +103,31 @@ def _copy_of(url: str, *, pattern: str, cache: ShardCacheSettings | None, fetch:
 
 
 def read_groups(shard: Path) -> tuple[list[Group], list[Problem]]:
-    """The records of a tar in order, and what is wrong with its members. Only headers are read."""
+    """The records of a tar in order, and what is wrong with its members. Only headers are read.
+
+    A key names one record: when it comes again, the first record is kept and the other is one problem.
+    """
     groups: dict[str, Group] = {}
-    closed: set[str] = set()
     problems: dict[str, Problem] = {}
     order: list[Group] = []
-    size = shard.stat().st_size
-    for found in _walk(shard, size=size):
+    last, again = "", False
+    for found in _walk(shard, size=shard.stat().st_size):
         if isinstance(found, Problem):
             problems.setdefault(found.key, found)
             continue
         key = record_key(found.name)
-        if key not in groups or groups[key] is not order[-1]:
-            if key in closed or key in groups:
-                problems[f"{key}@{found.offset}"] = Problem(
-                    key=key, stage="record", reason="duplicate_key", detail=f"{found.name} appears again later on"
-                )
-                closed.add(key)
-                continue
-            groups[key] = Group(key=key)
+        if key not in groups:
+            groups[key], again = Group(key=key), False
             order.append(groups[key])
-        groups[key].members.append(found)
+        elif key != last or any(member.extension == found.extension for member in groups[key].members):
+            if key != last or not again:
+                detail = f"{found.name} comes again at byte {found.offset}; the first record of the key is kept"
+                problem = Problem(key=key, stage="record", reason="duplicate_key", detail=detail)
+                problems[f"{key}@{found.offset}"] = problem
+            again = True
+        last = key
+        if not again:
+            groups[key].members.append(found)
     good = [group for group in order if group.key not in problems]
     return good, list(problems.values())
 
@@ -132,7 +136,7 @@ def record_key(name: str) -> str:
     """The name up to the first dot of its last part, as webdataset groups members."""
     path = PurePosixPath(name)
     base = path.name.split(".", 1)[0]
-    return base if str(path.parent) == "." else f"{path.parent}/{base}"
+    return base if str(path.parent) == "." else f"{str(path.parent).rstrip('/')}/{base}"
 
 
 def _walk(shard: Path, *, size: int) -> Iterator[Member | Problem]:
@@ -141,7 +145,8 @@ def _walk(shard: Path, *, size: int) -> Iterator[Member | Problem]:
         with tarfile.open(shard, "r:") as tar:
             for info in tar:
                 end = tar.offset
-                if not info.isdir():
+                # Hidden files, such as those that macOS puts beside each member, are no records to webdataset either.
+                if not info.isdir() and not PurePosixPath(info.name).name.startswith("."):
                     yield _checked(info, size=size)
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header of the shard in memory
     except (tarfile.TarError, OSError, ValueError, UnicodeError, EOFError) as error:

@@ -14,6 +14,7 @@ from arcvideo.data.index import ShardIndex, ensure_indexes
 from arcvideo.data.lengths import Lengths, all_lengths
 from arcvideo.data.members import Problem, expand_shards
 from arcvideo.data.render import media_length
+from arcvideo.data.repeated import repeated_keys
 from arcvideo.data.settings import DataSettings, MediaLayout, SourceSettings
 from arcvideo.tasks import TASKS
 
@@ -32,7 +33,9 @@ class SourceTable:
     clip_row: Ints
     """(C,) row in that index."""
     frames: Ints
-    """(C,) frames of the layout; 0 for text only."""
+    """(C,) frames shown; 0 for text only."""
+    frame_limit: Ints
+    """(C,) frames a clip may have: the layout's max_frames, or fewer by the policy fewer_frames."""
     media_tokens: Ints
     """(C,) tokens from `<vid>` to `</vid>`; 0 for text only."""
     both: npt.NDArray[np.bool_]
@@ -54,7 +57,9 @@ class SourceTable:
     tasks: tuple[str, ...]
     quarantined: tuple[Problem, ...]
     dropped: int
-    """Items that exceed the token budget (policy drop)."""
+    """Items that exceed the token budget and are left out."""
+    shortened: int
+    """Clips shown with fewer frames than the layout has for them, so that they fit the token budget."""
     passes: float
     """How often an epoch passes over the source."""
 
@@ -148,9 +153,28 @@ def content_digest(sources: Iterable[tuple[str, Sequence[ShardIndex]]]) -> str:
     return digest.hexdigest()
 
 
-def frame_counts(duration: np.ndarray, *, max_frames: int) -> Ints:
+def frame_counts(duration: np.ndarray, *, max_frames: int | Ints) -> Ints:
     """Frames of clips of these lengths in seconds (spec 2.1): one a second, at least 1, at most max_frames."""
     return np.clip(np.ceil(duration), 1, max_frames).astype(np.int64)
+
+
+def frame_limits(duration: np.ndarray, *, clip: Ints, text: Ints, settings: DataSettings, layout: MediaLayout) -> Ints:
+    """(C,) most frames each clip may have: the layout's limit, or by the policy fewer_frames as many as fit beside the
+    longest of its items; items that would leave fewer than `data.min_frames` do not count, they are dropped.
+
+    Args:
+        duration: (C,) seconds.
+        clip: (I,) clip of each item.
+        text: (I,) tokens of each item that are not media: the start token, the text before the media, the branch.
+    """
+    limit = np.full(len(duration), layout.max_frames, dtype=np.int64)
+    if settings.over_budget == "fewer_frames":
+        ends = media_length(0, layout=layout)
+        room = (settings.token_budget - text - ends) // (media_length(1, layout=layout) - ends)
+        tight = room < frame_counts(duration, max_frames=layout.max_frames)[clip]
+        tight &= room >= settings.min_frames
+        np.minimum.at(limit, clip[tight], room[tight])
+    return limit
 
 
 def _table(
@@ -168,15 +192,21 @@ def _table(
     clip_row = np.concatenate([np.arange(len(index.clips)) for index in indexes])
     facts = np.concatenate([index.clips[["media_size", "duration", "has_video", "sound_samples"]] for index in indexes])
     has_media, has_sound = facts["media_size"] > 0, facts["sound_samples"] > 0
-    frames = np.where(has_media, frame_counts(facts["duration"], max_frames=layout.max_frames), 0)
-    media_tokens = np.where(has_media, media_length(frames, layout=layout), 0)
     usable = {"both": np.ones(len(facts), bool), "video": facts["has_video"], "audio": has_sound}[source.modality]
     usable = usable & (np.arange(len(facts)) < (source.max_clips or len(facts)))
+    repeated = repeated_keys(indexes)
+    usable[repeated.clips] = False
     if source.fraction < 1:
         usable = usable & _sampled(indexes, fraction=source.fraction)
     columns = _columns(indexes, lengths, tasks=tasks, source=source, think_only=supervised and source.style != "plain")
-    columns.media_tokens = media_tokens[columns.clip]
     columns.keep &= usable[columns.clip]
+    text = (1 + columns.before + columns.branch)[columns.keep]
+    limit = frame_limits(
+        facts["duration"], clip=columns.clip[columns.keep], text=text, settings=settings, layout=layout
+    )
+    frames = np.where(has_media, frame_counts(facts["duration"], max_frames=limit), 0)
+    media_tokens = np.where(has_media, media_length(frames, layout=layout), 0)
+    columns.media_tokens = media_tokens[columns.clip]
     dropped = _apply_budget(columns, indexes, settings=settings)
     kept = np.flatnonzero(columns.keep)
     if not len(kept):
@@ -188,7 +218,7 @@ def _table(
     task = columns.task[kept]
     same = np.unique(item_clip * len(tasks) + task, return_inverse=True, return_counts=True)
     weights = np.array([source.tasks.get(task_name, 1.0) for task_name in tasks])
-    problems = [problem for index in indexes for problem in index.problems()]
+    problems = [*(problem for index in indexes for problem in index.problems()), *repeated.problems]
     for index, part in zip(indexes, lengths, strict=True):
         problems += [replace(problem, shard=index.shard.name) for problem in part.problems]
     return SourceTable(
@@ -198,6 +228,7 @@ def _table(
         clip_shard=clip_shard[clips],
         clip_row=clip_row[clips],
         frames=frames[clips],
+        frame_limit=limit[clips],
         media_tokens=media_tokens[clips],
         both=(facts["has_video"] & has_sound)[clips],
         item_start=np.concatenate([[0], np.cumsum(np.bincount(item_clip, minlength=len(clips)))]),
@@ -210,6 +241,7 @@ def _table(
         tasks=tasks,
         quarantined=tuple(problems),
         dropped=dropped,
+        shortened=int((has_media & (limit < layout.max_frames))[clips].sum()),
         passes=source.weight,
     )
 
@@ -244,10 +276,10 @@ def _columns(
     parts, first_clip = [], 0
     wanted = np.array([source.tasks.get(task, 0.0 if source.tasks else 1.0) > 0 for task in tasks], dtype=bool)
     for number, (index, length) in enumerate(zip(indexes, lengths, strict=True)):
-        items = np.asarray(index.items)
+        items, counted = np.asarray(index.items), length.rows
         task = np.array([tasks.index(name) for name in index.tasks], dtype=np.int64)[items["task"]]
         tagged = np.array([set(source.tags) <= set(tags) for tags in index.tagsets], dtype=bool)[items["tagset"]]
-        keep = wanted[task] & tagged & (length.rows["branch"] > 0)
+        keep = wanted[task] & tagged & (counted["branch"] > 0)
         keep &= items["think"] | (not think_only)
         parts.append(
             _Columns(
@@ -255,9 +287,9 @@ def _columns(
                 row=np.arange(len(items)),
                 clip=items["clip"] + first_clip,
                 task=task,
-                before=length.rows["before"].astype(np.int64),
-                branch=length.rows["branch"].astype(np.int64),
-                group=length.rows["group"].astype(np.int64),
+                before=counted["before"].astype(np.int64),
+                branch=counted["branch"].astype(np.int64),
+                group=counted["group"].astype(np.int64),
                 media_tokens=np.zeros(len(items), dtype=np.int64),
                 keep=keep,
             )
@@ -279,7 +311,8 @@ def _apply_budget(columns: _Columns, indexes: list[ShardIndex], *, settings: Dat
         key = f"{index.key(int(item['clip']))}/{item['number']}"
         raise ValueError(
             f"{len(over)} items exceed data.token_budget={settings.token_budget}; the longest, {key}, needs "
-            f"{prefix[worst] + columns.branch[worst]} tokens. Raise the budget or set data.over_budget=drop"
+            f"{prefix[worst] + columns.branch[worst]} tokens. Raise the budget, or set data.over_budget to "
+            "fewer_frames or drop"
         )
     columns.keep[over] = False
     return len(over)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,10 @@ class QuarantineBudgetError(ValueError):
 
 
 class Quarantine:
-    """All known problems of all sources; the same problem counts once, however often it is met."""
+    """All known problems of all sources; the same problem counts once, however often and wherever it is met.
+
+    The ranks of a run share one file. Each adds what it meets and reads what the others added, under the file's lock.
+    """
 
     def __init__(
         self, tables: Sequence[SourceTable], *, settings: QuarantineSettings, file: Path | None = None
@@ -29,24 +33,22 @@ class Quarantine:
         """Takes over what the indexes already know, and what a run before a restart could not read.
 
         Args:
-            file: JSON lines; rows that it already holds are not written again.
+            file: JSON lines, the same for all ranks; rows that it already holds are not written again.
         """
         self._settings = settings
         self._file = file
-        self._written = set(_rows(file))
-        self._unreadable: set[tuple[str, str]] = set()
-        self._good: dict[str, int] = {}
-        self._problems: dict[str, dict[str, Problem]] = {}
-        for table in tables:
-            self._good[table.name] = table.items
-            self._problems[table.name] = {}
-            for problem in table.quarantined:
-                self._note(table.name, problem)
-        for row in self._written:
-            found = json.loads(row)
-            source = found.pop("source")
-            if source in self._problems and found["stage"] in UNREADABLE:
-                self._note(source, Problem(**found))
+        self._read = 0
+        self._written: set[tuple[str, str]] = set()
+        self._good: dict[str, int] = {table.name: table.items for table in tables}
+        self._problems: dict[str, dict[str, Problem]] = {table.name: {} for table in tables}
+        self._write([(table.name, problem) for table in tables for problem in table.quarantined])
+        # Only now: what other ranks meet from here on must not make this rank's data depend on who was faster.
+        self._unreadable = {
+            (source, problem.key)
+            for source, problems in self._problems.items()
+            for problem in problems.values()
+            if problem.stage in UNREADABLE
+        }
         for table in tables:
             self._check(table.name)
 
@@ -62,32 +64,56 @@ class Quarantine:
         """Counts and writes a problem.
 
         Raises:
-            QuarantineBudgetError: the source's budget is exceeded.
+            QuarantineBudgetError: the source's budget is exceeded, over all ranks.
         """
-        if self._note(source, problem):
+        if problem.stage in UNREADABLE:
+            self._unreadable.add((source, problem.key))
+        if _name(problem) not in self._problems[source]:
+            self._write([(source, problem)])
             self._check(source)
 
     def count(self, source: str) -> int:
+        """Problems of a source, with those that other ranks have written down."""
+        self._write([])
         return len(self._problems[source])
 
     def reasons(self, source: str) -> Mapping[str, int]:
         """Reason -> how many, most frequent first."""
         return dict(Counter(problem.reason for problem in self._problems[source].values()).most_common())
 
-    def _note(self, source: str, problem: Problem) -> bool:
-        name = f"{problem.key} {problem.reason} {problem.detail}"
-        if name in self._problems[source]:
-            return False
-        self._problems[source][name] = problem
-        if problem.stage in UNREADABLE:
-            self._unreadable.add((source, problem.key))
-        row = json.dumps({"source": source, **asdict(problem)}, ensure_ascii=False)
-        if self._file is not None and row not in self._written:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._file, "a", encoding="utf-8") as file:
-                file.write(row + "\n")
-            self._written.add(row)
-        return True
+    def _write(self, found: Sequence[tuple[str, Problem]]) -> None:
+        """Adds problems to the books and to the file, after reading what other ranks wrote since."""
+        for source, problem in found:
+            self._problems[source].setdefault(_name(problem), problem)
+        if self._file is None or not (found or self._file.exists()):
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._file, "ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(self._read)
+            known = file.read()
+            self._take_over(known.decode(errors="replace"))
+            rows = [
+                json.dumps({"source": source, **asdict(problem)}, ensure_ascii=False) + "\n"
+                for source, problem in found
+                if (source, _name(problem)) not in self._written
+            ]
+            mend = "" if not known or known.endswith(b"\n") else "\n"  # a process died while it wrote
+            file.write((mend + "".join(rows)).encode())
+            self._read = file.tell()
+        self._written.update((source, _name(problem)) for source, problem in found)
+
+    def _take_over(self, text: str) -> None:
+        """Rows of the file: written by other ranks, or before a restart. The index tells again what it knows itself."""
+        for line in text.splitlines():
+            row = _row(line)
+            if row.get("source") not in self._problems:
+                continue
+            source = row.pop("source")
+            problem = Problem(**row)
+            self._written.add((source, _name(problem)))
+            if problem.stage in UNREADABLE:
+                self._problems[source].setdefault(_name(problem), problem)
 
     def _check(self, source: str) -> None:
         bad = len(self._problems[source])
@@ -105,5 +131,15 @@ class Quarantine:
         )
 
 
-def _rows(file: Path | None) -> list[str]:
-    return file.read_text(encoding="utf-8").splitlines() if file is not None and file.exists() else []
+def _name(problem: Problem) -> str:
+    """Equal for the same problem, whoever meets it."""
+    return f"{problem.shard} {problem.key} {problem.reason} {problem.detail}"
+
+
+def _row(line: str) -> dict[str, str]:
+    """A row of the file; empty when a stop cut it short."""
+    try:
+        row: dict[str, str] = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}

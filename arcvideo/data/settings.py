@@ -11,7 +11,7 @@ STYLES = ("plain", "think", "draft")
 LENGTH_WEIGHTINGS = ("token", "sqrt", "sample")
 FRAME_POLICIES = ("middle", "random")
 WORDINGS = ("arc", "brief")
-OVER_BUDGET = ("drop", "error")
+OVER_BUDGET = ("drop", "error", "fewer_frames")
 UNITS = ("epochs", "tokens")
 MODALITIES = ("both", "video", "audio")
 
@@ -50,6 +50,13 @@ class MediaLayout:
     def tokens_per_frame(self) -> int:
         """Placeholders per frame: rows with their newline, begin and end vectors; `<img>` and `</img>` not counted."""
         return self.grid * (self.grid + 1) + 2
+
+    @property
+    def max_seconds(self) -> int:
+        """Seconds of sound that count at most: two a frame as released, less where a frame's tokens cannot carry two;
+        of longer sound, pieces are taken."""
+        carried = self.max_frames * self.tokens_per_frame * self.audio_pooling // 50
+        return min(2 * self.max_frames, max(self.max_frames, carried))
 
     @property
     def chunk_seconds(self) -> int:
@@ -134,7 +141,11 @@ class DataSettings:
     wording: str = "arc"
     """Instruction suffixes: arc (the released ones, verbatim) or brief (few tokens, for small models)."""
     over_budget: str = "error"
-    """An item that exceeds the budget even alone with its clip: drop (counted) or error."""
+    """An item that exceeds the budget even alone with its clip: error, drop (counted), or fewer_frames: the clip is
+    shown with as many frames as leave room for the longest of its items, each standing for more of its time, and its
+    sound is spread over them as that of a clip beyond model.max_num_frame (counted)."""
+    min_frames: int = 1
+    """An item that would leave its clip fewer frames than this is dropped by fewer_frames, and counted."""
     workers: int = 0
     """Decoding processes, each with a thread that works ahead; 0 decodes in the training process."""
     prefetch_steps: int = 2
@@ -158,15 +169,10 @@ class DataSettings:
                 f"data.sources.{limited[0]}.repeat: only data.unit=tokens repeats by itself; set weight instead"
             )
         _one_of("data.wording", self.wording, WORDINGS)
-        if self.over_budget == "fewer_frames":
-            raise ValueError(
-                "data.over_budget=fewer_frames is not possible yet: the fusion rule needs one frame per second of "
-                "sound; cut the clips, raise data.token_budget, or choose drop"
-            )
         _one_of("data.over_budget", self.over_budget, OVER_BUDGET)
         if self.frame_cache.path is not None and self.frames == "random":
             raise ValueError("data.frame_cache.path needs data.frames=middle: random frames never come twice")
-        for name in ("token_budget", "packs_per_step", "prefetch_steps"):
+        for name in ("token_budget", "packs_per_step", "prefetch_steps", "min_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 1")
         if self.workers < 0:

@@ -114,6 +114,7 @@ def mixture_report(
                 "share": row["tokens"] / tokens if tokens else 0.0,
                 **row,
                 "over_budget": table.dropped,
+                "clips_with_fewer_frames": table.shortened,
                 "quarantined_before": len(table.quarantined),
             },
         }

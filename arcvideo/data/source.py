@@ -74,7 +74,7 @@ class Source:
         Args:
             seed: of the run: decides order, draws, dropped modalities and random frames.
             features: stored tower outputs; clips in it are not decoded. Not used with frames=random.
-            quarantine_file: JSON lines, one file per rank.
+            quarantine_file: JSON lines, one file for all ranks.
             supervised: True for `batches`; False for `prompts` and `evaluation`, where sources of style think also
                 draw items without reasoning.
             pairs: batches of a chosen and a rejected answer, in this order, for each item that has both; pairs weigh
@@ -166,12 +166,13 @@ class Source:
             yield from self._finish(self._load_prompts([families[number]])).prompts
 
     def counts(self) -> dict[str, dict[str, Any]]:
-        """Per source: what the index holds, and items planned, seen and quarantined so far on this rank."""
+        """Per source: what the index holds, bad samples of all ranks; items planned, seen, quarantined on this rank."""
         return {
             table.name: {
                 "clips": table.clips,
                 "items": table.items,
                 "over_budget": table.dropped,
+                "clips_with_fewer_frames": table.shortened,
                 "bad_samples": self.quarantine.count(table.name),
                 "reasons": dict(self.quarantine.reasons(table.name)),
                 **{name: counter[table.name] for name, counter in self._counts.items()},

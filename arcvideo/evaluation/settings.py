@@ -42,7 +42,7 @@ class EvaluationSettings:
     samples: int = 4
     """Predictions per metric shown in the report."""
     optimize: str = "mcq_accuracy"
-    """Metric that a stage run returns to Hydra's sweepers."""
+    """Metric that a stage run returns to Hydra's sweepers: one of `metrics`, or `train/loss` of the last step."""
 
     def __post_init__(self) -> None:
         """Check values; the message names the key and the remedy."""

@@ -11,7 +11,7 @@ from typing import Any
 
 IRRELEVANT = (
     "logger", "run_dir", "data_dir", "base", "parent", "output", "feature_cache", "threads", "evaluation",
-    "train_parents",
+    "train_parents", "parents", "verify_resume",
 )  # fmt: skip
 """Settings that say where and how visibly a stage runs, not which weights come out; data and parent count by digest,
 an evaluation has a digest of its own."""
@@ -19,7 +19,7 @@ an evaluation has a digest of its own."""
 IRRELEVANT_WITHIN = {
     "runner": (
         "log_every", "save_every", "keep_last", "keep_every", "save_failures", "hang_seconds", "peak_tflops",
-        "liveness", "liveness_scan", "liveness_every", "skip_budget", "verify_resume",
+        "liveness", "liveness_scan", "liveness_every", "skip_budget",
     ),
     "data": ("workers", "prefetch_steps", "quarantine", "limits", "shard_cache"),
     "engine": ("zero_optimization",),
@@ -58,6 +58,8 @@ def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
     for objective in ("grpo", "dpo"):
         if kept.get("stage", {}).get("objective") != objective:
             kept.pop(objective, None)
+    if kept.get("lora") is None:
+        kept.pop("lora", None)
     if "sources" in kept.get("data", {}):
         # Where the shards lie does not matter, their content counts as data.
         sources = kept["data"]["sources"].items()

@@ -17,7 +17,7 @@ EXPORT_NAME = "export"
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Proof of one finished stage."""
+    """Proof of one finished stage; docs/manifest.schema.json is its schema."""
 
     stage: str
     """Its name."""
@@ -38,7 +38,7 @@ class Manifest:
     seen: dict[str, int] = field(default_factory=dict)
     """Samples trained on, per source."""
     quarantined: dict[str, int] = field(default_factory=dict)
-    """Samples refused, per reason."""
+    """Samples refused, per source."""
     mixture: dict[str, Any] = field(default_factory=dict)
     """Source -> requested and realised mixture of the stage's steps."""
     frozen_before: dict[str, str] = field(default_factory=dict)
@@ -46,13 +46,13 @@ class Manifest:
     frozen_after: dict[str, str] = field(default_factory=dict)
     """The same after the last step."""
     trainable: list[dict[str, Any]] = field(default_factory=list)
-    """Rows of the table of modules: module, parameters, trained."""
+    """Rows of the table of modules: module, parameters, trained, lrs (peak learning rates)."""
     liveness: dict[str, Any] = field(default_factory=dict)
     """Findings of the liveness proof."""
     steps: int = 0
     """Optimizer steps."""
     skipped: list[int] = field(default_factory=list)
-    """Steps refused for non-finite numbers."""
+    """Steps refused for non-finite numbers or as spikes."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Last training metrics and evaluation."""
     seconds: float = 0.0
@@ -61,6 +61,10 @@ class Manifest:
     """`lineage.identity.evaluation_digest` of how it was measured."""
     format: int = FORMAT
     """Version of this layout."""
+
+    def value(self, name: str) -> float | None:
+        """A metric by the name that `evaluation.optimize` takes: of the evaluation, or whole, like train/loss."""
+        return self.metrics.get(name if "/" in name else f"eval/{name}")
 
 
 def write_manifest(manifest: Manifest, *, folder: Path) -> Path:

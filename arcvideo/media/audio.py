@@ -26,7 +26,14 @@ class AudioSpan:
     seconds: int
 
 
-def fit_waveform(waveform: Tensor, *, frame_count: int, video_seconds: float | None, max_frames: int) -> AudioSpan:
+def fit_waveform(
+    waveform: Tensor,
+    *,
+    frame_count: int,
+    video_seconds: float | None,
+    max_frames: int,
+    max_seconds: int | None = None,
+) -> AudioSpan:
     """Cuts and pads a waveform so that its seconds match the frames.
 
     The released code's rules: above 2 * max_frames seconds, `max_frames` pieces of two seconds are kept; below one
@@ -38,6 +45,7 @@ def fit_waveform(waveform: Tensor, *, frame_count: int, video_seconds: float | N
         frame_count: frames of the clip.
         video_seconds: duration of the picture, None when there is none.
         max_frames: the layout's limit.
+        max_seconds: above so many seconds pieces are kept; None is the released 2 * max_frames.
     """
     if video_seconds is not None and video_seconds > max_frames:
         drift = waveform.numel() / SAMPLE_RATE - video_seconds
@@ -45,23 +53,23 @@ def fit_waveform(waveform: Tensor, *, frame_count: int, video_seconds: float | N
             waveform = _resized(waveform, samples=math.ceil(video_seconds) * SAMPLE_RATE)
     elif video_seconds is not None:
         return AudioSpan(waveform=_at_least_a_second(waveform), seconds=frame_count)
-    waveform = _at_least_a_second(cut_waveform(waveform, pieces=max_frames))
+    waveform = _at_least_a_second(cut_waveform(waveform, pieces=max_frames, seconds=max_seconds or 2 * max_frames))
     seconds = math.ceil(waveform.numel() / SAMPLE_RATE)
     return AudioSpan(waveform=waveform, seconds=seconds if seconds > max_frames else frame_count)
 
 
-def cut_waveform(waveform: Tensor, *, pieces: int) -> Tensor:
-    """The whole signal up to 2 * pieces seconds; beyond, two seconds from the start of each of `pieces` parts."""
-    length = 2 * SAMPLE_RATE
-    if waveform.numel() <= pieces * length:
+def cut_waveform(waveform: Tensor, *, pieces: int, seconds: int) -> Tensor:
+    """The whole signal up to this many seconds; beyond, equally much from the start of each of `pieces` parts."""
+    if waveform.numel() <= seconds * SAMPLE_RATE:
         return waveform
+    length = seconds * SAMPLE_RATE // pieces
     part = waveform.numel() // pieces
     return torch.cat([waveform[i * part : i * part + length] for i in range(pieces)])
 
 
-def silent_seconds(*, frame_count: int, duration: float, max_frames: int) -> int:
+def silent_seconds(*, frame_count: int, duration: float, max_frames: int, max_seconds: int | None = None) -> int:
     """Seconds that count for a clip without sound."""
-    return frame_count if duration <= max_frames else min(math.ceil(duration), 2 * max_frames)
+    return frame_count if duration <= max_frames else min(math.ceil(duration), max_seconds or 2 * max_frames)
 
 
 def mel_chunks(waveform: Tensor, *, mel_bins: int, chunk_samples: int, chunks: int | None = None) -> Tensor:
@@ -94,12 +102,13 @@ class Whisper:
         """
         from whisper import load_model  # slow to import
 
+        if not checkpoint.is_file():
+            raise ValueError(f"{checkpoint}: no such file; name a checkpoint of openai-whisper")
         try:
-            if not checkpoint.is_file():
-                raise FileNotFoundError("no such file")
             self._model = load_model(str(checkpoint))
-        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{checkpoint}: no checkpoint of openai-whisper: {error}") from error
+        except Exception as error:  # a file that is none can make its reader raise anything
+            kind = type(error).__name__
+            raise ValueError(f"{checkpoint}: no checkpoint of openai-whisper ({kind} while it was loaded)") from error
 
     def segments(self, waveform: Tensor) -> list[dict[str, Any]]:
         """`{"start", "end", "text"}` of each stretch of speech in (N,) float32 at 16 kHz; seconds, greedy decoding."""

@@ -63,22 +63,26 @@ def as_clip(arrays: ClipArrays) -> Clip:
     )
 
 
-def to_media(clip: Clip, *, layout: Layout, max_frames: int | None = None) -> Media:
+def to_media(clip: Clip, *, layout: Layout) -> Media:
     """What the towers read. An absent half is None and has its flag off; the model feeds zeros for it.
 
     Absent sound is not silence: silence has its own log-mel, absence is an all-zero encoder input (paper 3.2.2).
 
     Args:
-        max_frames: the frame limit the clip was read with; None takes the layout's.
+        layout: the one that the clip was read with.
     """
-    limit = max_frames or layout.max_frames
-    frame_count = int(clip.frame_times.shape[0])
+    limit, frame_count = layout.max_frames, int(clip.frame_times.shape[0])
     if frame_count > limit:
         raise ValueError(f"clip {clip.key[:12]}: {frame_count} frames, max_frames is {limit}; read it with that limit")
     if clip.waveform is None:
-        mel, seconds = None, silent_seconds(frame_count=frame_count, duration=clip.duration, max_frames=limit)
+        mel, seconds = (
+            None,
+            silent_seconds(
+                frame_count=frame_count, duration=clip.duration, max_frames=limit, max_seconds=layout.max_seconds
+            ),
+        )
     else:
-        mel, seconds = _mel(clip, clip.waveform, frame_count=frame_count, layout=layout, max_frames=limit)
+        mel, seconds = _mel(clip, clip.waveform, frame_count=frame_count, layout=layout)
     return Media(
         key=clip.key,
         frame_count=frame_count,
@@ -90,9 +94,15 @@ def to_media(clip: Clip, *, layout: Layout, max_frames: int | None = None) -> Me
     )
 
 
-def _mel(clip: Clip, waveform: Tensor, *, frame_count: int, layout: Layout, max_frames: int) -> tuple[Tensor, int]:
+def _mel(clip: Clip, waveform: Tensor, *, frame_count: int, layout: Layout) -> tuple[Tensor, int]:
     video_seconds = clip.duration if clip.frames is not None else None
-    span = fit_waveform(waveform, frame_count=frame_count, video_seconds=video_seconds, max_frames=max_frames)
+    span = fit_waveform(
+        waveform,
+        frame_count=frame_count,
+        video_seconds=video_seconds,
+        max_frames=layout.max_frames,
+        max_seconds=layout.max_seconds,
+    )
     chunk_seconds = layout.audio_positions // 50
     mel = mel_chunks(
         span.waveform,

@@ -107,7 +107,9 @@ def _decode_image(data: bytes, *, name: str, choose: Choose, limits: MediaLimits
         with Image.open(io.BytesIO(data)) as image:
             check_pixels(image.width, image.height, name=name, limits=limits)
             frame = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise MediaError("too_large", f"{name}: {error}") from error
+    except (OSError, SyntaxError, ValueError) as error:
         reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
         raise MediaError(reason, f"{name}: {error}") from error
     facts = VideoFacts(frame_count=1, fps=1.0, duration=1.0)

@@ -38,9 +38,10 @@ def audio_for_frames(
         frames: F of the clip.
         tokens: n, tokens of a frame.
         seconds: seconds of audio that count.
-        max_num_frame: number of frames that longer audio is spread over.
+        max_num_frame: number of frames that longer audio is spread over; a clip that the plan granted fewer frames
+            spreads it over those.
         rows_per_second: audio rows of a second.
-        exact: above max_num_frame seconds, give each frame the rows of its own span. The released rule rounds every
+        exact: with more seconds than frames, give each frame the rows of its own span. The released rule rounds every
             share up, so that the sound runs ahead of the picture and the last frames hear nothing (spec 1.7).
 
     Raises:
@@ -50,17 +51,17 @@ def audio_for_frames(
     if rows.shape[0] < count:
         raise ValueError(f"{seconds} s of audio need {count} rows but the clip has {rows.shape[0]}")
     groups = min(seconds, max_num_frame)
-    if frames != groups:
+    if frames > groups:
         raise ValueError(f"{seconds} s of audio belong to {groups} frames (one a second) but the clip has {frames}")
-    per = rows_per_frame(seconds, max_num_frame=max_num_frame, rows_per_second=rows_per_second)
+    per = rows_per_frame(seconds, max_num_frame=frames, rows_per_second=rows_per_second)
     if per > tokens:
         raise ValueError(
             f"{seconds} s of audio give {per} rows a frame but a frame has only {tokens} tokens: "
             "shorten the clip, pool the audio rows or use larger images"
         )
-    if exact and seconds > max_num_frame:
-        return _own_spans(rows[:count], groups=groups, tokens=tokens)
-    shares = nnf.pad(rows[:count], (0, 0, 0, groups * per - count)).view(groups, per, -1)
+    if exact and seconds > frames:
+        return _own_spans(rows[:count], groups=frames, tokens=tokens)
+    shares = nnf.pad(rows[:count], (0, 0, 0, frames * per - count)).view(frames, per, -1)
     return nnf.pad(shares, (0, 0, 0, tokens - per))
 
 

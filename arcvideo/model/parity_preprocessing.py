@@ -106,7 +106,7 @@ def _frames(cases: Sequence[Mapping[str, Any]]) -> Iterator[Difference]:
 def _sound(cases: Sequence[Mapping[str, Any]]) -> Iterator[Difference]:
     for case in cases:
         samples = case["samples"]
-        cut = cut_waveform(torch.arange(samples), pieces=FRAMES)
+        cut = cut_waveform(torch.arange(samples), pieces=FRAMES, seconds=2 * FRAMES)
         frames = min(FRAMES, -(-max(samples, SAMPLE_RATE) // SAMPLE_RATE))
         span = fit_waveform(torch.empty(samples), frame_count=frames, video_seconds=None, max_frames=FRAMES)
         chunks = -(-span.waveform.numel() // CHUNK)

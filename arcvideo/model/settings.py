@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from arcvideo.data.settings import MediaLayout
@@ -142,6 +143,50 @@ class ModelSettings:
     def rows_per_second(self) -> int:
         """Projected audio rows of a second."""
         return 50 // self.audio_pooling
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Train low-rank adapters instead of whole matrices; the export has them merged, the adapter is kept beside it."""
+
+    rank: int = 16
+    """Inner width of an adapter."""
+    alpha: float = 32.0
+    """An adapter's output is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Share of an adapter's inputs that are dropped in training; 0 where completions are sampled (grpo)."""
+    targets: list[str] = field(default_factory=lambda: ["qkv_proj", "o_proj", "gate_and_up_proj", "down_proj"])
+    """Last parts of the names of the linear layers that get one."""
+    modules: list[str] = field(default_factory=lambda: ["llm"])
+    """Which modules of stage.train train through adapters; the others of stage.train train whole."""
+
+
+def lora_problems(lora: LoraSettings | None, *, train: Collection[str], objective: str) -> list[str]:
+    """What is wrong with the settings of adapters, one sentence each, naming key and remedy.
+
+    Args:
+        lora: None trains whole modules.
+        train: stage.train.
+        objective: of the stage.
+    """
+    if lora is None:
+        return []
+    problems = []
+    if lora.rank < 1:
+        problems.append(f"lora.rank={lora.rank} must be at least 1; lora=null trains whole modules")
+    if not lora.alpha > 0:
+        problems.append(f"lora.alpha={lora.alpha} must be above 0")
+    if not 0 <= lora.dropout < 1:
+        problems.append(f"lora.dropout={lora.dropout} must be at least 0 and below 1")
+    if lora.dropout and objective != "next_token":
+        problems.append(f"lora.dropout={lora.dropout} must be 0 with stage.objective={objective}: what is sampled must "
+                        "be what is trained")  # fmt: skip
+    if not lora.targets or not lora.modules:
+        problems.append("lora.targets and lora.modules must each name something; lora=null trains whole modules")
+    for name in lora.modules:
+        if name not in train:
+            problems.append(f"lora.modules has {name!r}, which stage.train={list(train)} does not train: add it there")
+    return problems
 
 
 def check(settings: ModelSettings) -> None:

@@ -69,6 +69,10 @@ class GrpoSettings:
     """Leave completions that were cut off out of the loss."""
     drop_zero_variance: bool = False
     """Leave groups whose rewards are all equal out of the batch: they carry no gradient but the KL's."""
+    max_refills: int = 0
+    """Times a step may draw `num_prompts` further prompts in place of groups left out (DAPO's dynamic sampling)."""
+    require_reward_spread: bool = True
+    """Refuse to start when no reward varies within any group of the first rollout."""
     prompts_per_batch: int = 1
     """Prompts whose groups share one packed row (micro-batch)."""
     max_logprob_gap: float = 0.05
@@ -90,6 +94,7 @@ class GrpoSettings:
         _at_least("grpo.max_completion_length", self.max_completion_length, 1)
         _at_least("grpo.num_iterations", self.num_iterations, 1)
         _at_least("grpo.top_k", self.top_k, 0)
+        _at_least("grpo.max_refills", self.max_refills, 0)
         _at_least("grpo.beta", self.beta, 0)
         _at_least("grpo.epsilon", self.epsilon, 0)
         if self.temperature <= 0:
@@ -98,6 +103,10 @@ class GrpoSettings:
             raise ValueError(f"grpo.top_p={self.top_p} must be in (0, 1]")
         if not all(self.stop):
             raise ValueError("grpo.stop has an empty text: every completion would end at once")
+        if self.max_refills and not self.drop_zero_variance:
+            raise ValueError(
+                f"grpo.max_refills={self.max_refills} refills what grpo.drop_zero_variance leaves out: set it to true"
+            )
         if self.loss_type == "cispo" and self.epsilon_high is None:
             raise ValueError("grpo.loss_type=cispo needs grpo.epsilon_high, the largest ratio itself, for example 5.0")
         for task, rewards in self.task_rewards.items():

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
 from arcvideo.report.curves import scatter
-from arcvideo.report.page import STYLE
+from arcvideo.report.page import rendered, save
 
 
 def write_sweep(folder: Path) -> dict[str, Any]:
@@ -29,13 +29,13 @@ def write_sweep(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} has no finished job (*/job.json)")
     keys = list(dict.fromkeys(key for job in jobs for key in job["overrides"]))
     swept = [key for key in keys if len({job["overrides"].get(key) for job in jobs}) > 1]
-    lower_is_better = "error" in jobs[0]["metric"]
+    lower_is_better = jobs[0].get("direction") == "minimize"
     measured = [job for job in jobs if job["value"] is not None]
     ranked = sorted(measured, key=lambda job: job["value"], reverse=not lower_is_better)
     ranked += [job for job in jobs if job["value"] is None]
     table = {"metric": jobs[0]["metric"], "keys": swept, "jobs": ranked}
     (folder / "sweep.json").write_text(json.dumps(table, indent=1) + "\n")
-    (folder / "sweep.html").write_text(_page(table, name=folder.name), encoding="utf-8")
+    save(folder / "sweep.html", _page(table, name=folder.name))
     return table
 
 
@@ -58,17 +58,14 @@ def _cells(job: Mapping[str, Any], *, keys: Sequence[str]) -> list[str]:
 
 
 def _page(table: Mapping[str, Any], *, name: str) -> str:
-    plots = "".join(_plot(table, key=key) for key in table["keys"])
-    head = "".join(f"<th>{escape(word)}</th>" for word in (*table["keys"], table["metric"], "minutes", "folder"))
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(job, keys=table['keys']))}</tr>"
-        for job in table["jobs"]
-    )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{escape(name)}</title><style>{STYLE}</style></head><body><h1>Sweep {escape(name)}</h1>"
-        f'<div class="curves">{plots}</div><div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
-        "</body></html>\n"
+    plots = [_plot(table, key=key) for key in table["keys"]]
+    return rendered(
+        "sweep.html",
+        name=name,
+        metric=table["metric"],
+        keys=table["keys"],
+        plots=[Markup(svg) for svg in plots if svg],
+        rows=[_cells(job, keys=table["keys"]) for job in table["jobs"]],
     )
 
 
@@ -82,4 +79,4 @@ def _plot(table: Mapping[str, Any], *, key: str) -> str:
         labels = list(dict.fromkeys(values))
         places = [float(labels.index(value)) for value in values]
     points = [(place, float(job["value"])) for place, job in zip(places, jobs, strict=True)]
-    return scatter(points, title=f"{table['metric']} over {key}", labels=labels)
+    return scatter(points, title=key, labels=labels)

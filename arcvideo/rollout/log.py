@@ -1,47 +1,78 @@
-"""rollouts.jsonl: some completions of every step, for people to read."""
+"""Some completions of every step for people to read: rollouts.jsonl, and a picture of spans, rollouts.png."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from arcvideo.rollout.groups import Group
+from arcvideo.rollout.groups import Completion, Group
 from arcvideo.rollout.rewards.score import Scores
+from arcvideo.rollout.timeline import Asked, draw
+from arcvideo.tasks import answers
+
+PICTURED = 6
+"""Grounding prompts on the picture."""
+
+
+def sample_rows(groups: Sequence[Group], scores: Scores, *, gains: Tensor, count: int) -> list[dict[str, Any]]:
+    """The first `count` completions with their rewards and why they got them, JSON-able; whole groups first."""
+    pairs = [(group, completion) for group in groups for completion in group.completions][:count]
+    rows = []
+    for index, (group, completion) in enumerate(pairs):
+        prompt = group.prompt
+        parts = {name: float(part[index]) for name, part in scores.parts.items()}
+        true = prompt.truth.get("span")
+        rows.append(
+            {
+                "key": prompt.key,
+                "task": prompt.task,
+                "question": prompt.question,
+                "truth": dict(prompt.truth),
+                "completion": completion.text,
+                "finished": completion.finished,
+                "span": None if true is None else answers.parse_span(completion.text),
+                "rewards": {name: value for name, value in parts.items() if value == value},
+                "notes": _notes(scores, index=index),
+                "reward": float(scores.total[index]),
+                "advantage": round(float(gains[index]), 4),
+            }
+        )
+    return rows
+
+
+def _notes(scores: Scores, *, index: int) -> dict[str, dict[str, Any]]:
+    """Reward -> what it read, or why it could not; without what does not apply."""
+    found = {
+        reward: {note: values[index] for note, values in notes.items() if values[index] is not None}
+        for reward, notes in scores.notes.items()
+    }
+    return {reward: notes for reward, notes in found.items() if notes}
 
 
 class RolloutLog:
-    """Writes completions with their rewards; a step that is done again replaces what it and later steps wrote."""
+    """Writes what was sampled; a step that is done again replaces what it and later steps wrote."""
 
-    def __init__(self, path: Path | None, *, count: int) -> None:
-        """Write to `path` (None: nowhere) at most `count` completions a step, whole groups first."""
-        self.path, self.count = path, count
+    def __init__(self, path: Path | None) -> None:
+        """Write to `path` (None: nowhere); the picture stands beside it."""
+        self.path = path
         self._next = -1
 
-    def write(self, *, step: int, groups: Sequence[Group], scores: Scores, advantages: Tensor) -> None:
-        """Append the first completions of a step."""
-        if self.path is None or not self.count:
+    def write(self, rows: Sequence[dict[str, Any]], *, step: int, groups: Sequence[Group]) -> None:
+        """Append the rows of a step, and draw its grounding prompts in place of the last picture."""
+        if self.path is None or not rows:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [(group.prompt, completion) for group in groups for completion in group.completions][: self.count]
         self._drop_from(step)
         with self.path.open("a", encoding="utf-8") as file:
-            for index, (prompt, completion) in enumerate(rows):
-                parts = {name: float(part[index]) for name, part in scores.parts.items()}
-                row = {
-                    "step": step,
-                    "key": prompt.key,
-                    "task": prompt.task,
-                    "question": prompt.question,
-                    "truth": dict(prompt.truth),
-                    "completion": completion.text,
-                    "finished": completion.finished,
-                    "rewards": {name: value for name, value in parts.items() if value == value},
-                    "advantage": round(float(advantages[index]), 4),
-                }
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            for row in rows:
+                file.write(json.dumps({"step": step} | row, ensure_ascii=False) + "\n")
+        asked = [_asked(group) for group in groups if group.prompt.truth.get("span") is not None][:PICTURED]
+        if asked:
+            draw(asked, title=f"step {step}", path=self.path.with_suffix(".png"))
 
     def _drop_from(self, step: int) -> None:
         """Forget this step and later ones, unless this process has just written the step before."""
@@ -51,3 +82,23 @@ class RolloutLog:
             kept = [line for line in old if line.endswith("}") and json.loads(line)["step"] < step]
             self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self._next = step + 1
+
+
+def _asked(group: Group) -> Asked:
+    """A grounding prompt as the picture shows it."""
+    media = group.prompt.media
+    true = tuple(float(second) for second in group.prompt.truth["span"])
+    said = [answers.parse_span(completion.text) for completion in group.completions]
+    clip = float(max((max(item.seconds, item.frame_count) for item in media), default=0))
+    return Asked(
+        question=group.prompt.question,
+        key=group.prompt.key,
+        true=(true[0], true[1]),
+        said=said,
+        texts=[_short(completion) for completion in group.completions],
+        seconds=max([clip, true[1], 1.0]),
+    )
+
+
+def _short(completion: Completion) -> str:
+    return answers.answer_text(completion.text) or completion.text

@@ -6,40 +6,41 @@ reports it and the loop needs to know nothing about rollouts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from arcvideo.data.collate import collate, collate_groups
 from arcvideo.data.prompts import Prompt
-from arcvideo.model.special import SpecialIds, special_ids
-from arcvideo.objectives.grpo import METRIC, advantages, completion_weights, group_std, token_logprobs
+from arcvideo.model.special import special_ids
+from arcvideo.objectives.grpo import METRIC
 from arcvideo.objectives.settings import GrpoSettings
+from arcvideo.rollout.collect import Collected, collect
 from arcvideo.rollout.encode import with_features
+from arcvideo.rollout.gates import check_media, check_reference, check_rewards, check_sampler
 from arcvideo.rollout.groups import Group
-from arcvideo.rollout.log import RolloutLog
+from arcvideo.rollout.held import HeldGroup, from_json, hold, restore_group, to_json
+from arcvideo.rollout.log import RolloutLog, sample_rows
+from arcvideo.rollout.measure import TIMES, gathered, metrics, report
 from arcvideo.rollout.reference import frozen_copy
 from arcvideo.rollout.rewards.loading import load_reward
-from arcvideo.rollout.rewards.score import Scores, score
+from arcvideo.rollout.rows import empty_row, forward_logprobs, gains_of, pack, rows_of, rows_per_rank
 from arcvideo.rollout.sampler import InProcessSampler
 from arcvideo.rollout.settings import grpo_sampling
 from arcvideo.tasks import TASKS
 from arcvideo.types import Batch
 
-Counts = dict[str, dict[str, int]]
-"""Kind (planned, seen, quarantined) -> data source -> items."""
+Counts = dict[str, dict[str, Any]]
+"""Kind (planned, seen, quarantined) -> data source -> items; `held` -> prompt -> its completions."""
+HELD = "held"
+"""Kind of the state under which completions lie that later updates still need."""
 SAMPLER_GAP = f"{METRIC}rollout/logprob_gap"
 """Entry of `Batch.extra`: (T,) |log-prob of the sampler - log-prob of the trainer|."""
-ZERO_STD = 1e-6
-"""A group whose rewards spread less than this teaches nothing."""
-REFERENCE_GAP = 1e-3
-"""Largest difference in nats between policy and reference before the first update; they are the same weights."""
 
 
 class PromptSource(Protocol):
@@ -109,185 +110,175 @@ class RolloutSource:
         self._sampler = InProcessSampler(engine.model, tokenizer=tokenizer, features=features)
         self._sampling = grpo_sampling(settings)
         self._special = special_ids(tokenizer)
-        self._log = RolloutLog(log, count=settings.log_completions)
+        self._log = RolloutLog(log)
         self._reference = None
         if settings.beta != 0:
             with engine.whole_weights() as model:
                 self._reference = frozen_copy(model)
-        self._rollout = -1
+        self._rollout, self._next = -1, 0
         self._before: Counts = {}
         self._batches: list[Batch] = []
+        self._held: dict[str, HeldGroup] = {}
+        self._resumed = False
+        self._rows: list[dict[str, Any]] = []
+        self._seconds: dict[str, float] = {}
 
     def batches(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of optimizer step `step`; steps of one rollout give the same batches again.
-
-        TODO: after a resume in the middle of num_iterations > 1 the completions are sampled again, from newer weights.
-        """
-        rollout = step // self.settings.num_iterations
+        """This rank's micro-batches of optimizer step `step`; steps of one rollout give the same batches again."""
+        rollout, iteration = divmod(step, self.settings.num_iterations)
         if rollout != self._rollout:
             self._before = self.source.state()
-            self._batches, self._rollout = self._roll_out(rollout), rollout
-        return self._batches
+            if not self._resumed:
+                self._held = {}
+            self._batches = self._roll_out(rollout)
+            if self._resumed:  # these prompts were counted before the checkpoint
+                self.source.restore(self._before)
+            self._rollout, self._resumed = rollout, False
+        self._next = step + 1
+        return [_without_times(batch) for batch in self._batches] if iteration else self._batches
+
+    def samples(self, step: int) -> list[dict[str, Any]]:
+        """What `rollouts.jsonl` says of this step, for a table elsewhere; nothing where the completions are reused."""
+        return [] if step % self.settings.num_iterations else self._rows
 
     def state(self) -> Counts:
-        """Counts of the prompts' source, for a checkpoint."""
-        return self.source.state()
+        """Counts of the prompts' source and, between two updates of one rollout, its completions; JSON-able."""
+        counts: Counts = dict(self.source.state())
+        if self._next % self.settings.num_iterations and self._held:
+            counts[HELD] = {key: to_json(group) for key, group in self._held.items()}
+        return counts
 
     def restore(self, state: Counts) -> None:
-        """Continue the counts; a held rollout that began from `state` will be handed out, so it stays counted."""
-        if self._rollout < 0 or state != self._before:
-            self.source.restore(state)
+        """Continue; all ranks together. A held rollout that began from `state` will be handed out, so it stays counted.
+
+        Completions in `state` are used in place of sampling; they may have been sampled by other ranks.
+        """
+        counts = {kind: value for kind, value in state.items() if kind != HELD}
+        found: Mapping[str, Any] = {}
+        if self.settings.num_iterations > 1:
+            found = {key: row for part in gathered(state.get(HELD, {})) for key, row in part.items()}
+        if found:
+            self._held = {key: from_json(row) for key, row in found.items()}
+            self._resumed = True
+        if self._rollout < 0 or counts != self._before:
+            self.source.restore(counts)
 
     def _roll_out(self, rollout: int) -> list[Batch]:
         settings = self.settings
-        prompts = list(self.source.prompts(rollout, count=settings.num_prompts))
+        self._seconds = dict.fromkeys(("encode", "prefill", "decode", "rewards", "logprobs"), 0.0)
+        before = dict(self._sampler.seconds)
         with self.engine.whole_weights() as model, self.engine.precision():
-            prompts = with_features(prompts, model=model, features=self.features)
-            seeds = [self.seed * 1_000_003 + rollout] * len(prompts)
-            groups = self._sampler.sample(
-                prompts, num_generations=settings.num_generations, settings=self._sampling, seeds=seeds
+            drawn = collect(
+                lambda chunk: self._sampled(model, chunk=chunk),
+                rollout=rollout,
+                settings=settings,
+                clock=time.perf_counter,
             )
-            scores = score(groups, settings=settings)
-            owner = torch.arange(len(groups)).repeat_interleave(settings.num_generations)
-            gains = _advantages(scores.total, settings=settings)
-            gains *= torch.tensor([settings.task_weights.get(group.prompt.task, 1.0) for group in groups])[owner]
-            spread = group_std(scores.total, groups=owner)
-            batches = [
-                self._batch(model, groups=groups, rows=row, scores=scores, gains=gains, spread=spread)
-                for row in _rows(spread, settings=settings)
-            ]
-        self._check(batches, rollout=rollout)
-        batches += [_empty_batch(self._special) for _ in range(_rows_per_rank(settings) - len(batches))]
-        self._log.write(step=rollout * settings.num_iterations, groups=groups, scores=scores, advantages=gains)
+            gains = self._gains(drawn)
+            rows = rows_of(drawn.chosen, spread=drawn.spread, settings=settings)
+            began = time.perf_counter()
+            batches = [self._batch(model, drawn=drawn, rows=row, gains=gains) for row in rows]
+            self._seconds["logprobs"] = time.perf_counter() - began
+        self._seconds["rewards"] = drawn.seconds
+        self._seconds |= {name: self._sampler.seconds[name] - before[name] for name in before}
+        found = report(drawn.groups, drawn.scores, spread=drawn.spread, seconds=self._seconds)
+        self._check(batches, first=rollout == 0)
+        if rollout == 0 and settings.require_reward_spread:
+            check_rewards(found)
+        batches = [replace(batch, extra={**batch.extra, **metrics(found)}) for batch in batches]
+        batches += [empty_row(self._special) for _ in range(rows_per_rank(len(rows), settings=settings) - len(rows))]
+        self._rows = sample_rows(drawn.groups, drawn.scores, gains=gains, count=settings.log_completions)
+        self._log.write(self._rows, step=rollout * settings.num_iterations, groups=drawn.groups)
         return batches
 
-    def _batch(
-        self, model: Any, *, groups: list[Group], rows: list[int], scores: Scores, gains: Tensor, spread: Tensor
-    ) -> Batch:
-        """One packed row of some of the groups, with everything the objective reads."""
+    def _sampled(self, model: Any, *, chunk: int) -> list[Group]:
+        """This rank's groups of a chunk of the prompt stream, from a checkpoint as far as it has them."""
         settings = self.settings
-        chosen = [groups[row] for row in rows]
-        picked = torch.cat([torch.arange(settings.num_generations) + row * settings.num_generations for row in rows])
-        completions = [completion for group in chosen for completion in group.completions]
-        lengths = torch.tensor([completion.ids.numel() for completion in completions])
-        finished = torch.tensor([completion.finished for completion in completions])
-        counted = torch.ones(len(completions))
-        if settings.mask_truncated_completions:
-            counted = finished.float()
-        weights = completion_weights(lengths, counted=counted, loss_type=settings.loss_type)
-        batch = collate_groups(
-            [group.prompt for group in chosen],
-            completions=[[completion.ids.tolist() for completion in group.completions] for group in chosen],
-            weights=weights.view(len(chosen), -1).tolist(),
-            specials=chosen[0].prompt.specials,
+        prompts = list(self.source.prompts(chunk, count=settings.num_prompts))
+        check_media(prompts, tokens_per_frame=model.settings.tokens_per_frame)
+        began = time.perf_counter()
+        prompts = with_features(prompts, model=model, features=self.features)
+        self._seconds["encode"] += time.perf_counter() - began
+        held = [self._held.get(_name(chunk, prompt)) if self._resumed else None for prompt in prompts]
+        fresh = [prompt for prompt, known in zip(prompts, held, strict=True) if known is None]
+        sampled = iter(
+            self._sampler.sample(
+                fresh,
+                num_generations=settings.num_generations,
+                settings=self._sampling,
+                seeds=[self.seed * 1_000_003 + chunk] * len(fresh),
+            )
         )
-        sampled = torch.cat([completion.logprobs for completion in completions])
-        extra = {
-            "advantages": gains[picked],
-            "loss_mask": counted[batch.target_samples],
-            **self._logprobs(model, batch=batch, sampled=sampled),
-            **_metrics(scores, picked=picked, spread=spread, lengths=lengths, finished=finished),
-        }
-        return replace(batch, extra=extra)
+        groups = [
+            next(sampled) if known is None else restore_group(known, prompt=prompt, tokenizer=self._sampler.tokenizer)
+            for prompt, known in zip(prompts, held, strict=True)
+        ]
+        if settings.num_iterations > 1:
+            for group, known in zip(groups, held, strict=True):
+                self._held[_name(chunk, group.prompt)] = known or hold(group)
+        return groups
+
+    def _gains(self, drawn: Collected) -> Tensor:
+        """(n,) advantages of all completions; 0 for groups that are not trained on."""
+        size = self.settings.num_generations
+        picked = _completions(drawn.chosen, size=size)
+        tasks = [drawn.groups[number].prompt.task for number in drawn.chosen for _ in range(size)]
+        gains = torch.zeros(len(drawn.scores.total))
+        gains[picked] = gains_of(drawn.scores.total[picked], tasks=tasks, settings=self.settings)
+        return gains
+
+    def _batch(self, model: Any, *, drawn: Collected, rows: list[int], gains: Tensor) -> Batch:
+        """One packed row of some of the groups, with everything the objective reads."""
+        groups = [drawn.groups[number] for number in rows]
+        picked = _completions(rows, size=self.settings.num_generations)
+        batch = pack(groups, gains=gains[picked], settings=self.settings)
+        names = [_name(drawn.chunks[number], drawn.groups[number].prompt) for number in rows]
+        return replace(batch, extra={**batch.extra, **self._logprobs(model, batch=batch, groups=groups, names=names)})
 
     @torch.no_grad()
-    def _logprobs(self, model: Any, *, batch: Batch, sampled: Tensor) -> dict[str, Tensor]:
+    def _logprobs(
+        self, model: Any, *, batch: Batch, groups: Sequence[Group], names: Sequence[str]
+    ) -> dict[str, Tensor]:
         """Log-probs of the targets under policy and reference, and how far the sampler's were off, each (T,)."""
         moved = batch.to(next(model.parameters()).device)
-        old = _forward(model, moved, temperature=self.settings.temperature)
+        temperature = self.settings.temperature
+        known = [self._held[name].old for name in names] if self._resumed else []
+        if known and all(known):
+            old = torch.cat([part for group in known for part in group])
+        else:
+            old = forward_logprobs(model, moved, temperature=temperature)
+        if self.settings.num_iterations > 1:
+            self._remember(names, groups, old=old)
+        sampled = torch.cat([completion.logprobs for group in groups for completion in group.completions])
         found = {"old_logprobs": old, SAMPLER_GAP: (old - sampled).abs()}
         if self._reference is not None:
-            found["ref_logprobs"] = _forward(self._reference, moved, temperature=self.settings.temperature)
+            found["ref_logprobs"] = forward_logprobs(self._reference, moved, temperature=temperature)
         return found
 
-    def _check(self, batches: Sequence[Batch], *, rollout: int) -> None:
-        """Refuse to train on numbers that do not belong together.
+    def _remember(self, names: Sequence[str], groups: Sequence[Group], *, old: Tensor) -> None:
+        """Keep the old log-probs of each group for a checkpoint."""
+        lengths = [[completion.ids.numel() for completion in group.completions] for group in groups]
+        for name, own, part in zip(names, lengths, old.split([sum(own) for own in lengths]), strict=True):
+            self._held[name] = replace(self._held[name], old=part.split(own))
 
-        Raises:
-            ValueError: sampler and trainer disagree, or policy and reference do before the first update.
-        """
-        for batch in batches:
-            gap = batch.extra[SAMPLER_GAP]
-            if not float(gap.max()) <= self.settings.max_logprob_gap:
-                sample = batch.keys[int(batch.target_samples[int(gap.argmax())])]
-                raise ValueError(
-                    f"sampler and trainer disagree by {float(gap.max()):.3g} nats on a token of {sample}, more than "
-                    f"grpo.max_logprob_gap={self.settings.max_logprob_gap}: they read different inputs or weights, "
-                    "or the precision is too coarse for this bound"
-                )
-            if self._reference is not None and rollout == 0:
-                apart = float((batch.extra["ref_logprobs"] - batch.extra["old_logprobs"]).abs().max())
-                if not apart <= REFERENCE_GAP:
-                    raise ValueError(
-                        f"policy and reference differ by {apart:.3g} nats before the first update ({batch.keys[0]}): "
-                        "the source was made after weights were changed, or the reference reads other inputs"
-                    )
+    def _check(self, batches: Sequence[Batch], *, first: bool) -> None:
+        """Refuse to train on numbers that do not belong together."""
+        check_sampler(batches, gap=SAMPLER_GAP, bound=self.settings.max_logprob_gap)
+        if self._reference is not None and first:
+            check_reference(batches)
 
 
-def _forward(model: Any, batch: Batch, *, temperature: float) -> Tensor:
-    """(T,) float32 log-probs of the targets, on CPU."""
-    output = model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        segments=batch.segments,
-        media=batch.media,
-        target_positions=batch.target_positions,
-    )
-    return token_logprobs(output.logits, target_ids=batch.target_ids, temperature=temperature).cpu()
+def _name(chunk: int, prompt: Prompt) -> str:
+    """Of a held group."""
+    return f"{chunk}/{prompt.key}"
 
 
-def _rows(spread: Tensor, *, settings: GrpoSettings) -> list[list[int]]:
-    """Group numbers of each packed row. Rows stay as many as they are, so that ranks keep in step.
-
-    A row that would lose all its groups to drop_zero_variance keeps the first: its gradient is the KL's alone.
-    """
-    per_group = spread.view(-1, settings.num_generations)[:, 0].tolist()
-    rows = []
-    for start in range(0, len(per_group), settings.prompts_per_batch):
-        row = list(range(start, min(start + settings.prompts_per_batch, len(per_group))))
-        varied = [number for number in row if per_group[number] > ZERO_STD]
-        rows.append((varied or row[:1]) if settings.drop_zero_variance else row)
-    return rows
+def _completions(groups: Sequence[int], *, size: int) -> Tensor:
+    """(k * size,) int64 numbers of the completions of some groups."""
+    return (torch.tensor(groups, dtype=torch.int64)[:, None] * size + torch.arange(size)).flatten()
 
 
-def _rows_per_rank(settings: GrpoSettings) -> int:
-    """Packed rows every rank must deliver, whatever happened to its prompts."""
-    ranks = dist.get_world_size() if dist.is_initialized() else 1
-    return -(-(settings.num_prompts // ranks) // settings.prompts_per_batch)
-
-
-def _empty_batch(special: SpecialIds) -> Batch:
-    """A row that weighs nothing, in place of prompts whose media could not be read, so that ranks keep in step."""
-    batch = collate([], specials=special, weighting="token")
-    nothing = torch.zeros(len(batch.target_ids))
-    names = ("advantages", "old_logprobs", "ref_logprobs", "loss_mask")
-    return replace(batch, extra=dict.fromkeys(names, nothing))
-
-
-def _advantages(rewards: Tensor, *, settings: GrpoSettings) -> Tensor:
-    """(n,) advantages of this rank's completions; only the std of the whole batch needs the other ranks."""
-    everyone, before = rewards, 0
-    if settings.scale_rewards == "batch" and dist.is_initialized():
-        parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, rewards.tolist())
-        before = sum(len(part) for part in parts[: dist.get_rank()])
-        everyone = torch.tensor([value for part in parts for value in part])
-    groups = torch.arange(len(everyone)) // settings.num_generations
-    gains = advantages(everyone, groups=groups, scale_rewards=settings.scale_rewards)
-    return gains[before : before + len(rewards)]
-
-
-def _metrics(scores: Scores, *, picked: Tensor, spread: Tensor, lengths: Tensor, finished: Tensor) -> dict[str, Tensor]:
-    """What the objective reports per completion, under TRL's names."""
-    size = lengths.float()
-    nothing = torch.full_like(size, float("nan"))
-    values = {
-        "reward": scores.total[picked],
-        "reward_std": spread[picked],  # mean over groups of their std
-        "frac_reward_zero_std": (spread[picked] <= ZERO_STD).float(),
-        "completions/mean_length": size,
-        "completions/mean_terminated_length": torch.where(finished, size, nothing),
-        "completions/clipped_ratio": (~finished).float(),
-    }
-    values |= {f"rewards/{name}/mean": part[picked] for name, part in scores.parts.items()}
-    return {METRIC + name: value for name, value in values.items()}
+def _without_times(batch: Batch) -> Batch:
+    """The batch of a later update: no rollout was made for it."""
+    kept = {name: value for name, value in batch.extra.items() if not name.startswith(TIMES)}
+    return replace(batch, extra=kept)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from arcvideo.runner.ranks import World, gather_json
-from arcvideo.runner.trainable import module_of
+from arcvideo.runner.trainable import base_of, module_of
 from arcvideo.types import Batch, Media
 
 MODALITIES = ("video", "audio")
@@ -195,7 +195,7 @@ class GradientWatch:
             for module, square in part["squares"].items():
                 if square > 0:
                     self._norms[module] = self._norms.get(module, 0.0) + square
-        dead = [module for module in self.unproven if module not in _FED_BY or _FED_BY[module] in present]
+        dead = [module for module in self.unproven if _FED_BY.get(base_of(module)) in {None, *present}]
         # A step may rightly have no gradient at all: a first GRPO step whose groups are all equal.
         if dead and self._norms:
             raise DeadModality(

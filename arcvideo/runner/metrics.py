@@ -10,7 +10,8 @@ import queue
 import sys
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +111,11 @@ class WandbMirror:
             "mode": mode,
             "dir": str(folder),
             "name": name,
-            "id": self.run_id,
-            "resume": "allow",
+            # Stages of one pipeline stand together.
+            "group": folder.absolute().parent.name,
+            "job_type": folder.name,
             "config": dict(config),
+            **_continued(self.run_id),
         }
         self._thread = threading.Thread(target=self._mirror, args=(options,), name="wandb", daemon=True)
         self._thread.start()
@@ -140,8 +143,7 @@ class WandbMirror:
         try:
             import wandb
 
-            quiet = wandb.Settings(silent=True, console="off", init_timeout=_PATIENCE)
-            run = wandb.init(settings=quiet, **options)
+            run = wandb.init(settings=_quiet(), **options)
             while self._on:
                 item = self._todo.get()
                 if isinstance(item, int):
@@ -160,7 +162,91 @@ class WandbMirror:
             print(f"W&B is off for this run, training goes on: {type(error).__name__}: {error}", file=sys.stderr)
 
 
-def _wandb_mode(asked: str) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A node of the graph of artifacts that W&B draws."""
+
+    name: str
+    """Of the collection: the stage, `base` or `data`."""
+    kind: str
+    """`model` or `dataset`."""
+    identity: str
+    """Decides whether two artifacts are the same version."""
+    path: Path | None = None
+    """Where it lies; W&B stores a reference, never the weights."""
+
+
+def record_lineage(
+    made: Artifact, *, used: Sequence[Artifact], settings: LoggerSettings, folder: Path, run_id: str | None
+) -> None:
+    """Tell W&B what a finished stage read and what it made; a failure is said on stderr and changes nothing.
+
+    Args:
+        made: the stage's export.
+        used: its parent's export and its data. They become the versions that the parent itself recorded, because
+            equal identities give equal contents.
+        settings: as given to the run.
+        folder: of the stage.
+        run_id: `RunResult.wandb_id`; None records nothing.
+    """
+    mode = _wandb_mode(settings.wandb, say=False)
+    if mode == "disabled" or run_id is None:
+        return
+    options = {"project": settings.project, "entity": settings.entity, "mode": mode, "dir": str(folder)}
+    failures: list[Exception] = []
+
+    def record() -> None:
+        try:
+            _record_lineage(made, used=used, options=options | _continued(run_id))
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=record, name="wandb-lineage", daemon=True)
+    thread.start()
+    thread.join(2 * _PATIENCE)
+    if thread.is_alive():
+        failures.append(TimeoutError(f"no answer in {2 * _PATIENCE} s"))
+    for error in failures:
+        print(f"W&B does not know this stage's lineage: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _record_lineage(made: Artifact, *, used: Sequence[Artifact], options: Mapping[str, Any]) -> None:
+    import wandb
+
+    run = wandb.init(settings=_quiet(), **options)
+    for item in used:
+        artifact = _artifact(item, make=wandb.Artifact)
+        if options["mode"] == "offline":
+            # `use_artifact` refuses to work offline; this is what it calls online, without waiting for a server.
+            run._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)
+        else:
+            run.use_artifact(artifact)
+    run.log_artifact(_artifact(made, make=wandb.Artifact), aliases=["latest", made.identity[:12]])
+    run.finish()
+
+
+def _artifact(item: Artifact, *, make: Callable[..., Any]) -> Any:
+    where = {"path": str(item.path)} if item.path else {}
+    artifact = make(item.name, type=item.kind, metadata={"identity": item.identity, **where})
+    # Contents decide whether W&B sees one version or two.
+    with artifact.new_file("identity.json") as file:
+        json.dump({"identity": item.identity}, file)
+    if item.path:
+        artifact.add_reference(item.path.absolute().as_uri(), name="files", checksum=False)
+    return artifact
+
+
+def _continued(run_id: str | None) -> dict[str, Any]:
+    return {"id": run_id, "resume": "allow"}
+
+
+def _quiet() -> Any:
+    import wandb
+
+    return wandb.Settings(silent=True, console="off", init_timeout=_PATIENCE)
+
+
+def _wandb_mode(asked: str, *, say: bool = True) -> str:
     """The mode asked for, unless WANDB_MODE says otherwise or there is no key to be online with."""
     mode = os.environ.get("WANDB_MODE", asked) if asked == "online" else asked
     if mode != "online" or os.environ.get("WANDB_API_KEY"):
@@ -171,7 +257,10 @@ def _wandb_mode(asked: str) -> str:
         known = None
     if known:
         return mode
-    print("W&B has no key (WANDB_API_KEY or `wandb login`): writing offline, `wandb sync` sends it", file=sys.stderr)
+    if say:
+        print(
+            "W&B has no key (WANDB_API_KEY or `wandb login`): writing offline; `wandb sync` sends it", file=sys.stderr
+        )
     return "offline"
 
 

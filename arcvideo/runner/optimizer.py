@@ -10,7 +10,7 @@ from torch import nn
 
 from arcvideo.muon import Muon
 from arcvideo.runner.settings import OptimizerSettings
-from arcvideo.runner.trainable import module_of
+from arcvideo.runner.trainable import base_of, module_of
 
 # Read and written by row, not multiplied: Muon's argument about matrices does not hold for them.
 _TABLES = ("embed_tokens", "lm_head", "wte")
@@ -64,7 +64,7 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], *, settings: Opt
         module, decays = module_of(name), parameter.ndim >= 2
         muon = settings.name == "muon" and _is_muon(name, parameter)
         if (module, decays, muon) not in groups:
-            peak = (settings.muon_lr if muon else settings.lr) * settings.module_lrs.get(module, 1.0)
+            peak = (settings.muon_lr if muon else settings.lr) * settings.module_lrs.get(base_of(module), 1.0)
             groups[module, decays, muon] = {
                 "params": [],
                 "module": module,
@@ -75,6 +75,14 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], *, settings: Opt
             }
         groups[module, decays, muon]["params"].append(parameter)
     return list(groups.values())
+
+
+def peak_lrs(named: Iterable[tuple[str, nn.Parameter]], *, settings: OptimizerSettings) -> dict[str, list[float]]:
+    """Trained module -> its peak learning rates, largest first."""
+    found: dict[str, set[float]] = {}
+    for group in parameter_groups(named, settings=settings):
+        found.setdefault(group["module"], set()).add(group["peak_lr"])
+    return {module: sorted(rates, reverse=True) for module, rates in found.items()}
 
 
 def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], *, settings: OptimizerSettings) -> torch.optim.Optimizer:

@@ -56,6 +56,8 @@ class RunResult:
     """LivenessReport as a dict; empty when switched off."""
     counts: Counts = field(default_factory=dict)
     """Items over all ranks, and from before a resume too."""
+    wandb_id: str | None = None
+    """Of the W&B run; None without W&B."""
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:
@@ -76,5 +78,6 @@ def summed(parts: Sequence[Counts]) -> Counts:
         for kind, sources in part.items():
             for name, count in sources.items():
                 row = total.setdefault(kind, {})
-                row[name] = row.get(name, 0) + count
+                # Beside counts a state may hold things of its own, under names that no two ranks share.
+                row[name] = row.get(name, 0) + count if isinstance(count, int) else count
     return total

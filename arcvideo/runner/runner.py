@@ -96,8 +96,11 @@ class Runner:
         self._report = LivenessReport()
         self._watch: GradientWatch | None = None
 
-    def run(self) -> RunResult:
+    def run(self, *, until: int | None = None) -> RunResult:
         """Train until `settings.steps`, from the newest checkpoint of this identity if there is one.
+
+        Args:
+            until: stop earlier, after so many steps, with a checkpoint from which another run goes on.
 
         Raises:
             Preempted: a signal asked to stop; a checkpoint is written, the process should exit with code 85.
@@ -115,6 +118,7 @@ class Runner:
         seed_all(self.settings.seed, rank=self.world.rank)
         found = self._resume()
         start = found.step if found else 0
+        end = min(until or self.settings.steps, self.settings.steps)
         self._log = self._open_log(found)
         last: dict[str, Any] = {}
         code = 1
@@ -122,27 +126,30 @@ class Runner:
             with StopSignals() as signals, self._dog:
                 if self.settings.liveness and start == 0:
                     self._prove()
-                for step in range(start, self.settings.steps):
+                for step in range(start, end):
                     last, stop = self._step(step, stop=signals)
                     done = step + 1
                     if stop or self._save_is_due(done):
                         self.save(done)
-                    if stop and done < self.settings.steps:
+                    if stop and done < end:
                         self._finish_saving(done)
                         raise Preempted(done)
                 self._end_watch()
-                self._finish_saving(self.settings.steps)
+                self._finish_saving(max(start, end))
             code = 0
         finally:
+            if code:
+                self._saver.leave()
             self._log.close(exit_code=code)
         return RunResult(
-            steps=self.settings.steps,
+            steps=max(start, end),
             seconds=time.monotonic() - began,
             metrics={name: value for name, value in last.items() if isinstance(value, int | float)},
             skipped=list(self._skipped),
             resumed_from=start,
             liveness=dataclasses.asdict(self._report) if self.settings.liveness else {},
             counts=summed(gather_json(self.source.state(), world=self.world)),
+            wandb_id=self._log.wandb_id,
         )
 
     # --- one step ---

@@ -141,3 +141,13 @@ class Saver:
         if self._failed > self.failures:
             raise OSError(f"{cause}. Free or repair the disk, then start the same command again")
         say(f"{cause}. Training goes on; the next save tries again ({self._failed} of {self.failures} may fail)")
+
+    def leave(self, *, seconds: float = 30) -> None:
+        """After an error: let the write under way finish, without a word to the other ranks, which may be gone.
+
+        Args:
+            seconds: at most; what is not whole by then is not a checkpoint.
+        """
+        if self._thread is not None:
+            self._thread.join(seconds)
+            self._give_up.set()

@@ -49,7 +49,7 @@ class OptimizerSettings:
     """Which optimizer moves the weights, and how fast."""
 
     name: str = "adamw"
-    """adamw, or muon (2-D matrices of the decoder by Muon, the rest by AdamW; ZeRO 0 only)."""
+    """adamw, or muon (2-D matrices of the decoder by Muon, the rest and all adapters by AdamW; ZeRO 0 only)."""
     lr: float = 2e-5
     """Peak learning rate of AdamW."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
@@ -63,7 +63,8 @@ class OptimizerSettings:
     muon_momentum: float = 0.95
     """Nesterov momentum of Muon."""
     module_lrs: dict[str, float] = field(default_factory=dict)
-    """Learning-rate multiplier per module name (llm, vision_projector, audio_projector, vit, whisper)."""
+    """Learning-rate multiplier per module name (llm, vision_projector, audio_projector, vit, whisper); the adapters of
+    a module have that module's."""
 
 
 @dataclass(frozen=True, kw_only=True)

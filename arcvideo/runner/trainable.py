@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,8 @@ PREFIXES = {
     "whisper": ("speech_encoder.",),
 }
 """Module name in the settings -> prefixes of its parameters' names."""
+ADAPTER = ".lora"
+"""The adapters of `llm` are a module of their own, `llm.lora`: what is under them is frozen and proven to be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +28,29 @@ class ModuleRow:
     module: str
     parameters: int
     trained: bool
+    lrs: tuple[float, ...] = ()
+    """Peak learning rates; more than one where an optimizer has several."""
+
+
+def base_of(module: str) -> str:
+    """The module (a key of PREFIXES) that a module is, or that its adapters sit on."""
+    return module.removesuffix(ADAPTER)
+
+
+def trained_modules(train: Iterable[str], *, adapted: Collection[str] = ()) -> list[str]:
+    """The modules that learn when those in `adapted` learn through adapters."""
+    return [name + ADAPTER if name in adapted else name for name in train]
 
 
 def module_of(name: str) -> str:
-    """The module name (a key of PREFIXES) that the parameter `name` belongs to.
+    """The module that the parameter `name` belongs to: a key of PREFIXES, with `.lora` for parameters of adapters.
 
     Raises:
         ValueError: no prefix fits.
     """
     for module, prefixes in PREFIXES.items():
         if name.startswith(prefixes):
-            return module
+            return module + ADAPTER if ".lora_" in name else module
     raise ValueError(
         f"parameter {name!r} belongs to no module of {', '.join(PREFIXES)}: add its prefix to runner/trainable.py"
     )
@@ -51,7 +65,7 @@ def train_only(model: nn.Module, modules: Iterable[str]) -> list[ModuleRow]:
         ValueError: an unknown name, or a name whose module has no parameters.
     """
     wanted = set(modules)
-    unknown = wanted - PREFIXES.keys()
+    unknown = {name for name in wanted if base_of(name) not in PREFIXES}
     if unknown:
         raise ValueError(f"stage.train names {sorted(unknown)}: choose from {', '.join(PREFIXES)}")
     present = {module_of(name) for name, _ in model.named_parameters()}
@@ -66,8 +80,11 @@ def train_only(model: nn.Module, modules: Iterable[str]) -> list[ModuleRow]:
     return trainable_table(model)
 
 
-def trainable_table(model: nn.Module) -> list[ModuleRow]:
+def trainable_table(model: nn.Module, *, lrs: Mapping[str, Sequence[float]] | None = None) -> list[ModuleRow]:
     """One row per module present, read from the parameters themselves.
+
+    Args:
+        lrs: module -> peak learning rates (`optimizer.peak_lrs`).
 
     Raises:
         ValueError: a module is trained in part.
@@ -78,19 +95,25 @@ def trainable_table(model: nn.Module) -> list[ModuleRow]:
         row[0] += parameter.numel()
         row[1] += parameter.numel() if parameter.requires_grad else 0
     rows = []
-    for module in PREFIXES:
+    for module in (name + suffix for name in PREFIXES for suffix in ("", ADAPTER)):
         total, trained = counts.get(module, (0, 0))
         if trained not in (0, total):
             raise ValueError(f"module {module} is trained in part: {trained} of {total} parameters require gradients")
         if total:
-            rows.append(ModuleRow(module=module, parameters=total, trained=trained > 0))
+            rates = tuple((lrs or {}).get(module, ()))
+            rows.append(ModuleRow(module=module, parameters=total, trained=trained > 0, lrs=rates))
     return rows
 
 
 def table_text(rows: Sequence[ModuleRow]) -> str:
     """The table for a terminal."""
-    lines = [f"{'module':<18}{'parameters':>15}  trained"]
-    lines += [f"{row.module:<18}{row.parameters:>15,}  {'yes' if row.trained else 'no'}" for row in rows]
+    lines = [f"{'module':<22}{'parameters':>15}  {'trained':<8}{'peak learning rate'}"]
+    for row in rows:
+        rates = " and ".join(f"{rate:.3g}" for rate in row.lrs) or "-"
+        lines.append(f"{row.module:<22}{row.parameters:>15,}  {'yes' if row.trained else 'no':<8}{rates}")
+    learning = sum(row.parameters for row in rows if row.trained)
+    total = sum(row.parameters for row in rows)
+    lines.append(f"{'all':<22}{total:>15,}  {learning:,} ({100 * learning / max(total, 1):.3g} %) learn")
     return "\n".join(lines)
 
 
@@ -112,14 +135,14 @@ def frozen_hashes(model: nn.Module, *, frozen: Iterable[str]) -> dict[str, str]:
     """Module name -> sha256 of its parameters, for each module in `frozen`.
 
     `frozen` comes from the configuration, not from requires_grad: a layer unfrozen behind the configuration's back
-    is then caught by its changed hash.
+    is then caught by its changed hash. A layer under an adapter counts under its own name, as if there were none.
     """
     wanted = set(frozen)
     groups: dict[str, list[tuple[str, Tensor]]] = {}
     for name, parameter in model.named_parameters():
         module = module_of(name)
         if module in wanted:
-            groups.setdefault(module, []).append((name, parameter))
+            groups.setdefault(module, []).append((name.replace(".base_layer.", "."), parameter))
     return {module: tensor_digest(sorted(group, key=lambda item: item[0])) for module, group in sorted(groups.items())}
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 
 from arcvideo.data.quarantine import QuarantineBudgetError
 from arcvideo.data.settings import DataSettings, QuarantineSettings
+from arcvideo.data.shards import Record, write_shards
 from arcvideo.data.source import Source
 from tests.data import build
 
@@ -37,7 +39,8 @@ def patched(data: bytes, at: int, content: bytes) -> bytes:
 
 def absurd_size() -> bytes:
     """A PNG that announces 100,000 x 100,000 pixels."""
-    return patched(build.png(), 16, struct.pack(">II", 100_000, 100_000))
+    changed = patched(build.png(), 16, struct.pack(">II", 100_000, 100_000))
+    return patched(changed, 29, struct.pack(">I", zlib.crc32(changed[12:29])))
 
 
 def endless() -> bytes:
@@ -63,40 +66,50 @@ def media_kinds() -> dict[str, bytes]:
         "zeroed-picture.mp4": patched(whole, mdat, bytes((tail - mdat) // 2)),
         "no-streams.mp4": whole[:32] + struct.pack(">I", 8) + b"moov",
         "wrong-magic.mp4": b"RIFF" + whole[4:],
-        "cut.png": picture[: len(picture) // 2],
+        "cut-png.png": picture[: len(picture) // 2],
         "absurd.png": absurd_size(),
-        "cut.jpg": jpeg.getvalue()[:200],
+        "cut-jpg.jpg": jpeg.getvalue()[:200],
         "empty.webp": b"RIFF\x04\x00\x00\x00WEBP",
         "headless.wav": build.wav()[:20],
         "silentless.wav": build.wav()[:44],
         "endless.wav": endless(),
         "noise.mp3": bytes(np.random.default_rng(3).integers(0, 255, 3000, dtype=np.uint8)),
-        "cut.ogg": b"OggS" + bytes(200),
+        "cut-ogg.ogg": b"OggS" + bytes(200),
         "flac-header.flac": b"fLaC" + bytes(34),
     }
 
 
-JSON_KINDS: dict[str, bytes] = {
-    "broken": b'{"items": [',
-    "not-utf8": b'{"items": "\xff\xfe"}',
-    "not-an-object": b"[1, 2]",
-    "null": b"null",
-    "deep": b"[" * 50_000,
-    "no-items": b"{}",
-    "items-of-another-type": b'{"items": "x"}',
-    "empty-file": b"",
+JSON_KINDS: dict[str, tuple[bytes, str]] = {
+    "broken": (b'{"items": [', "broken_json"),
+    "not-utf8": (b'{"items": "\xff\xfe"}', "broken_json"),
+    "not-an-object": (b"[1, 2]", "broken_json"),
+    "null": (b"null", "broken_json"),
+    "deep": (b"[" * 50_000, "broken_json"),
+    "no-items": (b"{}", "no_items"),
+    "items-of-another-type": (b'{"items": "x"}', "no_items"),
+    "empty-file": (b"", "broken_json"),
 }
-ITEM_KINDS: dict[str, dict[str, Any]] = {
-    "missing-answer": {"task": "qa", "question": "what?"},
-    "empty-answer": {"task": "qa", "question": "what?", "answer": "  "},
-    "unknown-task": {"task": "poem", "answer": "red"},
-    "letter-out-of-range": {"task": "mcq", "question": "?", "options": ["a", "b"], "answer": "C"},
-    "repeated-options": {"task": "mcq", "question": "?", "options": ["a", "a"], "answer": "A"},
-    "reversed-span": {"task": "grounding", "question": "when?", "span": [5, 2]},
-    "span-not-a-number": {"task": "grounding", "question": "when?", "span": ["x", float("nan")]},
-    "forged-token": {"task": "qa", "question": "what <sep> red", "answer": "blue"},
-    "number-as-answer": {"task": "caption", "answer": 7},
+ITEM_KINDS: dict[str, tuple[dict[str, Any], str]] = {
+    "missing-answer": ({"task": "qa", "question": "what?"}, "no_answer"),
+    "empty-answer": ({"task": "qa", "question": "what?", "answer": "  "}, "no_answer"),
+    "unknown-task": ({"task": "poem", "answer": "red"}, "unknown_task"),
+    "letter-out-of-range": ({"task": "mcq", "question": "?", "options": ["a", "b"], "answer": "C"}, "bad_answer"),
+    "repeated-options": ({"task": "mcq", "question": "?", "options": ["a", "a"], "answer": "A"}, "bad_options"),
+    "reversed-span": ({"task": "grounding", "question": "when?", "span": [5, 2]}, "bad_span"),
+    "span-not-a-number": ({"task": "grounding", "question": "when?", "span": ["x", float("nan")]}, "bad_span"),
+    "forged-token": ({"task": "qa", "question": "what <sep> red", "answer": "blue"}, "special_in_text"),
+    "number-as-answer": ({"task": "caption", "answer": 7}, "bad_answer"),
 }
+WRONG_NAMES = {"png-as-mp4.mp4": "png", "mp4-as-png.png": "mp4", "wav-as-jpg.jpg": "wav"}
+"""Media whose content is not what the name says: the content counts."""
+
+MEMBER_KINDS: dict[str, list[tuple[str, bytes]]] = {
+    "pickled": [("png", build.png()), ("pkl", b"\x80\x04."), ("json", record())],
+    "several_media": [("png", build.png()), ("jpg", build.png()), ("json", record())],
+    "no_json": [("png", build.png())],
+    "no_media": [("json", record())],
+}
+"""Reason -> members of a record that is refused for it."""
 
 
 def members() -> Iterator[tuple[str, bytes]]:
@@ -107,20 +120,21 @@ def members() -> Iterator[tuple[str, bytes]]:
         key, _, extension = name.rpartition(".")
         yield f"media-{key}.{extension}", data
         yield f"media-{key}.json", record()
-    for name, content in JSON_KINDS.items():
+    for name, (content, _) in JSON_KINDS.items():
         yield f"json-{name}.png", build.png()
         yield f"json-{name}.json", content
-    for name, item in ITEM_KINDS.items():
+    for name, (item, _) in ITEM_KINDS.items():
         yield f"item-{name}.png", build.png()
         yield f"item-{name}.json", record(items=[item])
-    yield "pickled.png", build.png()
-    yield "pickled.pkl", b"\x80\x04."
-    yield "pickled.json", record()
-    yield "two-pictures.png", build.png()
-    yield "two-pictures.jpg", build.png()
-    yield "two-pictures.json", record()
-    yield "no-record.png", build.png()
-    yield "no-media.json", record()
+    for reason, files in MEMBER_KINDS.items():
+        for extension, data in files:
+            yield f"member-{reason}.{extension}", data
+    yield "member-unknown.xyz", b"?"
+    yield "member-unknown.json", record()
+    media = {"png": build.png(), "mp4": build.mp4(1.0), "wav": build.wav()}
+    for name, kind in WRONG_NAMES.items():
+        yield f"good-{name}", media[kind]
+        yield f"good-{name.partition('.')[0]}.json", record()
     yield "../outside.json", record(text_only=True)
     yield "/absolute.json", record(text_only=True)
     yield from good("last")
@@ -132,49 +146,92 @@ def good(key: str) -> Iterator[tuple[str, bytes]]:
     yield f"{key}.json", record()
 
 
+SPECIAL = {
+    "symbolic-link": tarfile.SYMTYPE,
+    "hard-link": tarfile.LNKTYPE,
+    "device": tarfile.CHRTYPE,
+    "pipe": tarfile.FIFOTYPE,
+}
+
+
+def special(tar: tarfile.TarFile) -> None:
+    """Members that are no plain files, and one that would be ten gigabytes of holes."""
+    for name, kind in SPECIAL.items():
+        info = tarfile.TarInfo(f"special-{name}.mp4")
+        info.type, info.linkname = kind, "/etc/passwd"
+        tar.addfile(info)
+    info = tarfile.TarInfo("special-sparse.mp4")
+    info.size, info.pax_headers = 4, {"GNU.sparse.map": "0,4", "GNU.sparse.size": str(10 << 30)}
+    tar.addfile(info, io.BytesIO(b"hole"))
+
+
 @pytest.fixture(scope="module")
-def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("damage") / "damaged-000000.tar"
-    with tarfile.open(path, "w") as tar:
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The corpus; a second shard repeats a key of the first and has lost its end."""
+    folder = tmp_path_factory.mktemp("damage")
+    with tarfile.open(folder / "damaged-000000.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         for name, data in members():
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
-            info = tarfile.TarInfo(f"link-{kind.decode()}.mp4")
-            info.type, info.linkname = kind, "/etc/passwd"
-            tar.addfile(info)
-    return path
+        special(tar)
+    records = [Record(key=key, content=json.loads(record()), media={"png": build.png()}) for key in ("last", "cut")]
+    (second,) = write_shards(records, out=folder, name="short")
+    second.write_bytes(second.read_bytes()[: 4 * 512 + len(build.png()) // 512 * 512])
+    return f"{folder}/*.tar"
 
 
-def opened(shard: Path, *, file: Path, quarantine: QuarantineSettings = TOLERANT) -> Source:
-    settings: DataSettings = build.settings(str(shard), packs_per_step=1, quarantine=quarantine)
+def opened(shards: str, *, file: Path, quarantine: QuarantineSettings = TOLERANT) -> Source:
+    settings: DataSettings = build.settings(shards, packs_per_step=1, quarantine=quarantine)
     return Source(settings, layout=build.LAYOUT, tokenizer=build.tokenizer(), seed=1, quarantine_file=file)
 
 
-def test_every_damage_is_written_down_and_only_good_clips_are_seen(shard: Path, tmp_path: Path) -> None:
+def expected() -> dict[tuple[str, str], tuple[str, str]]:
+    """(shard, key) -> stage and reason; reason "" where it is the decoder's to choose."""
+    exact = {"zero-length": "no_media", "no-streams": "no_media", "absurd": "too_large", "endless": "too_long"}
+    names = [name.rpartition(".")[0] for name in media_kinds()]
+    found = {f"media-{name}": ("media", exact.get(name, "")) for name in names}
+    found |= {f"json-{name}": ("record", reason) for name, (_, reason) in JSON_KINDS.items()}
+    found |= {f"item-{name}/0": ("item", reason) for name, (_, reason) in ITEM_KINDS.items()}
+    found |= {f"member-{reason}": ("record", reason) for reason in MEMBER_KINDS}
+    found |= {f"special-{name}": ("record", "not_a_file") for name in (*SPECIAL, "sparse")}
+    found |= dict.fromkeys(["../outside", "/absolute"], ("record", "unsafe_name"))
+    found |= {
+        "item-forged-token/0": ("tokens", "special_in_text"),
+        "member-unknown": ("record", "no_media"),
+        "last": ("record", "duplicate_key"),
+    }
+    first, second = "damaged-000000.tar", "short-000000.tar"
+    return {(first, key): why for key, why in found.items()} | {
+        (second, "last"): ("record", "duplicate_key"),
+        (second, second): ("shard", "truncated_tar"),
+    }
+
+
+def test_every_damage_is_written_down_and_only_good_clips_are_seen(shards: str, tmp_path: Path) -> None:
     file = tmp_path / "quarantine.jsonl"
-    source = opened(shard, file=file)
+    source = opened(shards, file=file)
     keys = [key for step in range(source.steps_per_epoch) for batch in source.batches(step) for key in batch.keys]
-    assert keys
-    assert all(key.startswith(("good-", "last")) for key in keys), keys
+    good = {f"good-{number}/0" for number in range(0, len(media_kinds()), 5)}
+    assert sorted(keys) == sorted(good | {f"good-{name.partition('.')[0]}/0" for name in WRONG_NAMES} | {"last/0"})
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    assert all(row["source"] == "tiny" and row["stage"] and row["reason"] for row in rows)
-    lost = " ".join(row["key"] + row["detail"] for row in rows)
-    wanted = [f"media-{name.rpartition('.')[0]}" for name in media_kinds()]
-    wanted += [f"json-{name}" for name in JSON_KINDS] + [f"item-{name}" for name in ITEM_KINDS]
-    wanted += ["pickled", "two-pictures", "no-record", "no-media", "outside", "absolute", "last", "link-"]
-    assert len(wanted) >= 30
-    assert not [name for name in wanted if name not in lost]
+    assert all(row["source"] == "tiny" and row["reason"] for row in rows)
+    wanted = expected()
+    assert {(row["shard"], row["key"]): row["stage"] for row in rows} == {
+        at: stage for at, (stage, _) in wanted.items()
+    }
+    wrong = [row for row in rows if wanted[row["shard"], row["key"]][1] not in ("", row["reason"])]
+    assert not wrong
+    assert len(rows) == len(wanted) >= 30
     counts = source.counts()["tiny"]
     assert counts["planned"] == counts["seen"] + counts["quarantined"]
     assert counts["seen"] == len(keys)
 
 
-def test_the_same_is_lost_every_time(shard: Path, tmp_path: Path) -> None:
+def test_the_same_is_lost_every_time(shards: str, tmp_path: Path) -> None:
     rows = []
     for name in ("one", "other"):
-        source = opened(shard, file=tmp_path / name)
+        source = opened(shards, file=tmp_path / name)
         for step in range(source.steps_per_epoch):
             source.batches(step)
         rows.append((tmp_path / name).read_text())
@@ -182,7 +239,7 @@ def test_the_same_is_lost_every_time(shard: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("budget", [QuarantineSettings(max_rate=0.5), QuarantineSettings(max_rate=1.0, max_count=5)])
-def test_a_budget_stops_with_a_summary(shard: Path, tmp_path: Path, budget: QuarantineSettings) -> None:
+def test_a_budget_stops_with_a_summary(shards: str, tmp_path: Path, budget: QuarantineSettings) -> None:
     with pytest.raises(QuarantineBudgetError, match=r"data\.sources\.tiny: \d+ quarantined .* x ") as caught:
-        opened(shard, file=tmp_path / "quarantine.jsonl", quarantine=budget)
+        opened(shards, file=tmp_path / "quarantine.jsonl", quarantine=budget)
     assert "Repair the shards, or raise the budget" in str(caught.value)

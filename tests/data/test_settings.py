@@ -23,8 +23,9 @@ def test_layouts_of_both_sizes() -> None:
         (lambda: SourceSettings(tasks={"mcq": -1.0}), "tasks"),
         (lambda: SourceSettings(drop_video=0.7, drop_audio=0.7), "drop_video"),
         (lambda: DataSettings(token_budget=0), "token_budget"),
+        (lambda: DataSettings(min_frames=0), "min_frames"),
         (lambda: DataSettings(length_weighting="none"), "length_weighting"),
-        (lambda: DataSettings(over_budget="fewer_frames"), "not possible yet"),
+        (lambda: DataSettings(over_budget="cut"), "fewer_frames"),
         (lambda: QuarantineSettings(max_rate=2.0), "max_rate"),
     ],
 )

@@ -155,10 +155,23 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
     assert reasons(path) == {"a": "not_a_file"}
 
 
-def test_duplicate_keys_are_refused(tmp_path: Path) -> None:
-    one = ("a.json", record(text_only=True))
-    path = tar(tmp_path / "x.tar", [one, ("b.json", record(text_only=True)), one])
-    assert "duplicate_key" in reasons(path).values()
+@pytest.mark.parametrize("order", ["a b a", "a a b", "a b a b", "a a a b"])
+def test_first_record_of_a_key_is_kept(tmp_path: Path, order: str) -> None:
+    parts = {key: [(f"{key}.png", build.png()), (f"{key}.json", record())] for key in "ab"}
+    path = tar(tmp_path / "x.tar", [member for key in order.split() for member in parts[key]])
+    index = indexed(path)
+    assert [index.key(row) for row in range(len(index.clips))] == ["a", "b"]
+    again = {key for key in "ab" if order.count(key) > 1}
+    assert {problem.key: problem.reason for problem in index.problems()} == dict.fromkeys(again, "duplicate_key")
+
+
+def test_hidden_files_are_no_records(tmp_path: Path) -> None:
+    path = tar(
+        tmp_path / "x.tar",
+        [("._a.json", b"\0\5\x16\7"), ("a.json", record(text_only=True)), (".x/b.json", record(text_only=True))],
+    )
+    assert reasons(path) == {}
+    assert [indexed(path).key(row) for row in range(2)] == ["a", ".x/b"]
 
 
 @pytest.mark.parametrize("keep", ["inside the last member", "between members", "without end mark"])

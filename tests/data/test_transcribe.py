@@ -15,12 +15,20 @@ from arcvideo.data.shards import main
 from tests.data import build
 
 
-def test_transcribe_adds_timed_rows_and_leaves_media_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     dims = ModelDimensions(80, 1500, 16, 2, 1, 51864, 448, 16, 2, 1)
-    torch.save({"dims": asdict(dims), "model_state_dict": Network(dims).state_dict()}, tmp_path / "tiny.pt")
+    path = tmp_path_factory.mktemp("whisper") / "tiny.pt"
+    torch.save({"dims": asdict(dims), "model_state_dict": Network(dims).state_dict()}, path)
+    return str(path)
+
+
+def test_transcribe_adds_timed_rows_and_leaves_media_alone(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     pattern = build.shards(tmp_path / "in", count=4, per_shard=2)
-    ask = ["transcribe", pattern, "--model", str(tmp_path / "tiny.pt"), "--out", str(tmp_path / "out")]
+    ask = ["transcribe", pattern, "--model", model, "--out", str(tmp_path / "out")]
     assert main(ask) == 0
     made = sorted((tmp_path / "out").glob("*.tar"))
     before = ensure_indexes(sorted((tmp_path / "in").glob("*.tar")))
@@ -45,3 +53,42 @@ def test_transcribe_adds_timed_rows_and_leaves_media_alone(tmp_path: Path, capsy
     assert made[1].exists()
     assert made[0].stat() == first
     assert main([*ask[:3], str(tmp_path / "none.pt"), "--out", str(tmp_path / "other")]) == 2
+
+
+def test_file_that_takes_too_long_costs_its_row_only(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pattern = build.shards(tmp_path / "in", count=2)
+    ask = ["transcribe", pattern, "--model", model, "--out", str(tmp_path / "out")]
+    assert main([*ask, "--deadline", "0.0001"]) == 0
+    said = capsys.readouterr().out
+    assert "2 records, 1 of them could not be heard" in said  # the other one is silent
+    assert "timeout: clip-00000: not decoded within 0.0001 s" in said
+    old, new = (ensure_indexes(sorted((tmp_path / part).glob("*.tar")))[0] for part in ("in", "out"))
+    assert [new.record(row) for row in range(2)] == [old.record(row) for row in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--out": "in"}, "a folder of their own"),
+        ({"--deadline": "0"}, "deadline_seconds"),
+        ({"--model": "broken.pt"}, "no checkpoint of openai-whisper"),
+        ({"shards": "https://localhost:1/a.tar"}, "shard_cache"),
+        ({"shards": "pipe:cat a.tar"}, "refused"),
+    ],
+)
+def test_mistakes_are_one_line(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str], change: dict[str, str], message: str
+) -> None:
+    pattern = build.shards(tmp_path / "in", count=1)
+    (tmp_path / "broken.pt").write_bytes(b"not a checkpoint")
+    options = {"shards": pattern, "--model": model, "--out": str(tmp_path / "out")}
+    options |= {
+        name: str(tmp_path / value) if value in ("in", "broken.pt") else value for name, value in change.items()
+    }
+    shards = options.pop("shards")
+    assert main(["transcribe", shards, *(word for pair in options.items() for word in pair)]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1

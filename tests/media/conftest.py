@@ -26,6 +26,10 @@ class Layout:
     audio_positions: int = 400
     max_frames: int = 150
 
+    @property
+    def max_seconds(self) -> int:
+        return 2 * self.max_frames
+
 
 @pytest.fixture(scope="session")
 def layout() -> Layout:

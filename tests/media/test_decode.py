@@ -211,10 +211,10 @@ def test_a_playlist_cannot_name_other_files(tmp_path, layout):
         assert _reason(text.encode(), layout) in ("unreadable", "no_media")
 
 
-def test_media_refuses_more_frames_than_the_model_takes(short_video, layout):
+def test_media_refuses_more_frames_than_the_model_takes(short_video, layout, layout_of):
     clip = read_clip(short_video, name="a.mp4", layout=layout)
     with pytest.raises(ValueError, match="max_frames"):
-        to_media(clip, layout=layout, max_frames=4)
+        to_media(clip, layout=layout_of(max_frames=4))
 
 
 @pytest.mark.parametrize("mistake", [{"policy": "first"}, {"font": "no-such-file"}])

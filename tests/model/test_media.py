@@ -191,6 +191,16 @@ def test_long_audio_is_spread_with_zeros_at_the_end():
     assert placed[1, :, 0].tolist() == [9, 10, 11, 12, 13, 14, 15, 0, 0]
 
 
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize(("seconds", "frames"), [(3, 2), (5, 3), (7, 7), (11, 6), (12, 6)])
+def test_fewer_frames_than_seconds_hear_as_if_the_model_took_no_more(seconds, frames, exact):
+    rows = torch.rand(seconds * 5, 4)
+    rules = {"frames": frames, "tokens": 12, "seconds": seconds, "rows_per_second": 5, "exact": exact}
+    granted = audio_for_frames(rows, max_num_frame=150, **rules)
+    assert torch.equal(granted, audio_for_frames(rows, max_num_frame=frames, **rules))
+    assert torch.equal(granted[granted.abs().sum(-1) > 0], rows)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -8,77 +8,123 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.report.curves import curve, thinned
 from arcvideo.report.page import write_page
-
-NASTY = "<script>alert('x')</script><answer>B</answer> & \"quotes\""
-
-
-def make_run(folder: Path) -> Path:
-    metric = {"value": 0.61, "low": 0.55, "high": 0.67, "chance": 0.25, "n": 200}
-    summary = {"stages": {"sft": {"mcq_accuracy": metric}, "grpo": {"mcq_accuracy": metric}}, "seconds": {"sft": 60.0}}
-    (folder / "summary.json").write_text(json.dumps({**summary, "passed": True}))
-    for stage in ("grpo", "sft"):
-        (folder / stage).mkdir()
-        rows = [{"step": step, "train/loss": 1 / (step + 1), "train/reward": step / 9} for step in range(10)]
-        rows[3]["train/loss"] = "nan"  # as MetricsFile writes what JSON cannot hold
-        (folder / stage / "metrics.jsonl").write_text(
-            "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 10, "tr'
-        )
-        prediction = {"metric": "mcq_accuracy", "key": "a/0", "question": NASTY, "truth": "B", "prediction": NASTY}
-        (folder / stage / "predictions.jsonl").write_text(
-            json.dumps({**prediction, "score": 1.0, "weight": 1.0}) + "\n"
-        )
-    rollout = {"step": 0, "question": NASTY, "truth": {"span": [0, 1]}, "completion": NASTY, "rewards": {"format": 1.0}}
-    (folder / "grpo" / "rollouts.jsonl").write_text(json.dumps({**rollout, "advantage": 0.5}) + "\n")
-    return folder
+from tests.report.runs import NASTY, finish, make_clips, make_run
 
 
 class Checker(HTMLParser):
-    """Collects tags and attributes, and that they close in order."""
+    """Collects tags, attributes and text, and that tags close in order."""
 
-    void = frozenset({"meta", "br", "line"})
+    void = frozenset({"meta", "br", "line", "img"})
 
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
         self.tags: set[str] = set()
         self.links: list[str] = []
+        self.events: list[str] = []
+        self.text: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
-        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        self.events += [name for name, _ in attrs if name.startswith("on")]
         if tag not in self.void:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
+        self.handle_starttag(tag, attrs)
+        if tag not in self.void:
+            self.open.pop()
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
 
-def test_the_page_is_complete_self_contained_and_escaped(tmp_path: Path) -> None:
-    page = write_page(make_run(tmp_path)).read_text()
+
+def checked(page: str) -> Checker:
     checker = Checker()
     checker.feed(page)
     assert not checker.open
-    assert not checker.links
-    assert not checker.tags & {"script", "link", "img", "answer"}
-    assert page.count("<svg") == 4
-    assert "All targets met" in page
-    assert "0.610" in page
-    assert "chance 0.250, n 200" in page
-    assert page.index("<h2>sft</h2>") < page.index("<h2>grpo</h2>")  # the order of the summary
-    assert "nan" not in page
+    return checker
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of two finished stages about real clips."""
+    folder = tmp_path_factory.mktemp("run")
+    finish(make_run(folder), data=make_clips(tmp_path_factory.mktemp("clips")))
+    return write_page(folder).read_text()
+
+
+def test_everything_that_data_or_models_wrote_is_text(whole: str) -> None:
+    checker = checked(whole)
+    assert not checker.tags & {"script", "link", "answer", "iframe", "object"}
+    assert not checker.events
+    assert all(link.startswith(("#", "data:image/jpeg;base64,")) for link in checker.links)
+    assert checker.text.count(NASTY) >= 3  # a question, an answer, a quarantined key: shown as it stands
+
+
+def test_the_page_has_the_tree_the_proofs_the_data_and_the_differences(whole: str) -> None:
+    text = " ".join(" ".join(checked(whole).text).split())
+    assert "All targets met" in text
+    assert "[0.55, 0.67] n 200" in text
+    assert whole.index("<b>sft</b>") < whole.index("<b>grpo</b>")  # the parent first
+    assert "runs/base" in text
+    assert "gradient 0.5" in text
+    assert "frozen" in text
+    assert "changed" not in text
+    assert "video zeroed" in text
+    assert "corrupt" in text
+    assert "1 setting differs from its parent's" in text
+    assert "nan" not in text
+
+
+def test_frames_and_spans_of_a_real_clip_are_drawn(whole: str) -> None:
+    assert whole.count("data:image/jpeg;base64,") == 3  # one a second
+    assert 'aria-label="loudness"' in whole
+    truth, predicted = (
+        'class="truth" style="left:33.3%;width:33.3%"',
+        'class="predicted" style="left:33.3%;width:66.7%"',
+    )
+    assert truth in whole
+    assert predicted in whole
+
+
+def test_a_frozen_module_that_changed_is_told(tmp_path: Path) -> None:
+    finish(make_run(tmp_path), data=tmp_path)
+    path = tmp_path / "sft" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "frozen_after": {"vit": "d" * 64}}))
+    assert '<span class="bad">changed</span>' in write_page(tmp_path).read_text()
+
+
+def test_clips_that_are_gone_are_said_to_be_gone(tmp_path: Path) -> None:
+    finish(make_run(tmp_path), data=tmp_path / "nowhere")
+    page = write_page(tmp_path).read_text()
+    assert "data:image" not in page
+    assert "not in an indexed shard any more" in page
+
+
+def test_stages_from_one_parent_are_set_off_from_each_other(tmp_path: Path) -> None:
+    finish(make_run(tmp_path), data=tmp_path)
+    path = tmp_path / "grpo" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "parent": "0" * 64, "parent_path": "runs/base"}))
+    page = write_page(tmp_path).read_text()
+    assert page.count('<li style="margin-left:22px"') == 2
 
 
 def test_a_pipeline_that_still_runs_has_a_page(tmp_path: Path) -> None:
     make_run(tmp_path)
     (tmp_path / "summary.json").unlink()
     page = write_page(tmp_path).read_text()
+    checked(page)
     assert "Not finished" in page
-    assert "<svg" in page
+    assert "at step 10" in page
+    assert page.count("<svg") == 4
 
 
 def test_an_empty_folder_is_one_clear_error(tmp_path: Path) -> None:
@@ -90,20 +136,3 @@ def test_an_empty_folder_is_one_clear_error(tmp_path: Path) -> None:
     assert made.returncode == 1
     assert made.stderr.startswith("error:")
     assert "Traceback" not in made.stderr
-
-
-@pytest.mark.parametrize("values", [[1.0], [0.0, 0.0], [2.0, 2.0, 2.0], [-1.0, 1e9], [1e-9, 2e-9]])
-def test_any_curve_can_be_drawn(values: list[float]) -> None:
-    drawn = curve(list(enumerate(values)), title="x")
-    assert drawn.startswith("<svg")
-    assert "nan" not in drawn
-
-
-def test_a_curve_without_points_is_nothing() -> None:
-    assert curve([(0, float("nan"))], title="x") == ""
-
-
-def test_long_curves_are_thinned_by_means() -> None:
-    kept = thinned([(step, float(step)) for step in range(1000)], count=100)
-    assert len(kept) == 100
-    assert kept[0] == (4.5, 4.5)

@@ -12,6 +12,8 @@ import torch
 from arcvideo.data.prompts import Prompt
 from arcvideo.objectives.grpo import Grpo
 from arcvideo.objectives.settings import GrpoSettings
+from arcvideo.rollout.rewards.builtin import answer_format
+from arcvideo.rollout.sampler import stop_ids
 from arcvideo.rollout.source import RolloutSource
 from arcvideo.types import Batch
 from tests.rollout.test_sampler import likely_end
@@ -150,8 +152,11 @@ def test_iterations_reuse_the_completions_and_then_the_ratio_moves() -> None:
     source = make_source(replace(SETTINGS, num_iterations=2))
     first = source.batches(0)
     train_step(source, first, lr=0.5)
-    assert source.batches(1) is first
-    _, metrics = train_step(source, first)
+    again = source.batches(1)
+    assert all(torch.equal(there.target_ids, here.target_ids) for there, here in zip(first, again, strict=True))
+    assert "metric:rollout/seconds/decode" in first[0].extra
+    assert "metric:rollout/seconds/decode" not in again[0].extra  # nothing was sampled for this update
+    _, metrics = train_step(source, again)
     assert abs(metrics["importance_ratio"] - 1.0) > 1e-5
     assert metrics["kl"] > 0
     source.batches(2)
@@ -191,14 +196,16 @@ def test_truncated_completions_can_be_left_out() -> None:
     batch = make_source(replace(SETTINGS, mask_truncated_completions=True)).batches(0)[0]
     mask = batch.extra["loss_mask"]
     lengths = torch.bincount(batch.target_samples)
-    cut = batch.extra["metric:completions/clipped_ratio"]
-    assert mask.bool().tolist() == (cut[batch.target_samples] == 0).tolist()
+    last = torch.stack([ids[-1] for ids in batch.target_ids.split(lengths.tolist())])
+    cut = ~torch.isin(last, torch.tensor(sorted(stop_ids(tokenizer()))))
+    assert mask.bool().tolist() == (~cut[batch.target_samples]).tolist()
     assert cut.any()
+    assert float(batch.extra["metric:completions/clipped_ratio"]) > 0
     assert int(lengths.max()) == 10
 
 
 def test_groups_without_spread_can_be_dropped_but_rows_stay_as_many() -> None:
-    equal = replace(SETTINGS, rewards={"format": 1.0})
+    equal = replace(SETTINGS, rewards={"format": 1.0}, require_reward_spread=False)
     kept, dropped = make_source(equal).batches(0), make_source(replace(equal, drop_zero_variance=True)).batches(0)
     assert len(kept) == len(dropped) == 2
     assert [len(batch.keys) for batch in kept] == [8, 8]
@@ -220,7 +227,13 @@ def test_prompts_that_could_not_be_read_leave_empty_rows(monkeypatch: pytest.Mon
 def test_batch_scaling_uses_the_spread_of_the_whole_batch() -> None:
     source = make_source(replace(SETTINGS, scale_rewards="batch"))
     batches = source.batches(0)
-    rewards = torch.cat([batch.extra["metric:reward"] for batch in batches])
+    texts = [
+        tokenizer().decode(ids.tolist(), skip_special_tokens=True)
+        for batch in batches
+        for ids in batch.target_ids.split(torch.bincount(batch.target_samples).tolist())
+    ]
+    valid = answer_format(texts)
+    rewards = torch.tensor(length(texts)) + 0.5 * torch.tensor(valid, dtype=torch.float32)
     gains = torch.cat([batch.extra["advantages"] for batch in batches])
     centred = (rewards.view(-1, 4) - rewards.view(-1, 4).mean(dim=1, keepdim=True)).flatten()
     torch.testing.assert_close(gains, centred / (rewards.std() + 1e-4))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import importlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +21,7 @@ import torch
 from arcvideo.runner.checkpoint import CheckpointFolder
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.metrics import read_metrics
-from arcvideo.runner.ranks import World, join
+from arcvideo.runner.ranks import World, barrier, join
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import OptimizerSettings, RunnerSettings, ScheduleSettings
 from arcvideo.runner.trainable import tensor_digest, train_only
@@ -74,6 +79,7 @@ def train(
     poison: int | None = None,
     liveness: bool = True,
     optimizer: str = "adamw",
+    until: int | None = None,
 ) -> dict[str, Any]:
     """One run; returns its losses and a digest of its final state. A run that dies returns nothing."""
     engine = build_engine(world=world, stage=stage, precision=precision, name=optimizer)
@@ -86,7 +92,7 @@ def train(
         folder=Path(folder), identity="tiny",
     )  # fmt: skip
     try:
-        runner.run()
+        runner.run(until=until)
     except Died:
         return {}
     weights = dict(engine.weights())
@@ -110,41 +116,148 @@ def newest_step(folder: Path) -> int:
     return found.step if found else 0
 
 
-def start_ranks(tasks: list[dict[str, Any]], *, ranks: int, results: Path) -> list[subprocess.Popen[bytes]]:
-    """Start `ranks` processes that do the tasks one after the other; each task is the arguments of `train`."""
+def free_port() -> int:
+    """A port that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    environment["OMP_NUM_THREADS"] = "1"
+        return probe.getsockname()[1]
+
+
+def launched(ranks: int, **variables: str) -> list[dict[str, str]]:
+    """The environment of each rank as torchrun would set it, and `variables`."""
+    place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common = os.environ | place | {"OMP_NUM_THREADS": "1"} | variables
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+def start_ranks(
+    tasks: list[dict[str, Any]], *, ranks: int, results: Path, environments: list[dict[str, str]] | None = None
+) -> list[subprocess.Popen[bytes]]:
+    """Start processes of their own, for tests that signal or kill them.
+
+    Args:
+        tasks: done one after the other: arguments of `train`, or of the function that `do` names.
+        ranks: how many.
+        results: file that rank 0 writes what the tasks return to.
+        environments: of each rank, where it is not torchrun's.
+    """
     command = [sys.executable, "-m", "tests.runner.job", json.dumps(tasks), str(results)]
     return [
-        subprocess.Popen(
-            command, cwd=ROOT, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE
-        )
-        for rank in range(ranks)
+        subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+        for environment in environments or launched(ranks)
     ]
 
 
-def run_ranks(tasks: list[dict[str, Any]], *, ranks: int, results: Path, seconds: float = 240) -> list[dict[str, Any]]:
-    """Do the tasks on several ranks and wait; returns the result of each task."""
-    processes = start_ranks(tasks, ranks=ranks, results=results)
-    try:
-        texts = [process.communicate(timeout=seconds)[1].decode() for process in processes]
-    finally:
-        for process in processes:
+def ended(processes: list[subprocess.Popen[bytes]], *, seconds: float) -> list[str]:
+    """Wait for all of the processes, then kill what still runs after `seconds`; returns what each wrote to stderr."""
+    limit = time.monotonic() + seconds
+    with ThreadPoolExecutor(len(processes)) as pool:
+        texts = [pool.submit(lambda process: process.communicate()[1].decode(), process) for process in processes]
+        try:
+            wait(texts, timeout=limit - time.monotonic())
+        finally:
+            for process in processes:
+                process.kill()
+        return [text.result() for text in texts]
+
+
+class _Pool:
+    """Ranks that stay and do one task after the other: starting them costs more than most tasks."""
+
+    def __init__(self, ranks: int) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="ranks-"))
+        self._errors = [(self._folder / f"{rank}.txt").open("wb") for rank in range(ranks)]
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.runner.job"],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stderr=error,
+            )
+            for environment, error in zip(launched(ranks), self._errors, strict=True)
+        ]
+        self._done = 0
+
+    def do(self, task: dict[str, Any], *, seconds: float) -> Any:
+        """What the task returns on rank 0.
+
+        Raises:
+            AssertionError: a rank failed, or time is up; all are killed.
+        """
+        self._done += 1
+        result = self._folder / f"{self._done}.json"
+        limit = time.monotonic() + seconds
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps({"task": task, "result": str(result)}).encode() + b"\n")
+            process.stdin.flush()
+        while not result.exists():
+            late = time.monotonic() > limit
+            if late or any(process.poll() is not None for process in self._processes):
+                self.close(seconds=0 if late else 10)
+                texts = [(self._folder / f"{rank}.txt").read_text() for rank in range(len(self._processes))]
+                raise AssertionError(
+                    f"{'no end within ' + str(seconds) + ' s' if late else 'failed'}: {task}\n" + "\n".join(texts)
+                )
+            time.sleep(0.01)
+        return json.loads(result.read_text())
+
+    def close(self, *, seconds: float = 30) -> None:
+        """Let the ranks end, or end them."""
+        limit = time.monotonic() + seconds
+        for process in self._processes:
+            assert process.stdin is not None
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+        for process in self._processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(limit - time.monotonic(), 0.01))
             process.kill()
-    assert all(process.returncode == 0 for process in processes), "\n".join(texts)
-    return json.loads(results.read_text())
+            process.wait()
+        for error in self._errors:
+            error.close()
+
+
+_POOLS: dict[int, _Pool] = {}
+
+
+def run_ranks(tasks: list[dict[str, Any]], *, ranks: int, seconds: float = 240) -> list[Any]:
+    """What each task gives on rank 0 of `ranks` processes; a task that takes longer than `seconds` has failed."""
+    try:
+        if ranks not in _POOLS:
+            _POOLS[ranks] = _Pool(ranks)
+            atexit.register(_POOLS[ranks].close)
+        return [_POOLS[ranks].do(task, seconds=seconds) for task in tasks]
+    except BaseException:
+        _POOLS.pop(ranks, None)
+        raise
+
+
+def do(task: dict[str, Any], *, world: World) -> Any:
+    """What the function named by `do` (`package.module:function`) returns for the rest of the task; else `train`."""
+    arguments = dict(task)
+    module, _, function = arguments.pop("do", "tests.runner.job:train").partition(":")
+    return getattr(importlib.import_module(module), function)(**arguments, world=world)
 
 
 def main() -> None:
-    """Do the tasks given as JSON; rank 0 writes the results."""
+    """Do the tasks given as JSON, or those that arrive line by line; rank 0 writes the results."""
     torch.set_num_threads(1)
     world = join()
-    done = [train(**(task | {"world": world})) for task in json.loads(sys.argv[1])]
-    if world.first:
-        Path(sys.argv[2]).write_text(json.dumps(done))
+    if len(sys.argv) > 1:
+        done = [do(task, world=world) for task in json.loads(sys.argv[1])]
+        if world.first:
+            Path(sys.argv[2]).write_text(json.dumps(done))
+        return
+    for line in sys.stdin:
+        asked = json.loads(line)
+        done = do(asked["task"], world=world)
+        barrier(world=world)
+        if world.first:
+            path = Path(asked["result"])
+            path.with_suffix(".tmp").write_text(json.dumps(done))
+            path.with_suffix(".tmp").replace(path)
 
 
 if __name__ == "__main__":

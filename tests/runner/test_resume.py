@@ -68,7 +68,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
         tasks[f"died{stage}"] = {"folder": str(root / f"cut{stage}"), "stage": stage, "die_at": 5}
         tasks[f"resumed{stage}"] = {"folder": str(root / f"cut{stage}"), "stage": stage}
     tasks["left"] = {"folder": str(root / "left"), "stage": 2, "die_at": 5}
-    results = run_ranks(list(tasks.values()), ranks=2, results=root / "results.json")
+    results = run_ranks(list(tasks.values()), ranks=2)
     return root, dict(zip(tasks, results, strict=True))
 
 
@@ -99,7 +99,7 @@ def test_a_checkpoint_of_two_ranks_continues_on_one(
 def test_four_ranks_equal_one(tmp_path: Path, world: World) -> None:
     tasks = [{"folder": str(tmp_path / f"four{stage}"), "stage": stage} for stage in (0, 1, 2, 3)]
     one = train(tmp_path / "one", world=world)
-    for result in run_ranks(tasks, ranks=4, results=tmp_path / "results.json"):
+    for result in run_ranks(tasks, ranks=4):
         close(result, one)
 
 

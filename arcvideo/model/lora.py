@@ -1,0 +1,117 @@
+"""Low-rank adapters on linear layers, through PEFT; the only file that imports it. https://arxiv.org/abs/2106.09685
+
+An adapted layer computes W x + alpha / rank * B A x with W frozen. B starts at zero, so a fresh adapter changes
+nothing. Parameters of adapters have `.lora_` in their names, those of the layers under them `.base_layer`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from arcvideo.model.settings import LoraSettings
+from arcvideo.structured import nearest
+
+
+class Adapters:
+    """The adapters in a model: saved as PEFT reads them, and merged into the weights."""
+
+    def __init__(self, wrapped: Any) -> None:
+        """Hold PEFT's wrapper around a model whose layers it replaced in place; `add_adapters` makes one."""
+        self._wrapped = wrapped
+
+    def save(self, folder: Path | None) -> None:
+        """Write adapter_config.json and adapter_model.safetensors, which `PeftModel.from_pretrained` reads.
+
+        Args:
+            folder: is replaced; None on ranks that do not write.
+        """
+        if folder is None:
+            return
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        for leftover in (temporary, folder):
+            shutil.rmtree(leftover, ignore_errors=True)
+        self._wrapped.save_pretrained(temporary, save_embedding_layers=False)
+        temporary.rename(folder)
+
+    def merge(self) -> nn.Module:
+        """Add the adapters to the weights and take them out; the model has its plain layers and names again.
+
+        Raises:
+            ValueError: a merged weight is not finite.
+        """
+        return self._wrapped.merge_and_unload(safe_merge=True)
+
+
+def add_adapters(
+    model: nn.Module, *, settings: LoraSettings, prefixes: Sequence[str], seed: int = 0, parent: str = ""
+) -> Adapters:
+    """Put adapters on the linear layers that settings name, in place; every other parameter is frozen by it.
+
+    Call `train_only` afterwards, which says what trains.
+
+    Args:
+        model: fp32, whole.
+        settings: rank, targets and so on.
+        prefixes: of the names of the modules to adapt, with their last dot.
+        seed: of the adapters' first values; equal on all ranks.
+        parent: folder of the weights, noted in the saved adapter.
+
+    Raises:
+        ValueError: a target that is no linear layer there, or a module without any target.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    _check_targets(model, settings=settings, prefixes=prefixes)
+    where, what = (f"(?:{'|'.join(map(re.escape, words))})" for words in (prefixes, settings.targets))
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_dropout=settings.dropout,
+        target_modules=rf"{where}(?:.*\.)?{what}",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        wrapped = get_peft_model(model, config)  # type: ignore[arg-type]
+    wrapped.peft_config["default"].base_model_name_or_path = parent or None
+    for name, module in model.named_modules():
+        # A model read from disk is in eval mode, in which nothing would ever be dropped.
+        if name.endswith(".lora_dropout"):
+            module.train()
+    return Adapters(wrapped)
+
+
+def disable_adapters(model: nn.Module) -> None:
+    """Make every adapted layer compute what it did before; the adapters' parameters are frozen by it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.enable_adapters(False)
+
+
+def _check_targets(model: nn.Module, *, settings: LoraSettings, prefixes: Sequence[str]) -> None:
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    # A head that shares its weight with the embedding cannot be merged without changing the embedding.
+    layers = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module.weight) not in tables and name.startswith(tuple(prefixes))
+    ]
+    known = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    hits = {target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in settings.targets}
+    for target, found in hits.items():
+        if not found:
+            raise ValueError(
+                f"lora.targets has {target!r}, which is no linear layer of {', '.join(prefixes)}"
+                f"{nearest(target, known)}; there are {', '.join(known)}"
+            )
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for found in hits.values() for name in found):
+            raise ValueError(f"lora.targets names no linear layer in {prefix}, which lora.modules adapts")

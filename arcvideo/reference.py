@@ -1,0 +1,149 @@
+"""Every setting with its type, default and meaning, as Markdown: `python -m arcvideo.reference`.
+
+Read from the dataclasses and the line of documentation under each field, so it cannot be out of date. The documentation
+site makes its page of settings from this.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import textwrap
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from arcvideo.config import CONF_DIR, RunConfig
+from arcvideo.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One row of the reference."""
+
+    key: str
+    """Dotted name; `NAME` stands for a name of the user's own."""
+    kind: str
+    """Its type, as it is written in the code."""
+    default: str
+    """Empty where a value must be given."""
+    meaning: str
+    """The documentation under the field."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """The settings of one dataclass."""
+
+    key: str
+    """Where they stand, empty for the top."""
+    about: str
+    """First line of the dataclass's docstring."""
+    settings: list[Setting]
+
+
+def sections(kind: Any = RunConfig, *, prefix: str = "") -> Iterator[Section]:
+    """A dataclass and those inside it, outermost first."""
+    hints = typing.get_type_hints(kind)
+    meanings = documented(kind)
+    inner: list[tuple[Any, str]] = []
+    rows = []
+    for field in dataclasses.fields(kind):
+        hint, key = hints[field.name], f"{prefix}{field.name}"
+        rows.append(Setting(key=key, kind=_kind(hint), default=_default(field), meaning=meanings.get(field.name, "")))
+        ends = {dict: ".NAME.", list: "[]."}
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part):
+                inner.append((part, key + ends.get(typing.get_origin(hint), ".")))
+    about = (kind.__doc__ or "").strip().splitlines()[0]
+    yield Section(key=prefix.rstrip("."), about=about, settings=rows)
+    for hint, deeper in inner:
+        yield from sections(hint, prefix=deeper)
+
+
+@cache
+def documented(kind: Any) -> dict[str, str]:
+    """Field -> the string under it in the source of a dataclass."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for entry, below in zip(body.body, body.body[1:], strict=False):
+        if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
+            text = below.value if isinstance(below, ast.Expr) else None
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                found[entry.target.id] = " ".join(text.value.split())
+    return found
+
+
+def markdown() -> str:
+    """The page of settings."""
+    parts = [
+        "# Settings",
+        "Every setting of `arcvideo.train`: `key=value` on its command line, on a stage line of a recipe, or in YAML. "
+        "Made from the code (`python -m arcvideo.reference`). `NAME` stands for a name of your own. "
+        "`python -m arcvideo.train stage=sft --cfg job` shows the values of a stage.",
+        "## Groups",
+        "Files of ready-made values; `group=option` chooses one.",
+        _groups(),
+    ]
+    for section in sections():
+        parts += [f"## {section.key or 'Top level'}", section.about, _table(section.settings)]
+    parts += ["## Recipes", "The keys of a file in `recipes/`."]
+    for section in sections(Recipe):
+        heading = [f"### {section.key}"] if section.key else []
+        parts += [*heading, section.about, _table(section.settings)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _groups() -> str:
+    rows = ["| group | options |", "|---|---|"]
+    for folder in sorted(path for path in CONF_DIR.rglob("*") if path.is_dir()):
+        options = sorted(f"`{path.stem}`" for path in folder.glob("*.yaml"))
+        if options:
+            rows.append(f"| `{folder.relative_to(CONF_DIR).as_posix()}` | {', '.join(options)} |")
+    return "\n".join(rows)
+
+
+def _table(settings: list[Setting]) -> str:
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for one in settings:
+        default = f"`{_cell(one.default)}`" if one.default else ""
+        rows.append(f"| `{one.key}` | {_cell(one.kind)} | {default} | {_cell(one.meaning)} |")
+    return "\n".join(rows)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;") if "`" not in text else text.replace("|", "\\|")
+
+
+def _kind(hint: Any) -> str:
+    arguments = typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return "settings"
+    if arguments and dataclasses.is_dataclass(arguments[-1]):
+        return "settings of each NAME" if typing.get_origin(hint) is dict else "list of settings"
+    text = hint.__name__ if isinstance(hint, type) and not arguments else str(hint)
+    return text.replace("typing.", "")
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    """As it would be written in YAML; empty where there is none, or where it is a settings of its own."""
+    if field.default is not dataclasses.MISSING:
+        value = field.default
+    elif field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    else:
+        return ""
+    if dataclasses.is_dataclass(value):
+        return ""
+    if isinstance(value, str):
+        return value or '""'
+    return json.dumps(value)
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

@@ -1,0 +1,197 @@
+"""Examples for the page: the same held-out questions after each stage, and groups of rollouts.
+
+They are chosen by what was asked, never by how well it was answered.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any
+
+from arcvideo.report.film import Film, films
+from arcvideo.report.records import StageRecord
+from arcvideo.tasks.answers import parse_span, split_answer
+
+CLIPS = 4
+"""Held-out clips shown where no stage says `evaluation.samples`."""
+_SHADOWS = ("format_valid", "grounding_miou_constant", "speech_qa_audio_zeroed")
+"""Metrics over answers that another metric shows already."""
+
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One answer: of a stage, or of a rollout."""
+
+    label: str
+    """Who answered: a stage, or how many of the group."""
+    think: str
+    """Inside of the think block; empty without a well-formed pair of blocks."""
+    answer: str
+    """The answer block, or the whole text where the blocks are not well formed."""
+    score: str
+    """As the page prints it."""
+    good: float | None = None
+    """Score between 0 and 1 where higher is better; None where that does not hold."""
+    span: Span | None = None
+    """Seconds, when it names a range."""
+    advantage: float | None = None
+    """Of a rollout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question with its truth and the answers to it."""
+
+    kind: str
+    """Metric, or task and step."""
+    text: str
+    truth: str
+    answers: tuple[Answer, ...]
+    span: Span | None = None
+    """The true range, seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """Questions about one clip."""
+
+    key: str
+    film: Film | None
+    questions: tuple[Question, ...] = field(default=())
+
+    @property
+    def duration(self) -> float:
+        """Seconds that the time lines span."""
+        spans = [s for q in self.questions for s in (q.span, *(a.span for a in q.answers)) if s]
+        known = self.film.duration if self.film else 0.0
+        return known or max((end for _, end in spans), default=1.0)
+
+
+def held_out_examples(stages: Sequence[StageRecord]) -> list[Example]:
+    """The clips about which most kinds of questions were asked, spread over the set, with every stage's answers."""
+    asked: dict[str, dict[str, str]] = defaultdict(dict)
+    given: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = defaultdict(list)
+    for stage in stages:
+        for row in stage.predictions:
+            if row["metric"] not in _SHADOWS:
+                asked[_record(row["key"])].setdefault(row["metric"], row["key"])
+                given[row["metric"], row["key"]].append((stage.name, row))
+    if not asked:
+        return []
+    most = max(len(kinds) for kinds in asked.values())
+    full = sorted(key for key, kinds in asked.items() if len(kinds) == most)
+    last = next(stage for stage in reversed(stages) if stage.predictions)
+    said = last.setting("evaluation", "samples")
+    count = min(CLIPS if said is None else said, len(full))
+    chosen = [full[place * len(full) // count] for place in range(count)]
+    examples = [
+        Example(
+            key=key,
+            film=None,
+            questions=tuple(_asked(kind, given[kind, item]) for kind, item in asked[key].items()),
+        )
+        for key in chosen
+    ]
+    return _with_films(examples, shards=[last.setting("evaluation", "shards") or ""], stage=last)
+
+
+def rollout_examples(stage: StageRecord) -> list[Example]:
+    """The first and the last group of each task, of those whose rewards differ where there are any."""
+    groups = [list(rows) for _, rows in groupby(stage.rollouts, key=lambda row: (row["step"], row["key"]))]
+    chosen: list[list[dict[str, Any]]] = []
+    for task in dict.fromkeys(group[0].get("task", "") for group in groups):
+        own = [group for group in groups if group[0].get("task", "") == task]
+        told = [group for group in own if len({_reward(row) for row in group}) > 1] or own
+        chosen += [told[0]] + ([told[-1]] if len(told) > 1 else [])
+    chosen.sort(key=lambda group: group[0]["step"])
+    examples = [Example(key=_record(group[0]["key"]), film=None, questions=(_group(group),)) for group in chosen]
+    sources = stage.setting("data", "sources") or {}
+    return _with_films(examples, shards=[source["shards"] for source in sources.values()], stage=stage)
+
+
+def _with_films(examples: Sequence[Example], *, shards: Sequence[str], stage: StageRecord) -> list[Example]:
+    if not stage.config.get("model"):
+        return list(examples)
+    found = films([example.key for example in examples], shards=[s for s in shards if s], config=stage.config)
+    return [replace(example, film=found.get(example.key)) for example in examples]
+
+
+def _asked(metric: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Question:
+    first = rows[0][1]
+    span = _span(first["truth"])
+    answers = []
+    for name, row in rows:
+        score = row["score"] / row["weight"]
+        lower = "error" in metric
+        answers.append(
+            _answer(
+                row["prediction"], label=name, score=f"{score:.2f}", good=None if lower else score, timed=bool(span)
+            )
+        )
+    answers = [_together(list(same)) for _, same in groupby(answers, key=lambda one: replace(one, label=""))]
+    truth = _seconds(span) if span else str(first["truth"])
+    return Question(kind=metric, text=first["question"], truth=truth, span=span, answers=tuple(answers))
+
+
+def _together(same: Sequence[Answer]) -> Answer:
+    """One row for neighbouring stages that gave the same answer."""
+    if len(same) == 1:
+        return same[0]
+    between = ", " if len(same) == 2 else " to "
+    return replace(same[0], label=f"{same[0].label}{between}{same[-1].label}")
+
+
+def _group(rows: Sequence[Mapping[str, Any]]) -> Question:
+    """A group of rollouts: equal completions once, with how often they came."""
+    first = rows[0]
+    truth = first["truth"] if isinstance(first["truth"], Mapping) else {"text": first["truth"]}
+    span = _span(truth.get("span"))
+    counts = Counter(row["completion"] for row in rows)
+    answers = []
+    for row in {row["completion"]: row for row in sorted(rows, key=lambda row: -row["advantage"])}.values():
+        times = f"{counts[row['completion']]} of {len(rows)}"
+        answer = _answer(
+            row["completion"], label=times, score=f"{_reward(row):.2f}", good=_reward(row), timed=bool(span)
+        )
+        answers.append(replace(answer, advantage=float(row["advantage"])))
+    told = _seconds(span) if span else str(truth.get("letter") or truth.get("text") or dict(truth))
+    kind = f"step {first['step']}, {first.get('task', 'rollout')}"
+    return Question(kind=kind, text=first["question"], truth=told, span=span, answers=tuple(answers))
+
+
+def _answer(text: str, *, label: str, score: str, good: float | None, timed: bool) -> Answer:
+    parsed = split_answer(text)
+    whole = parsed.valid and parsed.answer is not None
+    return Answer(
+        label=label,
+        think=(parsed.think or "") if whole else "",
+        answer=str(parsed.answer) if whole else text,
+        score=score,
+        good=good,
+        span=parse_span(text) if timed else None,
+    )
+
+
+def _reward(row: Mapping[str, Any]) -> float:
+    """Sum of a completion's rewards; those that did not apply count nothing."""
+    return float(sum(value for value in row["rewards"].values() if isinstance(value, int | float)))
+
+
+def _span(truth: Any) -> Span | None:
+    if isinstance(truth, Sequence) and not isinstance(truth, str) and len(truth) == 2:
+        return float(truth[0]), float(truth[1])
+    return None
+
+
+def _seconds(span: Span) -> str:
+    return f"{span[0]:g} to {span[1]:g} s"
+
+
+def _record(key: str) -> str:
+    """`record/item` -> `record`."""
+    return key.rpartition("/")[0] or key

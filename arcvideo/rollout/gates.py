@@ -1,0 +1,95 @@
+"""What must hold before anything is learned; each failure is one line with number and remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from arcvideo.data.prompts import Prompt
+from arcvideo.rollout.measure import ZERO_STD, Report
+from arcvideo.types import Batch
+
+REFERENCE_GAP = 1e-3
+"""Largest difference in nats between policy and reference before the first update; they are the same weights."""
+
+
+def check_media(prompts: Sequence[Prompt], *, tokens_per_frame: int) -> None:
+    """Media tokens are never cut, neither the ids nor the frames behind them.
+
+    Raises:
+        ValueError: a prompt with more or fewer media tokens than its clips fill.
+    """
+    for prompt in prompts:
+        have = int((prompt.input_ids == prompt.specials.image).sum())
+        need = sum(media.frame_count for media in prompt.media) * tokens_per_frame
+        if have != need:
+            raise ValueError(
+                f"{prompt.key}: the prompt holds {have} media tokens but its frames fill {need}; media must not be "
+                "cut: raise data.token_budget or leave the clip out"
+            )
+
+
+def check_sampler(batches: Sequence[Batch], *, gap: str, bound: float) -> None:
+    """Sampler and trainer must give the same log-probabilities.
+
+    Args:
+        batches: with an entry `gap` in `extra`, (T,) nats.
+        gap: its name.
+        bound: largest difference.
+
+    Raises:
+        ValueError: they disagree.
+    """
+    for batch in batches:
+        if gap not in batch.extra:
+            continue
+        worst = float(batch.extra[gap].max())
+        if not worst <= bound:
+            sample = batch.keys[int(batch.target_samples[int(batch.extra[gap].argmax())])]
+            raise ValueError(
+                f"sampler and trainer disagree by {worst:.3g} nats on a token of {sample}, more than "
+                f"grpo.max_logprob_gap={bound}: they read different inputs or weights, or the precision is too coarse "
+                "for this bound"
+            )
+
+
+def check_reference(batches: Sequence[Batch]) -> None:
+    """Before the first update policy and reference are the same weights.
+
+    Raises:
+        ValueError: they differ.
+    """
+    for batch in batches:
+        if "ref_logprobs" not in batch.extra or not batch.keys[0]:
+            continue
+        apart = float((batch.extra["ref_logprobs"] - batch.extra["old_logprobs"]).abs().max())
+        if not apart <= REFERENCE_GAP:
+            raise ValueError(
+                f"policy and reference differ by {apart:.3g} nats before the first update ({batch.keys[0]}): the "
+                "source was made after weights were changed, or the reference reads other inputs"
+            )
+
+
+def check_rewards(report: Report) -> None:
+    """At least one group of the first rollout must have better and worse completions, or nothing is learned.
+
+    Args:
+        report: of all ranks.
+
+    Raises:
+        ValueError: no group has; the message tells what every reward gave.
+    """
+    if not report.count or bool((report.spread > ZERO_STD).any()):
+        return
+    found = []
+    for name, values in report.parts.items():
+        given = values[~values.isnan()]
+        unread = report.failures.get(name, torch.zeros(0)).nansum()
+        worth = f"{float(given.min()):.3g} to {float(given.max()):.3g}" if len(given) else "nothing"
+        found.append(f"{name} {worth}" + (f" ({int(unread)} of {len(given)} unreadable)" if unread else ""))
+    raise ValueError(
+        f"no reward varies within any group of the first rollout ({'; '.join(found)}): nothing can be learned. Start "
+        "from a parent that answers some prompts right, raise grpo.temperature or grpo.num_generations, choose a "
+        "denser reward in grpo.rewards, or set grpo.require_reward_spread=false"
+    )

@@ -1,0 +1,85 @@
+"""Who may speak on the terminal: rank 0 while all is well, and the first rank that fails, once. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOGS_NAME = "logs"
+"""Folder inside a stage's folder."""
+
+
+@contextmanager
+def one_voice(folder: Path, *, rank: int, ranks: int, job: str) -> Iterator[None]:
+    """Send what ranks other than the first print to `<folder>/logs/rank_N.log`, and show the first failure once.
+
+    From then on the process's stdout and stderr, of C++ too, are that file. An error that leaves the block goes as a
+    traceback into the rank's file; the rank that fails first says it in one line on the terminal, whichever it is; the
+    process ends with status 1. A process alone is left as it is.
+
+    Args:
+        folder: of the stage.
+        rank: of this process.
+        ranks: how many there are.
+        job: what the ranks of one launch have in common.
+    """
+    if ranks == 1:
+        yield
+        return
+    logs = folder / LOGS_NAME
+    logs.mkdir(parents=True, exist_ok=True)
+    log = logs / f"rank_{rank}.log"
+    terminal = os.dup(2)
+    if rank:
+        _send_to(log)
+    try:
+        yield
+    except Exception as error:
+        with log.open("a") as file:
+            file.write(traceback.format_exc())
+        if _is_first(logs, job=job):
+            line = _line(error)
+            where = "" if "traceback in" in line else f" (traceback in {log})"
+            os.write(terminal, f"error on rank {rank}: {line}{where}\n".encode())
+        else:
+            # What follows from a peer's end, as C++ and Python tell it on the way out, hides the reason.
+            _send_to(log)
+        sys.exit(1)
+
+
+def _send_to(log: Path) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        stream.flush()
+        os.dup2(file, number)
+        # A process that is killed has told everything up to its last line.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True)
+    os.close(file)
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    text = lines[0] + (" ..." if len(lines) > 1 else "")
+    # A ValueError is written for the user; of the others the kind says more than the words.
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
+
+
+def _is_first(logs: Path, *, job: str) -> bool:
+    """Whether no other rank of this launch (on this machine) has failed before."""
+    mark = logs / f".failed-{os.getppid()}-{zlib.crc32(job.encode()):08x}"
+    for old in logs.glob(".failed-*"):
+        if old != mark:
+            with contextlib.suppress(OSError):
+                old.unlink()
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True

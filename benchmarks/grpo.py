@@ -1,0 +1,214 @@
+"""`make bench-grpo`: what sharing the prompt of a group saves.
+
+1. Log-probabilities and update of one group: one packed row (the prompt once, G branches) against G full copies of the
+   prompt, through the same model and kernels. The copies are tried as one batch and one by one; the faster counts.
+2. A whole GRPO step (encode, prefill, sample, old and reference log-probabilities, rewards, update) against TRL's
+   GRPOTrainer with the very same model, weights, prompts, tokens and rewards (`benchmarks/grpo_trl.py`).
+
+`bound` is the ratio of the floating-point operations of both sides (`arcvideo/flops.py`).
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from arcvideo.flops import Segment, decoder_flops
+from arcvideo.model.configuration import ArcVideoConfig
+from arcvideo.model.modeling import ArcVideoForConditionalGeneration
+from arcvideo.model.settings import AudioSettings, ModelSettings, TextSettings, VisionSettings
+from arcvideo.objectives.grpo import Grpo, token_logprobs
+from arcvideo.objectives.settings import GrpoSettings
+from arcvideo.types import Batch, Segments
+from benchmarks.grpo_trl import step_rows
+from benchmarks.table import Row, interleaved, median_ratio, report
+
+PROMPT, COMPLETION = 2048, 64
+GROUPS = {8: 5.0, 16: 8.0}
+"""G -> least ratio."""
+TEXT = TextSettings(
+    vocab_size=1024, hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=8,
+    num_key_value_heads=4, attention_head_dim=32, rope_alpha=1.0,
+)  # fmt: skip
+SETTINGS = GrpoSettings(beta=0.0)
+
+
+def decoder() -> ArcVideoForConditionalGeneration:
+    """A model whose decoder counts and whose towers are never run."""
+    torch.manual_seed(0)
+    vision = VisionSettings(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
+        force_image_size=128, max_image_size=128,
+    )  # fmt: skip
+    audio = AudioSettings(d_model=16, encoder_layers=1, encoder_attention_heads=1, encoder_ffn_dim=16)
+    model = ArcVideoForConditionalGeneration(
+        ArcVideoConfig.from_settings(ModelSettings(text=TEXT, vision=vision, audio=audio, audio_pooling=10))
+    )
+    model.requires_grad_(False)
+    model.language_model.requires_grad_(True)
+    return model.train()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """One group, laid out in two ways."""
+
+    shared: Batch
+    """One packed row: the prompt, then G branches."""
+    copies: Batch
+    """G segments of prompt and completion without parents: a batch of full copies in one call."""
+    single: list[Batch]
+    """The same, a row each."""
+
+
+def _row(ids: Tensor, *, starts: list[int], parents: list[int], positions: Tensor, predicts: Tensor) -> Batch:
+    """A batch whose targets are the completions, (G * C,) in order; `predicts` are the positions before them."""
+    count = len(predicts)
+    samples = torch.arange(count // COMPLETION).repeat_interleave(COMPLETION)
+    return Batch(
+        input_ids=ids,
+        position_ids=positions.expand(4, -1),
+        segments=Segments(starts=torch.tensor(starts), parents=torch.tensor(parents)),
+        media=(),
+        target_positions=predicts,
+        target_ids=torch.zeros(count, dtype=torch.int64),
+        target_weights=torch.full((count,), 1.0 / COMPLETION),
+        target_samples=samples,
+        keys=tuple(f"s{i}" for i in range(count // COMPLETION)),
+        tasks=("mcq",) * (count // COMPLETION),
+    )
+
+
+def lay_out(generations: int) -> Sides:
+    """Random tokens as a shared row and as copies."""
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(10, 900, (PROMPT,), generator=generator)
+    answers = torch.randint(10, 900, (generations, COMPLETION), generator=generator)
+    advantages = torch.randn(generations, generator=generator)
+    whole = PROMPT + COMPLETION
+    tail = torch.arange(PROMPT, whole)
+    branch = torch.arange(COMPLETION - 1)
+    begins = [PROMPT + COMPLETION * g for g in range(generations)]
+    shared = _row(
+        torch.cat([prompt, answers.flatten()]),
+        starts=[0, *begins, PROMPT + COMPLETION * generations],
+        parents=[-1] + [0] * generations,
+        positions=torch.cat([torch.arange(PROMPT), tail.repeat(generations)]),
+        predicts=torch.cat([torch.cat([torch.tensor([PROMPT - 1]), begin + branch]) for begin in begins]),
+    )
+    own = torch.arange(PROMPT - 1, whole - 1)
+    rows = [torch.cat([prompt, answer]) for answer in answers]
+    copies = _row(
+        torch.cat(rows),
+        starts=[whole * g for g in range(generations + 1)],
+        parents=[-1] * generations,
+        positions=torch.arange(whole).repeat(generations),
+        predicts=torch.cat([whole * g + own for g in range(generations)]),
+    )
+    single = [_row(row, starts=[0, whole], parents=[-1], positions=torch.arange(whole), predicts=own) for row in rows]
+    for batch, answer, gain in [
+        (shared, answers, advantages), (copies, answers, advantages),
+        *((row, answers[i : i + 1], advantages[i : i + 1]) for i, row in enumerate(single)),
+    ]:  # fmt: skip
+        batch.target_ids.copy_(answer.flatten())
+        batch.extra["advantages"] = gain  # type: ignore[index]
+    return Sides(shared=shared, copies=copies, single=single)
+
+
+def logits(model: ArcVideoForConditionalGeneration, batch: Batch) -> Tensor:
+    return model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        segments=batch.segments,
+        target_positions=batch.target_positions,
+    ).logits
+
+
+def one_update(model: ArcVideoForConditionalGeneration, batches: list[Batch]) -> Tensor:
+    """Log-probabilities of the old policy, then forward, loss and backward; returns the log-probabilities."""
+    objective, found = Grpo(SETTINGS), []
+    for batch in batches:
+        with torch.no_grad():
+            old = token_logprobs(logits(model, batch), target_ids=batch.target_ids, temperature=1.0)
+        batch.extra["old_logprobs"] = old  # type: ignore[index]
+        objective(logits(model, batch), batch).total.backward()
+        found.append(old)
+    return torch.cat(found)
+
+
+def equal_updates(model: ArcVideoForConditionalGeneration, sides: Sides) -> bool:
+    """Log-probabilities to 1e-4 nats and the whole gradient to 1e-5 of its norm, in fp32."""
+    found = []
+    for batches in ([sides.shared], [sides.copies], sides.single):
+        model.zero_grad()
+        logprobs = one_update(model, batches)
+        gradient = torch.cat([p.grad.flatten().double() for p in model.language_model.model.parameters()])
+        found.append((logprobs, gradient))
+    truth = found[0]
+    return all(
+        torch.allclose(logprobs, truth[0], atol=1e-4) and float((gradient - truth[1]).norm() / truth[1].norm()) < 1e-5
+        for logprobs, gradient in found[1:]
+    )
+
+
+def flop_bound(generations: int) -> float:
+    """Ratio of the decoder's operations: G full copies over one shared row."""
+    targets = generations * COMPLETION
+    copies = decoder_flops(TEXT, [Segment(length=PROMPT + COMPLETION)] * generations, targets=targets)
+    shared = decoder_flops(
+        TEXT,
+        [Segment(length=PROMPT), *[Segment(length=COMPLETION, prefix=PROMPT)] * generations],
+        targets=targets,
+    )
+    return copies.total / shared.total
+
+
+def seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def update_row(generations: int, *, target: float, rounds: int) -> Row:
+    """One group, `rounds` times on both sides in turn."""
+    model, sides = decoder(), lay_out(generations)
+    equal = equal_updates(model, sides)
+    found = interleaved(
+        {
+            "shared": lambda: seconds(lambda: one_update(model, [sides.shared])),
+            "batch": lambda: seconds(lambda: one_update(model, [sides.copies])),
+            "single": lambda: seconds(lambda: one_update(model, sides.single)),
+        },
+        rounds=rounds,
+    )
+    faster = min(("batch", "single"), key=lambda name: statistics.median(found[name]))
+    return Row(
+        metric=f"log-probs + update, P={PROMPT} C={COMPLETION} G={generations}, s",
+        ours=statistics.median(found["shared"]),
+        baseline=statistics.median(found[faster]),
+        ratio=median_ratio(found["shared"], found[faster]),
+        target=target,
+        bound=flop_bound(generations),
+        equal=equal,
+    )
+
+
+def main() -> int:
+    torch.set_num_threads(2)
+    rows = [update_row(group, target=target, rounds=5 if group < 16 else 3) for group, target in GROUPS.items()]
+    whole, notes = step_rows()
+    notes = [
+        "two CPU threads, fp32; the copies go through the same kernels, in one batch or one by one: the faster counts",
+        *notes,
+    ]
+    return report("grpo", rows + whole, notes=notes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

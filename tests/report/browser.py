@@ -1,0 +1,38 @@
+"""A headless Chromium that reaches no network."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@dataclass(frozen=True)
+class Shown:
+    console: list[str]
+    """What the page made the browser complain about."""
+    dom: str
+
+
+def show(page: Path, *, scratch: Path, picture: Path | None = None, width: int = 1160, height: int = 2400) -> Shown:
+    """Open a file; writes a screenshot when asked to, else returns the document after its scripts."""
+    assert CHROMIUM is not None
+    act = [f"--screenshot={picture}"] if picture else ["--dump-dom"]
+    done = subprocess.run(
+        [
+            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"),
+            *("--log-level=0", "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND"),
+            *(f"--user-data-dir={scratch}/profile", f"--window-size={width},{height}", *act, page.as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return Shown(console=[line for line in done.stderr.splitlines() if "CONSOLE" in line], dom=done.stdout)

@@ -1,0 +1,117 @@
+"""A run that is cut between two updates of one rollout goes on with the completions that the older weights gave."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from arcvideo.data.prompts import Prompt
+from arcvideo.rollout.held import from_json, hold, restore_group, to_json
+from arcvideo.rollout.source import RolloutSource
+from arcvideo.runner.protocols import summed
+from tests.rollout.test_source import SETTINGS, likely_end, train_step
+from tests.rollout.world import Engine, make_model, make_prompts, tokenizer
+
+AGAIN = replace(SETTINGS, num_iterations=3, drop_zero_variance=True, max_refills=1)
+
+
+class Prompts:
+    """The same four prompts every time, counted as a data source counts them."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def prompts(self, step: int, *, count: int) -> list[Prompt]:
+        self.seen += count
+        return make_prompts()[:count]
+
+    def state(self) -> dict[str, dict[str, int]]:
+        return {"seen": {"clips": self.seen}}
+
+    def restore(self, state: dict[str, dict[str, int]]) -> None:
+        self.seen = state["seen"]["clips"]
+
+
+def make_source(model: Any) -> RolloutSource:
+    model.language_model.lm_head.register_forward_hook(likely_end)
+    return RolloutSource(Prompts(), engine=Engine(model=model), tokenizer=tokenizer(), settings=AGAIN)
+
+
+def through_a_file(state: Any) -> Any:
+    """As a checkpoint keeps it."""
+    return json.loads(json.dumps(state))
+
+
+def test_a_run_cut_between_two_updates_continues_bit_for_bit() -> None:
+    source = make_source(make_model())
+    for step in range(2):
+        train_step(source, source.batches(step), lr=0.3)
+    state, weights = through_a_file(source.state()), copy.deepcopy(source.engine.model.state_dict())
+    expected = source.batches(2)
+
+    other = make_source(make_model())  # the reference is the parent's again
+    other.engine.model.load_state_dict(weights)
+    other.restore(state)
+    found = other.batches(2)
+
+    assert len(found) == len(expected)
+    for here, there in zip(found, expected, strict=True):
+        assert torch.equal(here.input_ids, there.input_ids)
+        for name in ("old_logprobs", "ref_logprobs", "advantages", "loss_mask", "metric:rollout/logprob_gap"):
+            assert torch.equal(here.extra[name], there.extra[name]), name
+    assert other.state()["seen"] == source.state()["seen"]
+    train_step(source, expected, lr=0.3)
+    train_step(other, found, lr=0.3)
+    for step in (3, 4):  # the next rollout is sampled anew
+        pairs = zip(source.batches(step), other.batches(step), strict=True)
+        assert all(torch.equal(one.target_ids, two.target_ids) for one, two in pairs)
+
+
+def test_without_the_held_completions_the_step_would_differ() -> None:
+    source = make_source(make_model())
+    train_step(source, source.batches(0), lr=0.3)
+    state, weights = source.state(), copy.deepcopy(source.engine.model.state_dict())
+    old = torch.cat([batch.extra["old_logprobs"] for batch in source.batches(1)])
+    del state["held"]
+    other = make_source(make_model())
+    other.engine.model.load_state_dict(weights)
+    other.restore(state)
+    with pytest.raises(ValueError, match="before the first update"):  # the gate notices: these are not rollout 0's
+        assert not torch.equal(torch.cat([batch.extra["old_logprobs"] for batch in other.batches(1)]), old)
+
+
+def test_a_checkpoint_after_the_last_update_of_a_rollout_holds_nothing() -> None:
+    source = make_source(make_model())
+    for step in range(3):
+        source.batches(step)
+        assert ("held" in source.state()) == (step < 2)
+
+
+def test_held_completions_pass_through_json_and_the_sum_over_ranks() -> None:
+    source = make_source(make_model())
+    source.batches(0)
+    name, group = next(iter(source._held.items()))
+    assert group.old
+    again = from_json(through_a_file(to_json(group)))
+    for one, two in zip(
+        (*group.ids, *group.logprobs, *group.old), (*again.ids, *again.logprobs, *again.old), strict=True
+    ):
+        assert one.dtype == two.dtype
+        assert torch.equal(one, two)
+    parts = [{"seen": {"a": 1}, "held": {name: to_json(group)}}, {"seen": {"a": 2}, "held": {"other": {}}}]
+    assert summed(parts)["seen"] == {"a": 3}
+    assert summed(parts)["held"] == {name: to_json(group), "other": {}}
+
+
+def test_a_restored_group_reads_like_the_sampled_one() -> None:
+    source = make_source(make_model())
+    prompt = make_prompts()[3]
+    [group] = source._sampler.sample([prompt], num_generations=3, settings=source._sampling, seeds=[0])
+    again = restore_group(hold(group), prompt=prompt, tokenizer=tokenizer())
+    assert [c.text for c in again.completions] == [c.text for c in group.completions]
+    assert [c.finished for c in again.completions] == [c.finished for c in group.completions]

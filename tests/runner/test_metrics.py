@@ -1,0 +1,92 @@
+"""What leaves the run for W&B and TensorBoard, and that neither can hurt it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from arcvideo.runner.metrics import Artifact, TensorBoardMirror, record_lineage
+from arcvideo.runner.ranks import World
+from arcvideo.runner.settings import LoggerSettings
+from tests.runner.test_runner import runner
+from tests.runner.tiny import Rows
+
+OFFLINE = LoggerSettings(wandb="offline")
+
+
+def test_a_stage_that_stopped_continues_its_wandb_run(tmp_path: Path, world: World) -> None:
+    made = runner(tmp_path, world=world, source=Rows(), steps=2)
+    made.logger = OFFLINE
+    first = made.run()
+    again = runner(tmp_path, world=world, source=Rows(), steps=4)
+    again.logger = OFFLINE
+    second = again.run()
+    assert second.resumed_from == 2
+    assert first.wandb_id == second.wandb_id
+    assert len(list(tmp_path.glob(f"wandb/offline-run-*-{first.wandb_id}"))) >= 1
+
+
+def test_what_a_stage_read_and_made_is_in_its_offline_run(tmp_path: Path) -> None:
+    export, parent = tmp_path / "sft" / "export", tmp_path / "pretrain" / "export"
+    export.mkdir(parents=True)
+    parent.mkdir(parents=True)
+    record_lineage(
+        Artifact(name="sft", kind="model", identity="a" * 64, path=export),
+        used=[
+            Artifact(name="pretrain", kind="model", identity="b" * 64, path=parent),
+            Artifact(name="data", kind="dataset", identity="c" * 64),
+        ],
+        settings=OFFLINE,
+        folder=export.parent,
+        run_id="abc12345",
+    )
+    (file,) = export.parent.glob("wandb/offline-run-*-abc12345/*.wandb")
+    content = file.read_bytes()
+    for word in (b"pretrain", b"dataset", b"a" * 64, b"b" * 64, b"c" * 64, str(parent).encode()):
+        assert word in content
+
+
+def test_a_failing_lineage_is_said_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    def broken(**_: object) -> None:
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(wandb, "init", broken)
+    made = Artifact(name="sft", kind="model", identity="a", path=tmp_path)
+    record_lineage(made, used=[], settings=OFFLINE, folder=tmp_path, run_id="abc12345")
+    assert capfd.readouterr().err == "W&B does not know this stage's lineage: RuntimeError: no network\n"
+
+
+def test_without_wandb_there_is_no_lineage_to_record(tmp_path: Path) -> None:
+    made = Artifact(name="sft", kind="model", identity="a")
+    record_lineage(made, used=[], settings=LoggerSettings(), folder=tmp_path, run_id=None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensorboard_has_the_numbers_of_every_step(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    mirror = TensorBoardMirror(LoggerSettings(tensorboard=True), folder=tmp_path, start=0)
+    for step in range(3):
+        mirror.write({"step": step, "train/loss": 3.0 - step, "data/packs": "words are left out"})
+    mirror.close()
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(0, 3.0), (1, 2.0), (2, 1.0)]
+    assert events.Tags()["scalars"] == ["train/loss"]
+
+
+def test_a_tensorboard_that_fails_switches_itself_off(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorboard")
+    mirror = TensorBoardMirror(LoggerSettings(tensorboard=True), folder=tmp_path, start=0)
+
+    def broken(*_: object) -> None:
+        raise OSError("disk full")
+
+    mirror._writer.add_scalar = broken
+    mirror.write({"step": 0, "train/loss": 1.0})
+    mirror.write({"step": 1, "train/loss": 1.0})
+    mirror.close()
+    assert capfd.readouterr().err == "TensorBoard is off for this run: OSError: disk full\n"

@@ -1,0 +1,150 @@
+"""What README and docs tell people to type must work, and what they name must exist."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from arcvideo.ask import read_words
+from arcvideo.compose import stage_config
+from arcvideo.config import RunConfig, _known, override_problems
+from arcvideo.recipe import load_recipe, planned_stages
+from arcvideo.sweep import _first_choice
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+SECTIONS = ("data", "evaluation", "optimizer", "schedule", "runner", "grpo", "logger", "stage", "model", "engine")
+FOLDERS = ("arcvideo", "benchmarks", "conf", "docs", "launch", "recipes", "tests")
+
+
+class Parsed(Exception):
+    """The arguments were accepted."""
+
+
+def commands(path: Path) -> Iterator[str]:
+    """Command lines with `-m arcvideo.X` in code blocks and inline code; a line ending in a backslash goes on."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".yaml":
+        text = "\n".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
+    text = text.replace("\\\n", " ")
+    lines = [
+        line for line in text.splitlines() if re.match(r"\s*([A-Z_]+=\S+ |[A-Z_]+=\"[^\"]*\" )?(python|torchrun)", line)
+    ]
+    inline = re.findall(r"`([^`\n]*-m arcvideo[^`\n]*)`", text)
+    for line in [*lines, *inline]:
+        found = re.search(r"-m (arcvideo[\w.]*.*)", line)
+        if found:
+            yield found[1].split("`")[0]
+
+
+ALL = sorted({(path.relative_to(ROOT).as_posix(), line) for path in [*PAGES, *RECIPES] for line in commands(path)})
+
+
+def test_commands_are_found() -> None:
+    assert len(ALL) > 40
+    assert any(line.startswith("arcvideo.train -m stage=grpo") for _, line in ALL)
+
+
+@pytest.mark.parametrize(("page", "line"), ALL, ids=[f"{page}: {line[:60]}" for page, line in ALL])
+def test_a_command_is_understood(page: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings compose, recipes plan, arguments parse; nothing is run."""
+    module, *words = shlex.split(line, comments=True)
+    if words == ["$@"]:
+        return
+    importlib.import_module(module)
+    if module == "arcvideo.train":
+        assert override_problems(words) == []
+        plain = [_first_choice(word) or word for word in words if "=" in word and not word.startswith("-")]
+        if any(word.startswith("stage=") for word in plain):
+            stage_config([word for word in plain if not word.startswith("hydra")])
+    elif module in ("arcvideo.pipeline", "arcvideo.preflight"):
+        own = ("recipe", "stale", "device", "gpus", "stage", "utilization", "gpu_memory", "host_memory")
+        names = [word.removeprefix("recipe=") for word in words if word.startswith("recipe=")]
+        extra = [word for word in words if word.partition("=")[0] not in own and word != "status"]
+        if names and names[0] not in ("NAME", "..."):
+            planned_stages(load_recipe(names[0]), extra=extra)
+    elif module == "arcvideo.ask":
+        if words:
+            read_words(words)
+    elif words and not any(word.startswith("[") for word in words):
+        _parse(module, words, monkeypatch=monkeypatch)
+
+
+def _parse(module: str, words: list[str], *, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the command up to the point where it has understood its arguments."""
+    real = argparse.ArgumentParser.parse_args
+
+    def stop(self: argparse.ArgumentParser, *arguments: object, **options: object) -> None:
+        real(self, *arguments, **options)  # type: ignore[call-overload]
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    name = f"{module}.__main__" if (ROOT / module.replace(".", "/") / "__main__.py").exists() else module
+    with pytest.raises(Parsed):
+        importlib.import_module(name).main()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_settings_and_files_that_are_named_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    missing = []
+    for code in re.findall(r"`([^`\n]+)`", text):
+        for word in code.split():
+            key = word.partition("=")[0].lstrip("+~'")
+            if re.fullmatch(rf"({'|'.join(SECTIONS)})\.[a-z_A-Z.]+", key) and not key.endswith((".", ".yaml", ".py")):
+                if not _known(RunConfig, key.split(".")):
+                    missing.append(key)
+            elif re.fullmatch(rf"({'|'.join(FOLDERS)})/[\w./-]+", word) and not (ROOT / word).exists():
+                missing.append(word)
+    assert missing == []
+
+
+def test_targets_of_make_that_are_named_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {word for path in PAGES for word in re.findall(r"(?:`|^)make ([a-z-]+)", path.read_text(), re.MULTILINE)}
+    assert named
+    assert named <= targets
+
+
+class Outside(HTMLParser):
+    """What a page would load from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        loaded = values.get("src") or (
+            values.get("href") if tag == "link" and values.get("rel") != "canonical" else None
+        )
+        if loaded and loaded.startswith(("http:", "https:", "//")):
+            self.found.append(loaded)
+
+
+@pytest.mark.slow
+def test_the_site_builds_with_whole_links_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="the extra `docs` is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stdout + made.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) >= 25
+    for page in pages:
+        outside = Outside()
+        outside.feed(page.read_text(encoding="utf-8"))
+        assert outside.found == [], page
+    assert "grpo.max_logprob_gap" in (tmp_path / "site" / "settings.html").read_text()
+    shutil.rmtree(tmp_path / "site")

@@ -1,0 +1,60 @@
+"""What a person sees of a run on several ranks: one voice, one error, the exit status of who failed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SmallWorld
+
+ROOT = Path(__file__).resolve().parents[1]
+TWO = ["--standalone", "--nproc_per_node", "2"]
+
+
+def start(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def test_the_first_failing_rank_says_its_error_once_and_the_others_are_silent(tmp_path: Path) -> None:
+    done = start("torch.distributed.run", *TWO, "-m", "tests.runner.failing", str(tmp_path))
+    assert done.returncode != 0
+    assert done.stdout.splitlines() == ["rank 0 is here"]
+    (line,) = [line for line in done.stderr.splitlines() if "on fire" in line]
+    log = tmp_path / "logs" / "rank_1.log"
+    assert line == f"error on rank 1: RuntimeError: the disk of rank 1 is on fire ... (traceback in {log})"
+    assert log.read_text().startswith("rank 1 is here\nTraceback")
+    assert "rank 0 is here" not in log.read_text()
+
+
+@pytest.mark.slow
+def test_a_stage_that_fails_on_two_ranks_is_one_line_and_status_1(small_world: SmallWorld, tmp_path: Path) -> None:
+    words = ["stage=sft", *small_world.overrides, f"run_dir={tmp_path}", "engine=zero2", "optimizer.name=adamw"]
+    done = start("arcvideo.torchrun", *TWO, *words, "data.packs_per_step=2", "lora.targets=[qkv]")
+    assert done.returncode == 1
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    errors = [line for line in lines if "rror" in line]
+    assert len(errors) == 1, done.stderr
+    assert "lora.targets has 'qkv'" in errors[0]
+    assert "Traceback" not in done.stderr
+    assert errors[0].count("traceback in") == 1
+    assert len(lines) <= 3, lines
+
+
+def test_wrong_settings_are_said_once(tmp_path: Path) -> None:
+    done = start("arcvideo.torchrun", *TWO, "stage=sft", "runner.stpes=3")
+    assert done.returncode == 1
+    assert done.stderr.count("runner.stpes: no such setting") == 1
+
+
+@pytest.mark.slow
+def test_two_ranks_train_and_only_the_first_speaks(small_world: SmallWorld, tmp_path: Path) -> None:
+    words = ["stage=sft", *small_world.overrides, f"run_dir={tmp_path}", "engine=zero2", "optimizer.name=adamw"]
+    done = start("arcvideo.torchrun", *TWO, *words, "data.packs_per_step=2", "evaluation.shards=''")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("peak learning rate") == 1
+    assert (tmp_path / "sft" / "logs" / "rank_1.log").exists()
