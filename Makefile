@@ -33,6 +33,10 @@ demo: $(VENV)/ready  ## TinyShorts, six stages, the table of what each stage mov
 test: $(VENV)/ready  ## The test suite, without the slow tests
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
+test-gpu: $(VENV)/ready  ## Tests that need a CUDA device, then one step of a depth slice at real widths
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m benchmarks.slice
+
 test-all: $(VENV)/ready  ## The test suite with the slow tests
 	$(BIN)/python -m pytest -m "not gpu"
 
@@ -56,6 +60,8 @@ format: $(VENV)/ready  ## Rewrite the code in the house format
 
 bench-model: $(VENV)/ready  ## Positions of a long video, memory of the label-only head
 	$(BIN)/python -m benchmarks.model
+bench-runner: $(VENV)/ready  ## Loop overhead, packing against padding, stall of a checkpoint
+	$(BIN)/python -m benchmarks.runner
 bench-grpo: $(VENV)/ready  ## GRPO with a shared prompt against full copies, and a whole step against TRL's trainer
 	$(BIN)/python -m benchmarks.grpo
 

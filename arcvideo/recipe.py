@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -16,7 +17,7 @@ from arcvideo.lineage.identity import folder_digest
 from arcvideo.lineage.manifest import EXPORT_NAME, finished
 from arcvideo.lineage.parents import BASE
 from arcvideo.lineage.state import State, Wanted, state_of, wanted
-from arcvideo.structured import filled
+from arcvideo.structured import filled, nearest
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -31,6 +32,18 @@ class Preparation:
     """Arguments of `python`, for example `-m arcvideo.synthetic --out data`."""
     makes: str
     """File whose existence says that the step is done; written last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineSettings:
+    """What a recipe is cut for; preflight assumes it unless it is told otherwise."""
+
+    device: str = "h200"
+    """h20, a100, h100, h200 or cpu."""
+    gpus: int = 8
+    """Processes, one a device."""
+    host_gib: float = 0.0
+    """Memory around the devices; 0: not looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +64,12 @@ class Recipe:
     """One command line a stage: `stage=sft runner.steps=100`."""
     targets: list[Target] = field(default_factory=list)
     """What the stages should reach; checked at the end."""
+    machine: MachineSettings | None = None
+    """What it is cut for."""
+    extends: str | None = None
+    """Another recipe: its keys hold where this one is silent, its overrides come before this one's."""
+    stage_overrides: dict[str, str] = field(default_factory=dict)
+    """Folder of a stage -> words at the end of its line, for recipes that extend another."""
     comparisons: list[Comparison] = field(default_factory=list)
     """Differences between stages that are shown at the end."""
 
@@ -83,12 +102,29 @@ def load_recipe(name: str) -> Recipe:
     """
     path = Path(name) if name.endswith(".yaml") else RECIPES / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(found.stem for found in RECIPES.glob("*.yaml")))
-        raise ValueError(f"recipe={name}: no file {path}; there are: {known}")
+        known = sorted(found.stem for found in RECIPES.glob("*.yaml"))
+        raise ValueError(f"recipe={name}: no file {path}{nearest(name, known)}; there are: {', '.join(known)}")
     try:
-        return filled(Recipe, yaml.safe_load(path.read_text()))
-    except (ValueError, yaml.YAMLError) as error:
+        return filled(Recipe, _content(path))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """Keys of a recipe, with those of the recipe that it extends."""
+    own = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(own, dict):
+        raise ValueError("expected keys like name, run_dir and stages")
+    if own.get("extends") is None:
+        return own
+    base = path.with_name(f"{own['extends']}.yaml")
+    if not base.is_file() or base == path:
+        raise ValueError(f"extends={own['extends']}: no other recipe of that name beside it")
+    below = _content(base)
+    overrides = [*(below.get("overrides") or []), *(own.get("overrides") or [])]
+    return {**below, **own, "overrides": overrides}
 
 
 def planned_stages(recipe: Recipe, *, extra: Sequence[str] = ()) -> list[PlannedStage]:
@@ -100,12 +136,23 @@ def planned_stages(recipe: Recipe, *, extra: Sequence[str] = ()) -> list[Planned
     Raises:
         ValueError: a stage that cannot run, or two that write the same folder.
     """
-    planned = []
+    planned, used = [], set()
     for line in recipe.stages:
-        words = [*recipe.overrides, f"run_dir={recipe.run_dir}", *shlex.split(line), *extra]
-        if sum(word.startswith("stage=") for word in words) != 1:
-            raise ValueError(f"a recipe's stage line needs exactly one stage=NAME: {shlex.join(words)}")
+        own = shlex.split(line)
+        told = [word.partition("=")[2] for word in own if word.startswith(("stage=", "output="))]
+        if sum(word.startswith("stage=") for word in own) != 1:
+            raise ValueError(f"a recipe's stage line needs exactly one stage=NAME: {line}")
+        used.add(told[-1])
+        added = shlex.split(recipe.stage_overrides.get(told[-1], ""))
+        words = [*recipe.overrides, f"run_dir={recipe.run_dir}", *own, *added, *extra]
+        if any(word.startswith("stage=") for word in (*recipe.overrides, *added, *extra)):
+            raise ValueError(f"stage= belongs to a recipe's stage lines only: {shlex.join(words)}")
         planned.append(PlannedStage(words=tuple(words), config=stage_config(words)))
+    unknown = sorted(set(recipe.stage_overrides) - used)
+    if unknown:
+        raise ValueError(
+            f"stage_overrides.{unknown[0]}: {recipe.name} has no such stage; it has {', '.join(sorted(used))}"
+        )
     names = [stage.name for stage in planned]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -158,7 +159,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
             config=plain_dict(config),
             config_diff=config_diff(parent.manifest.config, plain_dict(config)) if parent.manifest else {},
             seen=result.counts.get("seen", {}),
-            quarantined={name: count["bad_samples"] for name, count in source.counts().items()},
+            quarantined=_quarantined(folder, sources=source.counts()),
             mixture=mixture,
             frozen_before=frozen,
             frozen_after=frozen_after,
@@ -175,12 +176,21 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
     barrier(world=world)
 
 
+def _quarantined(folder: Path, *, sources: Iterable[str]) -> dict[str, int]:
+    """Source -> distinct problems that any rank met, before a restart too; each rank writes a file of its own."""
+    files = [folder / "quarantine.jsonl", *folder.glob("quarantine-[0-9]*.jsonl")]
+    rows = {row for file in files if file.exists() for row in file.read_text(encoding="utf-8").splitlines()}
+    counts = Counter(json.loads(row)["source"] for row in rows)
+    return {name: counts[name] for name in sources}
+
+
 def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict[str, Any]]:
     """Requested and realised mixture of what the steps were trained on."""
     if config.stage.objective != "grpo":
         return source.mixture(steps)
     rollouts = -(-steps // config.grpo.num_iterations)
-    return source.mixture(rollouts, count=config.grpo.num_prompts)
+    # A rollout owns its refills' share of the prompt stream, whether it needed them or not.
+    return source.mixture(rollouts * (1 + config.grpo.max_refills), count=config.grpo.num_prompts)
 
 
 def _books(counts: Counts, *, sources: Iterable[str]) -> dict[str, dict[str, int]]:
@@ -227,7 +237,7 @@ def _fits(model: ArcVideoForConditionalGeneration, *, config: RunConfig, parent:
     wanted = config.model
     ours = replace(
         model.settings,
-        checkpoint_layers=wanted.checkpoint_layers,
+        activation_checkpointing=wanted.activation_checkpointing,
         attention=wanted.attention,
         corrections=wanted.corrections,
     )

@@ -2,14 +2,19 @@
 
 The options before the first override are torchrun's own. The rank that failed has said why; this only hands on its exit
 status, which torchrun itself turns into 1, so that status 85 (saved, please requeue) reaches whoever waits for it.
+SIGTERM and SIGUSR1 are handed on to the ranks, which save and end with 85; torchrun itself would kill them after 30 s.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -25,6 +30,9 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parse_args(words)
     arguments.training_script_args = [arguments.training_script, *arguments.training_script_args]
     arguments.training_script, arguments.module = "arcvideo.train", True
+    arguments.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _hand_on)
     try:
         run(arguments)
     except ChildFailedError as failed:
@@ -33,6 +41,21 @@ def main(words: Sequence[str] | None = None) -> None:
             print(f"error: rank {rank} was ended by {signal.Signals(-failure.exitcode).name}", file=sys.stderr)
             sys.exit(128 - failure.exitcode)
         sys.exit(failure.exitcode)
+
+
+def _hand_on(number: int, frame: FrameType | None) -> None:
+    for child in _children():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
+
+def _children() -> Iterator[int]:
+    """Processes that this one has started."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = path.read_text().rpartition(")")[2].split()[1]
+            if int(parent) == os.getpid():
+                yield int(path.parent.name)
 
 
 if __name__ == "__main__":

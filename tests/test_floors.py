@@ -60,6 +60,7 @@ NEIGHBOURS = {
     ("sweep", "compose"): {"*"},
     ("pipeline", "recipe"): {"*"},
     ("preflight", "recipe"): {"*"},
+    ("preflight", "compose"): {"*"},
     ("train", "plugins"): {"*"},
     ("train", "sweep"): {"*"},
     ("train", "verify"): {"*"},

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
+import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,7 @@ import pytest
 import yaml
 
 from arcvideo.runner.signals import REQUEUE_EXIT_CODE
+from tests.conftest import SmallWorld
 
 LAUNCH = Path(__file__).resolve().parent.parent / "launch"
 FILES = sorted(LAUNCH.iterdir())
@@ -61,3 +67,90 @@ def test_slurm_queues_a_preempted_job_again_and_no_other(tmp_path: Path, status:
     done = subprocess.run(["bash", str(LAUNCH / "slurm.sbatch"), "stage=sft"], env=environment, check=False)
     assert done.returncode == status
     assert asked.exists() == requeued
+
+
+def test_kubernetes_asks_for_what_a_job_needs_and_starts_a_stopped_run_again() -> None:
+    job = yaml.safe_load((LAUNCH / "kubernetes.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert (LAUNCH.parent / container["command"][0]).exists()
+    assert {mount["name"] for mount in container["volumeMounts"]} == {
+        volume["name"] for volume in job["spec"]["template"]["spec"]["volumes"]
+    }
+    rules = job["spec"]["podFailurePolicy"]["rules"]
+    codes = [rule["onExitCodes"] for rule in rules if "onExitCodes" in rule]
+    assert codes == [{"containerName": container["name"], "operator": "In", "values": [REQUEUE_EXIT_CODE]}]
+    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never", "a failure policy needs it"
+
+
+def test_skypilot_names_its_machines_and_starts_a_script_that_is_there() -> None:
+    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    assert task["resources"]["accelerators"]
+    assert "launch/torchrun.sh $WORDS" in task["run"]
+    assert "WORDS" in task["envs"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PYTHONPATH": str(LAUNCH.parent), "PATH": path, **more}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["train/loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_nodes_on_loopback_train_what_one_process_trains(tmp_path: Path, small_world: SmallWorld) -> None:
+    words = ["stage=sft", *small_world.overrides, "optimizer.name=adamw", "data.packs_per_step=2", "evaluation.shards="]
+    alone = [sys.executable, "-m", "arcvideo.train", *words, f"run_dir={tmp_path / 'alone'}"]
+    subprocess.run(alone, env=environment(), check=True, capture_output=True, timeout=300)
+    place = {"NNODES": "2", "NPROC": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    script = [str(LAUNCH / "torchrun.sh"), *words, f"run_dir={tmp_path / 'nodes'}"]
+    nodes = [
+        subprocess.Popen(script, env=environment(**place, NODE_RANK=str(rank)), stdout=subprocess.DEVNULL)
+        for rank in range(2)
+    ]
+    assert [node.wait(300) for node in nodes] == [0, 0]
+    assert losses(tmp_path / "nodes" / "sft") == pytest.approx(losses(tmp_path / "alone" / "sft"), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_ranks_under_torchrun_save_when_slurm_says_so_and_the_job_is_queued_again(
+    tmp_path: Path, small_world: SmallWorld
+) -> None:
+    asked = tmp_path / "asked"
+    # What Slurm's own would do: one task of the job, told to stop before the limit.
+    (tmp_path / "srun").write_text(f'#!/bin/sh\nshift 4\nNPROC=2 exec {LAUNCH / "torchrun.sh"} "$@"\n')
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\ncase "$1" in requeue) touch {asked};; *) echo node-1;; esac\n')
+    for program in ("srun", "scontrol"):
+        (tmp_path / program).chmod(0o755)
+    known = environment(SLURM_JOB_NODELIST="node-1", SLURM_JOB_ID="7")
+    known["PATH"] = f"{tmp_path}{os.pathsep}{known['PATH']}"
+    words = [word for word in small_world.overrides if not word.startswith("runner.steps")]
+    words += ["stage=sft", "optimizer.name=adamw", "data.packs_per_step=2", "evaluation.shards=", "runner.steps=200"]
+    with subprocess.Popen(
+        ["bash", str(LAUNCH / "slurm.sbatch"), *words, f"run_dir={tmp_path}"], env=known, text=True,
+        stdout=subprocess.PIPE, start_new_session=True,
+    ) as job:  # fmt: skip
+        assert job.stdout is not None
+        assert any("step 2/200" in line for line in job.stdout)
+        agents = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat") if parent_of(path) == job.pid]
+        os.kill(agents[0], signal.SIGUSR1)
+        job.stdout.read()
+        assert job.wait(200) == REQUEUE_EXIT_CODE
+    assert asked.exists()
+    (saved,) = (tmp_path / "sft" / "checkpoints").glob("step-*/manifest.json")
+    assert int(saved.parent.name.removeprefix("step-")) < 200
+
+
+def parent_of(stat: Path) -> int:
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return -1

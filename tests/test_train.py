@@ -34,7 +34,7 @@ def train(*words: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedPr
         ),
         (["stage=sft", "runner.stepz=3"], ["runner.stepz", "did you mean 'runner.steps'"]),
         (["stage=sft", "grpo.beta=abc"], ["grpo.beta", "a number", "'abc'"]),
-        (["stage=sft", "engine=zero9"], ["engine=zero9", "zero0, zero1, zero2, zero3"]),
+        (["stage=sft", "engine=zero9"], ["engine=zero9", "zero0, zero1, zero2,"]),
         (["stage=sft", "engine=zero1"], ["optimizer.name=muon", "engine=zero0"]),
         (["stage=sft"], ["sft needs pretrain", "has not run", "python -m arcvideo.train stage=pretrain"]),
         (["stage=sft", "parent=elsewhere"], ["parent=elsewhere", "no config.json"]),

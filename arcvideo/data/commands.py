@@ -6,7 +6,8 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from arcvideo.data.pack import best_fit
 from arcvideo.data.repeated import repeated_keys
 from arcvideo.data.settings import STYLES, WORDINGS, MediaLayout
 from arcvideo.data.transcribe import add_transcribe
-from arcvideo.media.clip import read_clip
 from arcvideo.media.errors import MediaError
+from arcvideo.media.pool import MediaPool
 from arcvideo.media.read import media_digest
 from arcvideo.media.settings import ShardCacheSettings
+from arcvideo.types import Clip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
         if name == "inspect":
             command.add_argument("--key", help="record key; default: the first")
             command.add_argument("--token-budget", type=int, help="show as many frames as fit this; default: all")
+            command.add_argument("--ids", action="store_true", help="token ids instead of text")
             command.add_argument("--image", type=Path, help="draw frames and spectrogram too: a .png file or a folder")
         if name == "stats":
             command.add_argument("--token-budget", type=int, default=2048)
@@ -98,6 +101,11 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _decoding_problems(index: ShardIndex) -> Iterator[Problem]:
     layout = MediaLayout(image_size=64, mel_bins=80)
+    with MediaPool() as pool:  # a file that hangs or crashes a decoder is a finding like any other
+        yield from _examined(index, read=partial(pool.read_clip, layout=layout))
+
+
+def _examined(index: ShardIndex, *, read: Callable[..., Clip]) -> Iterator[Problem]:
     for row in tqdm(range(len(index.clips)), desc=index.shard.name, unit="clip", leave=False):
         if not index.clips[row]["media_size"]:
             continue
@@ -105,7 +113,7 @@ def _decoding_problems(index: ShardIndex) -> Iterator[Problem]:
             data, sound = index.media_bytes(row)
             if media_digest(data, sidecar_audio=sound) != bytes(index.clips[row]["digest"]):
                 raise MediaError("corrupt", "the bytes are not those that were indexed")
-            read_clip(data, name=index.key(row), layout=layout, sidecar_audio=sound)
+            read(data, name=index.key(row), sidecar_audio=sound)
         except (MediaError, OSError) as error:
             reason = getattr(error, "reason", "unreadable")
             yield Problem(key=index.key(row), stage="media", reason=reason, detail=str(error))
@@ -195,6 +203,7 @@ def _view(options: argparse.Namespace, index: ShardIndex, *, token_budget: int |
         wording=options.wording,
         token_budget=token_budget,
         colour=sys.stdout.isatty(),
+        ids=getattr(options, "ids", False),
     )
 
 

@@ -151,7 +151,7 @@ def ensure_indexes(shards: Sequence[Path], *, workers: int = 0, progress: bool =
         in_turns(
             stale,
             done=lambda shard: open_index(shard) is not None,
-            work=lambda shard: _build(shard, pool=pool),
+            work=lambda shard: _build(shard, pool=pool, progress=progress),
             advance=bar.update,
         )
     indexes = [open_index(shard) for shard in shards]
@@ -168,12 +168,13 @@ def build_index(shard: Path, *, pool: ProbePool | None = None) -> None:
             _build(shard, pool=pool or ProbePool())
 
 
-def _build(shard: Path, *, pool: ProbePool) -> None:
+def _build(shard: Path, *, pool: ProbePool, progress: bool = False) -> None:
     made_from = _made_from(shard)
     groups, problems = read_groups(shard)
     table = _Table(problems=problems)
     probed = pool.map(_probe_job(group, shard=shard) for group in groups)
-    for group, found in zip(groups, probed, strict=True):
+    clips = tqdm(probed, desc=shard.name, unit="clip", total=len(groups), disable=not progress, leave=False)
+    for group, found in zip(groups, clips, strict=True):
         table.add(group, shard=shard, found=found)
     folder = index_folder(shard)
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}")

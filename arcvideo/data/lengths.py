@@ -54,7 +54,12 @@ def all_lengths(
     Processes that ask for the same at the same time, such as the ranks of a run, divide the shards among themselves.
 
     Args:
+        indexes: of the shards.
+        tokenizer: counts.
+        style: of the questions.
+        wording: of the prompts.
         pairs: count both answers of items that have a rejected one, and nothing for the others.
+        progress: show a bar.
 
     Raises:
         ValueError: counts are missing and the shards' folder cannot be written.

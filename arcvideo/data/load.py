@@ -156,7 +156,9 @@ class Loader:
             seconds = silent_seconds(
                 frame_count=frames, duration=duration, max_frames=layout.max_frames, max_seconds=layout.max_seconds
             )
-        request = read_request(name="", layout=layout, policy=self.settings.frames, seed=seed)
+        request = read_request(
+            name="", layout=layout, policy=self.settings.frames, seed=seed, decoder=self.settings.decoder
+        )
         key = clip_key(row["digest"].tobytes(), request=request)
         if self.cache is not None:
             key = self.cache.key(key)
@@ -195,6 +197,7 @@ class Loader:
             policy=self.settings.frames,
             seed=seed,
             sidecar_audio=sound,
+            decoder=self.settings.decoder,
         )
         return to_media(decoded, layout=layout)
 

@@ -129,7 +129,7 @@ def open_mixture(
                 pairs=pairs,
                 progress=progress,
             )
-            table = _table(
+            table = source_table(
                 name, indexes, lengths, source=source, settings=settings, layout=layout, supervised=supervised
             )
         except ValueError as error:
@@ -177,7 +177,7 @@ def frame_limits(duration: np.ndarray, *, clip: Ints, text: Ints, settings: Data
     return limit
 
 
-def _table(
+def source_table(
     name: str,
     indexes: list[ShardIndex],
     lengths: list[Lengths],
@@ -187,6 +187,11 @@ def _table(
     layout: MediaLayout,
     supervised: bool,
 ) -> SourceTable:
+    """The table of one source, from its indexes and the token counts beside them.
+
+    Raises:
+        ValueError: no usable item, a wrong task name, a sample over the budget.
+    """
     tasks = _tasks(indexes, source=source)
     clip_shard = np.repeat(np.arange(len(indexes)), [len(index.clips) for index in indexes])
     clip_row = np.concatenate([np.arange(len(index.clips)) for index in indexes])

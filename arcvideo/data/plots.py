@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ _MARGIN = (70, 40, 20, 50)
 """Left, top, right, bottom of the bars inside a panel."""
 _INK, _FAINT, _BAR = (30, 30, 30), (200, 200, 200), (70, 110, 180)
 _BINS = 40
+_NAME = 14
+"""Letters of a name below a bar."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ def histogram(values: np.ndarray, *, title: str, unit: str) -> Bars:
     return Bars(
         title=f"{title} (median {middle:.4g}, max {float(values.max()):.4g} {unit})",
         heights=heights.tolist(),
-        labels=[f"{edges[0]:.4g}", f"{edges[-1]:.4g} {unit}"],
+        labels=[f"{edges[0]:.4g}", f"{edges[-1]:.4g} {unit}{' and more' if values.max() > edges[-1] else ''}"],
     )
 
 
@@ -64,20 +67,28 @@ def _panel(canvas: ImageDraw.ImageDraw, panel: Bars, *, left: int, top: int) -> 
     x1, y1 = left + _PANEL[0] - _MARGIN[2], top + _PANEL[1] - _MARGIN[3]
     canvas.text((x0, top + 12), panel.title, fill=_INK, font=font)
     highest = max(panel.heights, default=0) or 1
-    for part in (0.5, 1.0):
-        y = y1 - part * (y1 - y0)
+    for tick in _ticks(highest):
+        y = y1 - tick / highest * (y1 - y0)
         canvas.line((x0, y, x1, y), fill=_FAINT)
-        canvas.text((x0 - 8, y), f"{part * highest:.4g}", fill=_INK, font=font, anchor="rm")
+        canvas.text((x0 - 8, y), f"{tick:,}", fill=_INK, font=font, anchor="rm")
     slot = (x1 - x0) / max(1, len(panel.heights))
     for number, count in enumerate(panel.heights):
         x = x0 + number * slot
         canvas.rectangle((x + 0.5, y1 - count / highest * (y1 - y0), max(x + 1, x + slot - 1.5), y1), fill=_BAR)
     canvas.line((x0, y1, x1, y1), fill=_INK)
     if len(panel.labels) == len(panel.heights):
-        for number, label in enumerate(panel.labels):
-            down = 16 * (number % 2)  # neighbours on two lines, so that long names do not meet
-            middle = x0 + (number + 0.5) * slot
-            canvas.text((middle, y1 + 6 + down), label[:14], fill=_INK, font=font, anchor="mt")
+        names = [label if len(label) <= _NAME else f"{label[: _NAME - 2]}.." for label in panel.labels]
+        crowded = any(font.getlength(name) + 6 > slot for name in names)
+        for number, name in enumerate(names):
+            down = 18 * (number % 2) if crowded else 0  # neighbours on two lines, so that long names do not meet
+            canvas.text((x0 + (number + 0.5) * slot, y1 + 20 + down), name, fill=_INK, font=font, anchor="ms")
     else:
-        canvas.text((x0, y1 + 6), panel.labels[0], fill=_INK, font=font, anchor="lt")
-        canvas.text((x1, y1 + 6), panel.labels[1], fill=_INK, font=font, anchor="rt")
+        canvas.text((x0, y1 + 20), panel.labels[0], fill=_INK, font=font, anchor="ls")
+        canvas.text((x1, y1 + 20), panel.labels[1], fill=_INK, font=font, anchor="rs")
+
+
+def _ticks(highest: float) -> list[int]:
+    """0 and up to four round numbers below the highest bar, whole because bars are counts."""
+    power = 10 ** max(0, math.floor(math.log10(highest)))
+    step = next(step for part in (1, 2, 5, 10) if highest / (step := max(1, part * power // 2)) <= 4 or part == 10)
+    return list(range(0, int(highest) + 1, step))

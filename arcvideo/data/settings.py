@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from arcvideo.media.settings import FrameCacheSettings, MediaLimits, ShardCacheSettings
+from arcvideo.media.settings import DECODERS, FrameCacheSettings, MediaLimits, ShardCacheSettings
 
 STYLES = ("plain", "think", "draft")
 LENGTH_WEIGHTINGS = ("token", "sqrt", "sample")
@@ -138,6 +138,9 @@ class DataSettings:
     """Weight of an answer of n tokens: token (1 each, n in total), sqrt (1/sqrt(n) each), sample (1/n each)."""
     frames: str = "middle"
     """Frame of each one-second interval: middle, or random (a new draw each epoch; no feature cache)."""
+    decoder: str = "pyav"
+    """Decoder of the picture: pyav, or torchcodec (an extra; it needs FFmpeg's libraries): the same frames, their
+    pixels alike up to rounding. pyav refuses damaged pictures that torchcodec paints over."""
     wording: str = "arc"
     """Instruction suffixes: arc (the released ones, verbatim) or brief (few tokens, for small models)."""
     over_budget: str = "error"
@@ -147,11 +150,12 @@ class DataSettings:
     min_frames: int = 1
     """An item that would leave its clip fewer frames than this is dropped by fewer_frames, and counted."""
     workers: int = 0
-    """Decoding processes, each with a thread that works ahead; 0 decodes in the training process."""
+    """Decoding processes, each with a thread that works ahead; 0 works ahead of nothing: a step's media are decoded
+    when the step asks for them, in one process."""
     prefetch_steps: int = 2
     """Optimizer steps prepared ahead when workers > 0."""
     limits: MediaLimits = field(default_factory=MediaLimits)
-    """What one file may cost; deadline and memory bind the decoding processes (workers > 0)."""
+    """What one file may cost; a decoding process that goes beyond is replaced, and the file quarantined."""
     frame_cache: FrameCacheSettings = field(default_factory=FrameCacheSettings)
     """Decoded frames kept on disk."""
     shard_cache: ShardCacheSettings = field(default_factory=ShardCacheSettings)
@@ -163,6 +167,7 @@ class DataSettings:
         _one_of("data.length_weighting", self.length_weighting, LENGTH_WEIGHTINGS)
         _one_of("data.frames", self.frames, FRAME_POLICIES)
         _one_of("data.unit", self.unit, UNITS)
+        _one_of("data.decoder", self.decoder, DECODERS)
         limited = [name for name, source in self.sources.items() if source.repeat is not None]
         if limited and self.unit == "epochs":
             raise ValueError(

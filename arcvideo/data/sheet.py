@@ -35,7 +35,10 @@ def contact_sheet(media: Media, *, title: str) -> Image.Image:
         parts.append(_label("no sound: zeros"))
     else:
         mel = media.mel.numpy()
-        parts += [_label(f"log-mel, {mel.shape[1]} bins; {media.seconds} s count"), _spectrogram(mel, media.seconds)]
+        parts += [
+            _label(f"log-mel, {mel.shape[1]} bins; {media.seconds} s are added to frames"),
+            _spectrogram(mel, media.seconds),
+        ]
     sheet = Image.new("RGB", (_WIDTH, sum(part.height + _GAP for part in parts) + _GAP), _PAPER)
     top = _GAP
     for part in parts:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +24,7 @@ from arcvideo.data.quarantine import Quarantine
 from arcvideo.data.settings import DataSettings, MediaLayout
 from arcvideo.data.shares import mixture_report, realised, realised_prompts, with_passes
 from arcvideo.media.cache import FrameCache
-from arcvideo.media.clip import read_clip
+from arcvideo.media.fast import check_decoder
 from arcvideo.media.pool import MediaPool
 from arcvideo.model.special import special_ids
 from arcvideo.types import Batch
@@ -86,6 +85,7 @@ class Source:
         """
         if settings.packs_per_step % world:
             raise ValueError(f"data.packs_per_step={settings.packs_per_step} must be a multiple of the {world} ranks")
+        check_decoder(settings.decoder)
         self.settings, self.rank, self.world, self.seed = settings, rank, world, seed
         self.supervised = supervised
         self._weighting = "sample" if pairs else settings.length_weighting
@@ -103,8 +103,8 @@ class Source:
         )
         self._prompt_plan = PromptPlan(self.tables, seed=seed)
         self.quarantine = Quarantine(self.tables, settings=settings.quarantine, file=quarantine_file)
-        # Threads read, cut mels and render; decoding itself runs in processes that can be killed.
-        self._media = MediaPool(count=settings.workers, limits=settings.limits) if settings.workers else None
+        # Threads read, cut mels and render; decoding itself runs in processes that can be killed, also with workers=0.
+        self._media = MediaPool(count=max(1, settings.workers), limits=settings.limits)
         self._pool = ThreadPoolExecutor(settings.workers, "data") if settings.workers else None
         self._ahead: dict[tuple[int, int], Future[_Step]] = {}
         cached = settings.frame_cache.path is not None
@@ -118,7 +118,7 @@ class Source:
                 pairs=pairs,
                 features=features,
                 cache=cache,
-                read=self._media.read_clip if self._media else partial(read_clip, limits=settings.limits),
+                read=self._media.read_clip,
             )
             for table in self.tables
         ]
@@ -233,8 +233,7 @@ class Source:
         """Stops the background threads and processes."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
-        if self._media is not None:
-            self._media.close()
+        self._media.close()
 
     def _ready(self, step: int, count: int) -> _Step:
         """The step's content; with workers, the following steps are started too."""

@@ -23,7 +23,7 @@ IRRELEVANT_WITHIN = {
     ),
     "data": ("workers", "prefetch_steps", "quarantine", "limits", "shard_cache"),
     "engine": ("zero_optimization",),
-    "model": ("checkpoint_layers",),
+    "model": ("activation_checkpointing",),
     "grpo": ("log_completions", "max_logprob_gap"),
 }  # fmt: skip
 """The same, inside a group. How ZeRO cuts the states, like the number of ranks, moves the last bits of sums only."""

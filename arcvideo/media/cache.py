@@ -10,6 +10,8 @@ import hashlib
 import io
 import os
 import uuid
+import zlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +42,7 @@ class FrameCache:
         self._root = Path(settings.path)
         self._quality = settings.quality
         self._limit = int(settings.max_gib * 2**30)
-        self._how = f"jpeg{settings.quality}-{layout.mel_bins}-{layout.audio_positions}"
+        self._how = f"jpeg{settings.quality}-{layout.mel_bins}-{layout.audio_positions}-{layout.max_seconds}"
         self._unscanned = self._limit  # so that the first write looks at what is there
 
     def key(self, key: str) -> str:
@@ -52,8 +54,10 @@ class FrameCache:
         path = self._path(key)
         try:
             with safe_open(path, framework="pt") as file:
-                facts = file.metadata()
+                facts = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            if facts.get("crc32") != _checksum(facts, tensors):
+                raise SafetensorError("its content is not what was written")
             os.utime(path)
         except FileNotFoundError:
             return None
@@ -95,6 +99,7 @@ class FrameCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{uuid.uuid4().hex}.partial")
         facts = {"frame_count": str(media.frame_count), "seconds": str(media.seconds)}
+        facts["crc32"] = _checksum(facts, tensors)
         try:
             save_file(tensors, partial, metadata=facts)
             self._make_room(partial.stat().st_size)
@@ -125,6 +130,15 @@ class FrameCache:
         return self._root / key[:2] / f"{key}{_SUFFIX}"
 
 
+def _checksum(facts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of everything in a file, 8 hex digits: against bad disks and cut writes, not against an attacker."""
+    crc = zlib.crc32(f"{facts.get('frame_count')} {facts.get('seconds')}".encode())
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.numpy().view(np.uint8).data, crc)
+    return f"{crc:08x}"
+
+
 def _encoded(pixels: Tensor, *, quality: int) -> tuple[Tensor, Tensor]:
     """(bytes,) uint8 of all frames, one JPEG after the other, and (F,) int64 where each ends."""
     parts = []
@@ -139,7 +153,7 @@ def _encoded(pixels: Tensor, *, quality: int) -> tuple[Tensor, Tensor]:
 
 def _decoded(jpeg: Tensor, ends: Tensor) -> Tensor:
     """(F, 3, S, S) uint8, channels last in memory: as JPEG gives them and convolutions like them."""
-    data, frames, start = jpeg.numpy().tobytes(), None, 0
+    data, frames, start = jpeg.numpy().data, None, 0
     for number, end in enumerate(ends.tolist()):
         with Image.open(io.BytesIO(data[start:end]), formats=["JPEG"]) as image:
             pixels = np.asarray(image)

@@ -25,6 +25,7 @@ def read_clip(
     sidecar_audio: bytes | None = None,
     limits: MediaLimits | None = None,
     font: str | None = None,
+    decoder: str = "pyav",
 ) -> Clip:
     """Decodes a video, a sound file or a still picture in this process.
 
@@ -34,20 +35,33 @@ def read_clip(
         policy: frame of each interval: "middle", or "random" with `seed`.
         sidecar_audio: a second file whose sound is used instead of the file's own.
         font: TrueType file of the time stamp; None takes the bundled one.
+        decoder: of the picture, "pyav" or "torchcodec".
 
     Raises:
         MediaError: the file is broken, empty or over a limit.
     """
-    request = read_request(name=name, layout=layout, policy=policy, seed=seed, font=font)
+    request = read_request(name=name, layout=layout, policy=policy, seed=seed, font=font, decoder=decoder)
     return as_clip(read_arrays(data, request=request, limits=limits or MediaLimits(), sidecar_audio=sidecar_audio))
 
 
 def read_request(
-    *, name: str, layout: Layout, policy: str = "middle", seed: int = 0, font: str | None = None
+    *,
+    name: str,
+    layout: Layout,
+    policy: str = "middle",
+    seed: int = 0,
+    font: str | None = None,
+    decoder: str = "pyav",
 ) -> ReadRequest:
     """The plain form of how a file is read."""
     return ReadRequest(
-        name=name, image_size=layout.image_size, max_frames=layout.max_frames, policy=policy, seed=seed, font=font
+        name=name,
+        image_size=layout.image_size,
+        max_frames=layout.max_frames,
+        policy=policy,
+        seed=seed,
+        font=font,
+        decoder=decoder,
     )
 
 

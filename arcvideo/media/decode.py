@@ -15,7 +15,8 @@ from av.video.stream import VideoStream
 from PIL import Image, ImageOps
 
 from arcvideo.media.errors import MediaError
-from arcvideo.media.picture import Choose, VideoFacts, check_pixels, decode_frames, read_timeline
+from arcvideo.media.fast import fast_frames
+from arcvideo.media.picture import Choose, VideoFacts, check_pixels, decode_frames, is_mirrored, read_timeline
 from arcvideo.media.settings import MediaLimits
 from arcvideo.media.sound import decode_sound
 from arcvideo.media.streams import best_audio, best_video
@@ -34,8 +35,15 @@ class Decoded:
     """(N,) float32 mono at 16 kHz."""
 
 
-def decode(data: bytes, *, name: str, choose: Choose, limits: MediaLimits) -> Decoded:
+def decode(data: bytes, *, name: str, choose: Choose, limits: MediaLimits, decoder: str = "pyav") -> Decoded:
     """Decodes a video, a sound or a still picture.
+
+    Args:
+        data: the file.
+        name: for messages.
+        choose: facts of the video -> which frames, and what to make of each.
+        limits: what the file may cost.
+        decoder: of the picture, one of `arcvideo.media.fast.DECODERS`.
 
     Raises:
         MediaError: with the reason; never returns something else in its place.
@@ -60,10 +68,11 @@ def decode(data: bytes, *, name: str, choose: Choose, limits: MediaLimits) -> De
             origin = None if timeline is None else timeline.start
             waveform = decode_sound(packets[audio.index], audio, origin=origin, name=name, limits=limits)
         if video is not None and timeline is not None:
-            chosen = choose(timeline.facts)
-            frames = decode_frames(
-                packets[video.index], video, timeline=timeline, chosen=chosen, name=name, limits=limits
-            )
+            chosen, own = choose(timeline.facts), packets[video.index]
+            if decoder == "torchcodec" and not is_mirrored(own, video, name=name):
+                frames = fast_frames(data, video, timeline=timeline, chosen=chosen, name=name, limits=limits)
+            if frames is None:
+                frames = decode_frames(own, video, timeline=timeline, chosen=chosen, name=name, limits=limits)
     return Decoded(facts=timeline.facts if timeline else None, frames=frames, waveform=waveform)
 
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideData
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
@@ -120,6 +121,16 @@ def decode_frames(
     return [frames[slot] for slot in range(len(chosen.indices))]
 
 
+def is_mirrored(packets: list[av.Packet], stream: VideoStream, *, name: str) -> bool:
+    """Whether the file says that its picture is to be mirrored; told by its first frame, as containers do not tell."""
+    a, b, c, d = (1, 0, 0, 1)
+    for frame in _all_decoded(packets, stream, name=name):
+        a, b, c, d = display_matrix(frame)
+        break
+    stream.codec_context.flush_buffers()
+    return a * d - b * c < 0
+
+
 def check_pixels(width: int, height: int, *, name: str, limits: MediaLimits) -> None:
     if width * height > limits.max_pixels:
         raise MediaError("too_large", f"{name}: frames of {width}x{height}, the limit is {limits.max_pixels} pixels")
@@ -201,7 +212,21 @@ def _decoded(packet: av.Packet | None, *, codec: VideoCodecContext, name: str) -
 
 
 def _upright(frame: av.VideoFrame, *, threads: int) -> np.ndarray:
-    """(H, W, 3) uint8, turned as the file's display matrix says (phones write vertical video turned)."""
+    """(H, W, 3) uint8, turned and mirrored as the file's display matrix says (phones write vertical video turned)."""
     pixels = frame.reformat(format="rgb24", threads=threads).to_ndarray()
-    quarter_turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if quarter_turns else pixels
+    a, b, c, d = display_matrix(frame)
+    if abs(a) >= abs(b):
+        turned = pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    else:
+        turned = pixels.transpose(1, 0, 2)[:: -1 if b < 0 else 1, :: -1 if c < 0 else 1]
+    return np.ascontiguousarray(turned)
+
+
+def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """(a, b, c, d) in 16.16: the pixel at (x, y) is shown at (a x + c y, b x + d y), up to a shift (ISO 14496-12)."""
+    shown = frame.side_data.get("DISPLAYMATRIX")
+    if shown is None:
+        return 1 << 16, 0, 0, 1 << 16
+    assert isinstance(shown, SideData)
+    a, b, _, c, d = np.frombuffer(bytes(shown), dtype=np.int32)[:5].tolist()
+    return a, b, c, d

@@ -52,13 +52,14 @@ class MediaPool:
         seed: int = 0,
         sidecar_audio: bytes | None = None,
         font: str | None = None,
+        decoder: str = "pyav",
     ) -> Clip:
         """As `arcvideo.media.clip.read_clip`, in another process; waits for a free one.
 
         Raises:
             MediaError: as there, and `timeout` past the deadline, `crashed` when the process died.
         """
-        request = read_request(name=name, layout=layout, policy=policy, seed=seed, font=font)
+        request = read_request(name=name, layout=layout, policy=policy, seed=seed, font=font, decoder=decoder)
         worker = self._idle.get()
         try:
             return as_clip(worker.read(data, request=request, sidecar_audio=sidecar_audio))
@@ -102,6 +103,8 @@ class MediaWorker:
                 head_size, body_size = wire.LENGTHS.unpack(_receive(process, wire.LENGTHS.size, deadline=deadline))
                 head = _receive(process, head_size, deadline=deadline)
                 body = _receive(process, body_size, deadline=deadline)
+                if wire.is_last(head):
+                    self._end()
             except TimeoutError:
                 self._end()
                 seconds = self._limits.deadline_seconds

@@ -14,7 +14,7 @@ from arcvideo.media.decode import decode
 from arcvideo.media.errors import MediaError
 from arcvideo.media.frames import FramePlan, check_policy, plan_frames, stamp_text, time_spans
 from arcvideo.media.picture import Selection, VideoFacts
-from arcvideo.media.settings import MediaLimits
+from arcvideo.media.settings import DECODERS, MediaLimits
 from arcvideo.media.sound import SAMPLE_RATE
 
 
@@ -30,11 +30,15 @@ class ReadRequest:
     seed: int = 0
     font: str | None = None
     """TrueType file of the time stamp; None takes the bundled one."""
+    decoder: str = "pyav"
+    """Decoder of the picture."""
 
     def __post_init__(self) -> None:
         # Here, because inside the decoder a user's mistake would look like a broken file.
         check_policy(self.policy)
         overlay.check_font(self.font)
+        if self.decoder not in DECODERS:
+            raise ValueError(f"decoder {self.decoder!r}: choose one of {', '.join(DECODERS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,7 @@ def read_arrays(
         MediaError: when any part cannot be read as it should be.
     """
     choose = partial(_selection, request=request)
-    decoded = decode(data, name=request.name, choose=choose, limits=limits)
+    decoded = decode(data, name=request.name, choose=choose, limits=limits, decoder=request.decoder)
     if sidecar_audio is not None:
         sound = decode(sidecar_audio, name=f"audio of {request.name}", choose=_no_picture, limits=limits)
         if sound.waveform is None:
@@ -93,7 +97,16 @@ def media_digest(data: bytes, *, sidecar_audio: bytes | None = None) -> bytes:
 def clip_key(digest: bytes, *, request: ReadRequest) -> str:
     """Content id: equal keys mean equal arrays. `digest` is that of the media, which an index knows without reading."""
     seed = request.seed if request.policy == "random" else 0
-    how = (request.image_size, request.max_frames, request.policy, seed, overlay.VERSION, _font_id(request.font))
+    how: tuple[object, ...] = (
+        request.image_size,
+        request.max_frames,
+        request.policy,
+        seed,
+        overlay.VERSION,
+        _font_id(request.font),
+    )
+    if request.decoder != "pyav":
+        how = (*how, request.decoder)
     return hashlib.sha256(repr(how).encode() + digest).hexdigest()
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+DECODERS = ("pyav", "torchcodec")
+"""Decoders of the picture."""
+
 
 class Layout(Protocol):
     """The part of the model's media layout that decoding depends on."""

@@ -39,14 +39,19 @@ def unpack_request(head: bytes, body: bytes) -> tuple[bytes, ReadRequest, bytes 
     return body[:split], ReadRequest(**fields["request"]), None if fields["sidecar"] is None else body[split:]
 
 
-def pack_reply(reply: ClipArrays | MediaError) -> list[bytes]:
-    """The pieces to write, in order."""
+def pack_reply(reply: ClipArrays | MediaError, *, last: bool = False) -> list[bytes]:
+    """The pieces to write, in order; `last` tells that the process wants to be replaced."""
     if isinstance(reply, MediaError):
-        return _framed({"reason": reply.reason, "detail": reply.detail}, [])
+        return _framed({"reason": reply.reason, "detail": reply.detail, "last": last}, [])
     arrays = {name: getattr(reply, name) for name in _DTYPES}
     shapes = {name: list(array.shape) for name, array in arrays.items() if array is not None}
-    head = {"key": reply.key, "duration": reply.duration, "shapes": shapes}
+    head = {"key": reply.key, "duration": reply.duration, "shapes": shapes, "last": last}
     return _framed(head, [np.ascontiguousarray(arrays[name]).tobytes() for name in shapes])
+
+
+def is_last(head: bytes) -> bool:
+    """Whether the process that replied wants to be replaced."""
+    return bool(json.loads(head)["last"])
 
 
 def unpack_reply(head: bytes, body: bytes) -> ClipArrays:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from arcvideo.model.attention import Plan, attend
 from arcvideo.model.norms import RMSNorm
@@ -106,6 +106,20 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+_KEPT_KERNELS = ("mm", "addmm", "bmm", "baddbmm")
+
+
+def _keep_products() -> Any:
+    """Contexts of a checkpointed layer in which outputs of matrix products and of attention kernels are kept."""
+
+    def policy(context: Any, operation: Any, *arguments: Any, **words: Any) -> CheckpointPolicy:
+        name = operation.__name__.partition(".")[0] if hasattr(operation, "__name__") else ""
+        kept = name in _KEPT_KERNELS or name.startswith("_scaled_dot_product_")
+        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)
+
+
 class Decoder(nn.Module):
     def __init__(self, settings: TextSettings) -> None:
         super().__init__()
@@ -116,16 +130,19 @@ class Decoder(nn.Module):
         # transformers sets the next two when checkpointing is switched on through its own method.
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Any = None
+        self.recompute = "none"
 
     def _checkpoint(self, layer: nn.Module, *inputs: Any) -> Tensor:
-        if self._gradient_checkpointing_func is not None:
+        if self.gradient_checkpointing and self._gradient_checkpointing_func is not None:
             return self._gradient_checkpointing_func(layer, *inputs)
-        return checkpoint(layer, *inputs, use_reentrant=False)
+        contexts: dict[str, Any] = {"context_fn": _keep_products} if self.recompute == "selective" else {}
+        return checkpoint(layer, *inputs, use_reentrant=False, **contexts)
 
     def forward(self, x: Tensor, *, positions: Tensor, plan: Plan, cache: Any = None) -> Tensor:
         """Return final hidden states, shaped like x (..., L, D); positions are (..., 4, L)."""
         rope = rope_tables(positions, settings=self.settings, dtype=x.dtype)
-        recompute = self.gradient_checkpointing and torch.is_grad_enabled() and cache is None
+        asked = self.gradient_checkpointing or self.recompute != "none"
+        recompute = asked and torch.is_grad_enabled() and cache is None
         for layer in self.layers:
             if recompute:
                 x = self._checkpoint(layer, x, rope, plan)

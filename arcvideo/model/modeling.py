@@ -113,19 +113,20 @@ class ArcVideoForConditionalGeneration(ArcVideoGenerationMixin, PreTrainedModel)
 
         Which parts learn is left alone: that is `requires_grad_`'s, and in a stage `stage.train`'s, to say.
         """
-        self.checkpoint_layers = settings.checkpoint_layers
+        self.activation_checkpointing = settings.activation_checkpointing
         self.set_attn_implementation(settings.attention)
         self.config.corrections = asdict(settings.corrections)
         self.settings = replace(self.settings, corrections=settings.corrections)
 
     @property
-    def checkpoint_layers(self) -> bool:
-        """Whether the backward pass recomputes decoder layers."""
-        return self.language_model.model.gradient_checkpointing
+    def activation_checkpointing(self) -> str:
+        """What the backward pass recomputes of the decoder: none, selective or full."""
+        decoder = self.language_model.model
+        return "full" if decoder.gradient_checkpointing else decoder.recompute
 
-    @checkpoint_layers.setter
-    def checkpoint_layers(self, value: bool) -> None:
-        self.language_model.model.gradient_checkpointing = value
+    @activation_checkpointing.setter
+    def activation_checkpointing(self, value: str) -> None:
+        self.language_model.model.recompute = value
 
     def encode_vision(self, pixel_values: Tensor) -> Tensor:
         """Return (F, P, W) patches of normalised pixels (F, 3, S, S); without a graph when the tower is frozen."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from arcvideo.data.settings import MediaLayout
 
 ATTENTIONS = ("sdpa", "flex_attention", "eager")
+RECOMPUTES = ("none", "selective", "full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +109,9 @@ class ModelSettings:
     """Longer audio is spread over this many frames (fusion rule)."""
     audio_pooling: int = 1
     """Encoder rows averaged into one before the projector; 1 is the released model."""
-    checkpoint_layers: bool = False
-    """Recompute decoder layers in the backward pass instead of keeping their activations."""
+    activation_checkpointing: str = "none"
+    """What the backward pass recomputes of the decoder: none, selective (norms, rope and activations; outputs of matrix
+    products and attention are kept, so it costs hardly any time) or full (whole layers; least memory)."""
     attention: str = "sdpa"
     """Attention of the decoder: sdpa, flex_attention or eager (transformers' attn_implementation)."""
     corrections: Corrections = field(default_factory=Corrections)
@@ -197,6 +199,9 @@ def check(settings: ModelSettings) -> None:
     rules = {
         "model.text.num_attention_heads must be a multiple of model.text.num_key_value_heads": (
             text.num_attention_heads % text.num_key_value_heads == 0
+        ),
+        f"model.activation_checkpointing must be one of {', '.join(RECOMPUTES)}": (
+            settings.activation_checkpointing in RECOMPUTES
         ),
         "model.text.attention_head_dim must be even": text.attention_head_dim % 2 == 0,
         "model.text.xdrope_section must be four shares that use up every frequency of a head, like [0.25] * 4 with "

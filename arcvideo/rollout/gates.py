@@ -93,3 +93,21 @@ def check_rewards(report: Report) -> None:
         "from a parent that answers some prompts right, raise grpo.temperature or grpo.num_generations, choose a "
         "denser reward in grpo.rewards, or set grpo.require_reward_spread=false"
     )
+
+
+def check_lengths(report: Report, *, longest: int) -> None:
+    """With truncated completions masked, at least one of the first rollout must have ended by itself.
+
+    Args:
+        report: of all ranks.
+        longest: tokens after which completions are cut off.
+
+    Raises:
+        ValueError: none has.
+    """
+    if report.count and not bool(report.finished.any()):
+        raise ValueError(
+            f"all {report.count} completions of the first rollout were cut off at "
+            f"grpo.max_completion_length={longest}, and grpo.mask_truncated_completions leaves every one of them out: "
+            "raise the length, or start from a parent that ends its answers"
+        )

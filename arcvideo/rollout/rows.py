@@ -74,6 +74,20 @@ def pack(groups: Sequence[Group], *, gains: Tensor, settings: GrpoSettings) -> B
     return replace(batch, extra={"advantages": gains, "loss_mask": counted[batch.target_samples]})
 
 
+def weighted(batches: Sequence[Batch], *, settings: GrpoSettings) -> list[Batch]:
+    """The batches, with weights even when every completion of the step was cut off and is masked out.
+
+    Nothing is learned from such a step (its loss mask is zero), but a sum of weights of zero would end the run.
+    """
+    found = list(batches)
+    if not settings.mask_truncated_completions:
+        return found
+    total = sum(float(batch.target_weights.sum()) for batch in found)
+    if any(part > 0 for part in gathered(total)):
+        return found
+    return [replace(batch, target_weights=torch.ones_like(batch.target_weights)) for batch in found]
+
+
 def empty_row(special: SpecialIds) -> Batch:
     """A row that weighs nothing, in place of prompts whose media could not be read, so that ranks keep in step."""
     batch = collate([], specials=special, weighting="token")

@@ -22,14 +22,14 @@ from arcvideo.objectives.grpo import METRIC
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.collect import Collected, collect
 from arcvideo.rollout.encode import with_features
-from arcvideo.rollout.gates import check_media, check_reference, check_rewards, check_sampler
+from arcvideo.rollout.gates import check_lengths, check_media, check_reference, check_rewards, check_sampler
 from arcvideo.rollout.groups import Group
 from arcvideo.rollout.held import HeldGroup, from_json, hold, restore_group, to_json
 from arcvideo.rollout.log import RolloutLog, sample_rows
 from arcvideo.rollout.measure import TIMES, gathered, metrics, report
 from arcvideo.rollout.reference import frozen_copy
 from arcvideo.rollout.rewards.loading import load_reward
-from arcvideo.rollout.rows import empty_row, forward_logprobs, gains_of, pack, rows_of, rows_per_rank
+from arcvideo.rollout.rows import empty_row, forward_logprobs, gains_of, pack, rows_of, rows_per_rank, weighted
 from arcvideo.rollout.sampler import InProcessSampler
 from arcvideo.rollout.settings import grpo_sampling
 from arcvideo.tasks import TASKS
@@ -183,9 +183,12 @@ class RolloutSource:
         self._seconds |= {name: self._sampler.seconds[name] - before[name] for name in before}
         found = report(drawn.groups, drawn.scores, spread=drawn.spread, seconds=self._seconds)
         self._check(batches, first=rollout == 0)
+        if rollout == 0 and settings.mask_truncated_completions:
+            check_lengths(found, longest=settings.max_completion_length)
         if rollout == 0 and settings.require_reward_spread:
             check_rewards(found)
-        batches = [replace(batch, extra={**batch.extra, **metrics(found)}) for batch in batches]
+        told = metrics(found)
+        batches = [replace(batch, extra={**batch.extra, **told}) for batch in weighted(batches, settings=settings)]
         batches += [empty_row(self._special) for _ in range(rows_per_rank(len(rows), settings=settings) - len(rows))]
         self._rows = sample_rows(drawn.groups, drawn.scores, gains=gains, count=settings.log_completions)
         self._log.write(self._rows, step=rollout * settings.num_iterations, groups=drawn.groups)

@@ -14,14 +14,14 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 FORMAT = 2
@@ -29,6 +29,10 @@ _SHARD_BYTES = 2 << 30
 _CHUNK_BYTES = 16 << 20
 _NAME = re.compile(r"step-(\d+)")
 _PART = "part-{}.json"
+
+
+class CheckpointError(OSError, ValueError):
+    """A checkpoint that cannot be written or read; one line that names the file and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +44,20 @@ class Checkpoint:
     identity: str
     state: dict[str, Any]
     """What the runner stored: counters, random states, W&B id."""
+    files: tuple[str, ...] = ()
+    """What the manifest vouches for; nothing else is read."""
 
     def tensors(self, kind: str) -> Mapping[str, Tensor]:
-        """Tensors of `weights` or `optimizer`, read one by one when asked for."""
-        return _Tensors(sorted(self.path.glob(f"{kind}-*.safetensors")))
+        """Tensors of `weights` or `optimizer`, read one by one when asked for.
+
+        Raises:
+            CheckpointError: a file cannot be opened.
+        """
+        names = sorted(name for name in self.files if name.startswith(f"{kind}-") and name.endswith(".safetensors"))
+        try:
+            return _Tensors([self.path / name for name in names])
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"could not read {self.path}: {error}") from error
 
 
 class _Tensors(Mapping[str, Tensor]):
@@ -106,7 +120,7 @@ class CheckpointFolder:
             patience: seconds rank 0 waits for the other ranks' shares.
 
         Raises:
-            OSError: the disk is full or broken, or a share never came; older checkpoints are untouched.
+            CheckpointError: the disk is full or broken, or a share never came; older checkpoints are untouched.
         """
         folder = self.root / f"step-{share.step}.tmp-{share.token}"
         try:
@@ -124,7 +138,7 @@ class CheckpointFolder:
         except OSError as error:
             if share.rank == 0:
                 shutil.rmtree(folder, ignore_errors=True)
-            raise OSError(
+            raise CheckpointError(
                 f"could not write checkpoint step-{share.step} in {self.root} (older ones are untouched): {error}"
             ) from error
         self._remove_old()
@@ -142,27 +156,36 @@ class CheckpointFolder:
             if not self.keep_every or step % self.keep_every:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def newest(self) -> Checkpoint | None:
-        """The newest checkpoint whose manifest verifies; damaged ones are passed over."""
+    def newest(self, *, say: Callable[[str], None] = lambda text: None) -> Checkpoint | None:
+        """The newest checkpoint whose manifest verifies.
+
+        Args:
+            say: is told which newer ones were passed over and why: damaged, or written by another version.
+
+        Raises:
+            CheckpointError: one is there but the disk does not let it be read; going on from an older one would throw
+                work away.
+        """
         for _, path in reversed(self._by_step()):
-            found = read_checkpoint(path)
-            if found is not None:
-                return found
+            try:
+                return read_checkpoint(path)
+            except Unusable as reason:
+                say(f"checkpoint {path} is passed over: {reason}")
         return None
 
     def at(self, step: int) -> Checkpoint:
         """The checkpoint of this step.
 
         Raises:
-            ValueError: it is not there or does not verify.
+            CheckpointError: it is not there, does not verify or cannot be read.
         """
-        found = read_checkpoint(self.root / f"step-{step}")
-        if found is None:
-            raise ValueError(
-                f"checkpoint step-{step} in {self.root} is missing or damaged as seen by this process: "
+        try:
+            return read_checkpoint(self.root / f"step-{step}")
+        except Unusable as reason:
+            raise CheckpointError(
+                f"checkpoint step-{step} in {self.root} cannot be used by this process ({reason}): "
                 "is the folder shared by all ranks?"
-            )
-        return found
+            ) from None
 
     def remove_unfinished(self) -> None:
         """Remove what a killed writer left under a temporary name."""
@@ -174,20 +197,49 @@ class CheckpointFolder:
         return sorted(found)
 
 
-def read_checkpoint(path: Path) -> Checkpoint | None:
-    """The checkpoint at `path`, or None when a file is missing, cut or changed."""
+class Unusable(ValueError):
+    """Why a directory is no checkpoint that this version can continue from."""
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, every byte of it checked against its manifest.
+
+    Raises:
+        Unusable: a file is missing, cut, changed or of another version; the message says which.
+        CheckpointError: the disk refuses to read.
+    """
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         if manifest["format"] != FORMAT:
-            return None
-        for name, fact in manifest["files"].items():
-            file = path / name
-            if Path(name).name != name or file.stat().st_size != fact["size"] or _sha256(file) != fact["sha256"]:
-                return None
+            raise Unusable(f"manifest.json says format {manifest['format']}, this version reads format {FORMAT}")
+        files = manifest["files"]
+        if "state.json" not in files:
+            raise Unusable("manifest.json does not vouch for state.json")
+        for name, fact in files.items():
+            _verify(path / name, name, fact)
         state = json.loads((path / "state.json").read_text())
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return Checkpoint(path=path, step=int(manifest["step"]), identity=manifest["identity"], state=state)
+        step, identity = int(manifest["step"]), str(manifest["identity"])
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Unusable(f"{Path(str(error.filename)).name} is missing") from None
+    except OSError as error:
+        raise CheckpointError(
+            f"could not read checkpoint {path}: {error}. Repair the disk or its permissions, or remove that directory "
+            "to continue from an older one"
+        ) from error
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise Unusable(f"manifest.json or state.json is damaged ({type(error).__name__}: {error})") from None
+    return Checkpoint(path=path, step=step, identity=identity, state=state, files=tuple(files))
+
+
+def _verify(file: Path, name: str, fact: Mapping[str, Any]) -> None:
+    """Raise Unusable when the file is not what the manifest says."""
+    if Path(name).name != name:
+        raise Unusable(f"manifest.json names {name!r}, which is outside of its directory")
+    size = file.stat().st_size
+    if size != fact["size"]:
+        raise Unusable(f"{name} has {size} bytes, the manifest says {fact['size']}")
+    if _sha256(file) != fact["sha256"]:
+        raise Unusable(f"{name} was changed: its sha256 is not the manifest's")
 
 
 def _write_share(folder: Path, share: Share) -> dict[str, dict[str, Any]]:

@@ -121,7 +121,9 @@ class MemoryUse:
         words = [f"What fits: data.token_budget={fits} ({known})"]
         if single > fits:
             words.append(f"its longest sample alone has {single} tokens and would then be refused by the plan")
-        words.append("or recompute activations with model.checkpoint_layers=true, or cut the state with engine=zero3")
+        words.append(
+            "or recompute activations with model.activation_checkpointing=full, or cut the state with engine=zero3"
+        )
         return "; ".join(words)
 
 

@@ -24,7 +24,14 @@ from arcvideo.runner.optimizer import build_optimizer
 from arcvideo.runner.ranks import World
 from arcvideo.runner.settings import EngineSettings, OptimizerSettings, zero_stage
 from arcvideo.runner.trainable import HiddenModules
-from arcvideo.runner.zero import forget_partitions, judged_norm, link_states, make_flat_states, publish_weights
+from arcvideo.runner.zero import (
+    forget_gradients,
+    forget_partitions,
+    judged_norm,
+    link_states,
+    make_flat_states,
+    publish_weights,
+)
 
 _NEVER = 1 << 62
 
@@ -101,6 +108,9 @@ class Engine:
                 optimizer=self.optimizer,
                 config=_deepspeed_config(settings, precision=precision, clip_norm=clip_norm),
             )
+        if self.stage == 0 and world.size == 1:
+            # A rank alone would copy all gradients into one bucket and back; it has nobody to add them up with.
+            self._deepspeed.enable_backward_allreduce = False
         # DeepSpeed makes its fp32 masters from bf16 weights; start from all the bits there were.
         for name, value in masters.items():
             self._set(self._trained[name], value, kind=None)
@@ -153,6 +163,7 @@ class Engine:
                 answer alike on all ranks.
         """
         if self.stage == 0:
+            self._complete()
             norm = self._norm()
             if not torch.isfinite(norm) or refuse(float(norm)):
                 self._deepspeed.zero_grad()
@@ -164,9 +175,17 @@ class Engine:
         with judged_norm(self._deepspeed.optimizer, refuse=refuse) as seen:
             self._deepspeed.step()
         applied = bool(self._deepspeed.was_step_applied())
+        if not applied:
+            forget_gradients(self._deepspeed.optimizer, stage=self.stage)
         self.steps_applied += int(applied)
         total = self._deepspeed.get_global_grad_norm() if applied else seen[-1] if seen else float("inf")
         return StepOutcome(grad_norm=float(total), applied=applied)
+
+    def _complete(self) -> None:
+        """What no batch of the step reached has a gradient of zero, alone as among ranks: its weights still decay."""
+        for parameter in self._trained.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def _gradients(self) -> list[Tensor]:
         return [parameter.grad for parameter in self._trained.values() if parameter.grad is not None]

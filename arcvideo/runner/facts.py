@@ -69,6 +69,7 @@ def values_of(
     tokens = sum(part["tokens"] for part in parts)
     flops = sum(part["flops"] for part in parts)
     packs = sorted(number for part in parts for number in part["packs"])
+    waited = max(part["waited"] for part in parts)
     values: dict[str, Any] = {
         "train/loss": loss,
         "train/grad_norm": outcome.grad_norm,
@@ -79,8 +80,10 @@ def values_of(
         # Which samples stood together, whichever rank had them.
         "data/packs": f"{zlib.crc32(repr(packs).encode()):08x}",
         "time/step": seconds,
-        "time/data": max(part["waited"] for part in parts),
+        "time/data": waited,
+        "time/update": seconds - waited,
         "speed/tokens_per_second": tokens / seconds,
+        "speed/update_tokens_per_second": tokens / max(seconds - waited, 1e-9),
         "memory/gib": max(part["memory"] for part in parts),
     }
     if flops:

@@ -54,11 +54,12 @@ class RunLog:
         """Kept in checkpoints, so that a resumed run continues the same curves."""
         return self._wandb.run_id
 
-    def record(self, values: Mapping[str, Any]) -> None:
-        """Write one step's numbers; `values` has `step`."""
+    def record(self, values: Mapping[str, Any], *, rollouts: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Write one step's numbers; `values` has `step`. Rollouts become a W&B table, as often as there is a line."""
         if self._file is not None:
             self._file.write(values)
-        self._wandb.write(values)
+        shown = rollouts and (values["step"] == 0 or (values["step"] + 1) % self._every == 0)
+        self._wandb.write({**values, "rollouts": list(rollouts)} if shown else values)
         self._tensorboard.write(values)
         self._since.append(values)
         done = values["step"] + 1

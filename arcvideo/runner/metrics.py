@@ -152,7 +152,8 @@ class WandbMirror:
                 numbers = {
                     key: value for key, value in item.items() if key != "step" and isinstance(value, int | float)
                 }
-                run.log(numbers, step=int(item["step"]))
+                tables = {key: _table(rows) for key, rows in item.items() if isinstance(rows, list)}
+                run.log(numbers | tables, step=int(item["step"]))
         except Exception as error:
             self._give_up(error)
 
@@ -160,6 +161,20 @@ class WandbMirror:
         if self._on:
             self._on = False
             print(f"W&B is off for this run, training goes on: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _table(rows: list[Mapping[str, Any]]) -> Any:
+    """A W&B table; what is neither a number nor a text is shown as JSON."""
+    import wandb
+
+    columns: list[str | int] = list(dict.fromkeys(name for row in rows for name in row))
+
+    def cell(value: Any) -> Any:
+        plain = value is None or isinstance(value, bool | int | float | str)
+        return value if plain else json.dumps(value, ensure_ascii=False)
+
+    # W&B wants one kind of value in a column; None fits any.
+    return wandb.Table(columns=columns, data=[[cell(row.get(str(name))) for name in columns] for row in rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +238,8 @@ def _record_lineage(made: Artifact, *, used: Sequence[Artifact], options: Mappin
             run.use_artifact(artifact)
     run.log_artifact(_artifact(made, make=wandb.Artifact), aliases=["latest", made.identity[:12]])
     run.finish()
+    # An offline run may return from `finish` before its file is written; this waits for W&B's own process to end.
+    wandb.teardown()
 
 
 def _artifact(item: Artifact, *, make: Callable[..., Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,31 +31,42 @@ class World:
 def launch_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """What to add to the environment so that torch.distributed finds its place.
 
-    torchrun and the deepspeed launcher set everything. Under srun the Slurm variables are translated. Otherwise this
-    is the only process.
+    torchrun and the deepspeed launcher set everything. Under srun the Slurm variables are translated: ranks meet on the
+    first host of the step's list, at a port that follows from the job's number. Otherwise this is the only process.
 
     Raises:
-        ValueError: started by srun without a known address of the first node.
+        ValueError: started by srun without any list of hosts.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
         return {} if "LOCAL_RANK" in environment else {"LOCAL_RANK": "0"}
-    # The step variable exists only under srun: a bare batch script with --ntasks=8 is still one process.
-    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in environment:
-        address = environment.get("MASTER_ADDR") or environment.get("SLURM_LAUNCH_NODE_IPADDR")
+    # SLURM_NTASKS alone is also set in a bare batch script, which is one process whatever it says; a step's are srun's.
+    tasks = environment.get("SLURM_STEP_NUM_TASKS")
+    if tasks is None and environment.get("SLURM_STEP_ID", "").isdigit():
+        tasks = environment.get("SLURM_NTASKS")
+    if int(tasks or "1") > 1 and "SLURM_PROCID" in environment:
+        hosts = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST", "SLURM_LAUNCH_NODE_IPADDR")
+        address = environment.get("MASTER_ADDR") or next(
+            (environment[key] for key in hosts if environment.get(key)), ""
+        )
         if not address:
             raise ValueError(
-                "srun started several processes, but neither MASTER_ADDR nor SLURM_LAUNCH_NODE_IPADDR is set: "
-                "export MASTER_ADDR"
+                f"srun started {tasks} processes, but none of {', '.join(hosts)} names their hosts: export MASTER_ADDR"
             )
         job = int(environment.get("SLURM_JOB_ID", "0"))
         return {
             "RANK": environment["SLURM_PROCID"],
-            "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+            "WORLD_SIZE": str(tasks),
             "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
-            "MASTER_ADDR": address,
+            "MASTER_ADDR": first_host(address),
             "MASTER_PORT": environment.get("MASTER_PORT", str(20000 + job % 20000)),
         }
     return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+
+
+def first_host(nodes: str) -> str:
+    """The first host of a Slurm list: `gpu[03-05,9],login1` -> `gpu03`."""
+    head = re.match(r"(?:[^,\[\]]|\[[^\]]*\])*", nodes)
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", head[0] if head else nodes)
 
 
 def join() -> World:
@@ -63,6 +75,8 @@ def join() -> World:
     rank, size, local = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     cuda = torch.cuda.is_available()
     if cuda:
+        # Slurm may show each process its own device only.
+        local %= torch.cuda.device_count()
         torch.cuda.set_device(local)
     if not dist.is_initialized():
         backend = "nccl" if cuda else "gloo"

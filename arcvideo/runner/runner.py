@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -107,7 +108,7 @@ class Runner:
             DeadModality: the liveness proof failed.
             BadNumbers: more steps had to be skipped than `runner.skip_budget` allows.
             OutOfMemory: naming samples and the override that fits.
-            OSError: checkpoints cannot be written.
+            CheckpointError: checkpoints cannot be written or read.
         """
         began = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +186,8 @@ class Runner:
             lr=max(self.engine.lrs().values()),
             peak=self._peak,
         )
-        self._log.record({"step": step} | values)
+        samples = getattr(self.source, "samples", None)  # a source of rollouts has some to show
+        self._log.record({"step": step} | values, rollouts=samples(step) if samples else ())
         if outcome.applied:
             self._rule.accept(loss=loss, norm=outcome.grad_norm)
         else:
@@ -323,7 +325,7 @@ class Runner:
         # Rank 0 chooses: another rank could see a half-deleted directory.
         if self.world.first:
             self.checkpoints.remove_unfinished()
-        chosen = self.checkpoints.newest() if self.world.first else None
+        chosen = self.checkpoints.newest(say=lambda text: print(text, file=sys.stderr)) if self.world.first else None
         step = gather_json(chosen.step if chosen else None, world=self.world)[0]
         if step is None:
             return None

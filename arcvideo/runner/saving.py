@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arcvideo.runner.checkpoint import CheckpointFolder, Share
+from arcvideo.runner.checkpoint import CheckpointError, CheckpointFolder, Share
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.ranks import gather_json
 
@@ -86,7 +86,7 @@ class Saver:
             say: tells a person about a write that failed but may.
 
         Raises:
-            OSError: more writes in a row failed than allowed.
+            CheckpointError: more writes in a row failed than allowed.
         """
         if done == self.saved_at:
             return
@@ -114,12 +114,15 @@ class Saver:
             self.folder.write(share, give_up=self._give_up)
         except OSError as error:
             self._error = str(error)
+        except Exception as error:
+            # Whatever it is, an error that ended here unseen would pass for a checkpoint.
+            self._error = f"could not write checkpoint step-{share.step}: {type(error).__name__}: {error}"
 
     def settle(self, *, say: Callable[[str], None]) -> None:
         """Wait until nothing is being written; all ranks together.
 
         Raises:
-            OSError: more writes in a row failed than allowed.
+            CheckpointError: more writes in a row failed than allowed.
         """
         if self._thread is None:
             return
@@ -139,7 +142,7 @@ class Saver:
         cause = next((error for error in errors if "did not arrive" not in error), errors[0])
         self.saved_at = -1
         if self._failed > self.failures:
-            raise OSError(f"{cause}. Free or repair the disk, then start the same command again")
+            raise CheckpointError(f"{cause}. Free or repair the disk, then start the same command again")
         say(f"{cause}. Training goes on; the next save tries again ({self._failed} of {self.failures} may fail)")
 
     def leave(self, *, seconds: float = 30) -> None:

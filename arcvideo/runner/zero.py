@@ -65,6 +65,16 @@ def judged_norm(zero: Any, *, refuse: Callable[[float], bool]) -> Iterator[list[
         delattr(zero, name)
 
 
+def forget_gradients(zero: Any, *, stage: int) -> None:
+    """Drop what a refused step has accumulated.
+
+    ZeRO-2 with the optimizer on the CPU and bf16 weights keeps it and would add it to the next step's gradient.
+    """
+    if stage in (1, 2):
+        for group in getattr(zero, "averaged_gradients", {}):
+            zero.averaged_gradients[group] = None
+
+
 def make_flat_states(zero: Any, basic: torch.optim.Optimizer, *, stage: int, steps: int) -> None:
     """Make AdamW's states, which it would make in its first step only: a resumed run fills them before."""
     for flat in _flat_tensors(zero):

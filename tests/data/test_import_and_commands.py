@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from arcvideo.data.shards import main
+from arcvideo.data.shards import Record, main, write_shards
 from arcvideo.data.source import Source
 from tests.data import build
 
@@ -84,11 +84,35 @@ def test_inspect_shows_what_is_supervised(folder: Path, capsys: pytest.CaptureFi
     assert main(["inspect", shard, "--key", "a", "--image-size", "64"]) == 0
     said = capsys.readouterr().out
     assert "picture  yes; 2 frames (2, 3, 64, 64)" in said
-    assert "see <vid><img><IMG x4></img>" in said
+    # The two rows place the frames differently: each question stands behind the prefix it is trained with.
+    assert [line.split("  ")[-1] for line in said.splitlines() if line.lstrip()[:1].isdigit()] == [
+        "the clip, seen by those below",
+        "a/0 summary",
+        "the clip, seen by those below",
+        "a/1 summary",
+    ]
+    assert "--- segment 0: <|startoftext|>see <vid><img><IMG x4></img>" in said
+    assert "--- segment 2: <|startoftext|><vid><img><IMG x4></img>" in said
     assert "[[red<|endoftext|>]]" in said
     assert "00:00:00-00:00:01, 00:00:01-00:00:02" in said
     assert main(["inspect", shard, "--key", "nope"]) == 2
     assert "no usable record 'nope'" in capsys.readouterr().err
+
+
+def test_inspect_counts_equal_frames_and_prints_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shards([Record(key="a", content={"items": build.items(0)}, media={"mp4": build.mp4(9.0)})], out=tmp_path)
+    ask = ["inspect", str(tmp_path / "shard-000000.tar"), "--image-size", "64"]
+    assert main(ask) == 0
+    said = capsys.readouterr().out
+    assert "<vid><img><IMG x4></img><img> ... 7 more like this ... <IMG x4></img></vid>" in said
+    assert "00:00:02-00:00:03, ..., 00:00:07-00:00:08, 00:00:08-00:00:09" in said
+    assert main([*ask, "--ids"]) == 0
+    prefix = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("--- segment 0"))
+    assert prefix.count(" x4 ") == 2
+    assert all(
+        word.isdigit()
+        for word in prefix.partition(":")[2].replace("... 7 more like this ...", "").replace(" x4", "").split()
+    )
 
 
 @pytest.mark.parametrize("number", range(4))

@@ -14,9 +14,17 @@ from tests.data import build
 def test_histogram_counts_everything_and_folds_the_tail() -> None:
     bars = histogram(np.concatenate([np.arange(1000.0), [1e9]]), title="x", unit="s")
     assert sum(bars.heights) == 1001
-    assert bars.labels == ["0", "990 s"]
+    assert bars.labels == ["0", "990 s and more"]
     assert sum(histogram(np.full(5, 3.0), title="x", unit="s").heights) == 5
     assert histogram(np.array([]), title="x", unit="s").heights == []
+
+
+def test_names_below_bars_share_a_line_where_they_fit(tmp_path: Path) -> None:
+    def lowest_ink(names: list[str]) -> int:
+        draw([counts(dict.fromkeys(names, 1), title="x")], path=tmp_path / "a.png")
+        return int(np.flatnonzero((np.asarray(Image.open(tmp_path / "a.png").convert("L")) < 200).any(axis=1)).max())
+
+    assert lowest_ink([f"a-name-{number:02d}" for number in range(12)]) > lowest_ink(["a-name-00", "a-name-01"]) + 10
 
 
 def test_taller_bars_have_more_ink(tmp_path: Path) -> None:

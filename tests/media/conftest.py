@@ -134,10 +134,16 @@ def media_with_rotation() -> bytes:
     """Stored lying, left half dark and right half bright, with a display matrix of a quarter turn."""
     frame = np.full((64, 96, 3), 40, dtype=np.uint8)
     frame[:, 48:] = 200
-    data = bytearray(make_media([frame] * 8))
+    return with_display_matrix(make_media([frame] * 8), matrix=(0, 1, -1, 0))
+
+
+def with_display_matrix(made: bytes, *, matrix: tuple[int, int, int, int]) -> bytes:
+    """The MP4 with (a, b, c, d) as the display matrix of its first track."""
+    data = bytearray(made)
     at = (
         data.index(b"tkhd") + 4 + 4 + 4 * 4 + 4 + 8 + 8
     )  # version and flags, times, id, reserved, duration, ..., volume
-    turned = (0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000)
-    data[at : at + 36] = b"".join(number.to_bytes(4, "big", signed=True) for number in turned)
+    a, b, c, d = (0x10000 * number for number in matrix)
+    numbers = (a, b, 0, c, d, 0, 0, 0, 0x40000000)
+    data[at : at + 36] = b"".join(number.to_bytes(4, "big", signed=True) for number in numbers)
     return bytes(data)

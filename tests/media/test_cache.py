@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from arcvideo.data.settings import MediaLayout
 from arcvideo.media.cache import FrameCache
@@ -87,6 +88,28 @@ def test_damaged_file_is_replaced(tmp_path: Path) -> None:
     assert store.load(key) is None
     assert not file.exists()
     assert same(store.save(key, media(1)), first)
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.8, 0.999])
+def test_a_single_flipped_bit_is_noticed(tmp_path: Path, place: float) -> None:
+    store = cache(tmp_path)
+    key = store.key("clip")
+    first = store.save(key, media(1))
+    (file,) = tmp_path.glob("??/*.clip")
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content))] ^= 1
+    file.write_bytes(content)
+    assert store.load(key) is None
+    assert same(store.save(key, media(1)), first)
+
+
+def test_file_of_an_earlier_version_is_decoded_anew(tmp_path: Path) -> None:
+    store = cache(tmp_path)
+    key = store.key("clip")
+    store.save(key, media(1))
+    (file,) = tmp_path.glob("??/*.clip")
+    save_file(load_file(file), file, metadata={"frame_count": "3", "seconds": "3"})
+    assert store.load(key) is None
 
 
 def test_folder_stays_within_its_limit_and_keeps_what_was_read_last(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from arcvideo.media.clip import read_clip, to_media
 from arcvideo.media.errors import MediaError
 from arcvideo.media.settings import MediaLimits
-from tests.media.conftest import grey_frames, make_media, picture, tone
+from tests.media.conftest import grey_frames, make_media, picture, tone, with_display_matrix
 
 
 def _reason(data: bytes, layout, **keywords) -> str:
@@ -66,6 +66,12 @@ def test_key_tells_bytes_layout_and_policy_apart_but_not_the_name(short_video, l
     ("container", "codec", "options"),
     [
         ("matroska", "libx264", {"preset": "ultrafast"}),
+        ("mov", "libx264", {"preset": "ultrafast"}),
+        ("mp4", "libx265", {"preset": "ultrafast", "x265-params": "log-level=none:pools=1:frame-threads=1"}),
+        ("matroska", "libx265", {"preset": "ultrafast", "x265-params": "log-level=none:pools=1:frame-threads=1"}),
+        ("mp4", "libsvtav1", {"preset": "12", "svtav1-params": "lp=1"}),
+        ("webm", "libsvtav1", {"preset": "12", "svtav1-params": "lp=1"}),
+        ("matroska", "libvpx-vp9", {"cpu-used": "8"}),
         ("webm", "libvpx", {"auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "realtime", "b": "500k"}),
         ("webm", "libvpx-vp9", {"deadline": "realtime", "lag-in-frames": "16", "row-mt": "0"}),
         ("avi", "mpeg4", {"b": "2M", "bf": "2"}),
@@ -144,6 +150,31 @@ def test_turned_phone_video_is_read_upright(layout, media_with_rotation):
     top, bottom = clip.frames[0, 0, 50, 64], clip.frames[0, 0, 120, 64]
     assert abs(int(left) - int(right)) < 10  # stored left-dark right-bright, shown turned by a quarter
     assert abs(int(top) - int(bottom)) > 60
+
+
+@pytest.mark.parametrize("matrix", [
+    (1, 0, 0, 1), (-1, 0, 0, 1), (1, 0, 0, -1), (-1, 0, 0, -1), (0, 1, 1, 0), (0, 1, -1, 0), (0, -1, 1, 0),
+    (0, -1, -1, 0),
+])  # fmt: skip
+def test_turned_and_mirrored_pictures_are_read_as_they_are_shown(layout_of, matrix):
+    """The pixel at (x, y) is shown at (a x + c y, b x + d y), moved so that the picture starts at the corner."""
+    stored = np.full((64, 64, 3), 30, dtype=np.uint8)
+    stored[32:, :32], stored[32:, 32:] = 90, 220  # top dark, bottom left grey, bottom right bright
+    data = with_display_matrix(make_media([stored] * 4, options={"crf": "1"}), matrix=matrix)
+    shown = read_clip(data, name="a.mp4", layout=layout_of(image_size=64)).frames[0, 0]
+    a, b, c, d = matrix
+    for x, y in ((16, 16), (16, 48), (48, 16), (48, 48)):
+        column, row = a * (x - 32) + c * (y - 32) + 32, b * (x - 32) + d * (y - 32) + 32
+        if row > 32:  # the stamp covers the upper half of so small a frame
+            assert int(shown[row, column]) == pytest.approx(int(stored[y, x, 0]), abs=12)
+
+
+def test_sound_that_ends_early_is_padded_to_the_picture(layout):
+    clip = read_clip(make_media(grey_frames(24), sound=tone(2)), name="a.mp4", layout=layout)
+    assert clip.waveform.numel() < 2.2 * 16_000
+    media = to_media(clip, layout=layout)
+    assert (media.frame_count, media.seconds) == (6, 6)
+    assert media.mel[0, :, 320:].max() < media.mel[0, :, 50:150].max() - 0.5
 
 
 def test_broken_files_are_named_with_their_reason(short_video, layout):

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,15 +68,13 @@ def test_a_crash_costs_one_error_and_the_next_file_is_read(pool, layout):
 
 
 def test_a_hanging_decoder_is_killed_at_the_deadline(layout):
-    with MediaPool(limits=MediaLimits(deadline_seconds=1.0)) as pool:
+    with MediaPool(limits=MediaLimits(deadline_seconds=4.0)) as pool:
         pool.read_clip(picture(), name="a.jpg", layout=layout)
         stuck = _process(pool)
         os.kill(stuck.pid, signal.SIGSTOP)
-        started = time.monotonic()
         with pytest.raises(MediaError) as caught:
             pool.read_clip(picture(), name="slow.jpg", layout=layout)
         assert caught.value.reason == "timeout"
-        assert time.monotonic() - started < 5
         assert stuck.returncode == -signal.SIGKILL
         assert pool.read_clip(picture(), name="a.jpg", layout=layout).frames is not None
 
@@ -86,8 +84,29 @@ def test_memory_over_the_limit_is_too_large(layout):
         MediaPool(limits=MediaLimits(max_memory_bytes=900 << 20)) as pool,
         pytest.raises(MediaError) as caught,
     ):
-        pool.read_clip(picture("bmp", size=(8000, 8000)), name="huge.bmp", layout=layout)
+        pool.read_clip(picture("png", size=(8000, 8000)), name="huge.png", layout=layout)
     assert caught.value.reason == "too_large"
+
+
+def test_a_process_that_holds_on_to_memory_is_replaced_before_it_costs_a_file(layout):
+    limit = 2 << 30
+    with MediaPool(limits=MediaLimits(max_memory_bytes=limit)) as pool:
+        pool.read_clip(picture(), name="a.jpg", layout=layout)
+        fresh = _process(pool)
+        size = int(Path(f"/proc/{fresh.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        assert size < limit / 2
+        pool.read_clip(picture(), name="b.jpg", layout=layout)
+        assert _process(pool) is fresh
+    with MediaPool(limits=MediaLimits(max_memory_bytes=round(1.5 * size))) as pool:  # as if it had leaked that much
+        for number in range(3):
+            assert pool.read_clip(picture(), name=f"{number}.jpg", layout=layout).frames is not None
+            assert _process(pool) is None
+
+
+def test_the_kernel_would_rather_end_the_decoder_than_the_training(pool, layout):
+    pool.read_clip(picture(), name="a.jpg", layout=layout)
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    assert int(Path(f"/proc/{_process(pool).pid}/oom_score_adj").read_text()) == 1000 >= own
 
 
 def test_closing_ends_the_process(layout):

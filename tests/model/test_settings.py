@@ -32,7 +32,7 @@ def test_configurations_are_consistent_and_complete(name):
 
 
 def test_the_7b_yaml_is_the_released_model():
-    assert replace(read("arc_hunyuan_7b"), checkpoint_layers=False) == ModelSettings()
+    assert replace(read("arc_hunyuan_7b"), activation_checkpointing="none") == ModelSettings()
     assert ModelSettings().tokens_per_frame == 112
 
 
@@ -79,4 +79,4 @@ def test_fresh_weights_follow_the_seed():
 def test_transformers_checkpointing_switch_works():
     model = small_model()
     model.activation_checkpointing_enable()
-    assert model.checkpoint_layers
+    assert model.activation_checkpointing == "full"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
 
+from arcvideo.model.features import FeatureStore, tower_digest
 from arcvideo.rollout.gates import check_media
-from tests.rollout.test_source import SETTINGS, make_source
+from tests.rollout.test_source import SETTINGS, make_source, train_step
 from tests.rollout.world import SETTINGS as MODEL
 from tests.rollout.world import make_prompts
 
@@ -28,6 +29,17 @@ def test_only_the_first_rollout_is_held_to_it() -> None:
     assert len(source.batches(1)) == 2
 
 
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "bnpo"])
+def test_when_everything_is_cut_off_the_first_rollout_refuses_and_later_ones_teach_nothing(loss_type: str) -> None:
+    settings = replace(SETTINGS, loss_type=loss_type, mask_truncated_completions=True, max_completion_length=2, beta=0)
+    source = make_source(settings)
+    source._sampler.stop_ids = frozenset({-1})  # no answer ever ends
+    with pytest.raises(ValueError, match=r"all 16 completions .*max_completion_length=2.*raise the length"):
+        source.batches(0)
+    loss, _ = train_step(source, source.batches(1))
+    assert loss == 0.0
+
+
 @pytest.mark.parametrize("cut", [3, 7])
 def test_a_prompt_whose_media_were_cut_is_refused(cut: int) -> None:
     whole = make_prompts()
@@ -39,24 +51,29 @@ def test_a_prompt_whose_media_were_cut_is_refused(cut: int) -> None:
         check_media([whole[0], short], tokens_per_frame=MODEL.tokens_per_frame)
 
 
-def test_the_towers_run_once_a_clip_and_step() -> None:
-    source = make_source(replace(SETTINGS, beta=0.1))
+def counted(model: Any) -> tuple[list[int], list[int]]:
+    """Frames and audio chunks of every call of the towers from now on."""
     frames: list[int] = []
     chunks: list[int] = []
-    model = source.engine.model
+    model.vision_model.vit.register_forward_pre_hook(lambda module, inputs: frames.append(len(inputs[0])))
+    model.speech_encoder.register_forward_pre_hook(lambda module, inputs: chunks.append(len(inputs[0])))
+    return frames, chunks
 
-    def count(seen: list[int]) -> Any:
-        def hook(module: Any, inputs: tuple[Tensor, ...]) -> None:
-            seen.append(len(inputs[0]))
 
-        return hook
+def test_the_towers_run_once_a_clip_and_step() -> None:
+    source = make_source(replace(SETTINGS, beta=0.1, num_iterations=2))
+    frames, chunks = counted(source.engine.model)
+    for step in range(2):  # two clips of 2 and 3 frames, four prompts, 16 completions, policy, reference, two updates
+        train_step(source, source.batches(step))
+    assert (frames, chunks) == ([5], [3])
 
-    model.vision_model.vit.register_forward_pre_hook(count(frames))
-    model.speech_encoder.register_forward_pre_hook(count(chunks))
-    batches = source.batches(0)  # two clips of 2 and 3 frames behind four prompts, 16 completions, policy and reference
-    assert (sum(frames), sum(chunks)) == (5, 3)
-    assert (len(frames), len(chunks)) == (1, 1)
-    for batch in batches:
-        model(input_ids=batch.input_ids, position_ids=batch.position_ids, segments=batch.segments, media=batch.media,
-              target_positions=batch.target_positions).logits.sum().backward()  # fmt: skip
-    assert (sum(frames), sum(chunks)) == (5, 3)
+
+def test_the_towers_do_not_run_when_their_outputs_are_stored(tmp_path: Path) -> None:
+    model = make_source().engine.model
+    towers = (model.vision_model.vit, model.speech_encoder)
+    store = FeatureStore(tmp_path, tower_digest(towers, settings=model.settings))
+    make_source(features=store).batches(0)
+    source = make_source(features=store)
+    frames, chunks = counted(source.engine.model)
+    train_step(source, source.batches(0))
+    assert (frames, chunks) == ([], [])

@@ -96,8 +96,8 @@ def test_logprobs_equal_full_copies_in_float64() -> None:
     torch.testing.assert_close(shared, separate, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("checkpoint_layers", [False, True])
-def test_gradients_of_every_tensor_equal_full_copies_in_float64(checkpoint_layers: bool) -> None:
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_gradients_of_every_tensor_equal_full_copies_in_float64(recompute: str) -> None:
     prompts = make_prompts()
     groups = completions(prompts)
     whole = packed(prompts, groups)
@@ -105,7 +105,7 @@ def test_gradients_of_every_tensor_equal_full_copies_in_float64(checkpoint_layer
     found = []
     for rows in ([whole], copies(prompts, groups)):
         model = make_model().double().train()
-        model.checkpoint_layers = checkpoint_layers
+        model.activation_checkpointing = recompute
         for row, part in zip(rows, weights.split([len(row.target_ids) for row in rows]), strict=True):
             (exact_logprobs(model, row) * part).sum().backward()
         found.append(gradients(model))
@@ -114,15 +114,15 @@ def test_gradients_of_every_tensor_equal_full_copies_in_float64(checkpoint_layer
         assert apart({name: shared[name]}, {name: truth}) < 1e-12, name
 
 
-@pytest.mark.parametrize("checkpoint_layers", [False, True])
-def test_the_update_equals_that_of_full_copies_in_fp32(checkpoint_layers: bool) -> None:
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_the_update_equals_that_of_full_copies_in_fp32(recompute: str) -> None:
     prompts = make_prompts()
     groups = completions(prompts)
     generator = torch.Generator().manual_seed(1)
     advantages = torch.randn(len(prompts) * GROUP, generator=generator)
     rows, whole = copies(prompts, groups), packed(prompts, groups)
     shared, separate = make_model().train(), make_model().train()
-    shared.checkpoint_layers = separate.checkpoint_layers = checkpoint_layers
+    shared.activation_checkpointing = separate.activation_checkpointing = recompute
     with torch.no_grad():
         base = token_logprobs(logits(shared, whole), target_ids=whole.target_ids, temperature=SETTINGS.temperature)
     old, ref = base + 0.1 * torch.randn(2, len(base), generator=generator)

@@ -50,19 +50,28 @@ class DyingRows(Rows):
         return super().batches(step)
 
 
-def engine_keys(stage: int) -> dict[str, Any]:
+def engine_keys(stage: int, *, offload: bool = False) -> dict[str, Any]:
     """DeepSpeed keys; small thresholds, so that the tiny model is really cut."""
-    zero = {"stage": stage, "reduce_bucket_size": 500, "allgather_bucket_size": 500}
+    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": 500, "allgather_bucket_size": 500}
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     return {"zero_optimization": zero | ({"stage3_param_persistence_threshold": 20} if stage == 3 else {})}
 
 
-def build_engine(*, world: World, stage: int = 0, precision: str = "fp32", **optimizer: Any) -> Engine:
+def build_engine(
+    *, world: World, stage: int = 0, precision: str = "fp32", offload: bool = False, **optimizer: Any
+) -> Engine:
     """An engine around a fresh tiny model."""
     model = Tiny()
     train_only(model, TRAIN)
     settings = OptimizerSettings(**({"lr": 1e-2} | optimizer))
     return Engine(
-        model, world=world, settings=engine_keys(stage), optimizer=settings, precision=precision, clip_norm=0.5
+        model,
+        world=world,
+        settings=engine_keys(stage, offload=offload),
+        optimizer=settings,
+        precision=precision,
+        clip_norm=0.5,
     )
 
 
@@ -245,10 +254,12 @@ def main() -> None:
     """Do the tasks given as JSON, or those that arrive line by line; rank 0 writes the results."""
     torch.set_num_threads(1)
     world = join()
-    if len(sys.argv) > 1:
-        done = [do(task, world=world) for task in json.loads(sys.argv[1])]
+    # The deepspeed launcher adds --local_rank.
+    words = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
+    if words:
+        done = [do(task, world=world) for task in json.loads(words[0])]
         if world.first:
-            Path(sys.argv[2]).write_text(json.dumps(done))
+            Path(words[1]).write_text(json.dumps(done))
         return
     for line in sys.stdin:
         asked = json.loads(line)

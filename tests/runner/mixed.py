@@ -124,12 +124,14 @@ def furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[float, s
     return gaps[worst], worst
 
 
-def cut_run(*, world: World, folder: str, stage: int, rows: int, steps: int = 5) -> list[list[float]]:
+def cut_run(
+    *, world: World, folder: str, stage: int, rows: int, steps: int = 5, precision: str = "fp32"
+) -> list[list[float]]:
     """Train on the same samples cut into `rows` micro-batches; writes the weights and returns loss and norm by step."""
     # With its usual eps AdamW would make a share of `lr` of the rounding in entries without a gradient to speak of.
     optimizer = OptimizerSettings(lr=1e-3, eps=1e-4)
     engine = Engine(
-        real_model(), world=world, settings=engine_keys(stage), optimizer=optimizer, clip_norm=0.5, precision="fp32"
+        real_model(), world=world, settings=engine_keys(stage), optimizer=optimizer, clip_norm=0.5, precision=precision
     )
     settings = RunnerSettings(steps=steps, save_every=0, log_every=1000, liveness=False, hang_seconds=120)
     Runner(

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from arcvideo.runner import checkpoint
-from arcvideo.runner.checkpoint import CheckpointFolder, Share, read_checkpoint, write_tensors
+from arcvideo.runner.checkpoint import CheckpointFolder, Share, Unusable, read_checkpoint, write_tensors
 from arcvideo.runner.ranks import World
 from tests.runner.job import train
 
@@ -120,7 +120,8 @@ def test_a_manifest_cannot_point_outside_its_folder(tmp_path: Path) -> None:
     manifest["files"]["../elsewhere"] = manifest["files"]["state.json"]
     (tmp_path / "elsewhere").write_bytes((tmp_path / "step-1" / "state.json").read_bytes())
     path.write_text(json.dumps(manifest))
-    assert read_checkpoint(tmp_path / "step-1") is None
+    with pytest.raises(Unusable, match="outside of its directory"):
+        read_checkpoint(tmp_path / "step-1")
 
 
 def test_a_full_disk_spares_the_older_checkpoint_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

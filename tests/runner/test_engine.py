@@ -48,6 +48,18 @@ def test_a_non_finite_loss_leaves_every_bit_of_the_weights(world: World, stage: 
     assert tensor_digest(engine.weights()) != before[0]
 
 
+def test_what_no_batch_reached_is_a_gradient_of_zero(world: World) -> None:
+    engine = build_engine(world=world)
+    (batch, *_) = Rows().batches(0)
+    engine.backward(cross_entropy(engine(**model_inputs(batch)), batch).total, last=True)
+    name, parameter = next(iter(engine.trained_parameters().items()))
+    parameter.grad = None
+    assert engine.step().applied
+    state = dict(engine.optimizer_state())
+    assert not state[f"exp_avg/{name}"].any()
+    assert not state[f"exp_avg_sq/{name}"].any()
+
+
 @pytest.mark.parametrize("stage", [0, 3])
 def test_frozen_modules_are_hidden_from_deepspeed_and_come_back(world: World, stage: int) -> None:
     names = [name for name, _ in Tiny().named_parameters()]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from arcvideo.runner.metrics import Artifact, TensorBoardMirror, record_lineage
+from arcvideo.runner.log import RunLog
+from arcvideo.runner.metrics import Artifact, TensorBoardMirror, read_metrics, record_lineage
 from arcvideo.runner.ranks import World
 from arcvideo.runner.settings import LoggerSettings
 from tests.runner.test_runner import runner
@@ -90,3 +92,28 @@ def test_a_tensorboard_that_fails_switches_itself_off(tmp_path: Path, capfd: pyt
     mirror.write({"step": 1, "train/loss": 1.0})
     mirror.close()
     assert capfd.readouterr().err == "TensorBoard is off for this run: OSError: disk full\n"
+
+
+def test_rollouts_become_a_wandb_table_and_stay_out_of_the_numbers(tmp_path: Path) -> None:
+    rows = [
+        {
+            "key": "a/0",
+            "completion": "<answer>0 - 1</answer>",
+            "span": (0.0, 1.0),
+            "rewards": {"iou": 0.5},
+            "reward": 0.5,
+        },
+        {"key": "a/0", "completion": "no", "span": None, "rewards": {}, "reward": 0.0, "notes": {"iou": "no range"}},
+    ]
+    line = {"train/tokens": 1, "train/loss": 0.1, "train/lr": 0.1, "train/grad_norm": 1.0, "time/step": 1.0,
+            "time/data": 0.0, "memory/gib": 0.0}  # fmt: skip
+    log = RunLog(tmp_path, first=True, start=0, steps=3, every=3, logger=OFFLINE, name="grpo", config={}, wandb_id=None)
+    for step in range(2):
+        log.record({"step": step} | line, rollouts=rows)
+    log.close(exit_code=0)
+    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/rollouts_0_*.json")  # once every three steps
+    shown = json.loads(table.read_text())
+    assert shown["columns"] == ["key", "completion", "span", "rewards", "reward", "notes"]
+    assert shown["data"][0] == ["a/0", "<answer>0 - 1</answer>", "[0.0, 1.0]", '{"iou": 0.5}', 0.5, None]
+    assert shown["data"][1][-1] == '{"iou": "no range"}'
+    assert [set(row) for row in read_metrics(tmp_path / "metrics.jsonl")] == [{"step", *line}] * 2

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import random
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from arcvideo.runner.metrics import read_metrics
 from arcvideo.runner.ranks import World
 from arcvideo.runner.signals import REQUEUE_EXIT_CODE
-from tests.runner.job import curve, newest_step, run_ranks, start_ranks, train
+from tests.runner.job import ROOT, curve, newest_step, run_ranks, start_ranks, train
 
 # bf16 under every stage is a slow test, but for the stage with the most machinery.
 CASES = [
@@ -87,12 +89,30 @@ def test_two_ranks_of_four_rows_equal_one_rank_of_eight(
     close(train(tmp_path / "one", world=world, stage=stage), results[f"straight{stage}"])
 
 
-def test_a_checkpoint_of_two_ranks_continues_on_one(
-    two_ranks: tuple[Path, dict[str, dict[str, Any]]], world: World
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_checkpoint_of_two_ranks_continues_on_one_under_any_zero_stage(
+    two_ranks: tuple[Path, dict[str, dict[str, Any]]], world: World, tmp_path: Path, stage: int
 ) -> None:
     root, results = two_ranks
-    assert newest_step(root / "left") == 4
-    close(train(root / "left", world=world, stage=0), results["straight2"])
+    shutil.copytree(root / "left", tmp_path / "left")
+    assert newest_step(tmp_path / "left") == 4
+    alone = train(tmp_path / "left", world=world, stage=stage)
+    close(alone, results["straight2"])
+    assert packs(tmp_path / "left") == packs(root / "straight2")
+
+
+def test_a_checkpoint_of_one_rank_continues_on_two(tmp_path: Path, world: World) -> None:
+    folder = tmp_path / "left"
+    straight = train(tmp_path / "straight", world=world)
+    train(folder, world=world, die_at=5)
+    (grown,) = run_ranks([{"folder": str(folder), "stage": 3}], ranks=2)
+    close(grown, straight)
+    assert packs(folder) == packs(tmp_path / "straight")
+
+
+def packs(folder: Path) -> list[str]:
+    """Which samples stood together in each step."""
+    return [line["data/packs"] for line in read_metrics(folder / "metrics.jsonl")]
 
 
 @pytest.mark.slow
@@ -101,6 +121,17 @@ def test_four_ranks_equal_one(tmp_path: Path, world: World) -> None:
     one = train(tmp_path / "one", world=world)
     for result in run_ranks(tasks, ranks=4):
         close(result, one)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_goes_from_four_ranks_to_two_and_to_one(tmp_path: Path, world: World) -> None:
+    straight = train(tmp_path / "straight", world=world)
+    task = {"folder": str(tmp_path / "moved")}
+    run_ranks([task | {"stage": 2, "die_at": 3}], ranks=4)
+    run_ranks([task | {"stage": 3, "die_at": 5}], ranks=2)
+    assert newest_step(tmp_path / "moved") == 4
+    close(train(tmp_path / "moved", world=world, stage=1), straight)
+    assert packs(tmp_path / "moved") == packs(tmp_path / "straight")
 
 
 def wait_for_steps(folder: Path, count: int, *, seconds: float = 60.0) -> None:
@@ -137,16 +168,8 @@ def test_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_kill_at_random_instants_never_loses_the_run(tmp_path: Path, world: World) -> None:
-    task = {"folder": str(tmp_path / "cut"), "steps": 60, "save_every": 1, "pause": 0.01}
-    straight = train(tmp_path / "straight", world=world, steps=60, save_every=1)
-    for number in range(10):
-        before = newest_step(tmp_path / "cut")
-        (process,) = start_ranks([task], ranks=1, results=tmp_path / "results.json")
-        while process.poll() is None and newest_step(tmp_path / "cut") <= before:
-            time.sleep(0.01)
-        time.sleep(random.Random(number).random() * 0.2)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-        assert newest_step(tmp_path / "cut") > before
-    assert train(tmp_path / "cut", world=world, steps=60, save_every=1) == straight
+def test_kill_at_random_instants_never_loses_the_run() -> None:
+    command = [sys.executable, "-m", "tests.runner.torture", "--kills", "10"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "10 kills" in done.stdout

@@ -49,7 +49,7 @@ class Tiny(nn.Module):
 
     def _see(self, media: Media) -> Tensor:
         if media.pixels is None:
-            return torch.zeros(WIDTH, dtype=self.vision_model.vit.weight.dtype)
+            return torch.zeros_like(self.vision_model.vit.bias)
         with torch.no_grad():
             colours = media.pixels.float().div(255).mean(dim=(0, 2, 3))
             return self.vision_model.vit(colours.to(self.vision_model.vit.weight.dtype))

@@ -1,0 +1,123 @@
+"""What a recipe needs: `python -m arcvideo.preflight recipe=NAME [stage=NAME,...] [device=h200] [gpus=8]`.
+
+  ... utilization=0.4 gpu_memory=GIB host_memory=GIB   what the estimate assumes and what there is
+  ... largest=yes|no   train once on the largest batch of every stage, on this machine; yes where an NVIDIA device is
+  ... override ...     for every stage, as arcvideo.pipeline takes them
+
+Per stage: samples, tokens, packs, steps, FLOPs, wall time, memory and disk, from settings and index alone; no torch, no
+weights. The index must be there (`python -m arcvideo.data.shards index SHARDS`); packs and steps are those that
+training will take once a run has counted the tokens, and before that assume questions and answers of ordinary length.
+For stages that have finished the estimate stands beside what was measured.
+Exit status 1: something is missing; 2: something cannot fit, and the line says which override would make it fit.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from arcvideo.preflight.estimate import Estimate, estimate
+from arcvideo.preflight.fitting import misfits
+from arcvideo.preflight.machine import GIB, Machine, machine_of
+from arcvideo.preflight.measured import Measured, error_table, measured
+from arcvideo.recipe import PlannedStage, Recipe, load_recipe, planned_stages
+
+OWN_WORDS = ("recipe", "stage", "device", "gpus", "utilization", "gpu_memory", "host_memory", "largest")
+DEVICE_FILE = Path("/dev/nvidia0")
+"""There where a device is: known without importing torch."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Estimate the stages of a recipe, say what does not fit."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(words):
+        print(__doc__)
+        return
+    own = {key: value for key, _, value in (word.partition("=") for word in words) if key in OWN_WORDS}
+    extra = [word for word in words if word.partition("=")[0] not in OWN_WORDS]
+    try:
+        sys.exit(_preflight(own, extra=extra))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def _preflight(own: dict[str, str], *, extra: Sequence[str]) -> int:
+    if "recipe" not in own:
+        raise ValueError("name one recipe: python -m arcvideo.preflight recipe=tiny_shorts")
+    if own.get("largest", "no") not in ("yes", "no"):
+        raise ValueError(f"largest={own['largest']}: yes or no")
+    recipe = load_recipe(own["recipe"])
+    machine = machine_of(own, recipe=recipe.machine)
+    stages = _chosen(recipe, own=own, extra=extra)
+    found, problems, errors = _estimates(stages, machine=machine)
+    print(table(found, machine=machine))
+    if errors:
+        print(error_table(errors))
+    for problem in problems:
+        print(f"does not fit: {problem}")
+    if problems:
+        return 2
+    if own.get("largest", "yes" if DEVICE_FILE.exists() and machine.device != "cpu" else "no") == "yes":
+        return max((_run_largest(stage) for stage in stages), default=0)
+    return 0
+
+
+def _chosen(recipe: Recipe, *, own: dict[str, str], extra: Sequence[str]) -> list[PlannedStage]:
+    stages = planned_stages(recipe, extra=extra)
+    names = [stage.name for stage in stages]
+    wanted = own["stage"].split(",") if "stage" in own else names
+    unknown = sorted(set(wanted) - set(names))
+    if unknown:
+        raise ValueError(f"stage={unknown[0]}: the recipe has {', '.join(names)}")
+    return [stage for stage in stages if stage.name in wanted]
+
+
+def _estimates(stages: Sequence[PlannedStage], *, machine: Machine) -> tuple[list[Estimate], list[str], list[Measured]]:
+    """The estimate of each stage, what does not fit, and what was measured."""
+    found, problems, errors = [], [], []
+    for stage in stages:
+        one = estimate(stage.config, machine=machine)
+        found.append(one)
+        problems += misfits(stage.words, config=stage.config, found=one, machine=machine)
+        errors += measured(stage.config, found=one, machine=machine)
+    return found, problems, errors
+
+
+def table(found: Sequence[Estimate], *, machine: Machine) -> str:
+    """The estimates, a line a stage."""
+    rows = [
+        f"{'stage':<14}{'samples':>10}{'tokens':>10}{'packs':>8}{'steps/ep':>9}{'steps':>7}{'FLOPs':>9}{'hours':>8}"
+        f"{'weights':>9}{'grads':>7}{'optim':>7}{'activ':>7}{'rollout':>8}{'GPU':>7}{'host':>7}{'disk':>7}  counts"
+    ]
+    for one in found:
+        gpu, epoch = one.gpu, one.epoch
+        sizes = (gpu.gradients, gpu.optimizer, gpu.activations)
+        ends = (gpu.total, one.host, one.disk)
+        rows.append(
+            f"{one.name:<14}{epoch.samples:>10.0f}{epoch.tokens:>10.3g}{epoch.packs:>8}{epoch.steps:>9}{one.steps:>7}"
+            f"{one.flops:>9.2g}{one.seconds / 3600:>8.2f}{gpu.weights / GIB:>9.1f}"
+            + "".join(f"{size / GIB:>7.1f}" for size in sizes)
+            + f"{gpu.rollout / GIB:>8.1f}"
+            + "".join(f"{size / GIB:>7.1f}" for size in ends)
+            + f"  {epoch.how}"
+        )
+    assumed = f"{machine.gpus} x {machine.device} at {machine.utilization:.0%} of {machine.peak / 1e12:g} TFLOP/s"
+    notes = [f"samples to steps/ep: of an epoch. Memory and disk in GiB. Assumed: {assumed}."]
+    decoding = sum(one.rollout_seconds for one in found)
+    if decoding:
+        notes.append(
+            f"Of the hours {decoding / 3600:.2f} are decoding, at {machine.bandwidth / 1e12:g} TB/s of memory."
+        )
+    return "\n".join([*rows, *notes])
+
+
+def _run_largest(stage: PlannedStage) -> int:
+    """In a process of its own, which gives everything back."""
+    command = [sys.executable, "-m", "arcvideo.preflight.largest", *stage.words]
+    return subprocess.run(command, check=False).returncode
+
+
+if __name__ == "__main__":
+    main()

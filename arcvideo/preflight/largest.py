@@ -1,0 +1,93 @@
+"""Train once on the largest batch of a stage: `python -m arcvideo.preflight.largest stage=sft ...`.
+
+The pack that costs most in the first epoch's plan goes forward and backward through the parent's weights on this
+machine's first device, without optimizer states; what does not fit is told before hours are spent. For GRPO these are
+packs of its prompts with their recorded answers, not groups of completions. Exit status 2: it did not fit.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from arcvideo.compose import stage_config
+from arcvideo.config import RunConfig
+from arcvideo.data.cost import pack_cost
+from arcvideo.data.source import Source
+from arcvideo.lineage.parents import resolve_parent
+from arcvideo.model.loading import load_model
+from arcvideo.model.lora import add_adapters
+from arcvideo.model.tokenizer import load_tokenizer
+from arcvideo.objectives.next_token import NextToken
+from arcvideo.runner.cost import MemoryUse, is_out_of_memory, peak_memory
+from arcvideo.runner.protocols import model_inputs
+from arcvideo.runner.trainable import PREFIXES, train_only, trained_modules
+from arcvideo.types import Batch
+
+
+def largest_batch(source: Source) -> Batch:
+    """The pack of the first epoch that costs most."""
+    plan = source.plan.epoch(0)
+    number = int(plan.pack_cost.argmax())
+    rows = source.batches(number // source.plan.packs_per_step)
+    return rows[number % source.plan.packs_per_step]
+
+
+def run_largest(config: RunConfig) -> str:
+    """One sentence about the largest batch of a stage, after it went forward and backward.
+
+    Raises:
+        OutOfMemory: it did not fit; the message names the samples and the override that would.
+        ValueError: the parent or the data are not there.
+    """
+    parent = resolve_parent(
+        run_dir=Path(config.run_dir), stage=config.stage.name, parent=config.stage.parent, base=Path(config.base),
+        override=Path(config.parent) if config.parent else None,
+    )  # fmt: skip
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(parent.path)
+    model.adopt(config.model)
+    if config.lora is not None:
+        prefixes = [prefix for name in config.lora.modules for prefix in PREFIXES[name]]
+        add_adapters(model, settings=config.lora, prefixes=prefixes)
+    train_only(model, trained_modules(config.stage.train, adapted=config.lora.modules if config.lora else ()))
+    source = Source(
+        replace(config.data, workers=0), layout=config.layout, tokenizer=load_tokenizer(parent.path),
+        seed=config.runner.seed, cost=pack_cost(config.model, trained=config.stage.train),
+    )  # fmt: skip
+    batch = largest_batch(source).to(device)
+    source.close()
+    torch.nn.Module.to(model, device, torch.bfloat16 if config.runner.precision == "bf16" else torch.float32)
+    model.train()
+    use, began = MemoryUse(device), time.monotonic()
+    use.before()
+    try:
+        NextToken()(model(**model_inputs(batch)).logits, batch).total.backward()
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise use.explain(error, batch=batch) from error
+        raise
+    frames = sum(media.frame_count for media in batch.media)
+    return (
+        f"{config.stage.name}: the largest batch ({batch.input_ids.numel()} tokens, {frames} frames) fits {device}: "
+        f"{peak_memory(device):.1f} GiB without optimizer states, {time.monotonic() - began:.1f} s"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run it, or say why not."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        print(run_largest(stage_config(words)), flush=True)
+    except ValueError as error:
+        print(f"does not fit: {error}" if "out of memory" in str(error) else f"error: {error}", flush=True)
+        sys.exit(2 if "out of memory" in str(error) else 1)
+
+
+if __name__ == "__main__":
+    main()

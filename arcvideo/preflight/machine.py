@@ -1,0 +1,81 @@
+"""Where a recipe would run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from arcvideo.flops import peak_flops
+from arcvideo.recipe import MachineSettings
+
+GIB = float(1 << 30)
+GPU_GB = {"h20": 96.0, "a100": 80.0, "h100": 80.0, "h200": 141.0}
+"""Memory of one device (vendor data sheets)."""
+BANDWIDTH = {"h20": 4.0e12, "a100": 2.04e12, "h100": 3.35e12, "h200": 4.8e12}
+"""Bytes a second between a device and its memory (vendor data sheets); decoding is bound by it."""
+CPU_PEAK, CPU_BANDWIDTH = 5e10, 1e10
+"""Assumed of one CPU process; guesses that only orders of magnitude should be read from."""
+ROOM = 0.92
+"""Share of a device's memory that may be planned for: the rest is CUDA's context, buckets and fragmentation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Devices of one kind and what lies around them."""
+
+    device: str = "h200"
+    """h20, a100, h100, h200 or cpu."""
+    gpus: int = 8
+    """Processes, one a device."""
+    utilization: float = 0.4
+    """Share of the device's peak that training reaches, assumed."""
+    gpu_gib: float = 0.0
+    """Memory of a device."""
+    host_gib: float = float("inf")
+    """Memory around the devices."""
+
+    @property
+    def peak(self) -> float:
+        """FLOPs a second of one device."""
+        return peak_flops(self.device) or CPU_PEAK
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a second of one device."""
+        return BANDWIDTH.get(self.device, CPU_BANDWIDTH)
+
+    @property
+    def room(self) -> float:
+        """Bytes of a device that may be planned for."""
+        return self.gpu_gib * GIB * ROOM
+
+
+def machine_of(words: dict[str, str], *, recipe: MachineSettings | None) -> Machine:
+    """The machine that the command line names; what it leaves out is the recipe's, or eight H200.
+
+    Raises:
+        ValueError: not a number, or no such device.
+    """
+    known = recipe or MachineSettings()
+    device = words.get("device", known.device).lower()
+    if device not in (*GPU_GB, "cpu"):
+        raise ValueError(f"device={device}: no such device; choose from {', '.join(GPU_GB)}, cpu")
+    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    processes = known.gpus if device == known.device else 8
+    found = Machine(
+        device=device,
+        gpus=int(_number(words, "gpus", 1 if device == "cpu" else processes)),
+        utilization=_number(words, "utilization", 0.4),
+        gpu_gib=_number(words, "gpu_memory", GPU_GB[device] * 1e9 / GIB if device in GPU_GB else here),
+        host_gib=_number(words, "host_memory", here if device == "cpu" else known.host_gib or float("inf")),
+    )
+    if found.gpus < 1 or not 0 < found.utilization <= 1:
+        raise ValueError(f"gpus={found.gpus} must be at least 1 and utilization={found.utilization} in (0, 1]")
+    return found
+
+
+def _number(words: dict[str, str], key: str, default: float) -> float:
+    try:
+        return float(words.get(key, default))
+    except ValueError:
+        raise ValueError(f"{key}={words[key]}: expected a number") from None

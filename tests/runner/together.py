@@ -1,0 +1,102 @@
+"""What several ranks do in tests: steps that are refused, runs with bad numbers, a rank that hangs."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from arcvideo.runner.protocols import model_inputs
+from arcvideo.runner.ranks import World, gather_json
+from arcvideo.runner.runner import BadNumbers, Runner
+from arcvideo.runner.settings import RunnerSettings, ScheduleSettings
+from arcvideo.runner.trainable import tensor_digest
+from arcvideo.types import Batch
+from tests.runner.job import TRAIN, build_engine
+from tests.runner.tiny import Rows, cross_entropy
+
+
+def refused_step(*, world: World, stage: int, precision: str, offload: bool = False) -> dict[str, Any]:
+    """A step, a step whose loss is infinite on the last rank only, a step; and one more engine without the second.
+
+    Returns:
+        `kept`: the refused step left every bit; `alike`: the two engines end with the same bits.
+    """
+
+    def step(engine: Any, number: int, *, bad: bool = False) -> bool:
+        batches = Rows(rank=world.rank, ranks=world.size).batches(number)
+        for place, row in enumerate(batches):
+            loss = cross_entropy(engine(**model_inputs(row)), row).total / 50
+            engine.backward(loss * (float("inf") if bad else 1.0), last=place == len(batches) - 1)
+        return engine.step().applied
+
+    def bits(engine: Any) -> list[str]:
+        return [tensor_digest(engine.weights()), tensor_digest(engine.optimizer_state())]
+
+    ends, kept = [], True
+    for disturbed in (True, False):
+        engine = build_engine(world=world, stage=stage, precision=precision, offload=offload)
+        assert step(engine, 0)
+        if disturbed:
+            before = bits(engine)
+            assert not step(engine, 1, bad=world.rank == world.size - 1)
+            kept = bits(engine) == before
+        assert step(engine, 2)
+        ends.append(bits(engine))
+    told = gather_json([kept, ends[0] == ends[1]], world=world)
+    return {"kept": all(rank[0] for rank in told), "alike": all(rank[1] for rank in told)}
+
+
+class Poisoned(Rows):
+    """Rows of which some, given as (step, place), weigh infinitely much."""
+
+    poisons: list[list[int]]
+
+    def batches(self, step: int) -> list[Batch]:
+        """This rank's rows of the step."""
+        rows = super().batches(step)
+        for at, place in self.poisons:
+            if at == step and place % self.ranks == self.rank:
+                rows[place // self.ranks].target_weights[0] = float("inf")
+        return rows
+
+
+def poisoned_run(*, world: World, folder: str, stage: int, poisons: list[list[int]], skip_budget: int) -> str:
+    """Four steps over poisoned rows; returns the message of the run's end, empty when it went through."""
+    source = Poisoned(rank=world.rank, ranks=world.size)
+    source.poisons = poisons
+    settings = RunnerSettings(steps=4, save_every=0, log_every=100, liveness=False, skip_budget=skip_budget)
+    runner = Runner(
+        engine=build_engine(world=world, stage=stage), source=source, objective=cross_entropy, settings=settings,
+        schedule=ScheduleSettings(), train=TRAIN, folder=Path(folder), identity="tiny",
+    )  # fmt: skip
+    try:
+        runner.run()
+    except BadNumbers as error:
+        return str(error)
+    return ""
+
+
+class Stuck(Rows):
+    """Never comes back with the data of step 2 on the last rank."""
+
+    def batches(self, step: int) -> list[Batch]:
+        """The rows, or nothing for a minute."""
+        if step == 2 and self.rank == self.ranks - 1:
+            the_place_that_hangs()
+        return super().batches(step)
+
+
+def the_place_that_hangs() -> None:
+    """Found in the stacks by its name."""
+    threading.Event().wait(60)
+
+
+def hanging_run(*, world: World, folder: str) -> None:
+    """A run whose last rank hangs."""
+    settings = RunnerSettings(steps=4, save_every=0, log_every=100, liveness=False, hang_seconds=3)
+    Runner(
+        engine=build_engine(world=world, stage=2), source=Stuck(rank=world.rank, ranks=world.size),
+        objective=cross_entropy, settings=settings, schedule=ScheduleSettings(), train=TRAIN, folder=Path(folder),
+        identity="tiny",
+    ).run()  # fmt: skip
