@@ -30,6 +30,9 @@ env: $(VENV)/ready  ## Create the environment (.venv) from the pinned versions
 demo: $(VENV)/ready  ## TinyShorts, six stages, the table of what each stage moved (about 10 minutes on two cores)
 	$(BIN)/python -m arcvideo.pipeline recipe=tiny_shorts
 
+pilot: $(VENV)/ready  ## The paper's pilot on TinyShorts: SFT, DPO, GRPO then SFT from one parent (a few minutes behind the demo)
+	$(BIN)/python -m arcvideo.pipeline recipe=pilot_tiny
+
 test: $(VENV)/ready  ## The test suite, without the slow tests
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 

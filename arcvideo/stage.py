@@ -17,7 +17,7 @@ from arcvideo.data.cost import pack_cost
 from arcvideo.data.settings import DataSettings, SourceSettings
 from arcvideo.data.shares import mixture_text
 from arcvideo.data.source import Source
-from arcvideo.evaluation.evaluate import evaluate
+from arcvideo.evaluation.evaluate import choose, evaluate
 from arcvideo.lineage.identity import config_diff
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, read_manifest, write_manifest
 from arcvideo.lineage.parents import Parent
@@ -367,13 +367,15 @@ def _evaluate(model: ArcVideoForConditionalGeneration, *, room: _Room) -> dict[s
     )
     alone = replace(room, world=replace(room.world, rank=0, size=1))
     source = _source(held_out, room=alone, supervised=False, name="quarantine-held-out")
-    prompts = list(source.evaluation())
+    chosen = choose(source.questions(), settings=settings)
+    prompts = list(source.evaluation(only={key for keys in chosen.values() for key in keys}))
     source.close()
     model.eval()
     measured = evaluate(
         model,
         prompts,
         tokenizer=room.tokenizer,
+        chosen=chosen,
         settings=settings,
         features=room.features,
         output=room.folder / "predictions.jsonl",

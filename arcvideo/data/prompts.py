@@ -17,6 +17,20 @@ from arcvideo.types import Media, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
+class Question:
+    """A prompt as far as it is known without reading its clip."""
+
+    key: str
+    """Sample key."""
+    task: str
+    tags: tuple[str, ...]
+    instructed: bool
+    """Whether an instruction suffix asks for the answer format."""
+    has_audio: bool
+    """Whether the model gets sound with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prompt:
     """One clip and one question, up to and including `<sep>`."""
 
@@ -47,6 +61,17 @@ class Prompt:
     def question(self) -> str:
         """The first question as text, without instruction suffix."""
         return self.sample.turns[0].question
+
+    @property
+    def outline(self) -> Question:
+        """What was known of it before its clip was read."""
+        return Question(
+            key=self.key,
+            task=self.task,
+            tags=self.tags,
+            instructed=self.sample.instruction != "none",
+            has_audio=bool(self.media) and self.media[0].has_audio,
+        )
 
     @property
     def truth(self) -> Mapping[str, Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from arcvideo.data.members import Problem
 from arcvideo.data.mixture import SourceTable, index_digest, open_mixture
 from arcvideo.data.plan import Plan
 from arcvideo.data.prompt_plan import PromptPlan, evaluation_families
-from arcvideo.data.prompts import Prompt
+from arcvideo.data.prompts import Prompt, Question
 from arcvideo.data.quarantine import Quarantine
 from arcvideo.data.settings import DataSettings, MediaLayout
 from arcvideo.data.shares import mixture_report, realised, realised_prompts, with_passes
@@ -154,12 +154,39 @@ class Source:
             raise ValueError(f"{count} prompts per step must be a multiple of the {self.world} ranks")
         return self._finish(self._ready(step, count), step=step).prompts
 
-    def evaluation(self, *, per_task: int | None = None) -> Iterator[Prompt]:
-        """This rank's block of all items in index order, or of `per_task` of each task spread over the source."""
+    def questions(self) -> list[Question]:
+        """What `evaluation` gives on all ranks together, in its order, without reading any clip."""
+        return [
+            self._question(family, item)
+            for number, table in enumerate(self.tables)
+            for family in evaluation_families(table, source=number, per_task=None)
+            for item in family.items
+        ]
+
+    def _question(self, family: Family, item: int) -> Question:
+        table = self.tables[family.source]
+        index, row = table.indexes[table.clip_shard[family.clip]], table.clip_row[family.clip]
+        facts = index.items[table.item_row[item]]
+        return Question(
+            key=f"{table.key(family.clip)}/{facts['number']}",
+            task=table.tasks[table.item_task[item]],
+            tags=tuple(index.tagsets[facts["tagset"]]),
+            instructed=table.settings.style != "plain",
+            has_audio=bool(index.clips[row]["sound_samples"] > 0) and family.modality != "video",
+        )
+
+    def evaluation(self, *, per_task: int | None = None, only: Collection[str] | None = None) -> Iterator[Prompt]:
+        """This rank's block of all items in index order, or of some.
+
+        Args:
+            per_task: that many of each task, spread over the source.
+            only: keys of the items that are wanted; clips without any are not read.
+        """
         families = [
-            family
+            replace(family, items=items)
             for number, table in enumerate(self.tables)
             for family in evaluation_families(table, source=number, per_task=per_task)
+            if (items := tuple(i for i in family.items if only is None or self._question(family, i).key in only))
         ]
         block = np.array_split(np.arange(len(families)), self.world)[self.rank]
         for number in block:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.data.prompts import Prompt, Question
 from arcvideo.evaluation import scores
 from arcvideo.evaluation.bootstrap import Metric, interval
 from arcvideo.evaluation.predictions import Prediction, write_predictions
@@ -30,6 +30,7 @@ def evaluate(
     prompts: Sequence[Prompt],
     *,
     tokenizer: Any,
+    chosen: Mapping[str, Sequence[str]] | None = None,
     settings: EvaluationSettings,
     features: Any = None,
     output: Path | None = None,
@@ -38,8 +39,9 @@ def evaluate(
 
     Args:
         model: an `ArcVideoForConditionalGeneration`.
-        prompts: held-out prompts; each metric takes those of its task, in the given order.
+        prompts: held-out prompts.
         tokenizer: of the model.
+        chosen: `choose` of all questions when `prompts` are only those it names; None chooses among the prompts.
         settings: what to measure and how.
         features: a `FeatureStore` of tower outputs, or None.
         output: where to write one prediction a line; None writes nothing.
@@ -48,11 +50,14 @@ def evaluate(
         ValueError: no metric has any item.
     """
     sampler = InProcessSampler(model, tokenizer=tokenizer, features=features)
-    chosen = {name: _items(prompts, metric=name, limit=settings.items) for name in settings.metrics}
-    answers = _answers(sampler, chosen, settings=settings)
+    if chosen is None:
+        chosen = choose([prompt.outline for prompt in prompts], settings=settings)
+    found = {prompt.key: prompt for prompt in prompts}
+    taken = {name: [found[key] for key in keys if key in found] for name, keys in chosen.items()}
+    answers = _answers(sampler, taken, settings=settings)
     metrics: dict[str, Metric] = {}
     predictions: list[Prediction] = []
-    for name, items in chosen.items():
+    for name, items in taken.items():
         if not items:
             continue
         rows = [_predict(name, prompt=prompt, text=answers[_heard(name), prompt.key]) for prompt in items]
@@ -82,24 +87,32 @@ def _silent(media: Media, *, audio: AudioSettings) -> Media:
     return replace(media, has_audio=False, mel=zeros, speech=None)
 
 
-def _items(prompts: Sequence[Prompt], *, metric: str, limit: int) -> list[Prompt]:
-    """The prompts a metric is measured on."""
+def choose(questions: Sequence[Question], *, settings: EvaluationSettings) -> dict[str, list[str]]:
+    """Metric of `settings.metrics` -> keys of the questions it is measured on: those of its task, in their order."""
+    return {
+        name: [question.key for question in _items(questions, metric=name, limit=settings.items)]
+        for name in settings.metrics
+    }
+
+
+def _items(questions: Sequence[Question], *, metric: str, limit: int) -> list[Question]:
+    """The questions a metric is measured on."""
     if metric == "format_valid":
-        found = [prompt for prompt in prompts if prompt.sample.instruction != "none"]
-        tasks = dict.fromkeys(prompt.task for prompt in found)  # those the other metrics decode anyway
-        return [prompt for task in tasks for prompt in _evenly([p for p in found if p.task == task], limit=limit)]
+        found = [question for question in questions if question.instructed]
+        tasks = dict.fromkeys(question.task for question in found)  # those the other metrics decode anyway
+        return [one for task in tasks for one in _evenly([one for one in found if one.task == task], limit=limit)]
     task = _TASK[metric]
-    found = [prompt for prompt in prompts if prompt.task == task]
+    found = [question for question in questions if question.task == task]
     if metric.startswith("speech_qa"):
-        found = [prompt for prompt in found if SPEECH_TAG in prompt.tags and prompt.media and prompt.media[0].has_audio]
+        found = [question for question in found if SPEECH_TAG in question.tags and question.has_audio]
     return _evenly(found, limit=limit)
 
 
-def _evenly(prompts: list[Prompt], *, limit: int) -> list[Prompt]:
-    """At most `limit` of the prompts, spread over all of them, since neighbours share a clip."""
-    if not limit or len(prompts) <= limit:
-        return prompts
-    return [prompts[index * len(prompts) // limit] for index in range(limit)]
+def _evenly(questions: list[Question], *, limit: int) -> list[Question]:
+    """At most `limit` of the questions, spread over all of them, since neighbours share a clip."""
+    if not limit or len(questions) <= limit:
+        return questions
+    return [questions[index * len(questions) // limit] for index in range(limit)]
 
 
 _TASK = {

@@ -258,6 +258,19 @@ def test_prompts_are_the_questions_without_answers(pattern: str) -> None:
     assert len(set(stream)) == len(stream) == 24  # an epoch asks each of the 24 items once
 
 
+@pytest.mark.parametrize("style", ["plain", "think"])
+@pytest.mark.parametrize("modality", ["both", "video"])
+def test_questions_are_known_without_reading_clips_and_some_can_be_asked(
+    pattern: str, style: str, modality: str
+) -> None:
+    settings = build.settings(pattern, source_style=style, source_modality=modality)
+    whole = source(settings, supervised=False)
+    prompts = list(whole.evaluation())
+    assert whole.questions() == [prompt.outline for prompt in prompts]
+    wanted = {prompt.key for prompt in prompts[1::5]}
+    assert [prompt.key for prompt in whole.evaluation(only=wanted)] == [prompt.key for prompt in prompts[1::5]]
+
+
 def test_prompts_are_shared_by_ranks(pattern: str) -> None:
     settings = build.settings(pattern, packs_per_step=2, source_style="think")
     whole = [prompt.key for prompt in source(settings, supervised=False).prompts(1, count=4)]

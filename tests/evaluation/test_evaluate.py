@@ -11,7 +11,7 @@ import torch
 from arcvideo.data.prompts import Prompt
 from arcvideo.evaluation import evaluate as evaluation
 from arcvideo.evaluation import scores
-from arcvideo.evaluation.evaluate import evaluate, without_audio
+from arcvideo.evaluation.evaluate import choose, evaluate, without_audio
 from arcvideo.evaluation.predictions import read_predictions, read_scores
 from arcvideo.evaluation.settings import METRICS, ON_REQUEST, EvaluationSettings
 from arcvideo.rollout.groups import Completion, Group
@@ -106,6 +106,18 @@ def test_a_real_model_is_evaluated_the_same_way_twice() -> None:
     first = evaluate(model, held_out(), tokenizer=tokenizer(), settings=SMALL)
     assert first == evaluate(model, held_out(), tokenizer=tokenizer(), settings=replace(SMALL, batch_prompts=3))
     assert "format_valid" not in first  # nobody asked for the format
+
+
+def test_prompts_chosen_before_they_are_made_give_the_same_figures() -> None:
+    everything = held_out(instruction="mcq")
+    settings = replace(SMALL, items=3)
+    chosen = choose([prompt.outline for prompt in everything], settings=settings)
+    wanted = {key for keys in chosen.values() for key in keys}
+    some = [prompt for prompt in everything if prompt.key in wanted]
+    assert len(some) < len(everything)
+    model = make_model()
+    found = evaluate(model, some, tokenizer=tokenizer(), chosen=chosen, settings=settings)
+    assert found == evaluate(model, everything, tokenizer=tokenizer(), settings=settings)
 
 
 def test_metrics_without_items_are_left_out_and_no_item_at_all_is_an_error(tmp_path: Path) -> None:
