@@ -11,6 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from arcvideo.launcher import launch_variables
+
 POLL_SECONDS = 1.0
 FRESH_SECONDS = 120.0
 """Ranks of one job start within this time; an older word was left by an earlier job at the same address."""
@@ -78,8 +80,11 @@ def _word_file(folder: Path) -> Path:
 
 
 def launch() -> tuple[int, int, str]:
-    """(rank, ranks, what the ranks of this job have in common), from the variables of torchrun and of Slurm."""
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
-    size = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
-    parts = [os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")]
-    return rank, size, " ".join(parts)
+    """(rank, ranks, what the ranks of this job have in common).
+
+    Raises:
+        ValueError: started by srun without any list of hosts.
+    """
+    place = os.environ | launch_variables(os.environ)
+    common = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
+    return int(place["RANK"]), int(place["WORLD_SIZE"]), " ".join(place.get(name, "") for name in common)

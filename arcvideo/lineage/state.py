@@ -70,7 +70,8 @@ def wanted(config: Mapping[str, Any], *, parent: str) -> Wanted:
         parent: identity of its parent.
     """
     stage = config["stage"]
-    rewards = config["grpo"]["rewards"] if stage["objective"] == "grpo" else ()
+    grpo = config["grpo"] if stage["objective"] == "grpo" else {}
+    rewards = [*grpo.get("rewards", ()), *(name for own in grpo.get("task_rewards", {}).values() for name in own)]
     return Wanted(
         stage=stage["name"],
         config=dict(config),

@@ -130,6 +130,12 @@ class ArcVideoConfig(PreTrainedConfig):
         """Id of padding."""
         return int((self.text_config or {}).get("pad_token_id", SpecialIds().pad))
 
+    @pad_token_id.setter
+    def pad_token_id(self, value: int | None) -> None:
+        # Trainers copy their tokenizer's id here.
+        if value is not None and value != self.pad_token_id:
+            self.text_config = {**(self.text_config or {}), "pad_token_id": int(value)}
+
     @property
     def image_token_id(self) -> int:
         """Id of the tokens that fused media replace."""

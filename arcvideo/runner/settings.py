@@ -34,7 +34,7 @@ _RUNNER_MINIMA = (
 
 _ENGINE_KEYS_SET_BY_RUNNER = {
     "train_batch_size": "the data plan decides how many packs a step has (data.packs_per_step)",
-    "train_micro_batch_size_per_gpu": "a micro-batch is one packed row (data.pack_length)",
+    "train_micro_batch_size_per_gpu": "a micro-batch is one packed row (data.token_budget)",
     "gradient_accumulation_steps": "the data plan decides it (data.packs_per_step)",
     "gradient_clipping": "use runner.clip_norm",
     "optimizer": "use optimizer.name and optimizer.lr",

@@ -9,9 +9,10 @@ import pytest
 import torch
 import yaml
 
+from arcvideo.launcher import launch_variables
 from arcvideo.runner.metrics import MetricsFile, Sums, WandbMirror, merge, read_metrics
 from arcvideo.runner.randomness import random_state, restore_random_state, seed_all
-from arcvideo.runner.ranks import World, launch_variables
+from arcvideo.runner.ranks import World
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.schedule import lr_ratio
 from arcvideo.runner.settings import (
