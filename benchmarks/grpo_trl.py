@@ -66,18 +66,6 @@ def tokenizer() -> Any:
 Model = TypeVar("Model", bound=ArcVideoForConditionalGeneration)
 
 
-class PixelConfig(ArcVideoConfig):
-    """TRL writes the tokenizer's padding id into the configuration, which has it already."""
-
-    @property
-    def pad_token_id(self) -> int:
-        return super().pad_token_id
-
-    @pad_token_id.setter
-    def pad_token_id(self, value: int | None) -> None:
-        assert value is None or value == self.pad_token_id
-
-
 class PixelModel(ArcVideoForConditionalGeneration):
     """Our model as TRL calls it: rows (B, L) with unreplaced newline ids, and the pixels of all rows' frames."""
 
@@ -181,7 +169,7 @@ def make_model(words: Any, kind: type[Model]) -> Model:
                           num_mel_bins=80, max_source_positions=400)  # fmt: skip
     settings = ModelSettings(text=text, vision=vision, audio=audio, audio_pooling=10)
     special = special_ids(words)
-    model = kind(PixelConfig.from_settings(settings, vocab_size=len(words), special=special))
+    model = kind(ArcVideoConfig.from_settings(settings, vocab_size=len(words), special=special))
     model.requires_grad_(False)
     model.language_model.requires_grad_(True)
     return model
