@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import io
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from arcvideo.data.settings import MediaLayout
@@ -62,6 +66,20 @@ def test_frames_lose_little_and_sound_nothing(tmp_path: Path) -> None:
     assert whole.pixels is not None
     assert (kept.pixels.float() - whole.pixels.float()).abs().mean() < 1.0
     assert torch.equal(kept.mel, whole.mel)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("side", [1, 63, 200])  # less than a piece, and two pieces of which one is cut
+def test_frames_are_those_of_a_plain_jpeg_reader(tmp_path: Path, side: int) -> None:
+    pixels = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    store = cache(tmp_path)
+    kept = store.save(store.key("clip"), replace(media(1), pixels=pixels)).pixels
+    assert kept is not None
+    (file,) = tmp_path.glob("??/*.clip")
+    stored = load_file(file)
+    jpeg, ends = stored["jpeg"].numpy().tobytes(), stored["ends"].tolist()
+    for frame, start, end in zip(kept, [0, *ends], ends, strict=False):
+        plain = np.asarray(Image.open(io.BytesIO(jpeg[start:end])))
+        assert np.array_equal(frame.permute(1, 2, 0).numpy(), plain)
 
 
 def test_absent_halves_stay_absent(tmp_path: Path) -> None:
