@@ -142,7 +142,7 @@ def test_ranks_under_torchrun_save_when_slurm_says_so_and_the_job_is_queued_agai
     words += ["stage=sft", "optimizer.name=adamw", "data.packs_per_step=2", "evaluation.shards=", "runner.steps=200"]
     with running(
         ["bash", str(LAUNCH / "slurm.sbatch"), *words, f"run_dir={tmp_path}"], env=known, text=True,
-        stdout=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as job:  # fmt: skip
         assert job.stdout is not None
         assert any("step 2/200" in line for line in job.stdout)
