@@ -69,7 +69,7 @@ GRPO = ["grpo.num_prompts=2", "grpo.num_generations=4", "grpo.prompts_per_batch=
 # Weights this fresh earn nothing by the paper's rewards, and a run in which nothing can be learned is refused.
 GRPO += ["grpo.temperature=2", r"grpo.rewards={tests.test_stage\:different_letters: 1.0}"]
 # One rollout for all steps: wherever the run is stopped, the completions are those of older weights.
-KINDS = {"sft": [], "audio_warmup": [], "pretrain": [], "cold_start": [], "final_sft": []}
+KINDS: dict[str, list[str]] = {"sft": [], "audio_warmup": [], "pretrain": [], "cold_start": [], "final_sft": []}
 KINDS |= {"grpo": GRPO, "grpo-again": [*GRPO, "grpo.num_iterations=3"]}
 
 
