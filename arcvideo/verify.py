@@ -19,6 +19,8 @@ import torch
 
 from arcvideo.config import RunConfig
 from arcvideo.lineage.parents import Parent
+from arcvideo.objectives.grpo import METRIC
+from arcvideo.rollout.measure import TIMES
 from arcvideo.runner.checkpoint import CheckpointFolder
 from arcvideo.runner.metrics import read_metrics
 from arcvideo.runner.ranks import gather_json, join
@@ -26,7 +28,7 @@ from arcvideo.runner.settings import LoggerSettings
 from arcvideo.stage import rehearse
 
 FOLDER = "verify_resume"
-_MEASURED = ("time/", "speed/", "memory/")
+_MEASURED = ("time/", "speed/", "memory/", *(f"train/{name.removeprefix(METRIC)}" for name in TIMES))
 """Numbers that no two runs share."""
 _COUNTERS = ("random", "steps_applied", "skipped", "spikes", "source")
 """What a checkpoint's state has to agree in."""

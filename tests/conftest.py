@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import pytest
+
+from tests.processes import children, end_family
+
+TESTS = os.getpid()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +60,33 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
     return made
 
 
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    if os.getpid() != TESTS:  # a fork of the tests, which ends as any other process does
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
+    raise KeyboardInterrupt
+
+
+def pytest_configure() -> None:
+    """Tests that a time limit stops (SIGTERM) end as by Ctrl-C, so that they clean up behind themselves."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupted)
+
+
+def pytest_sessionfinish(exitstatus: int) -> None:
+    """Tests that were interrupted leave no process behind, whoever started it."""
+    if exitstatus == pytest.ExitCode.INTERRUPTED:
+        for child in children(os.getpid()):
+            end_family(child)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked gpu are skipped where there is none, also when nobody left them out by their mark."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
     import torch
 
-    if torch.cuda.is_available():
-        return
-    for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    for item in marked if not torch.cuda.is_available() else []:
+        item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

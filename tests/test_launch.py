@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 
 from arcvideo.runner.signals import REQUEUE_EXIT_CODE
 from tests.conftest import SmallWorld
+from tests.processes import children, finished, running
 
 LAUNCH = Path(__file__).resolve().parent.parent / "launch"
 FILES = sorted(LAUNCH.iterdir())
@@ -109,14 +111,18 @@ def losses(folder: Path) -> list[float]:
 def test_two_nodes_on_loopback_train_what_one_process_trains(tmp_path: Path, small_world: SmallWorld) -> None:
     words = ["stage=sft", *small_world.overrides, "optimizer.name=adamw", "data.packs_per_step=2", "evaluation.shards="]
     alone = [sys.executable, "-m", "arcvideo.train", *words, f"run_dir={tmp_path / 'alone'}"]
-    subprocess.run(alone, env=environment(), check=True, capture_output=True, timeout=900)
+    done = finished(alone, env=environment(), seconds=900)
+    assert done.returncode == 0, done.stderr
     place = {"NNODES": "2", "NPROC": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     script = [str(LAUNCH / "torchrun.sh"), *words, f"run_dir={tmp_path / 'nodes'}"]
-    nodes = [
-        subprocess.Popen(script, env=environment(**place, NODE_RANK=str(rank)), stdout=subprocess.DEVNULL)
-        for rank in range(2)
-    ]
-    assert [node.wait(900) for node in nodes] == [0, 0]
+    with ExitStack() as both:
+        nodes = [
+            both.enter_context(
+                running(script, env=environment(**place, NODE_RANK=str(rank)), stdout=subprocess.DEVNULL)
+            )
+            for rank in range(2)
+        ]
+        assert [node.wait(900) for node in nodes] == [0, 0]
     assert losses(tmp_path / "nodes" / "sft") == pytest.approx(losses(tmp_path / "alone" / "sft"), rel=1e-4)
 
 
@@ -134,23 +140,16 @@ def test_ranks_under_torchrun_save_when_slurm_says_so_and_the_job_is_queued_agai
     known["PATH"] = f"{tmp_path}{os.pathsep}{known['PATH']}"
     words = [word for word in small_world.overrides if not word.startswith("runner.steps")]
     words += ["stage=sft", "optimizer.name=adamw", "data.packs_per_step=2", "evaluation.shards=", "runner.steps=200"]
-    with subprocess.Popen(
+    with running(
         ["bash", str(LAUNCH / "slurm.sbatch"), *words, f"run_dir={tmp_path}"], env=known, text=True,
-        stdout=subprocess.PIPE, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as job:  # fmt: skip
         assert job.stdout is not None
         assert any("step 2/200" in line for line in job.stdout)
-        agents = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat") if parent_of(path) == job.pid]
-        os.kill(agents[0], signal.SIGUSR1)
+        (agent,) = children(job.pid)
+        os.kill(agent, signal.SIGUSR1)
         job.stdout.read()
         assert job.wait(600) == REQUEUE_EXIT_CODE
     assert asked.exists()
     (saved,) = (tmp_path / "sft" / "checkpoints").glob("step-*/manifest.json")
     assert int(saved.parent.name.removeprefix("step-")) < 200
-
-
-def parent_of(stat: Path) -> int:
-    try:
-        return int(stat.read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return -1

@@ -30,6 +30,7 @@ from arcvideo.runner.signals import REQUEUE_EXIT_CODE
 from arcvideo.stage import run_stage
 from tests.compose import settings
 from tests.conftest import SmallWorld
+from tests.processes import finished, running
 
 GRPO = [
     "grpo.num_prompts=2",
@@ -286,20 +287,20 @@ def test_a_run_told_to_stop_goes_on_to_the_weights_of_a_straight_run(small_world
     words = ["stage=sft", *small_world.overrides, "runner.steps=30", "runner.save_every=0", "evaluation.shards=''"]
     cut = command(*words, f"run_dir={tmp_path / 'cut'}")
     log = tmp_path / "cut" / "sft" / "metrics.jsonl"
-    with subprocess.Popen(cut, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        until = time.monotonic() + 90
+    with running(cut, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        until = time.monotonic() + 300
         while not (log.exists() and log.read_text().count("\n") >= 2) and time.monotonic() < until:
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=300)
     assert process.returncode == REQUEUE_EXIT_CODE, said
     assert 2 <= len(rows(log)) < 30
     assert not (tmp_path / "cut" / "sft" / "manifest.json").exists()
-    again = subprocess.run(cut, capture_output=True, text=True, timeout=120, check=False)
+    again = finished(cut, seconds=900)
     assert again.returncode == 0, again.stderr
     assert "resumed after step" in again.stdout + again.stderr
-    straight = subprocess.run(command(*words, f"run_dir={tmp_path / 'straight'}"), capture_output=True, check=False)
-    assert straight.returncode == 0
+    straight = finished(command(*words, f"run_dir={tmp_path / 'straight'}"), seconds=900)
+    assert straight.returncode == 0, straight.stderr
     assert [row["step"] for row in rows(log)] == list(range(30))
     ours, theirs = (weights(tmp_path / name / "sft" / "export") for name in ("cut", "straight"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

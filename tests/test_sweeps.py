@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ import yaml
 from arcvideo.plugins import plugin_problems, sweep_words
 from arcvideo.sweep import lower_is_better, parent_words
 from tests.conftest import SmallWorld
+from tests.processes import children, finished, running
 
 ROOT = Path(__file__).resolve().parent.parent
 MISSING = """
@@ -35,7 +35,7 @@ sys.meta_path.insert(0, Missing())
 def train(*words: str, cwd: Path, path: str = "") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}" if path else str(ROOT)}
     command = [sys.executable, "-m", "arcvideo.train", *words]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    return finished(command, cwd=cwd, env=environment, seconds=900)
 
 
 def short(small_world: SmallWorld, run_dir: Path) -> list[str]:
@@ -106,6 +106,11 @@ def test_optuna_searches_by_the_value_of_each_stage(tmp_path: Path, small_world:
     assert [job["value"] for job in table["jobs"]] == sorted(values)
 
 
+def said_in(folder: Path) -> str:
+    """What a job of submitit has written; the lines of the steps go to its stderr."""
+    return "".join(path.read_text() for path in sorted(folder.glob("*_log.*")))
+
+
 @pytest.mark.slow
 def test_jobs_as_processes_share_parents_and_one_that_fails_leaves_the_others(
     tmp_path: Path, small_world: SmallWorld
@@ -120,20 +125,10 @@ def test_jobs_as_processes_share_parents_and_one_that_fails_leaves_the_others(
     assert done.returncode == 1
     assert "data.token_budget" in done.stderr
     assert "Traceback" not in done.stderr
-    said = "".join(path.read_text() for path in tmp_path.glob("sweeps/*/.submitit/*/*_log.out"))
+    said = "".join(map(said_in, tmp_path.glob("sweeps/*/.submitit/[0-9]*")))
     assert len(list(tmp_path.glob("audio_warmup/manifest.json"))) == 1
     trained = [line for line in said.splitlines() if re.match(r"step 2/2 ", line)]
     assert len(trained) == 3, "one parent and two jobs"
-
-
-def processes_of(parent: int) -> Iterator[int]:
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == parent:
-            yield int(path.parent.name)
 
 
 @pytest.mark.slow
@@ -142,17 +137,17 @@ def test_a_job_that_is_told_to_stop_saves_and_is_queued_again(tmp_path: Path, sm
     command = [sys.executable, "-m", "arcvideo.train", "-m", "hydra/launcher=submitit_local", "stage=audio_warmup",
                "runner.steps=60", *words]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as sweep:
+    with running(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as sweep:
         deadline = time.monotonic() + 600
-        while not (logs := [path for path in tmp_path.glob("sweeps/*/.submitit/*/*_log.out")
-                            if "step 2/60" in path.read_text()]):  # fmt: skip
+        while not (started := [folder for folder in tmp_path.glob("sweeps/*/.submitit/[0-9]*")
+                               if "step 2/60" in said_in(folder)]):  # fmt: skip
             assert sweep.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        (task,) = processes_of(int(logs[0].parent.name))
+        (task,) = children(int(started[0].name))
         os.kill(task, signal.SIGUSR1)
         assert sweep.wait(600) == 0
-    said = logs[0].read_text()
+    said = said_in(started[0])
     assert "Requeued job" in said
     (job,) = jobs(tmp_path)
     assert job["value"] is not None

@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SmallWorld
+from tests.processes import finished
 
 ROOT = Path(__file__).resolve().parents[1]
 TWO = ["--standalone", "--nproc_per_node", "2"]
 
 
 def start(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
-    )
+    return finished([sys.executable, "-m", *words], cwd=ROOT, seconds=900)
 
 
 def test_the_first_failing_rank_says_its_error_once_and_the_others_are_silent(tmp_path: Path) -> None:

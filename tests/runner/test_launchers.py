@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.processes import finished
 from tests.runner.job import ROOT, ended, free_port, start_ranks
 from tests.test_launcher import slurm
 
@@ -36,9 +36,7 @@ def test_the_deepspeed_launcher_starts_ranks_that_train_together(tmp_path: Path)
     task = {"folder": str(tmp_path / "run"), "stage": 3, "steps": 2, "liveness": False}
     launcher = Path(sys.executable).parent / "deepspeed"
     command = [str(launcher), "--num_gpus", "2", "--master_port", str(free_port()), "--module", "tests.runner.job"]
-    done = subprocess.run(
-        [*command, json.dumps([task]), str(tmp_path / "results.json")],
-        cwd=ROOT, env=plain, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
+    command += [json.dumps([task]), str(tmp_path / "results.json")]
+    done = finished(command, cwd=ROOT, env=plain, seconds=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(json.loads((tmp_path / "results.json").read_text())[0]["metrics"]) == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +14,8 @@ import pytest
 from arcvideo.runner.metrics import read_metrics
 from arcvideo.runner.ranks import World
 from arcvideo.runner.signals import REQUEUE_EXIT_CODE
-from tests.runner.job import ROOT, curve, newest_step, run_ranks, start_ranks, train
+from tests.processes import finished
+from tests.runner.job import ROOT, curve, ended, newest_step, run_ranks, start_ranks, train
 
 # bf16 under every stage is a slow test, but for the stage with the most machinery.
 CASES = [
@@ -134,7 +134,7 @@ def test_a_checkpoint_goes_from_four_ranks_to_two_and_to_one(tmp_path: Path, wor
     assert packs(tmp_path / "moved") == packs(tmp_path / "straight")
 
 
-def wait_for_steps(folder: Path, count: int, *, seconds: float = 60.0) -> None:
+def wait_for_steps(folder: Path, count: int, *, seconds: float = 300.0) -> None:
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
         if len(curve(folder)) >= count:
@@ -146,10 +146,12 @@ def wait_for_steps(folder: Path, count: int, *, seconds: float = 60.0) -> None:
 def test_sigterm_saves_after_the_step_and_asks_for_a_requeue(tmp_path: Path, world: World) -> None:
     task = {"folder": str(tmp_path / "cut"), "steps": 40, "save_every": 0, "pause": 0.05}
     (process,) = start_ranks([task], ranks=1, results=tmp_path / "results.json")
-    wait_for_steps(tmp_path / "cut", 3)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == REQUEUE_EXIT_CODE, errors.decode()
+    try:
+        wait_for_steps(tmp_path / "cut", 3)
+        process.send_signal(signal.SIGTERM)
+    finally:
+        (errors,) = ended([process], seconds=300)
+    assert process.returncode == REQUEUE_EXIT_CODE, errors
     assert newest_step(tmp_path / "cut") == len(curve(tmp_path / "cut"))
     resumed = train(tmp_path / "cut", world=world, steps=40, save_every=0)
     assert resumed == train(tmp_path / "straight", world=world, steps=40, save_every=0)
@@ -159,17 +161,19 @@ def test_sigterm_saves_after_the_step_and_asks_for_a_requeue(tmp_path: Path, wor
 def test_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
     task = {"folder": str(tmp_path / "cut"), "steps": 40, "save_every": 0, "pause": 5.0, "liveness": False}
     (process,) = start_ranks([task], ranks=1, results=tmp_path / "results.json")
-    wait_for_steps(tmp_path / "cut", 1)
-    process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=4)
+    try:
+        wait_for_steps(tmp_path / "cut", 1)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+    finally:
+        ended([process], seconds=4)
     assert process.returncode == 128 + signal.SIGTERM
 
 
 @pytest.mark.slow
 def test_kill_at_random_instants_never_loses_the_run() -> None:
     command = [sys.executable, "-m", "tests.runner.torture", "--kills", "10"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    done = finished(command, cwd=ROOT, seconds=600)
     assert done.returncode == 0, done.stderr
     assert "10 kills" in done.stdout

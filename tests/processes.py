@@ -1,0 +1,59 @@
+"""Processes of a test, which end with it: whatever they have started in turn, and however the test ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def children(parent: int) -> list[int]:
+    """Processes that `parent` has started and that are there now."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(path.parent.name))
+    return found
+
+
+def end_family(parent: int) -> None:
+    """Kill what descends from a process, then the process itself; ranks and workers outlive whoever started them."""
+    family, waiting = [parent], [parent]
+    while waiting:
+        born = children(waiting.pop())
+        family += born
+        waiting += born
+    for number in reversed(family):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], **words: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A process for the length of the block; `words` are those of `Popen`."""
+    process = subprocess.Popen(command, **words)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            end_family(process.pid)
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def finished(command: Sequence[str], *, seconds: float, **words: Any) -> subprocess.CompletedProcess[str]:
+    """Like `subprocess.run` with captured text; after `seconds` all that the command has started is killed.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer.
+    """
+    with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **words) as process:
+        said, complained = process.communicate(timeout=seconds)
+    return subprocess.CompletedProcess(command, process.returncode, said, complained)
