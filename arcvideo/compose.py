@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from arcvideo.config import CONF_DIR, ConfigError, RunConfig, as_overrides, override_problems, typed
@@ -27,6 +28,19 @@ def stage_config(words: Sequence[str]) -> RunConfig:
         except HydraException as error:
             raise ConfigError(str(error).splitlines()[0]) from None
     return typed(composed)
+
+
+def grammar_problems(words: Sequence[str]) -> list[str]:
+    """What Hydra cannot read at all in overrides, such as a bracket that is never closed; flags are passed over."""
+    parser, problems = OverridesParser.create(), []
+    for word in words:
+        if "=" not in word or word.startswith("-"):
+            continue
+        try:
+            parser.parse_override(word)
+        except HydraException as error:
+            problems.append(f"{word}: cannot be read: {str(error).splitlines()[0]}")
+    return problems
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from arcvideo.data.settings import DataSettings, MediaLayout
 from arcvideo.evaluation.settings import EvaluationSettings
 from arcvideo.model.settings import LoraSettings, ModelSettings, lora_problems
 from arcvideo.objectives.settings import DpoSettings, GrpoSettings
+from arcvideo.rollout.rewards.loading import check_reward
 from arcvideo.runner.settings import (
     MODULES,
     LoggerSettings,
@@ -166,6 +167,7 @@ def _problems(config: RunConfig) -> Iterator[str]:
     for name in config.stage.train:
         if name not in MODULES:
             yield f"stage.train has {name!r}, which is unknown: choose from {', '.join(MODULES)}"
+    yield from _reward_problems(config)
     optimize = config.evaluation.optimize
     if optimize not in (*config.evaluation.metrics, "train/loss"):
         known = [*config.evaluation.metrics, "train/loss"]
@@ -176,6 +178,15 @@ def _problems(config: RunConfig) -> Iterator[str]:
         yield "feature_cache=true needs data.frames=middle: random frames change every epoch; set feature_cache=false"
     if config.feature_cache and {"vit", "whisper"} & set(config.stage.train):
         yield "feature_cache=true needs frozen towers: drop vit and whisper from stage.train or set feature_cache=false"
+
+
+def _reward_problems(config: RunConfig) -> Iterator[str]:
+    """Names of rewards that are nobody's; those of other packages are found when the stage begins."""
+    for name in config.grpo.reward_names if config.stage.objective == "grpo" else ():
+        try:
+            check_reward(name)
+        except ValueError as error:
+            yield str(error)
 
 
 def override_problems(arguments: Sequence[str]) -> list[str]:

@@ -47,6 +47,22 @@ class MachineSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpectedSource:
+    """What a source is expected to hold; preflight counts with it while there are no shards. Training ignores it."""
+
+    samples: int
+    """Items."""
+    seconds: float = 0.0
+    """Mean length of a clip, which is its frames; 1 for a still, 0 for text."""
+    samples_per_clip: int = 1
+    """Items about the same clip."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.samples_per_clip < 1 or not 0 <= self.seconds < float("inf"):
+            raise ValueError("samples and samples_per_clip must be at least 1, seconds not negative")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A complete run: what is prepared, the stages in order, and what they should reach."""
 
@@ -70,6 +86,8 @@ class Recipe:
     """Another recipe: its keys hold where this one is silent, its overrides come before this one's."""
     stage_overrides: dict[str, str] = field(default_factory=dict)
     """Folder of a stage -> words at the end of its line, for recipes that extend another."""
+    expect: dict[str, ExpectedSource] = field(default_factory=dict)
+    """Source -> what it is expected to hold: an estimate before there are shards."""
     comparisons: list[Comparison] = field(default_factory=list)
     """Differences between stages that are shown at the end."""
 

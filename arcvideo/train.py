@@ -6,6 +6,7 @@ manifest is written. A finished stage is not trained again. Settings are checked
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -16,6 +17,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from arcvideo.compose import grammar_problems
 from arcvideo.config import CONF_DIR, ConfigError, RunConfig, as_overrides, override_problems, plain_dict, typed
 from arcvideo.lineage.lock import agreed, alone_in, launch
 from arcvideo.lineage.manifest import finished, read_manifest
@@ -119,14 +121,31 @@ def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float
     work = measure_stage if word == "unmeasured" else run_stage
     try:
         work(config, parent=parent)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         # One line is for whoever set something wrong; where it came from is for whoever looks closer.
-        trace = config.stage_dir / f"error-{os.environ.get('RANK', '0')}.txt"
-        trace.parent.mkdir(parents=True, exist_ok=True)
-        trace.write_text(traceback.format_exc())
-        raise ValueError(f"{error} (traceback in {trace})") from error
+        raise ValueError(f"{_told(error, folder=config.stage_dir)}{_traced(config.stage_dir)}") from error
     done = finished(config.stage_dir)
     return done.value(config.evaluation.optimize) if done else None
+
+
+def _told(error: ValueError | OSError, *, folder: Path) -> str:
+    """The error in one line; what the operating system says names a file where it knows it, and the remedy."""
+    if isinstance(error, ValueError) or error.strerror is None:
+        return str(error) or type(error).__name__
+    where = error.filename or folder
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"{where}: {error.strerror}{'; make room, then the same command continues' if full else ''}"
+
+
+def _traced(folder: Path) -> str:
+    """Write the traceback of the error that is handled now; where it is, or nothing on a disk that takes no more."""
+    trace = folder / f"error-{os.environ.get('RANK', '0')}.txt"
+    try:
+        trace.parent.mkdir(parents=True, exist_ok=True)
+        trace.write_text(traceback.format_exc())
+    except OSError:
+        return ""
+    return f" (traceback in {trace})"
 
 
 def _find_shards(config: RunConfig) -> None:
@@ -140,7 +159,8 @@ def _find_shards(config: RunConfig) -> None:
         try:
             expand_shards(shards, cache=config.data.shard_cache, fetch=False)
         except ValueError as error:
-            remedy = "set data_dir or the key, or make TinyShorts with `python -m arcvideo.synthetic --out DIR`"
+            out = f"leave it out with '~{key if key != 'evaluation' else 'evaluation.shards'}'"
+            remedy = f"set data_dir or the key, {out}, or make TinyShorts with `python -m arcvideo.synthetic --out DIR`"
             raise ValueError(f"{key}.{error}; {remedy}") from None
 
 
@@ -169,7 +189,7 @@ def main() -> None:
     words = sweep + [
         word for word in words if word not in flags and not word.startswith(("--local_rank", "--local-rank"))
     ]
-    _refuse(plugin_problems(sys.argv[1:]) + override_problems(sys.argv[1:]))
+    _refuse(plugin_problems(sys.argv[1:]) + (override_problems(sys.argv[1:]) or grammar_problems(sys.argv[1:])))
     shown = any(word.startswith("-") and word not in sweep for word in words)
     sys.argv[1:] = as_overrides(words)
     if shown or not any(word.startswith("stage=") for word in words):

@@ -58,6 +58,7 @@ NEIGHBOURS = {
     ("rollout", "processing"): {"*"},  # and asks as the checkpoint was trained
     ("recipe", "compose"): {"*"},
     ("sweep", "compose"): {"*"},
+    ("train", "compose"): {"*"},
     ("pipeline", "recipe"): {"*"},
     ("preflight", "recipe"): {"*"},
     ("preflight", "compose"): {"*"},

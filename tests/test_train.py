@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from arcvideo import train as train_module
+from arcvideo.lineage.parents import Parent
+from arcvideo.lineage.state import State
+from tests.compose import settings
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -34,6 +39,11 @@ def train(*words: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedPr
         ),
         (["stage=sft", "runner.stepz=3"], ["runner.stepz", "did you mean 'runner.steps'"]),
         (["stage=sft", "grpo.beta=abc"], ["grpo.beta", "a number", "'abc'"]),
+        (
+            ["stage=grpo", "grpo.rewards={mcq_acuracy: 1}"],
+            ["mcq_acuracy is unknown", "did you mean 'mcq_accuracy'", "'package.module:function'"],
+        ),
+        (["stage=grpo", "grpo.beta=range(0", "-m"], ["grpo.beta=range(0", "cannot be read"]),
         (["stage=sft", "engine=zero9"], ["engine=zero9", "zero0, zero1, zero2,"]),
         (["stage=sft", "engine=zero1"], ["optimizer.name=muon", "engine=zero0"]),
         (["stage=sft"], ["sft needs pretrain", "has not run", "python -m arcvideo.train stage=pretrain"]),
@@ -107,3 +117,16 @@ def test_the_flag_of_a_sweep_may_stand_between_the_words(tmp_path: Path, without
     done = train("stage=sft", "-m", "runner.steps=50,60", cwd=tmp_path, env=without_torch)
     assert "parent first: -m arcvideo.train stage=pretrain" in done.stdout
     assert "base=runs/tiny_shorts/base is not a folder of weights" in done.stderr
+
+
+def test_a_full_disk_is_one_line_naming_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fills_the_disk(*_: object, **__: object) -> None:
+        Path("/dev/full").write_text("a step")
+
+    config = settings("stage=sft", f"run_dir={tmp_path}")
+    monkeypatch.setattr("arcvideo.stage.run_stage", fills_the_disk)
+    parent = Parent(path=tmp_path, identity="0")
+    with pytest.raises(ValueError, match="No space left on device; make room") as told:
+        train_module._act(config, parent=parent, state=State(word="new"), word="new")
+    assert str(told.value).startswith(str(config.stage_dir))
+    assert "fills_the_disk" in (config.stage_dir / "error-0.txt").read_text()

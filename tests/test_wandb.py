@@ -111,6 +111,8 @@ def test_artifacts_tell_parent_data_and_export(stage: Path) -> None:
     manifest = read_manifest(stage)
     assert found["pretrain"][:3] == ("model", manifest.parent, True)
     assert found["data"][:3] == ("dataset", manifest.data, True)
+    # Using a version does not make it the latest one.
+    assert [found[name][3] for name in ("pretrain", "data")] == [[manifest.parent[:12]], [manifest.data[:12]]]
     assert found["sft"] == ("model", manifest.identity, False, ["latest", manifest.identity[:12]])
 
 

@@ -7,6 +7,7 @@
 Per stage: samples, tokens, packs, steps, FLOPs, wall time, memory and disk, from settings and index alone; no torch, no
 weights. The index must be there (`python -m arcvideo.data.shards index SHARDS`); packs and steps are those that
 training will take once a run has counted the tokens, and before that assume questions and answers of ordinary length.
+Of a source without shards the sizes under `expect:` of the recipe are taken, and the stage is marked `declared`.
 For stages that have finished the estimate stands beside what was measured.
 Exit status 1: something is missing; 2: something cannot fit, and the line says which override would make it fit.
 """
@@ -15,14 +16,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from arcvideo.preflight.estimate import Estimate, estimate
 from arcvideo.preflight.fitting import misfits
 from arcvideo.preflight.machine import GIB, Machine, machine_of
 from arcvideo.preflight.measured import Measured, error_table, measured
-from arcvideo.recipe import PlannedStage, Recipe, load_recipe, planned_stages
+from arcvideo.recipe import ExpectedSource, PlannedStage, Recipe, load_recipe, planned_stages
 
 OWN_WORDS = ("recipe", "stage", "device", "gpus", "utilization", "gpu_memory", "host_memory", "largest")
 DEVICE_FILE = Path("/dev/nvidia0")
@@ -51,7 +52,7 @@ def _preflight(own: dict[str, str], *, extra: Sequence[str]) -> int:
     recipe = load_recipe(own["recipe"])
     machine = machine_of(own, recipe=recipe.machine)
     stages = _chosen(recipe, own=own, extra=extra)
-    found, problems, errors = _estimates(stages, machine=machine)
+    found, problems, errors = _estimates(stages, machine=machine, expect=recipe.expect)
     print(table(found, machine=machine))
     if errors:
         print(error_table(errors))
@@ -60,7 +61,8 @@ def _preflight(own: dict[str, str], *, extra: Sequence[str]) -> int:
     if problems:
         return 2
     if own.get("largest", "yes" if DEVICE_FILE.exists() and machine.device != "cpu" else "no") == "yes":
-        return max((_run_largest(stage) for stage in stages), default=0)
+        there = [stage for stage, one in zip(stages, found, strict=True) if one.epoch.how != "declared"]
+        return max((_run_largest(stage) for stage in there), default=0)
     return 0
 
 
@@ -74,11 +76,13 @@ def _chosen(recipe: Recipe, *, own: dict[str, str], extra: Sequence[str]) -> lis
     return [stage for stage in stages if stage.name in wanted]
 
 
-def _estimates(stages: Sequence[PlannedStage], *, machine: Machine) -> tuple[list[Estimate], list[str], list[Measured]]:
+def _estimates(
+    stages: Sequence[PlannedStage], *, machine: Machine, expect: Mapping[str, ExpectedSource]
+) -> tuple[list[Estimate], list[str], list[Measured]]:
     """The estimate of each stage, what does not fit, and what was measured."""
     found, problems, errors = [], [], []
     for stage in stages:
-        one = estimate(stage.config, machine=machine)
+        one = estimate(stage.config, machine=machine, expect=expect)
         found.append(one)
         problems += misfits(stage.words, config=stage.config, found=one, machine=machine)
         errors += measured(stage.config, found=one, machine=machine)
@@ -105,6 +109,10 @@ def table(found: Sequence[Estimate], *, machine: Machine) -> str:
         )
     assumed = f"{machine.gpus} x {machine.device} at {machine.utilization:.0%} of {machine.peak / 1e12:g} TFLOP/s"
     notes = [f"samples to steps/ep: of an epoch. Memory and disk in GiB. Assumed: {assumed}."]
+    if any(one.epoch.how == "declared" for one in found):
+        notes.append("declared: shards are not there; sizes are those that the recipe expects, not counted ones.")
+    if any(one.steps != one.epoch.steps for one in found):
+        notes.append("FLOPs and hours are of `steps` (runner.steps), not of an epoch.")
     decoding = sum(one.rollout_seconds for one in found)
     if decoding:
         notes.append(

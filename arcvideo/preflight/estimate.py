@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from arcvideo.config import RunConfig
@@ -10,6 +11,7 @@ from arcvideo.flops import ForwardFlops, Segment, decoder_flops, decoder_weights
 from arcvideo.preflight.machine import Machine
 from arcvideo.preflight.memory import Memory, checkpoint_disk, host_memory, memory
 from arcvideo.preflight.volume import Volume, volume
+from arcvideo.recipe import ExpectedSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +36,16 @@ class Estimate:
     """Bytes."""
 
 
-def estimate(config: RunConfig, *, machine: Machine) -> Estimate:
+def estimate(config: RunConfig, *, machine: Machine, expect: Mapping[str, ExpectedSource] | None = None) -> Estimate:
     """What a stage would take.
+
+    Args:
+        expect: source -> what the recipe expects of it, for sources whose shards are not there.
 
     Raises:
         ValueError: missing, damaged or unusable shards.
     """
-    epoch = volume(config)
+    epoch = volume(config, expect=expect)
     epochs = config.runner.steps / epoch.steps
     flops = epochs * epoch_flops(config, epoch=epoch)
     decoding = _decoding_seconds(config, epoch=epoch, machine=machine) * config.runner.steps
@@ -91,6 +96,9 @@ def epoch_flops(config: RunConfig, *, epoch: Volume) -> float:
     )  # fmt: skip
     adapted = config.lora.modules if config.lora else []
     learning = work.training([f"{name}.lora" if name in adapted else name for name in config.stage.train])
+    if config.stage.objective == "dpo":
+        # The reference, the same language model, reads every pack once.
+        return learning + work.decoder + work.attention + work.head
     if not sampled:
         return learning
     # Sampled once, scored once by the reference, learnt from num_iterations times.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from arcvideo.compose import stage_config
 from arcvideo.config import CONF_DIR, ConfigError, RunConfig
 from arcvideo.preflight.estimate import Estimate, fits, step_unit
 from arcvideo.preflight.machine import GIB, Machine
+from arcvideo.preflight.memory import checkpoint_disk
 
 ENGINES = ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 """From the fastest to the smallest."""
@@ -40,9 +42,10 @@ def misfits(words: Sequence[str], *, config: RunConfig, found: Estimate, machine
         problems.append(f"{found.name}: {' and '.join(short)}: {remedy or 'more or larger devices'}")
     free, folder = _free(config.stage_dir)
     if found.disk > free:
+        least = checkpoint_disk(replace(config, runner=replace(config.runner, keep_last=1)))
+        remedy = "runner.keep_last=1, or run_dir= on another disk" if least <= free else "run_dir= on another disk"
         problems.append(
-            f"{found.name}: {found.disk / GIB:.1f} GiB of checkpoints, {free / GIB:.1f} free in {folder}: "
-            "runner.keep_last=1, or run_dir= on another disk"
+            f"{found.name}: {found.disk / GIB:.1f} GiB of checkpoints, {free / GIB:.1f} free in {folder}: {remedy}"
         )
     return problems
 

@@ -84,7 +84,8 @@ def memory(config: RunConfig, *, ranks: int, longest: int, targets: float = 0.1)
     frozen = sum(size for name, size in sizes.items() if name not in config.stage.train) + adapted
     grpo = config.grpo if config.stage.objective == "grpo" else None
     # Under adapters the reference is the same weights with the adapters off.
-    reference = sizes["llm"] if grpo and grpo.beta > 0 and not adapted else 0.0
+    kept = config.stage.objective == "dpo" or (grpo is not None and grpo.beta > 0)
+    reference = sizes["llm"] if kept and not adapted else 0.0
     cut = {level: ranks if zero >= level else 1 for level in (1, 2, 3)}
     states, host_weights = offloaded(config, "offload_optimizer"), offloaded(config, "offload_param")
     gathered = width * sizes["llm"] if grpo and zero >= 3 else 0.0

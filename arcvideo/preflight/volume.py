@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,12 @@ from arcvideo.data.mixture import SourceTable, source_table
 from arcvideo.data.plan import EpochPlan, Plan
 from arcvideo.data.settings import SourceSettings
 from arcvideo.data.shares import pass_tokens, with_passes
+from arcvideo.preflight.declared import ORDINARY, Row, declared_longest, declared_row
+from arcvideo.recipe import ExpectedSource
 
 TAR_BLOCK = 512
 LONGEST_PLAN = 1_000_000
 """Visits of an epoch up to which the plan itself is made; above, its expectation stands for it."""
-ORDINARY = {"plain": (150, 60), "think": (400, 300), "draft": (400, 300)}
-"""Tokens of a question with its answer, and of the answer, where no run has counted them yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,27 +61,43 @@ class Volume:
     longest: int
     """Tokens of the longest pack, or of the longest prompt."""
     how: str
-    """plan (what training will do), expected (too much to plan), or assumed (tokens were never counted)."""
+    """plan (what training will do), expected (too much to plan), assumed (tokens were never counted), or declared
+    (shards are not there; the recipe's sizes stand for them)."""
 
 
-def volume(config: RunConfig) -> Volume:
+def volume(config: RunConfig, *, expect: Mapping[str, ExpectedSource] | None = None) -> Volume:
     """An epoch of a stage.
+
+    Args:
+        expect: source -> what the recipe expects of it, for sources whose shards are not there.
 
     Raises:
         ValueError: shards or indexes are missing or damaged, or cannot be used; the message names key and remedy.
     """
     reinforced = config.stage.objective == "grpo"
-    opened = [_open(name, source, config=config) for name, source in config.data.sources.items()]
+    absent = {name for name in expect or {} if name in config.data.sources and not _there(config.data.sources[name])}
+    opened = [_open(name, source, config=config) for name, source in config.data.sources.items() if name not in absent]
     tables = with_passes([table for table, *_ in opened], unit=config.data.unit)
     shares = [share for _, share, _ in opened]
     counted = all(known for *_, known in opened)
     chunk = config.layout.chunk_seconds
+    if absent:
+        given = {name: one for name, one in (expect or {}).items() if name in absent}
+        return _declared(tables, shares=shares, given=given, config=config)
     if reinforced:
         return _prompts(tables, config=config, chunk=chunk, how="plan" if counted else "assumed")
     if sum(table.passes * table.clips for table in tables) > LONGEST_PLAN:
         return _expected(tables, shares=shares, config=config, chunk=chunk)
     planned = plan_of(tables, config=config).epoch(0)
     return _planned(planned, shares=shares, config=config, chunk=chunk, how="plan" if counted else "assumed")
+
+
+def _there(source: SourceSettings) -> bool:
+    """Whether some shard of a source is on this disk; what cannot be read is told when it is opened."""
+    try:
+        return bool(expand_shards(source.shards))
+    except ValueError:
+        return "://" in source.shards
 
 
 def plan_of(tables: Sequence[SourceTable], *, config: RunConfig) -> Plan:
@@ -102,7 +118,9 @@ def _open(name: str, source: SourceSettings, *, config: RunConfig) -> tuple[Sour
     except ValueError as error:
         raise ValueError(f"data.sources.{name}.{error}") from None
     indexes = [_index(shard, name=name, source=source) for shard in shards]
-    lengths = [_lengths(index, style=source.style, wording=config.data.wording) for index in indexes]
+    paired = "-pairs" if config.stage.objective == "dpo" else ""
+    rules = f"{config.data.wording}{paired}"
+    lengths = [_lengths(index, style=source.style, rules=rules) for index in indexes]
     try:
         table = source_table(
             name, indexes, lengths, source=source, settings=config.data, layout=config.layout,
@@ -129,11 +147,9 @@ def _index(shard: Path, *, name: str, source: SourceSettings) -> ShardIndex:
     return index
 
 
-def _lengths(index: ShardIndex, *, style: str, wording: str) -> Lengths:
+def _lengths(index: ShardIndex, *, style: str, rules: str) -> Lengths:
     """The newest counts, whichever tokenizer made them."""
-    found = [
-        path for path in index.folder.glob(f"tokens-*-{style}-{wording}.npy") if path.with_suffix(".jsonl").exists()
-    ]
+    found = [path for path in index.folder.glob(f"tokens-*-{style}-{rules}.npy") if path.with_suffix(".jsonl").exists()]
     if found:
         return Lengths(path=max(found, key=lambda path: path.stat().st_mtime), problems=[])
     return AssumedLengths(path=index.folder, problems=[], items=len(index.items), style=style)
@@ -161,15 +177,38 @@ def _planned(plan: EpochPlan, *, shares: Sequence[float], config: RunConfig, chu
 
 def _expected(tables: Sequence[SourceTable], *, shares: Sequence[float], config: RunConfig, chunk: int) -> Volume:
     rows = [_expected_source(table, share=share, chunk=chunk) for table, share in zip(tables, shares, strict=True)]
-    samples, tokens, targets, frames, chunks, pairs = np.sum(rows, axis=0).tolist()
-    packs = -(-int(tokens) // config.data.token_budget)
+    return _packed(rows, config=config, how="expected")
+
+
+def _declared(
+    tables: Sequence[SourceTable],
+    *,
+    shares: Sequence[float],
+    given: Mapping[str, ExpectedSource],
+    config: RunConfig,
+) -> Volume:
+    """Sources that are there by their index, the others by what is expected of them."""
+    chunk, sources = config.layout.chunk_seconds, config.data.sources
+    declared = [declared_row(sources[name], one, name=name, config=config) for name, one in given.items()]
+    if config.stage.objective == "grpo":
+        found = [_prompt_row(table, chunk=chunk) for table in tables]
+        lengths = [declared_longest(sources[name], one, config=config) for name, one in given.items()]
+        longest = max([*lengths, *(length for _, length in found)])
+        return _asked([*declared, *(row for row, _ in found)], longest=longest, config=config, how="declared")
+    rows = [_expected_source(table, share=share, chunk=chunk) for table, share in zip(tables, shares, strict=True)]
+    return _packed([*declared, *rows], config=config, how="declared")
+
+
+def _packed(rows: Sequence[Row], *, config: RunConfig, how: str) -> Volume:
+    total = Row(*np.sum(rows, axis=0).tolist())
+    packs = -(-int(total.tokens) // config.data.token_budget)
     return Volume(
-        samples=samples, tokens=tokens, targets=targets, frames=frames, chunks=chunks, pairs=pairs, packs=packs,
-        steps=max(1, -(-packs // config.data.packs_per_step)), longest=config.data.token_budget, how="expected",
+        **total._asdict(), packs=packs, steps=max(1, -(-packs // config.data.packs_per_step)),
+        longest=config.data.token_budget, how=how,
     )  # fmt: skip
 
 
-def _expected_source(table: SourceTable, *, share: float, chunk: int) -> tuple[float, ...]:
+def _expected_source(table: SourceTable, *, share: float, chunk: int) -> Row:
     items, start = np.diff(table.item_start), table.item_start[:-1]
     drawn = np.minimum(items, table.settings.items_per_clip or items)
     branch = np.add.reduceat(table.item_branch, start) / items
@@ -177,25 +216,32 @@ def _expected_source(table: SourceTable, *, share: float, chunk: int) -> tuple[f
     pairs = prefix**2 / 2 + drawn * (branch**2 / 2 + branch * prefix)
     columns = (drawn, drawn * branch * share, table.frames, np.ceil(table.frames / chunk), pairs)
     samples, targets, frames, chunks, pairs_sum = (table.passes * float(column.sum()) for column in columns)
-    return samples, table.passes * pass_tokens(table), targets, frames, chunks, pairs_sum
+    return Row(samples, table.passes * pass_tokens(table), targets, frames, chunks, pairs_sum)
 
 
 def _prompts(tables: Sequence[SourceTable], *, config: RunConfig, chunk: int, how: str) -> Volume:
-    """Prompts are asked one by one, each behind its own clip."""
-    rows, longest = [], 0
-    for table in tables:
-        items = np.diff(table.item_start)
-        drawn = np.minimum(items, table.settings.items_per_clip or items) / items
-        often = table.passes * np.repeat(drawn, items)
-        clip = table.item_clip
-        media = table.media_tokens[clip]
-        tokens = np.where(media > 0, 1 + table.item_before + media, 0) + table.item_branch
-        columns = (np.ones(len(tokens)), tokens, table.frames[clip], np.ceil(table.frames[clip] / chunk), tokens**2 / 2)
-        rows.append([float((often * column).sum()) for column in columns])
-        longest = max(longest, int(tokens.max()))
-    samples, tokens_sum, frames, chunks, pairs = np.sum(rows, axis=0).tolist()
+    found = [_prompt_row(table, chunk=chunk) for table in tables]
+    return _asked([row for row, _ in found], longest=max(length for _, length in found), config=config, how=how)
+
+
+def _prompt_row(table: SourceTable, *, chunk: int) -> tuple[Row, int]:
+    """Prompts are asked one by one, each behind its own clip; and the longest of them."""
+    items = np.diff(table.item_start)
+    drawn = np.minimum(items, table.settings.items_per_clip or items) / items
+    often = table.passes * np.repeat(drawn, items)
+    clip = table.item_clip
+    media = table.media_tokens[clip]
+    tokens = np.where(media > 0, 1 + table.item_before + media, 0) + table.item_branch
+    none = np.zeros(len(tokens))
+    chunks = np.ceil(table.frames[clip] / chunk)
+    columns = (np.ones(len(tokens)), tokens, none, table.frames[clip], chunks, tokens**2 / 2)
+    return Row(*(float((often * column).sum()) for column in columns)), int(tokens.max())
+
+
+def _asked(rows: Sequence[Row], *, longest: int, config: RunConfig, how: str) -> Volume:
+    total = Row(*np.sum(rows, axis=0).tolist())
     return Volume(
-        samples=samples, tokens=tokens_sum, targets=0.0, frames=frames, chunks=chunks, pairs=pairs,
-        packs=-(-int(samples) // config.grpo.prompts_per_batch),
-        steps=max(1, int(samples) // config.grpo.num_prompts) * config.grpo.num_iterations, longest=longest, how=how,
+        **total._asdict(), packs=-(-int(total.samples) // config.grpo.prompts_per_batch),
+        steps=max(1, int(total.samples) // config.grpo.num_prompts) * config.grpo.num_iterations,
+        longest=longest, how=how,
     )  # fmt: skip

@@ -55,7 +55,7 @@ def print_summary(summary: Mapping[str, Any], *, page: Path) -> None:
     """The table of metrics by stage, the seconds, and each target with its verdict."""
     console = Console()
     stages = summary["stages"]
-    table = Table(title="held-out TinyShorts after each stage (95 % interval)")
+    table = Table(title="held-out items after each stage (95 % interval)")
     table.add_column("metric")
     table.add_column("chance", justify="right")
     for stage in stages:
@@ -64,7 +64,7 @@ def print_summary(summary: Mapping[str, Any], *, page: Path) -> None:
         found = [metrics.get(metric) for metrics in stages.values()]
         chance = next(cell["chance"] for cell in found if cell)
         table.add_row(metric, f"{chance:.2f}", *(_cell(cell) for cell in found))
-    console.print(table)
+    console.print(table if table.row_count else "no stage was evaluated: evaluation.shards names held-out items")
     seconds = summary["seconds"]
     console.print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
     console.print(f"in all {sum(seconds.values()) / 60:.1f} minutes; page: {page}")

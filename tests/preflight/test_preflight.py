@@ -170,3 +170,57 @@ def test_a_wrong_word_is_told_with_its_key(shard: Path, word: str, told: str) ->
     with pytest.raises(SystemExit, match=told) as caught:
         main([f"recipe={shard.parent / 'small.yaml'}", word])
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["arc_hunyuan_7b", "arc_hunyuan_7b_8xa100", "finetune_arc"])
+def test_every_source_of_a_7b_recipe_has_expected_sizes(name: str) -> None:
+    recipe = load_recipe(name)
+    sources = {source for stage in planned_stages(recipe) for source in stage.config.data.sources}
+    assert set(recipe.expect) == sources
+
+
+def test_sizes_that_a_recipe_expects_stand_for_absent_shards_only(shard: Path) -> None:
+    recipe = shard.parent / "small.yaml"
+    text = recipe.read_text() + "expect: {mine: {samples: 70, seconds: 10}}\n"
+    recipe.write_text(text)
+    build_index(shard)
+    there = preflight(shard.parent, "device=cpu", "gpus=1").stdout.splitlines()[1].split()
+    assert (there[1], there[-1]) == ("20", "assumed")
+    shard.unlink()
+    absent = preflight(shard.parent, "device=cpu", "gpus=1", "data.token_budget=2048", "data.packs_per_step=4")
+    assert (absent.returncode, absent.stderr) == (0, "")
+    row = absent.stdout.splitlines()[1].split()
+    tokens = 70 * (
+        1 + 2 + 10 * (8 + 2) + 150
+    )  # start, <vid> and </vid>, frames with <img> and </img>, an ordinary text
+    assert (int(row[1]), float(row[2]), int(row[3]), row[-1]) == (
+        70,
+        float(f"{tokens:.3g}"),
+        -(-tokens // 2048),
+        "declared",
+    )
+    recipe.write_text(text.replace("samples: 70", "samples: 0"))
+    refused = preflight(shard.parent)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+    assert "samples" in refused.stderr
+
+
+def test_declared_prompts_are_those_of_shards_alike() -> None:
+    recipe = load_recipe("arc_hunyuan_7b")
+    (stage,) = [one for one in planned_stages(recipe) if one.name == "grpo"]
+    found = volume(stage.config, expect=recipe.expect)
+    assert found.samples == 135_000
+    assert found.steps == 135_000 // stage.config.grpo.num_prompts * stage.config.grpo.num_iterations
+    assert found.targets == 0
+    # tokens of a prompt: the start, 40 frames of 114 tokens between <vid> and </vid>, a question with thoughts
+    assert found.longest == 1 + 2 + 40 * 114 + 400
+    assert found.tokens == found.samples * found.longest
+
+
+def test_preference_pairs_keep_and_ask_a_reference() -> None:
+    words = ["model=arc_hunyuan_7b", "data.sources.mine.shards=x.tar"]
+    pairs, alone = (settings(f"stage={name}", *words, "engine=zero2") for name in ("dpo", "sft"))
+    weights = [memory(one, ranks=8, longest=20480).weights for one in (pairs, alone)]
+    assert weights[0] - weights[1] >= 2 * parameters(pairs.model)["llm"]
+    adapted = settings("stage=dpo", *words, "engine=zero2", "lora.rank=16")
+    assert memory(adapted, ranks=8, longest=20480).weights < weights[0]

@@ -11,6 +11,7 @@ from arcvideo.rollout.rewards.builtin import answer_format, mcq_accuracy
 from arcvideo.rollout.rewards.length import repetition, soft_overlong
 from arcvideo.rollout.rewards.protocol import Reward
 from arcvideo.rollout.rewards.spans import temporal_iou, temporal_iou_edges, temporal_recall
+from arcvideo.structured import nearest
 
 REWARDS: dict[str, Reward] = {
     "mcq_accuracy": mcq_accuracy,
@@ -29,6 +30,17 @@ TRL_REWARDS = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_rew
 """Rewards of TRL that are used by name alone; their column `solution` is our letter or text of the truth."""
 TRL_MAKERS = ("get_cosine_scaled_reward", "get_repetition_penalty_reward", "get_soft_overlong_punishment")
 """Functions of TRL that make a reward of their arguments."""
+
+
+def check_reward(name: str) -> None:
+    """Refuse a name that `load_reward` would refuse, as far as that shows without importing TRL or a user's module.
+
+    Raises:
+        ValueError: as `load_reward`.
+    """
+    path, _ = _split(name)
+    if ":" not in path and path not in (*TRL_REWARDS, *TRL_MAKERS):
+        load_reward(name)
 
 
 def load_reward(name: str) -> Reward:
@@ -77,8 +89,11 @@ def _find(path: str, *, name: str) -> Any:
         path = f"trl.rewards:{path}"
     module, separator, attribute = path.partition(":")
     if not separator:
-        known = ", ".join((*REWARDS, *MAKERS, *TRL_REWARDS, *TRL_MAKERS))
-        raise ValueError(f"grpo.rewards.{name} is unknown; use one of {known}, or 'package.module:function'")
+        known = [*REWARDS, *MAKERS, *TRL_REWARDS, *TRL_MAKERS]
+        raise ValueError(
+            f"grpo.rewards.{name} is unknown{nearest(path, known)}; use one of {', '.join(known)}, "
+            "or 'package.module:function'"
+        )
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
