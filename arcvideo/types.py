@@ -132,8 +132,11 @@ class Batch:
     """What an objective needs beyond targets; GRPO: `advantages` (samples,), `old_logprobs` and `ref_logprobs` (T,)."""
 
     def to(self, device: torch.device | str) -> Batch:
-        """Move all tensors; media stay where they are, the model moves what it reads."""
+        """Move all tensors; media stay where they are, the model moves what it reads. Itself when nothing moves."""
         names = ("input_ids", "position_ids", "target_positions", "target_ids", "target_weights", "target_samples")
+        held = (self.segments.starts, self.segments.parents, *(getattr(self, name) for name in names))
+        if all(tensor.to(device) is tensor for tensor in (*held, *self.extra.values())):
+            return self
         moved = {name: getattr(self, name).to(device) for name in names}
         extra = {name: value.to(device) for name, value in self.extra.items()}
         return replace(self, segments=self.segments.to(device), extra=extra, **moved)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,28 @@ _LOSS_FLOOR = 0.05
 still cost a nat."""
 _NORM_FLOOR = 0.2
 """Least spread assumed of the gradient norm, as a share of its median or of the clipping norm."""
+
+
+class _Window:
+    """The last values, in order and sorted, so that their median costs no sorting."""
+
+    def __init__(self, size: int) -> None:
+        self.values: deque[float] = deque(maxlen=size)
+        self._sorted: list[float] = []
+
+    def append(self, value: float) -> None:
+        """Take in a finite value; the oldest leaves when there are too many."""
+        if len(self.values) == self.values.maxlen:
+            del self._sorted[bisect_left(self._sorted, self.values[0])]
+        self.values.append(value)
+        insort(self._sorted, value)
+
+    def median(self) -> float:
+        """Median; 0 of nothing."""
+        if not self._sorted:
+            return 0.0
+        half = len(self._sorted) // 2
+        return self._sorted[half] if len(self._sorted) % 2 else (self._sorted[half - 1] + self._sorted[half]) / 2
 
 
 class SpikeRule:
@@ -33,8 +56,7 @@ class SpikeRule:
             clip_norm: gradients are clipped to it, so smaller ones cannot hurt.
         """
         self._z, self._least, self._clip = z, max(window // 4, 2), clip_norm
-        self._losses: deque[float] = deque(maxlen=window)
-        self._norms: deque[float] = deque(maxlen=window)
+        self._losses, self._norms = _Window(window), _Window(window)
 
     def loss(self, value: float) -> str | None:
         """Why a step with this loss is refused; None when it is not."""
@@ -42,16 +64,18 @@ class SpikeRule:
 
     def norm(self, value: float) -> str | None:
         """Why a step with this gradient norm is refused; None when it is not."""
-        median = statistics.median(self._norms) if self._norms else 0.0
-        return self._judge("gradient norm", value, seen=self._norms, floor=_NORM_FLOOR * max(median, self._clip))
+        floor = _NORM_FLOOR * max(self._norms.median(), self._clip)
+        return self._judge("gradient norm", value, seen=self._norms, floor=floor)
 
-    def _judge(self, what: str, value: float, *, seen: deque[float], floor: float) -> str | None:
+    def _judge(self, what: str, value: float, *, seen: _Window, floor: float) -> str | None:
         if not math.isfinite(value):
             return f"{what} is not finite"
-        if self._z <= 0 or len(seen) < self._least:
+        if self._z <= 0 or len(seen.values) < self._least:
             return None
-        median = statistics.median(seen)
-        spread = max(_TO_SIGMA * statistics.median(abs(old - median) for old in seen), floor)
+        median = seen.median()
+        if value - median <= self._z * floor:
+            return None  # whatever the spread, which is the dear part
+        spread = max(_TO_SIGMA * statistics.median(abs(old - median) for old in seen.values), floor)
         if value - median <= self._z * spread:
             return None
         return (
@@ -65,9 +89,10 @@ class SpikeRule:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint, JSON-able."""
-        return {"losses": list(self._losses), "norms": list(self._norms)}
+        return {"losses": list(self._losses.values), "norms": list(self._norms.values)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`."""
-        self._losses.extend(state["losses"])
-        self._norms.extend(state["norms"])
+        for window, values in ((self._losses, state["losses"]), (self._norms, state["norms"])):
+            for value in values:
+                window.append(value)

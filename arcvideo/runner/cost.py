@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from collections.abc import Collection
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,10 +64,11 @@ def peak_memory(device: torch.device) -> float:
     """GiB: most ever allocated on a GPU; resident size of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / _GIB
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / _GIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+    try:
+        with open("/proc/self/statm", "rb", buffering=0) as file:
+            return int(file.read().split()[1]) * resource.getpagesize() / _GIB
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

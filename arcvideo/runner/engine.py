@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,12 +53,15 @@ class StepOutcome:
 class _Policy(nn.Module):
     """The model as DeepSpeed calls it: the forward returns one tensor, which DeepSpeed can hook."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, precision: Callable[[], AbstractContextManager[Any]]) -> None:
         super().__init__()
         self.model = model
+        self._precision = precision
 
     def forward(self, **inputs: Any) -> Tensor:
-        return self.model(**inputs).logits
+        # In here, because DeepSpeed switches off an autocast that it finds around its own forward on CUDA.
+        with self._precision():
+            return self.model(**inputs).logits
 
 
 class Engine:
@@ -101,16 +105,22 @@ class Engine:
         masters = {name: parameter.detach().float() for name, parameter in self._trained.items()} if half else {}
         for parameter in self._trained.values():
             parameter.data = parameter.data.float()
+        self._policy = _Policy(model, precision=self.precision)
         # BF16_Optimizer prints the memory in use at every group.
         with redirect_stdout(io.StringIO()):
             self._deepspeed, *_ = deepspeed.initialize(
-                model=_Policy(model),
+                model=self._policy,
                 optimizer=self.optimizer,
                 config=_deepspeed_config(settings, precision=precision, clip_norm=clip_norm),
             )
-        if self.stage == 0 and world.size == 1:
-            # A rank alone would copy all gradients into one bucket and back; it has nobody to add them up with.
-            self._deepspeed.enable_backward_allreduce = False
+        # At ZeRO 0 a rank alone cuts nothing and adds up with nobody: unless the user's keys ask DeepSpeed for more
+        # (its profiler, say), going through it costs a good part of a millisecond a step and changes no bit.
+        self._direct = self.stage == 0 and world.size == 1 and set(settings) <= {"zero_optimization"}
+        if self.stage == 0:
+            # DeepSpeed's own walks the whole tree of modules.
+            self._deepspeed.zero_grad = self._forget
+            # A rank alone would copy all gradients into one bucket and back.
+            self._deepspeed.enable_backward_allreduce = world.size > 1
         # DeepSpeed makes its fp32 masters from bf16 weights; start from all the bits there were.
         for name, value in masters.items():
             self._set(self._trained[name], value, kind=None)
@@ -120,16 +130,13 @@ class Engine:
         """Where batches must be."""
         return self.world.device
 
-    @contextmanager
-    def precision(self) -> Iterator[None]:
+    def precision(self) -> AbstractContextManager[Any]:
         """The arithmetic of a training forward, for forwards that others run on `model`."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16) if self._autocast else nullcontext():
-            yield
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self._autocast else nullcontext()
 
     def __call__(self, **inputs: Any) -> Tensor:
         """Logits at the target positions, (T, V)."""
-        with self.precision():
-            return self._deepspeed(**inputs)
+        return self._policy.forward(**inputs) if self._direct else self._deepspeed(**inputs)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Accumulate the gradient of `loss`, this rank's share of the global loss.
@@ -141,10 +148,14 @@ class Engine:
             loss: scalar.
             last: whether this is the step's last micro-batch; ranks must agree on their number.
         """
+        # 1 for a finite loss, nan for any other.
+        sane = loss.detach() * 0 + 1
+        if self._direct:
+            loss.backward(sane)
+            return
         self._deepspeed.set_gradient_accumulation_boundary(last)
-        sane = torch.where(torch.isfinite(loss.detach()), 1.0, float("nan"))
         # DeepSpeed averages over ranks; we sum.
-        self._deepspeed.backward(loss * sane * self.world.size)
+        self._deepspeed.backward(loss * (sane * self.world.size))
 
     def set_lr(self, ratio: float) -> None:
         """Set every group's learning rate to this share of its peak."""
@@ -163,15 +174,16 @@ class Engine:
                 answer alike on all ranks.
         """
         if self.stage == 0:
-            self._complete()
-            norm = self._norm()
-            if not torch.isfinite(norm) or refuse(float(norm)):
-                self._deepspeed.zero_grad()
-                return StepOutcome(grad_norm=float(norm), applied=False)
-            self._clip(norm)
-            self._deepspeed.step()
-            self.steps_applied += 1
-            return StepOutcome(grad_norm=float(norm), applied=True)
+            gradients = self._gradients()
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float())
+            length = float(norm)
+            applied = math.isfinite(length) and not refuse(length)
+            if applied:
+                self._clip(gradients, norm)
+                (self.optimizer if self._direct else self._deepspeed).step()
+                self.steps_applied += 1
+            self._forget()
+            return StepOutcome(grad_norm=length, applied=applied)
         with judged_norm(self._deepspeed.optimizer, refuse=refuse) as seen:
             self._deepspeed.step()
         applied = bool(self._deepspeed.was_step_applied())
@@ -181,22 +193,25 @@ class Engine:
         total = self._deepspeed.get_global_grad_norm() if applied else seen[-1] if seen else float("inf")
         return StepOutcome(grad_norm=float(total), applied=applied)
 
-    def _complete(self) -> None:
-        """What no batch of the step reached has a gradient of zero, alone as among ranks: its weights still decay."""
-        for parameter in self._trained.values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-
     def _gradients(self) -> list[Tensor]:
-        return [parameter.grad for parameter in self._trained.values() if parameter.grad is not None]
+        """What no batch of the step reached has a gradient of zero, alone as among ranks: its weights still decay."""
+        gradients = []
+        for parameter in self._trained.values():
+            if (gradient := parameter.grad) is None:
+                gradient = parameter.grad = torch.zeros_like(parameter)
+            gradients.append(gradient)
+        return gradients
 
-    def _norm(self) -> Tensor:
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._gradients())).float())
-
-    def _clip(self, norm: Tensor) -> None:
+    def _clip(self, gradients: list[Tensor], norm: Tensor) -> None:
         if self.clip_norm > 0:
             # Same formula as ZeRO's, so that the stages agree.
-            torch._foreach_div_(self._gradients(), torch.clamp((norm + 1e-6) / self.clip_norm, min=1.0))
+            excess = (norm + 1e-6) / self.clip_norm
+            if excess > 1:
+                torch._foreach_div_(gradients, excess)
+
+    def _forget(self) -> None:
+        for parameter in self._trained.values():
+            parameter.grad = None
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Name -> parameter object of everything that trains (under ZeRO-3 their data may be elsewhere)."""

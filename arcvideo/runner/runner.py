@@ -213,8 +213,9 @@ class Runner:
             sums.add("loss", totals[-1], 0.0)
             for name, (metric, count) in loss.metrics.items():
                 sums.add(name, metric, count)
-        finite = torch.isfinite(torch.stack(totals)).tolist()
-        return sums, [key for ok, batch in zip(finite, batches, strict=True) if not ok for key in batch.keys]
+        losses = torch.stack(totals).tolist()
+        pairs = zip(losses, batches, strict=True)
+        return sums, [key for loss, batch in pairs if not math.isfinite(loss) for key in batch.keys]
 
     def _global_weight(self, step: int, batches: Sequence[Batch]) -> float:
         """Sum of target weights over ranks and micro-batches.

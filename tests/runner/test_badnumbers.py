@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import statistics
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,21 @@ def test_the_window_survives_a_checkpoint() -> None:
     old, new = rule(), SpikeRule(z=5.0, window=8)
     new.restore(json.loads(json.dumps(old.state())))
     assert new.loss(9.0) == old.loss(9.0) is not None
+
+
+def test_verdicts_are_those_of_medians_of_the_last_values() -> None:
+    chance = random.Random(0)
+    made, values = SpikeRule(z=3.0, window=8), [round(chance.gauss(2, 1), 1) for _ in range(60)]
+    refused = 0
+    for number, value in enumerate(values):
+        seen = values[max(number - 8, 0) : number]
+        if len(seen) >= 2:
+            median = statistics.median(seen)
+            spread = max(1.4826 * statistics.median(abs(old - median) for old in seen), 0.05)
+            assert (made.loss(value) is not None) == (value - median > 3.0 * spread)
+            refused += made.loss(value) is not None
+        made.accept(loss=value, norm=value)
+    assert refused
 
 
 @pytest.mark.parametrize("stage", range(4))

@@ -52,6 +52,25 @@ def test_a_non_finite_loss_leaves_every_bit_of_the_weights(world: World, stage: 
     assert tensor_digest(engine.weights()) != before[0]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_rank_alone_at_zero_0_steps_to_the_bits_of_a_step_through_deepspeed(world: World, precision: str) -> None:
+    digests = []
+    for keys in ({}, {"dump_state": False}):  # any further key may ask DeepSpeed for something, so it is asked
+        torch.manual_seed(0)
+        model = Tiny()
+        train_only(model, TRAIN)
+        engine = Engine(
+            model, world=world, settings=engine_keys(0) | keys, optimizer=OptimizerSettings(), precision=precision,
+            clip_norm=0.05,
+        )  # fmt: skip
+        assert [one_step(engine, step=step, refuse=lambda _, step=step: step == 1) for step in range(3)] == [
+            True, False, True,
+        ]  # fmt: skip
+        assert engine._deepspeed.global_steps == (2 if keys else 0)
+        digests.append((tensor_digest(engine.weights()), tensor_digest(engine.optimizer_state())))
+    assert digests[0] == digests[1]
+
+
 def test_what_no_batch_reached_is_a_gradient_of_zero(world: World) -> None:
     engine = build_engine(world=world)
     (batch, *_) = Rows().batches(0)

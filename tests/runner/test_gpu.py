@@ -13,12 +13,14 @@ import torch
 
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import SpecialIds
+from arcvideo.runner.protocols import model_inputs
 from arcvideo.runner.ranks import World
 from benchmarks.slice import LAYERS, TOLERANCE, batch_of, model_of, reference_loss, slice_of, step_of
 from tests.model.small import SETTINGS, SPECIAL
 from tests.runner.adapters import train_adapters
-from tests.runner.job import train
+from tests.runner.job import build_engine, train
 from tests.runner.mixed import cut_run
+from tests.runner.tiny import Rows
 
 STAGES = [0, 1, 2, 3]
 ROUGH = 0.03
@@ -33,6 +35,14 @@ def test_bf16_follows_fp32_under_every_zero_stage(tmp_path: Path, world: World, 
     full = train(tmp_path / "full", world=world, stage=0)["metrics"]
     assert half[-1][1] < half[0][1]
     assert [loss for _, loss, _ in half] == pytest.approx([loss for _, loss, _ in full], rel=ROUGH)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_bf16_forward_computes_in_bf16(world: World, stage: int) -> None:
+    (batch, *_) = Rows().batches(0)
+    engine = build_engine(world=world, stage=stage, precision="bf16")
+    assert engine(**model_inputs(batch.to(world.device))).dtype == torch.bfloat16
 
 
 @pytest.mark.gpu
