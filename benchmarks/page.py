@@ -56,7 +56,12 @@ def page(results: Path = RESULTS) -> str:
     for path in sorted(results.glob("*.json")):
         content = json.loads(path.read_text())
         machine, versions = content["machine"], content["versions"]
-        lines = [f"## {TITLES.get(path.stem, path.stem.capitalize())} (`make bench-{path.stem}`)", "", *table_of(content), ""]
+        lines = [
+            f"## {TITLES.get(path.stem, path.stem.capitalize())} (`make bench-{path.stem}`)",
+            "",
+            *table_of(content),
+            "",
+        ]
         lines += [f"- {note}" for note in content["notes"]]
         words = ", ".join(f"{name} {number}" for name, number in versions.items())
         lines += [f"- measured on {machine['cpu']}, {machine['cores']} cores, Python {machine['python']}; {words}", ""]
