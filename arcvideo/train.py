@@ -131,7 +131,7 @@ def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float
 
 def _find_shards(config: RunConfig) -> None:
     """Raise ValueError, naming the key, for shards that are not there."""
-    from arcvideo.data.members import expand_shards
+    from arcvideo.data.expand import expand_shards
 
     wanted = {f"data.sources.{name}": source.shards for name, source in config.data.sources.items()}
     if config.evaluation.shards:

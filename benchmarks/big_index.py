@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from arcvideo.data.expand import expand_shards
 from arcvideo.data.index import ensure_indexes, index_folder
 from arcvideo.data.lengths import all_lengths
-from arcvideo.data.members import expand_shards
 from arcvideo.data.settings import DataSettings, MediaLayout, SourceSettings
 from arcvideo.data.shards import Record, write_shards
 from arcvideo.data.source import Source

@@ -10,6 +10,8 @@ from benchmarks.table import RESULTS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 
+TITLES = {"grpo": "GRPO", "model": "Model", "plan": "Planning", "runner": "Training loop", "slice": "A slice of the 7B"}
+
 HEAD = """# Performance
 
 Ratios are measured side by side in one run, in turns, and only after both sides were checked to compute the same. They
@@ -54,7 +56,7 @@ def page(results: Path = RESULTS) -> str:
     for path in sorted(results.glob("*.json")):
         content = json.loads(path.read_text())
         machine, versions = content["machine"], content["versions"]
-        lines = [f"## {path.stem.capitalize()} (`make bench-{path.stem}`)", "", *table_of(content), ""]
+        lines = [f"## {TITLES.get(path.stem, path.stem.capitalize())} (`make bench-{path.stem}`)", "", *table_of(content), ""]
         lines += [f"- {note}" for note in content["notes"]]
         words = ", ".join(f"{name} {number}" for name, number in versions.items())
         lines += [f"- measured on {machine['cpu']}, {machine['cores']} cores, Python {machine['python']}; {words}", ""]

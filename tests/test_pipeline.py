@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from arcvideo import pipeline
+from arcvideo.data.expand import expand_shards
 from arcvideo.data.index import ensure_indexes
-from arcvideo.data.members import expand_shards
 from arcvideo.lineage.manifest import Manifest, write_manifest
 from arcvideo.recipe import Recipe, load_recipe, planned_stages, standing
 from tests.conftest import SmallWorld

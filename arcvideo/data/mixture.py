@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from arcvideo.data.expand import expand_shards
 from arcvideo.data.index import ShardIndex, ensure_indexes
 from arcvideo.data.lengths import Lengths, all_lengths
-from arcvideo.data.members import Problem, expand_shards
+from arcvideo.data.members import Problem
 from arcvideo.data.render import media_length
 from arcvideo.data.repeated import repeated_keys
 from arcvideo.data.settings import DataSettings, MediaLayout, SourceSettings

@@ -20,6 +20,7 @@ from urllib.parse import urlparse
 
 from tqdm import tqdm
 
+from arcvideo.data.shards import open_url, url_schemes
 from arcvideo.media.settings import ShardCacheSettings
 
 _CHUNK = 1 << 20
@@ -64,9 +65,9 @@ class ShardCache:
             ValueError: no URL that a shard can be fetched from.
         """
         scheme = urlparse(url).scheme
-        if scheme not in openable():
+        if scheme not in url_schemes():
             hint = "; webdataset opens s3:// when USE_AIS_FOR=s3 is set and `ais` installed" if scheme == "s3" else ""
-            raise ValueError(f"{url}: {scheme}:// cannot be opened{hint}; use one of {', '.join(openable())}")
+            raise ValueError(f"{url}: {scheme}:// cannot be opened{hint}; use one of {', '.join(url_schemes())}")
         name = re.sub(r"[^\w.-]", "_", Path(urlparse(url).path).name) or "shard.tar"
         return self._root / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
 
@@ -125,17 +126,8 @@ class ShardCache:
             )
 
 
-def openable() -> list[str]:
-    """The schemes of URLs that shards are fetched from."""
-    from arcvideo.data.shards import url_schemes  # it imports what imports this file
-
-    return url_schemes()
-
-
 def _copy(url: str, file: IO[bytes], *, limit: int) -> bytes:
     """Writes what the URL gives; returns its sha256."""
-    from arcvideo.data.shards import open_url
-
     content, size = hashlib.sha256(), 0
     name = Path(urlparse(url).path).name
     try:

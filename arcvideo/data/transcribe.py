@@ -9,8 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from arcvideo.data.expand import expand_shards
 from arcvideo.data.index import ShardIndex, ensure_indexes
-from arcvideo.data.members import expand_shards, read_at, read_groups
+from arcvideo.data.members import read_at, read_groups
 from arcvideo.data.settings import MediaLayout
 from arcvideo.data.shards import Record, write_shards
 from arcvideo.media.audio import Whisper

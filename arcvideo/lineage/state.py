@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arcvideo.data.expand import expand_shards
 from arcvideo.data.index import open_index
-from arcvideo.data.members import expand_shards
 from arcvideo.data.mixture import content_digest
 from arcvideo.lineage.code import code_diff, evaluation_code, training_code
 from arcvideo.lineage.identity import config_diff, diff_text, evaluation_digest, identity, relevant

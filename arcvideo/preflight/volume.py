@@ -10,9 +10,9 @@ import numpy as np
 
 from arcvideo.config import RunConfig
 from arcvideo.data.cost import pack_cost
+from arcvideo.data.expand import expand_shards
 from arcvideo.data.index import ShardIndex, open_index
 from arcvideo.data.lengths import LENGTHS, Lengths
-from arcvideo.data.members import expand_shards
 from arcvideo.data.mixture import SourceTable, source_table
 from arcvideo.data.plan import EpochPlan, Plan
 from arcvideo.data.settings import SourceSettings

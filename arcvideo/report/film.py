@@ -73,8 +73,8 @@ def films(keys: Iterable[str], *, shards: Sequence[str], config: Mapping[str, An
 
 
 def _indexes(shards: Sequence[str], *, cache: Mapping[str, Any] | None) -> Iterable[Any]:
+    from arcvideo.data.expand import expand_shards
     from arcvideo.data.index import open_index
-    from arcvideo.data.members import expand_shards
     from arcvideo.media.settings import ShardCacheSettings
 
     for pattern in dict.fromkeys(shards):

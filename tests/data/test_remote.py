@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from arcvideo.data.expand import expand_shards
 from arcvideo.data.index import ensure_indexes, open_index
-from arcvideo.data.members import expand_shards
 from arcvideo.data.mixture import open_mixture
 from arcvideo.data.remote import ShardCache
 from arcvideo.data.shards import main

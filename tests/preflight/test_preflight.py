@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from arcvideo.data.cost import pack_cost
+from arcvideo.data.expand import expand_shards
 from arcvideo.data.index import build_index, ensure_indexes
-from arcvideo.data.members import expand_shards
 from arcvideo.data.source import Source
 from arcvideo.model.tokenizer import load_tokenizer
 from arcvideo.preflight.__main__ import main

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from arcvideo.data.expand import expand_shards
 from arcvideo.data.index import ensure_indexes
-from arcvideo.data.members import expand_shards
 from arcvideo.lineage.manifest import read_manifest
 from arcvideo.lineage.parents import resolve_parent
 from arcvideo.rollout.journal import Journal, read_answers

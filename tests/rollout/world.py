@@ -17,41 +17,20 @@ from arcvideo.data.render import render_branch, render_prefix
 from arcvideo.data.settings import MediaLayout
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
-from arcvideo.model.settings import AudioSettings, ModelSettings, TextSettings, VisionSettings
+from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import special_ids
 from arcvideo.model.tokenizer import build_tiny_tokenizer
 from arcvideo.types import Media, Sample, Turn
+from tests.model.small import SETTINGS as SMALL
 
 LAYOUT = MediaLayout(image_size=128, mel_bins=80, audio_positions=100, audio_pooling=10)
-SETTINGS = ModelSettings(
-    text=TextSettings(
-        vocab_size=0,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        attention_head_dim=8,
-        rope_alpha=1.0,
-        initializer_range=0.3,  # logits of a few nats: neither a coin toss over all tokens nor always the same one
-    ),
-    vision=VisionSettings(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_image_size=128,
-        force_image_size=128,
-    ),
-    audio=AudioSettings(
-        d_model=16,
-        encoder_layers=1,
-        encoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        num_mel_bins=80,
-        max_source_positions=100,
-    ),
-    audio_pooling=10,
+SETTINGS = replace(
+    SMALL,
+    # Logits of a few nats: neither a coin toss over all tokens nor always the same one.
+    text=replace(SMALL.text, vocab_size=0, intermediate_size=64, attention_head_dim=8, initializer_range=0.3),
+    vision=replace(SMALL.vision, intermediate_size=32),
+    audio=replace(SMALL.audio, encoder_ffn_dim=32, num_mel_bins=80),
+    max_num_frame=ModelSettings().max_num_frame,
 )
 
 
