@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from arcvideo.media.buffers import Buffers
 from arcvideo.media.settings import FrameCacheSettings, Layout
 from arcvideo.types import Media
 
@@ -46,6 +47,7 @@ class FrameCache:
         self._limit = int(settings.max_gib * 2**30)
         self._how = f"jpeg{settings.quality}-{layout.mel_bins}-{layout.audio_positions}-{layout.max_seconds}"
         self._unscanned = self._limit  # so that the first write looks at what is there
+        self._buffers = Buffers()
 
     def key(self, key: str) -> str:
         """The key of a clip whose frames went through the cache, from its key without it."""
@@ -73,7 +75,7 @@ class FrameCache:
             seconds=int(facts["seconds"]),
             has_video=frames is not None,
             has_audio="mel" in tensors,
-            pixels=None if frames is None else _decoded(frames, tensors["ends"]),
+            pixels=None if frames is None else self._decoded(frames, tensors["ends"]),
             mel=tensors.get("mel"),
         )
 
@@ -94,7 +96,7 @@ class FrameCache:
             self._write(self._path(key), tensors, media=media)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"data.frame_cache.path={self._root}: cannot be written: {error}") from error
-        pixels = None if media.pixels is None else _decoded(tensors["jpeg"], tensors["ends"])
+        pixels = None if media.pixels is None else self._decoded(tensors["jpeg"], tensors["ends"])
         return replace(media, key=key, pixels=pixels)
 
     def _write(self, path: Path, tensors: dict[str, Tensor], *, media: Media) -> None:
@@ -108,6 +110,18 @@ class FrameCache:
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+    def _decoded(self, jpeg: Tensor, ends: Tensor) -> Tensor:
+        """(F, 3, S, S) uint8, channels last in memory: as JPEG gives them and convolutions like them."""
+        data, frames, start = jpeg.numpy().data, None, 0
+        for number, end in enumerate(ends.tolist()):
+            with Image.open(io.BytesIO(data[start:end]), formats=["JPEG"]) as image:
+                if frames is None:
+                    frames = self._buffers.lend((len(ends), image.height, image.width, 3))
+                _unpack(image, into=frames[number])
+            start = end
+        assert frames is not None
+        return torch.from_numpy(frames).permute(0, 3, 1, 2)
 
     def _make_room(self, size: int) -> None:
         self._unscanned += size
@@ -152,19 +166,6 @@ def _encoded(pixels: Tensor, *, quality: int) -> tuple[Tensor, Tensor]:
         parts.append(stream.getvalue())
     joined = np.frombuffer(b"".join(parts), dtype=np.uint8).copy()
     return torch.from_numpy(joined), torch.tensor([len(part) for part in parts]).cumsum(0)
-
-
-def _decoded(jpeg: Tensor, ends: Tensor) -> Tensor:
-    """(F, 3, S, S) uint8, channels last in memory: as JPEG gives them and convolutions like them."""
-    data, frames, start = jpeg.numpy().data, None, 0
-    for number, end in enumerate(ends.tolist()):
-        with Image.open(io.BytesIO(data[start:end]), formats=["JPEG"]) as image:
-            if frames is None:
-                frames = np.empty((len(ends), image.height, image.width, 3), dtype=np.uint8)
-            _unpack(image, into=frames[number])
-        start = end
-    assert frames is not None
-    return torch.from_numpy(frames).permute(0, 3, 1, 2)
 
 
 def _unpack(image: Image.Image, *, into: np.ndarray) -> None:
