@@ -13,7 +13,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from arcvideo.data.settings import DataSettings, MediaLayout, SourceSettings
+from arcvideo.data.settings import DataSettings, SourceSettings
+from arcvideo.layout import MediaLayout
 from arcvideo.data.write import Record, write_shards
 from arcvideo.model.tokenizer import build_tiny_tokenizer
 

@@ -11,7 +11,8 @@ import torch
 
 from arcvideo.data.mixture import open_mixture
 from arcvideo.data.plan import Plan
-from arcvideo.data.settings import DataSettings, MediaLayout, SourceSettings
+from arcvideo.data.settings import DataSettings, SourceSettings
+from arcvideo.layout import MediaLayout
 from arcvideo.data.write import Record, write_shards
 from arcvideo.data.source import Source
 from arcvideo.lineage.manifest import read_manifest
