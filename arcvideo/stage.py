@@ -45,6 +45,7 @@ from arcvideo.runner.trainable import (
     trainable_table,
     trained_modules,
 )
+from arcvideo.seals import seal_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,8 @@ def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
     world = join()
     folder = config.stage_dir
     folder.mkdir(parents=True, exist_ok=True)
+    if world.local_rank == 0:
+        parent.verify()
     model = load_model(parent.path)
     _fits(model, config=config, parent=parent)
     model.adopt(config.model)
@@ -154,6 +157,8 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
             identity=str(asked.identity),
             parent=parent.identity,
             parent_path=str(parent.path),
+            parent_weights=parent.weights,
+            exported=seal_folder(export),
             code=asked.code,
             data=source.digest,
             config=plain_dict(config),
