@@ -80,7 +80,7 @@ def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    world = join()
+    world = join(hang_seconds=config.runner.hang_seconds)
     folder = config.stage_dir
     folder.mkdir(parents=True, exist_ok=True)
     if world.local_rank == 0:
@@ -211,7 +211,7 @@ def measure_stage(config: RunConfig, *, parent: Parent) -> None:
     """Evaluate a finished stage anew, because the evaluation has changed; nothing is trained."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    world, folder = join(), config.stage_dir
+    world, folder = join(hang_seconds=config.runner.hang_seconds), config.stage_dir
     export = folder / EXPORT_NAME
     model = load_model(export)
     train_only(model, [])
