@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALL_FILES = [*FILES, *sorted((ROOT / "tests").rglob("*.py"))]
 
 FLOORS = (
-    {"types", "structured", "muon", "launcher", "layout"},
+    {"types", "structured", "muon", "launcher", "layout", "seals"},
     {"media", "data", "tasks", "model", "objectives", "synthetic", "flops"},
     {"runner", "rollout", "lineage", "evaluation", "report", "processing"},
     {"config"},
