@@ -12,7 +12,7 @@ from PIL import Image
 
 from arcvideo.data.collate import Rendered, collate
 from arcvideo.data.families import Family
-from arcvideo.data.index import ShardIndex
+from arcvideo.shards.index import ShardIndex
 from arcvideo.data.load import Loader
 from arcvideo.data.mixture import SourceTable, open_mixture
 from arcvideo.data.settings import DataSettings, SourceSettings

@@ -16,7 +16,7 @@ from arcvideo.data.collate import Rendered
 from arcvideo.data.families import Family
 from arcvideo.data.mixture import SourceTable
 from arcvideo.data.prompts import Prompt
-from arcvideo.data.render import render_branch, render_prefix, split_question
+from arcvideo.render import render_branch, render_prefix, split_question
 from arcvideo.data.settings import DataSettings
 from arcvideo.layout import MediaLayout
 from arcvideo.media.audio import fit_waveform, silent_seconds

@@ -15,7 +15,7 @@ from arcvideo.data.collate import collate
 from arcvideo.data.cost import PackCost
 from arcvideo.data.families import Family
 from arcvideo.data.load import FAILURES, Features, Loader
-from arcvideo.data.members import Problem
+from arcvideo.shards.members import Problem
 from arcvideo.data.mixture import SourceTable, index_digest, open_mixture
 from arcvideo.data.plan import Plan
 from arcvideo.data.prompt_plan import PromptPlan, evaluation_families

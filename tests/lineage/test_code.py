@@ -56,13 +56,13 @@ def test_measuring_reporting_and_launching_do_not_count() -> None:
 
 IDLE = (
     "data/plots.py", "data/sheet.py", "data/inspection.py", "data/commands.py", "data/shards.py", "data/transcribe.py",
-    "data/importers/captions.py", "data/import_command.py", "data/write.py", "runner/log.py", "runner/metrics.py",
+    "data/importers/captions.py", "data/import_command.py", "shards/write.py", "runner/log.py", "runner/metrics.py",
     "runner/watchdog.py", "runner/signals.py", "runner/saving.py", "runner/cost.py", "rollout/log.py",
     "rollout/rejection.py", "report/page.py", "evaluation/scores.py", "preflight/volume.py", "synthetic/draw.py",
     "lineage/code.py", "pipeline.py", "train.py", "config.py",
 )  # fmt: skip
 DECISIVE = (
-    "types.py", "data/render.py", "data/plan.py", "data/pack.py", "data/index.py", "data/collate.py",
+    "types.py", "render.py", "data/plan.py", "data/pack.py", "shards/index.py", "data/collate.py",
     "media/decode.py", "media/worker.py", "media/audio.py", "tasks/mcq.py", "model/modeling.py",
     "model/language.py", "objectives/loss.py", "runner/runner.py", "runner/engine.py", "runner/optimizer.py",
     "muon.py", "stage.py",
