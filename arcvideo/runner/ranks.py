@@ -68,7 +68,7 @@ def join(*, hang_seconds: float = 1800.0) -> World:
         backend = "nccl" if cuda else "gloo"
         patience = timedelta(seconds=max(2 * hang_seconds, 3600))
         # A process alone needs no network: a store in memory cannot lose a race for a port.
-        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if size == 1 else {}
+        alone: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if size == 1 else {}
         dist.init_process_group(backend, timeout=patience, device_id=device if cuda else None, **alone)
     return World(rank=rank, local_rank=local, size=size, device=device)
 
