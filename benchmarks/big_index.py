@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from arcvideo.data.settings import DataSettings, SourceSettings
 from arcvideo.data.source import Source
 from arcvideo.layout import MediaLayout
 from arcvideo.model.tokenizer import build_tiny_tokenizer
+from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ensure_indexes, index_folder
 from arcvideo.shards.lengths import all_lengths

@@ -20,6 +20,7 @@ FLOORS = (
     {"types", "structured", "muon", "launcher", "layout", "seals"},
     {"media", "tasks", "model", "objectives", "render", "flops"},
     {"shards"},
+    {"planning"},
     {"data"},
     {"synthetic", "processing", "lineage", "runner", "report"},
     {"rollout"},

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from arcvideo.shards.members import Problem
-from arcvideo.data.mixture import SourceTable
-from arcvideo.data.settings import QuarantineSettings
+from arcvideo.planning.mixture import SourceTable
+from arcvideo.planning.settings import QuarantineSettings
 
 UNREADABLE = ("media", "read")
 """Stages of failure that are met in training, when a clip's media are read; the index knows of all others."""

@@ -31,6 +31,7 @@ DECIDING = (
     "media",
     "render",
     "shards",
+    "planning",
     "data",
     "tasks",
     "model",

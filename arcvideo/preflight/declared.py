@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from arcvideo.config import RunConfig
-from arcvideo.data.settings import SourceSettings
+from arcvideo.planning.settings import SourceSettings
 from arcvideo.recipe import ExpectedSource
 from arcvideo.render import media_length
 

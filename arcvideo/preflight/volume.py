@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from arcvideo.config import RunConfig
-from arcvideo.data.cost import pack_cost
-from arcvideo.data.mixture import SourceTable, source_table
-from arcvideo.data.plan import EpochPlan, Plan
-from arcvideo.data.settings import SourceSettings
-from arcvideo.data.shares import pass_tokens, with_passes
+from arcvideo.planning.cost import pack_cost
+from arcvideo.planning.mixture import SourceTable, source_table
+from arcvideo.planning.plan import EpochPlan, Plan
+from arcvideo.planning.settings import SourceSettings
+from arcvideo.planning.shares import pass_tokens, with_passes
 from arcvideo.preflight.declared import ORDINARY, Row, declared_longest, declared_row
 from arcvideo.recipe import ExpectedSource
 from arcvideo.shards.expand import expand_shards

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from arcvideo.data.families import Family
 from arcvideo.data.prompts import Prompt
 from arcvideo.lineage.parents import resolve_parent
 from arcvideo.media.pool import MediaPool
 from arcvideo.model.features import FeatureStore, tower_digest
 from arcvideo.model.loading import load_model
 from arcvideo.objectives.settings import GrpoSettings
+from arcvideo.planning.families import Family
 from arcvideo.processing import ArcVideoProcessor
 from arcvideo.rollout.encode import with_features
 from arcvideo.rollout.journal import Journal, journal_path, read_answers

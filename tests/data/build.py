@@ -13,7 +13,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from arcvideo.data.settings import DataSettings, SourceSettings
+from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.layout import MediaLayout
 from arcvideo.shards.write import Record, write_shards
 from arcvideo.model.tokenizer import build_tiny_tokenizer

@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from arcvideo.data.settings import DataSettings, SourceSettings
+from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.shards.write import Record, write_shards
 from arcvideo.data.source import Source
 from arcvideo.types import Batch

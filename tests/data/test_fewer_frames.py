@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from arcvideo.data.mixture import open_mixture
-from arcvideo.data.plan import Plan
-from arcvideo.data.settings import DataSettings, SourceSettings
+from arcvideo.planning.mixture import open_mixture
+from arcvideo.planning.plan import Plan
+from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.layout import MediaLayout
 from arcvideo.shards.write import Record, write_shards
 from arcvideo.data.source import Source

@@ -38,8 +38,8 @@ def test_what_runs_counts() -> None:
 
 def test_a_stage_depends_on_model_data_runner_and_its_own_objective() -> None:
     supervised, sampled = training_code(objective="next_token"), training_code(objective="grpo")
-    for needed in ("arcvideo.model.modeling", "arcvideo.data.plan", "arcvideo.media.decode", "arcvideo.runner.runner",
-                   "arcvideo.tasks.mcq", "arcvideo.muon"):  # fmt: skip
+    for needed in ("arcvideo.model.modeling", "arcvideo.planning.plan", "arcvideo.media.decode",
+                   "arcvideo.runner.runner", "arcvideo.tasks.mcq", "arcvideo.muon"):  # fmt: skip
         assert needed in supervised
         assert needed in sampled
     assert "arcvideo.objectives.next_token" in supervised
@@ -62,7 +62,7 @@ IDLE = (
     "lineage/code.py", "pipeline.py", "train.py", "config.py",
 )  # fmt: skip
 DECISIVE = (
-    "types.py", "render.py", "data/plan.py", "data/pack.py", "shards/index.py", "data/collate.py",
+    "types.py", "render.py", "planning/plan.py", "planning/pack.py", "shards/index.py", "data/collate.py",
     "media/decode.py", "media/worker.py", "media/audio.py", "tasks/mcq.py", "model/modeling.py",
     "model/language.py", "objectives/loss.py", "runner/runner.py", "runner/engine.py", "runner/optimizer.py",
     "muon.py", "stage.py",

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.data.cost import pack_cost
 from arcvideo.data.source import Source
 from arcvideo.model.tokenizer import load_tokenizer
+from arcvideo.planning.cost import pack_cost
 from arcvideo.preflight.__main__ import main
 from arcvideo.preflight.estimate import estimate
 from arcvideo.preflight.fitting import misfits

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from arcvideo.data.quarantine import QuarantineBudgetError
-from arcvideo.data.settings import DataSettings, QuarantineSettings
 from arcvideo.data.source import Source
+from arcvideo.planning.settings import DataSettings, QuarantineSettings
 from arcvideo.shards.write import Record, write_shards
 from tests.data import build
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.data.mixture import open_mixture
 from arcvideo.data.shards import main
 from arcvideo.media.settings import ShardCacheSettings
+from arcvideo.planning.mixture import open_mixture
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ensure_indexes, open_index
 from arcvideo.shards.remote import ShardCache

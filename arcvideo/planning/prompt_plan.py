@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from arcvideo.data.draw import BOTH, MODALITY_NAMES, draw_visits
-from arcvideo.data.families import Family
-from arcvideo.data.mixture import Ints, SourceTable
-from arcvideo.data.random_words import permutation
+from arcvideo.planning.families import Family
+from arcvideo.planning.mixture import Ints, SourceTable
+from arcvideo.planning.random_words import permutation
+from arcvideo.planning.visits import BOTH, MODALITY_NAMES, draw_visits
 
 
 class PromptPlan:
