@@ -37,10 +37,9 @@ from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.processing import ArcVideoProcessor
 from arcvideo.rollout.source import RolloutSource
 from arcvideo.runner.engine import Engine
-from arcvideo.runner.protocols import model_inputs
 from arcvideo.runner.ranks import join
 from arcvideo.runner.settings import OptimizerSettings
-from arcvideo.types import Media, Sample, Turn
+from arcvideo.types import Media, Sample, Turn, model_inputs
 from benchmarks.table import Row, median_ratio
 
 PROMPTS, GENERATIONS, FRAMES, COMPLETION = 2, 8, 24, 32

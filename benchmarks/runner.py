@@ -39,13 +39,12 @@ from arcvideo.objectives.next_token import NextToken
 from arcvideo.runner.checkpoint import CheckpointFolder
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.metrics import read_metrics
-from arcvideo.runner.protocols import model_inputs
 from arcvideo.runner.ranks import join
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.saving import Saver
 from arcvideo.runner.settings import OptimizerSettings, RunnerSettings, ScheduleSettings
 from arcvideo.runner.trainable import train_only
-from arcvideo.types import Batch, Segments
+from arcvideo.types import Batch, Segments, model_inputs
 from benchmarks.table import Row, interleaved, report
 
 SPECIAL = SpecialIds(

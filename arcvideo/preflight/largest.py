@@ -25,9 +25,8 @@ from arcvideo.model.lora import add_adapters
 from arcvideo.model.tokenizer import load_tokenizer
 from arcvideo.objectives.next_token import NextToken
 from arcvideo.runner.cost import MemoryUse, is_out_of_memory, peak_memory
-from arcvideo.runner.protocols import model_inputs
 from arcvideo.runner.trainable import PREFIXES, train_only, trained_modules
-from arcvideo.types import Batch
+from arcvideo.types import Batch, model_inputs
 
 
 def largest_batch(source: Source) -> Batch:
