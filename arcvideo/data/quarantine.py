@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from arcvideo.data.members import Problem
+from arcvideo.shards.members import Problem
 from arcvideo.data.mixture import SourceTable
 from arcvideo.data.settings import QuarantineSettings
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from arcvideo.data.index import ShardIndex
-from arcvideo.data.members import Problem
+from arcvideo.shards.index import ShardIndex
+from arcvideo.shards.members import Problem
 from arcvideo.data.random_words import words
 
 

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 from arcvideo.data.draw import choose_items
 from arcvideo.data.families import Family
-from arcvideo.data.index import ShardIndex
 from arcvideo.data.load import FAILURES, Loader
 from arcvideo.data.mixture import SourceTable, index_digest, open_mixture
 from arcvideo.data.prompt_plan import evaluation_families
@@ -20,6 +19,7 @@ from arcvideo.data.random_words import uniforms
 from arcvideo.data.settings import DataSettings, SourceSettings
 from arcvideo.media.clip import read_clip
 from arcvideo.rollout.settings import SampleSettings
+from arcvideo.shards.index import ShardIndex
 
 T = TypeVar("T")
 Loaded = tuple[Family, list[Prompt] | Exception]

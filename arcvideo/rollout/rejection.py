@@ -15,9 +15,7 @@ import torch
 from tqdm import tqdm
 
 from arcvideo.data.families import Family
-from arcvideo.data.members import read_at, read_groups
 from arcvideo.data.prompts import Prompt
-from arcvideo.data.shards import Record, write_shards
 from arcvideo.lineage.parents import resolve_parent
 from arcvideo.media.pool import MediaPool
 from arcvideo.model.features import FeatureStore, tower_digest
@@ -32,6 +30,8 @@ from arcvideo.rollout.rewards.score import score
 from arcvideo.rollout.sampler import InProcessSampler
 from arcvideo.rollout.selection import Drawn, items_of, summary
 from arcvideo.rollout.settings import SampleSettings
+from arcvideo.shards.members import read_at, read_groups
+from arcvideo.shards.write import Record, write_shards
 
 DRAWING = (
     "tasks", "tags", "max_clips", "items_per_clip", "num_generations", "style", "temperature", "top_p", "top_k",
