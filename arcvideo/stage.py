@@ -33,7 +33,7 @@ from arcvideo.processing import ArcVideoProcessor
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.metrics import Artifact, record_lineage
 from arcvideo.runner.optimizer import peak_lrs
-from arcvideo.runner.protocols import Counts, RunResult
+from arcvideo.runner.protocols import RunResult
 from arcvideo.runner.ranks import World, barrier, join
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import MODULES
@@ -46,6 +46,7 @@ from arcvideo.runner.trainable import (
     trained_modules,
 )
 from arcvideo.seals import seal_folder
+from arcvideo.types import Counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,10 +321,12 @@ def _train(ready: _Setup, *, until: int | None = None) -> tuple[ArcVideoForCondi
     )
     name = config.stage.objective
     settings = {"grpo": config.grpo, "dpo": config.dpo}.get(name, NextTokenSettings())
-    sources = {"grpo": _rollouts, "dpo": _pairs}
+    rollouts = _rollouts(ready.source, engine=engine, room=room) if name == "grpo" else None
+    pairs = _pairs(ready.source, engine=engine, room=room) if name == "dpo" else None
     result = Runner(
         engine=engine,
-        source=sources[name](ready.source, engine=engine, room=room) if name in sources else ready.source,
+        source=rollouts or pairs or ready.source,
+        held=rollouts,
         objective=load_objective(name)(settings),
         settings=config.runner,
         schedule=config.schedule,

@@ -1,4 +1,4 @@
-"""The nouns that travel between rooms: Clip, Turn, Sample, Media, Segments, Batch.
+"""The nouns that travel between rooms: Clip, Turn, Sample, Media, Segments, Batch, StepData.
 
 Shapes use: F frames, S image side, N waveform samples, C mel chunks, M mel bins, L tokens of a packed row,
 G segments, T target tokens, P patches of a frame, W width of a tower.
@@ -6,7 +6,7 @@ G segments, T target tokens, P patches of a frame, W width of a tower.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +140,39 @@ class Batch:
         moved = {name: getattr(self, name).to(device) for name in names}
         extra = {name: value.to(device) for name, value in self.extra.items()}
         return replace(self, segments=self.segments.to(device), extra=extra, **moved)
+
+
+Counts = dict[str, dict[str, int]]
+"""Kind (planned, seen, quarantined) -> data source -> items."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepData:
+    """What one rank gets for one optimizer step: the batches, and everything that is told about them."""
+
+    batches: list[Batch]
+    """Micro-batches; as many on every rank."""
+    counts: Counts = field(default_factory=dict)
+    """Items that this rank was handed at this step. Completions that are used again are not counted again."""
+    lost: tuple[str, ...] = ()
+    """Record keys of this rank's clips that could not be read."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Name -> value over all ranks, the same on every rank; reported as `train/<name>`."""
+    samples: Sequence[Mapping[str, Any]] = ()
+    """Rows to show in a table, JSON-able."""
+    notes: tuple[str, ...] = ()
+    """Lines for a person."""
+
+
+def summed(parts: Iterable[Counts]) -> Counts:
+    """Return the counts of several ranks or steps together."""
+    total: Counts = {}
+    for part in parts:
+        for kind, sources in part.items():
+            row = total.setdefault(kind, {})
+            for name, count in sources.items():
+                row[name] = row.get(name, 0) + count
+    return total
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:

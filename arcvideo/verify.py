@@ -19,7 +19,6 @@ import torch
 
 from arcvideo.config import RunConfig
 from arcvideo.lineage.parents import Parent
-from arcvideo.objectives.grpo import METRIC
 from arcvideo.rollout.measure import TIMES
 from arcvideo.runner.checkpoint import CheckpointFolder
 from arcvideo.runner.metrics import read_metrics
@@ -28,9 +27,9 @@ from arcvideo.runner.settings import LoggerSettings
 from arcvideo.stage import rehearse
 
 FOLDER = "verify_resume"
-_MEASURED = ("time/", "speed/", "memory/", *(f"train/{name.removeprefix(METRIC)}" for name in TIMES))
+_MEASURED = ("time/", "speed/", "memory/", *(f"train/{name}" for name in TIMES))
 """Numbers that no two runs share."""
-_COUNTERS = ("random", "steps_applied", "skipped", "spikes", "source")
+_COUNTERS = ("random", "steps_applied", "skipped", "spikes", "counts", "held")
 """What a checkpoint's state has to agree in."""
 
 

@@ -104,7 +104,7 @@ def first_batch(folder: Path, samples: int, position: int) -> dict[str, float | 
     began, worked = time.perf_counter(), time.process_time()
     source = Source(settings, layout=LAYOUT, tokenizer=counter, seed=0)
     pack = int(np.searchsorted(source.plan.epoch(0).pack_start, position, side="right")) - 1
-    batches = source.batches(pack // RANKS)
+    batches = source.batches(pack // RANKS).batches
     return {
         "seconds": time.perf_counter() - began,
         "cpu_seconds": time.process_time() - worked,

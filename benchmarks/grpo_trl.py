@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TrainerCallback
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.data.prompts import Prompt, StepPrompts
 from arcvideo.flops import Segment, decoder_flops, media_flops
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.media import FRAMES_PER_CALL, normalize_pixels
@@ -205,15 +205,10 @@ class _Prompts:
     def __init__(self, prompts: list[Prompt]) -> None:
         self._all = prompts
 
-    def prompts(self, step: int, *, count: int) -> list[Prompt]:
+    def prompts(self, step: int, *, count: int) -> StepPrompts:
         places = range(step * count, (step + 1) * count)
-        return [replace(prompt, place=place) for place, prompt in zip(places, self._all[places.start :], strict=False)]
-
-    def state(self) -> dict[str, dict[str, int]]:
-        return {}
-
-    def restore(self, state: Any) -> None:
-        """Nothing is counted here."""
+        asked = zip(places, self._all[places.start :], strict=False)
+        return StepPrompts(prompts=[replace(prompt, place=place) for place, prompt in asked])
 
 
 @dataclass
@@ -239,7 +234,7 @@ class OurSteps:
 
     def step(self, number: int) -> float:
         """One optimizer step; returns the norm of the gradient."""
-        batches = self.source.batches(number)
+        batches = self.source.batches(number).batches
         weight = sum(float(batch.target_weights.sum()) for batch in batches)
         for place, batch in enumerate(batches):
             loss = self.objective(self.engine(**model_inputs(batch)), batch)
@@ -250,7 +245,7 @@ class OurSteps:
     def drawn(self, number: int, *, pad: int) -> Tensor:
         """(completions, C) int64 tokens of the step."""
         rows = []
-        for batch in self.source.batches(number):
+        for batch in self.source.batches(number).batches:
             lengths = torch.bincount(batch.target_samples).tolist()
             rows += [torch.nn.functional.pad(ids, (0, COMPLETION - len(ids)), value=pad)
                      for ids in batch.target_ids.split(lengths)]  # fmt: skip

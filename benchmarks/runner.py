@@ -44,7 +44,7 @@ from arcvideo.runner.runner import Runner
 from arcvideo.runner.saving import Saver
 from arcvideo.runner.settings import OptimizerSettings, RunnerSettings, ScheduleSettings
 from arcvideo.runner.trainable import train_only
-from arcvideo.types import Batch, Segments, model_inputs
+from arcvideo.types import Batch, Segments, StepData, model_inputs
 from benchmarks.table import Row, interleaved, report
 
 SPECIAL = SpecialIds(
@@ -118,17 +118,10 @@ class Steps:
         self.steps = steps
         self.times: list[float] = []
 
-    def batches(self, step: int) -> Sequence[Batch]:
+    def batches(self, step: int) -> StepData:
         """Those of the step."""
         self.times.append(time.process_time())
-        return self.steps[step]
-
-    def state(self) -> dict[str, dict[str, int]]:
-        """Nothing is counted."""
-        return {}
-
-    def restore(self, state: dict[str, dict[str, int]]) -> None:
-        """Nothing is counted."""
+        return StepData(batches=list(self.steps[step]))
 
 
 def with_runner(steps: Sequence[Sequence[Batch]]) -> tuple[list[float], list[float]]:

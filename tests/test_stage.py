@@ -105,7 +105,7 @@ def different_letters(completions: Sequence[str], **columns: Sequence[Any]) -> l
 def items_of(stage: Finished) -> int:
     """Items in the batches of all steps of a supervised stage, from a source of its own."""
     source = Source(stage.config.data, layout=stage.config.layout, tokenizer=load_tokenizer(stage.parent.path), seed=0)
-    batches = [batch for step in range(stage.config.runner.steps) for batch in source.batches(step)]
+    batches = [batch for step in range(stage.config.runner.steps) for batch in source.batches(step).batches]
     source.close()
     return sum(len(batch.tasks) for batch in batches)
 

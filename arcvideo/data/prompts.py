@@ -13,7 +13,7 @@ from torch import Tensor
 from arcvideo.render import Ids
 from arcvideo.model.positions import replace_newlines, xd_positions
 from arcvideo.model.special import SpecialIds
-from arcvideo.types import Media, Sample
+from arcvideo.types import Counts, Media, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,18 @@ class Question:
     """Whether an instruction suffix asks for the answer format."""
     has_audio: bool
     """Whether the model gets sound with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPrompts:
+    """What one rank is to ask at one step, as `StepData` is what it trains on."""
+
+    prompts: list[Prompt]
+    """Each with its place in the stream; unreadable ones are missing, not replaced."""
+    counts: Counts = field(default_factory=dict)
+    """Items that this rank was handed."""
+    lost: tuple[str, ...] = ()
+    """Record keys of clips that could not be read."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from arcvideo.shards.members import Problem
 from arcvideo.planning.mixture import SourceTable, index_digest, open_mixture
 from arcvideo.planning.plan import Plan
 from arcvideo.planning.prompt_plan import PromptPlan, evaluation_families
-from arcvideo.data.prompts import Prompt, Question
+from arcvideo.data.prompts import Prompt, Question, StepPrompts
 from arcvideo.data.quarantine import Quarantine
 from arcvideo.planning.settings import DataSettings
 from arcvideo.layout import MediaLayout
@@ -28,7 +28,7 @@ from arcvideo.media.cache import FrameCache
 from arcvideo.media.fast import check_decoder
 from arcvideo.media.pool import MediaPool
 from arcvideo.model.special import special_ids
-from arcvideo.types import Batch
+from arcvideo.types import Batch, Counts, StepData
 
 T = TypeVar("T")
 
@@ -42,12 +42,21 @@ class _Step:
     planned: Counter[str] = field(default_factory=Counter)
     """Items per source."""
     seen: Counter[str] = field(default_factory=Counter)
-    lost: Counter[str] = field(default_factory=Counter)
+    quarantined: Counter[str] = field(default_factory=Counter)
+    lost: list[str] = field(default_factory=list)
+    """Record keys of the clips that could not be read, now or before."""
     problems: list[tuple[str, Problem]] = field(default_factory=list)
+    """Those of them that are new."""
+
+    @property
+    def counts(self) -> Counts:
+        """Items of the step, by kind and source."""
+        assert self.planned == self.seen + self.quarantined
+        return {name: dict(getattr(self, name)) for name in ("planned", "seen", "quarantined")}
 
 
 class Source:
-    """Batches and prompts as a pure function of the step.
+    """Batches and prompts as a pure function of the step; nothing is remembered of the steps before.
 
     Nothing is replaced: what cannot be read is left out of its pack, written to the quarantine file and counted, so
     that planned = seen + quarantined. A rank whose packs lost everything gets a batch without weight.
@@ -123,8 +132,6 @@ class Source:
             )
             for table in self.tables
         ]
-        self._booked: set[int] = set()
-        self._counts: dict[str, Counter[str]] = {name: Counter() for name in ("planned", "seen", "quarantined")}
 
     @property
     def digest(self) -> str:
@@ -140,23 +147,28 @@ class Source:
         """Steps of `count` prompts in an epoch."""
         return max(1, self._prompt_plan.first(1) // count)
 
-    def batches(self, step: int) -> list[Batch]:
-        """This rank's packed rows of a global step; always packs_per_step / world of them.
+    def batches(self, step: int) -> StepData:
+        """Return this rank's packed rows of a global step; always packs_per_step / world of them.
 
         Raises:
             QuarantineBudgetError: too much damage.
         """
         assert self.supervised, "open the source with supervised=True"
-        return self._finish(self._ready(step, 0), step=step).batches
+        done = self._finish(self._ready(step, 0))
+        return StepData(batches=done.batches, counts=done.counts, lost=tuple(done.lost))
 
-    def prompts(self, step: int, *, count: int) -> list[Prompt]:
-        """This rank's share of the `count` prompts of a global step, each with its place in the stream.
+    def prompts(self, step: int, *, count: int) -> StepPrompts:
+        """Return this rank's share of the `count` prompts of a global step, each with its place in the stream.
 
         Unreadable ones are missing, not replaced: the others keep their places.
+
+        Raises:
+            QuarantineBudgetError: too much damage.
         """
         if count % self.world:
             raise ValueError(f"{count} prompts per step must be a multiple of the {self.world} ranks")
-        return self._finish(self._ready(step, count), step=step).prompts
+        done = self._finish(self._ready(step, count))
+        return StepPrompts(prompts=done.prompts, counts=done.counts, lost=tuple(done.lost))
 
     def questions(self) -> list[Question]:
         """What `evaluation` gives on all ranks together, in its order, without reading any clip."""
@@ -197,7 +209,7 @@ class Source:
             yield from self._finish(self._load_prompts([families[number]])).prompts
 
     def counts(self) -> dict[str, dict[str, Any]]:
-        """Per source: what the index holds, bad samples of all ranks; items planned, seen, quarantined on this rank."""
+        """Return for each source what the index holds, and the bad samples that all ranks met."""
         return {
             table.name: {
                 "clips": table.clips,
@@ -206,7 +218,6 @@ class Source:
                 "clips_with_fewer_frames": table.shortened,
                 "bad_samples": self.quarantine.count(table.name),
                 "reasons": dict(self.quarantine.reasons(table.name)),
-                **{name: counter[table.name] for name, counter in self._counts.items()},
             }
             for table in self.tables
         }
@@ -223,15 +234,6 @@ class Source:
         else:
             found = realised(self.plan, steps=steps)
         return mixture_report(self.tables, unit=self.settings.unit, found=found)
-
-    def state(self) -> dict[str, dict[str, int]]:
-        """The counts, for a checkpoint; the position itself is the step, which the Runner keeps."""
-        return {name: dict(counter) for name, counter in self._counts.items()}
-
-    def restore(self, state: Mapping[str, Mapping[str, int]]) -> None:
-        """Continues the counts of a checkpoint; steps handed out from here on are counted again."""
-        self._booked.clear()
-        self._counts = {name: Counter(state.get(name, {})) for name in self._counts}
 
     def close(self) -> None:
         """Stops the background threads and processes."""
@@ -285,7 +287,7 @@ class Source:
         name, key = table.name, table.key(family.clip)
         done.planned[name] += len(family.items)
         if self.quarantine.unreadable(name, key):
-            done.lost[name] += len(family.items)
+            self._lose(family, done)
             return []
         try:
             loaded = load(self._loaders[family.source], family)
@@ -297,21 +299,19 @@ class Source:
                 detail=getattr(error, "detail", str(error)),
                 shard=table.indexes[table.clip_shard[family.clip]].shard.name,
             )
-            done.lost[name] += len(family.items)
+            self._lose(family, done)
             done.problems.append((name, problem))
             return []
         done.seen[name] += len(family.items)
         return loaded
 
-    def _finish(self, done: _Step, *, step: int | None = None) -> _Step:
-        """Books a step that is now handed out; not again when it was looked at before, as the liveness proof does."""
-        if step is not None and step in self._booked:
-            return done
-        if step is not None:
-            self._booked.add(step)
-        for name, counter in (("planned", done.planned), ("seen", done.seen), ("quarantined", done.lost)):
-            self._counts[name].update(counter)
-        assert self._counts["planned"] == self._counts["seen"] + self._counts["quarantined"]
+    def _lose(self, family: Family, done: _Step) -> None:
+        table = self.tables[family.source]
+        done.quarantined[table.name] += len(family.items)
+        done.lost.append(table.key(family.clip))
+
+    def _finish(self, done: _Step) -> _Step:
+        """Write down what a step that is now handed out met; the same problem counts once."""
         for source, problem in done.problems:
             self.quarantine.add(source, problem)
         return done

@@ -9,7 +9,6 @@ Shapes: T target tokens, V vocabulary, n completions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,9 +23,6 @@ STD_EPSILON = 1e-4
 """Added to the std of rewards, as in TRL."""
 MAX_LOG_RATIO = 20.0
 """Bound of log(ref / policy) inside the KL: exp of more overflows (NeMo-RL issue 874)."""
-
-METRIC = "metric:"
-"""Prefix of entries of `Batch.extra` that are only reported."""
 
 
 def group_std(rewards: Tensor, *, groups: Tensor) -> Tensor:
@@ -267,11 +263,5 @@ class Grpo:
         )
         mask = extra.get("loss_mask", torch.ones_like(batch.target_weights))
         entropy = token_entropy(logits, temperature=settings.temperature)
-        metrics = {**loss.metrics, "entropy": ((entropy * mask).sum(), mask.sum()), **rollout_metrics(extra)}
+        metrics = {**loss.metrics, "entropy": ((entropy * mask).sum(), mask.sum())}
         return Loss(total=loss.total, metrics=metrics)
-
-
-def rollout_metrics(extra: Mapping[str, Tensor]) -> dict[str, tuple[Tensor | float, Tensor | float]]:
-    """Sums and counts of what the rollout source put beside the completions as `metric:<name>`; NaN does not count."""
-    found = {name.removeprefix(METRIC): value for name, value in extra.items() if name.startswith(METRIC)}
-    return {name: (value.nansum(), (~value.isnan()).sum().float()) for name, value in found.items()}

@@ -33,7 +33,7 @@ def largest_batch(source: Source) -> Batch:
     """The pack of the first epoch that costs most."""
     plan = source.plan.epoch(0)
     number = int(plan.pack_cost.argmax())
-    rows = source.batches(number // source.plan.packs_per_step)
+    rows = source.batches(number // source.plan.packs_per_step).batches
     return rows[number % source.plan.packs_per_step]
 
 

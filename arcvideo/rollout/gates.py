@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from arcvideo.data.prompts import Prompt
 from arcvideo.objectives.settings import GrpoSettings
@@ -31,23 +32,21 @@ def check_media(prompts: Sequence[Prompt], *, tokens_per_frame: int) -> None:
             )
 
 
-def check_sampler(batches: Sequence[Batch], *, gap: str, bound: float) -> None:
+def check_sampler(batches: Sequence[Batch], gaps: Sequence[Tensor], *, bound: float) -> None:
     """Sampler and trainer must give the same log-probabilities.
 
     Args:
-        batches: with an entry `gap` in `extra`, (T,) nats.
-        gap: its name.
+        batches: rows of groups.
+        gaps: of each of them (T,) |log-prob of the sampler - log-prob of the trainer|, nats.
         bound: largest difference.
 
     Raises:
         ValueError: they disagree.
     """
-    for batch in batches:
-        if gap not in batch.extra:
-            continue
-        worst = float(batch.extra[gap].max())
+    for batch, gap in zip(batches, gaps, strict=True):
+        worst = float(gap.max())
         if not worst <= bound:
-            sample = batch.keys[int(batch.target_samples[int(batch.extra[gap].argmax())])]
+            sample = batch.keys[int(batch.target_samples[int(gap.argmax())])]
             raise ValueError(
                 f"sampler and trainer disagree by {worst:.3g} nats on a token of {sample}, more than "
                 f"grpo.max_logprob_gap={bound}: they read different inputs or weights, or the precision is too coarse "

@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from arcvideo.objectives.grpo import METRIC
 from arcvideo.rollout.groups import Group
 from arcvideo.rollout.rewards.score import Scores
 
@@ -22,7 +21,7 @@ IOU = "temporal_iou"
 """The reward whose values are counted in bins."""
 IOU_BINS = (0.0, 0.3, 0.5, 0.7, 1.0)
 """Edges: the thresholds of R@m."""
-TIMES = (f"{METRIC}rollout/seconds/", f"{METRIC}rollout/tokens_per_second")
+TIMES = ("rollout/seconds/", "rollout/tokens_per_second")
 """Beginnings of the metrics that tell of the sampling itself."""
 
 
@@ -104,10 +103,21 @@ def _joined_tables(parts: Sequence[Mapping[str, Any]], table: str) -> dict[str, 
     }
 
 
-def metrics(found: Report) -> dict[str, Tensor]:
-    """Entries of `Batch.extra`, each (1,) float32, the same in every batch of a step; NaN where nothing was counted."""
+def metrics(found: Report) -> dict[str, float]:
+    """Return the figures of a rollout, the same on every rank; what nothing was counted for is left out."""
     values = _rewards(found) | _tasks(found) | _iou(found) | _completions(found) | _speed(found)
-    return {METRIC + name: torch.tensor([value]) for name, value in values.items()}
+    return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+def gap_metric(gaps: Sequence[Tensor]) -> dict[str, float]:
+    """Return the mean |log-prob of the sampler - log-prob of the trainer| over the tokens of all ranks, in nats.
+
+    Args:
+        gaps: of each row of this rank (T,); all ranks must call it together.
+    """
+    parts = gathered([sum(float(gap.double().sum()) for gap in gaps), sum(gap.numel() for gap in gaps)])
+    count = sum(part[1] for part in parts)
+    return {"rollout/logprob_gap": sum(part[0] for part in parts) / count} if count else {}
 
 
 def _mean(values: Tensor) -> float:

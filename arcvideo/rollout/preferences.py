@@ -10,23 +10,15 @@ import torch
 from arcvideo.rollout.encode import encoded
 from arcvideo.rollout.reference import frozen_copy
 from arcvideo.rollout.rows import forward_logprobs
-from arcvideo.rollout.source import Counts, PolicyEngine
-from arcvideo.types import Batch
+from arcvideo.rollout.source import PolicyEngine
+from arcvideo.types import Batch, StepData
 
 
 class PairSource(Protocol):
     """Where pairs come from: `arcvideo.data.source.Source` opened with pairs=True."""
 
-    def batches(self, step: int) -> list[Batch]:
-        """This rank's packed rows of a global step."""
-        ...
-
-    def state(self) -> Counts:
-        """Items that this rank was handed so far; JSON-able."""
-        ...
-
-    def restore(self, state: Counts) -> None:
-        """Continue counting from there."""
+    def batches(self, step: int) -> StepData:
+        """Return this rank's packed rows of a global step."""
         ...
 
 
@@ -45,19 +37,11 @@ class ReferenceSource:
         with engine.whole_weights() as model:
             self._reference = frozen_copy(model)
 
-    def batches(self, step: int) -> list[Batch]:
-        """This rank's packed rows of a global step, with `extra["ref_logprobs"]` (T,)."""
-        batches = self.source.batches(step)
+    def batches(self, step: int) -> StepData:
+        """Return this rank's packed rows of a global step, with `extra["ref_logprobs"]` (T,)."""
+        data = self.source.batches(step)
         with self.engine.whole_weights() as model, self.engine.precision(), torch.no_grad():
-            return [self._with_reference(model, batch) for batch in batches]
-
-    def state(self) -> Counts:
-        """Counts of the source, for a checkpoint."""
-        return self.source.state()
-
-    def restore(self, state: Counts) -> None:
-        """Continue the counts."""
-        self.source.restore(state)
+            return replace(data, batches=[self._with_reference(model, batch) for batch in data.batches])
 
     def _with_reference(self, model: Any, batch: Batch) -> Batch:
         batch = replace(batch, media=tuple(encoded(batch.media, model=model, features=self.features)))

@@ -1,12 +1,10 @@
 """RolloutSource: prompts of a step -> sampled completions -> rewards -> advantages -> packed batches.
 
-To the Runner it is a source like any other. Everything it measures travels in `Batch.extra`, so that the objective
-reports it and the loop needs to know nothing about rollouts.
+To the Runner it is a source like any other. It remembers the completions that later updates use again, nothing else.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -17,9 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.data.prompts import Prompt, StepPrompts
 from arcvideo.model.special import special_ids
-from arcvideo.objectives.grpo import METRIC
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.collect import Collected, collect
 from arcvideo.rollout.draw import seed_at
@@ -35,36 +32,21 @@ from arcvideo.rollout.gates import (
 from arcvideo.rollout.groups import Group, place_of
 from arcvideo.rollout.held import HeldGroup, from_json, hold, restore_group, to_json
 from arcvideo.rollout.log import RolloutLog, sample_rows
-from arcvideo.rollout.measure import TIMES, gathered, metrics, report
+from arcvideo.rollout.measure import TIMES, Report, gap_metric, metrics, report
 from arcvideo.rollout.reference import frozen_copy
 from arcvideo.rollout.rewards.loading import load_reward
 from arcvideo.rollout.rows import empty_row, forward_logprobs, gains_of, pack, rows_of, rows_per_rank, weighted
 from arcvideo.rollout.sampler import InProcessSampler
 from arcvideo.rollout.settings import grpo_sampling
 from arcvideo.tasks import TASKS
-from arcvideo.types import Batch
-
-Counts = dict[str, dict[str, Any]]
-"""Kind (planned, seen, quarantined) -> data source -> items; `held` -> prompt -> its completions."""
-HELD = "held"
-"""Kind of the state under which completions lie that later updates still need."""
-SAMPLER_GAP = f"{METRIC}rollout/logprob_gap"
-"""Entry of `Batch.extra`: (T,) |log-prob of the sampler - log-prob of the trainer|."""
+from arcvideo.types import Batch, StepData, summed
 
 
 class PromptSource(Protocol):
     """Where prompts come from: `arcvideo.data.source.Source`."""
 
-    def prompts(self, step: int, *, count: int) -> Sequence[Prompt]:
-        """This rank's share of the `count` prompts of a step, each with its place; a pure function of the step."""
-        ...
-
-    def state(self) -> Counts:
-        """Items that this rank was handed so far; JSON-able."""
-        ...
-
-    def restore(self, state: Counts) -> None:
-        """Continue counting from there."""
+    def prompts(self, step: int, *, count: int) -> StepPrompts:
+        """Return this rank's share of the `count` prompts of a step; a pure function of the step."""
         ...
 
 
@@ -124,57 +106,39 @@ class RolloutSource:
         if settings.beta != 0:
             with engine.whole_weights() as model:
                 self._reference = frozen_copy(model)
-        self._rollout, self._next = -1, 0
-        self._warned = False
-        self._before: Counts = {}
-        self._batches: list[Batch] = []
+        self._rollout = -1
+        self._data = StepData(batches=[])
+        self._asked: list[StepPrompts] = []
         self._held: dict[str, HeldGroup] = {}
         self._resumed = False
-        self._rows: list[dict[str, Any]] = []
+        self._warned = False
         self._seconds: dict[str, float] = {}
 
-    def batches(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of optimizer step `step`; steps of one rollout give the same batches again."""
+    def batches(self, step: int) -> StepData:
+        """Return this rank's micro-batches of optimizer step `step`; steps of one rollout give the same ones again."""
         rollout, iteration = divmod(step, self.settings.num_iterations)
         if rollout != self._rollout:
-            self._before = self.source.state()
             if not self._resumed:
                 self._held = {}
-            self._batches = self._roll_out(rollout)
-            if self._resumed:  # these prompts were counted before the checkpoint
-                self.source.restore(self._before)
+            self._data = self._roll_out(rollout)
             self._rollout, self._resumed = rollout, False
-        self._next = step + 1
-        return [_without_times(batch) for batch in self._batches] if iteration else self._batches
+        return _again(self._data) if iteration else self._data
 
-    def samples(self, step: int) -> list[dict[str, Any]]:
-        """What `rollouts.jsonl` says of this step, for a table elsewhere; nothing where the completions are reused."""
-        return [] if step % self.settings.num_iterations else self._rows
+    def held(self, step: int) -> dict[str, Any]:
+        """Return the completions that `batches(step)` uses again, by place of the prompt; empty before a rollout."""
+        rollout, iteration = divmod(step, self.settings.num_iterations)
+        if not iteration or rollout != self._rollout:
+            return {}
+        return {name: to_json(group) for name, group in self._held.items()}
 
-    def state(self) -> Counts:
-        """Counts of the prompts' source and, between two updates of one rollout, its completions; JSON-able."""
-        counts: Counts = dict(self.source.state())
-        if self._next % self.settings.num_iterations and self._held:
-            counts[HELD] = {key: to_json(group) for key, group in self._held.items()}
-        return counts
+    def take(self, held: Mapping[str, Any]) -> None:
+        """Use held completions of all ranks in place of sampling; they may have been sampled by other ranks."""
+        self._held = {name: from_json(row) for name, row in held.items()}
+        self._resumed = bool(held)
 
-    def restore(self, state: Counts) -> None:
-        """Continue; all ranks together. A held rollout that began from `state` will be handed out, so it stays counted.
-
-        Completions in `state` are used in place of sampling; they may have been sampled by other ranks.
-        """
-        counts = {kind: value for kind, value in state.items() if kind != HELD}
-        found: Mapping[str, Any] = {}
-        if self.settings.num_iterations > 1:
-            found = {key: row for part in gathered(state.get(HELD, {})) for key, row in part.items()}
-        if found:
-            self._held = {key: from_json(row) for key, row in found.items()}
-            self._resumed = True
-        if self._rollout < 0 or counts != self._before:
-            self.source.restore(counts)
-
-    def _roll_out(self, rollout: int) -> list[Batch]:
+    def _roll_out(self, rollout: int) -> StepData:
         settings = self.settings
+        self._asked = []
         self._seconds = dict.fromkeys(("encode", "prefill", "decode", "rewards", "logprobs"), 0.0)
         before = dict(self._sampler.seconds)
         with self.engine.whole_weights() as model, self.engine.precision():
@@ -187,28 +151,31 @@ class RolloutSource:
             gains = self._gains(drawn)
             rows = rows_of(drawn.chosen, spread=drawn.spread, settings=settings)
             began = time.perf_counter()
-            batches = [self._batch(model, drawn=drawn, rows=row, gains=gains) for row in rows]
+            packed = [self._packed(model, drawn=drawn, rows=row, gains=gains) for row in rows]
             self._seconds["logprobs"] = time.perf_counter() - began
+        batches, gaps = [batch for batch, _ in packed], [gap for _, gap in packed]
         self._seconds["rewards"] = drawn.seconds
         self._seconds |= {name: self._sampler.seconds[name] - before[name] for name in before}
         found = report(drawn.groups, drawn.scores, spread=drawn.spread, seconds=self._seconds)
-        self._check(batches, first=rollout == 0)
-        if rollout == 0 and settings.mask_truncated_completions:
-            check_lengths(found, longest=settings.max_completion_length)
-        if rollout == 0 and settings.require_reward_spread:
-            check_rewards(found)
-        self._warn(clipped_warning(found, settings=settings))
-        told = metrics(found)
-        batches = [replace(batch, extra={**batch.extra, **told}) for batch in weighted(batches, settings=settings)]
+        self._check(batches, gaps=gaps, found=found, first=rollout == 0)
+        batches = weighted(batches, settings=settings)
         batches += [empty_row(self._special) for _ in range(rows_per_rank(len(rows), settings=settings) - len(rows))]
-        self._rows = sample_rows(drawn.groups, drawn.scores, gains=gains, count=settings.log_completions)
-        self._log.write(self._rows, step=rollout * settings.num_iterations, groups=drawn.groups)
-        return batches
+        samples = sample_rows(drawn.groups, drawn.scores, gains=gains, count=settings.log_completions)
+        self._log.write(samples, step=rollout * settings.num_iterations, groups=drawn.groups)
+        return StepData(
+            batches=batches,
+            counts=summed(asked.counts for asked in self._asked),
+            lost=tuple(key for asked in self._asked for key in asked.lost),
+            metrics=metrics(found) | gap_metric(gaps),
+            samples=samples,
+            notes=self._notes(found),
+        )
 
     def _sampled(self, model: Any, *, chunk: int) -> list[Group]:
         """This rank's groups of a chunk of the prompt stream, from a checkpoint as far as it has them."""
         settings = self.settings
-        prompts = list(self.source.prompts(chunk, count=settings.num_prompts))
+        self._asked.append(self.source.prompts(chunk, count=settings.num_prompts))
+        prompts = self._asked[-1].prompts
         check_media(prompts, tokens_per_frame=model.settings.tokens_per_frame)
         began = time.perf_counter()
         prompts = with_features(prompts, model=model, features=self.features)
@@ -250,21 +217,22 @@ class RolloutSource:
         gains[picked] = gains_of(drawn.scores.total[picked], tasks=tasks, settings=self.settings)
         return gains
 
-    def _batch(self, model: Any, *, drawn: Collected, rows: list[int], gains: Tensor) -> Batch:
-        """One packed row of some of the groups, with everything the objective reads."""
+    def _packed(self, model: Any, *, drawn: Collected, rows: list[int], gains: Tensor) -> tuple[Batch, Tensor]:
+        """One packed row of some of the groups with all that the objective reads, and (T,) gaps to the sampler."""
         groups = [drawn.groups[number] for number in rows]
         picked = _completions(rows, size=self.settings.num_generations)
         batch = pack(groups, gains=gains[picked], settings=self.settings)
-        names = [_name(group.prompt) for group in groups]
-        return replace(batch, extra={**batch.extra, **self._logprobs(model, batch=batch, groups=groups, names=names)})
+        logprobs = self._logprobs(model, batch=batch, groups=groups)
+        sampled = torch.cat([completion.logprobs for group in groups for completion in group.completions])
+        gap = (logprobs["old_logprobs"] - sampled).abs()
+        return replace(batch, extra={**batch.extra, **logprobs}), gap
 
     @torch.no_grad()
-    def _logprobs(
-        self, model: Any, *, batch: Batch, groups: Sequence[Group], names: Sequence[str]
-    ) -> dict[str, Tensor]:
-        """Log-probs of the targets under policy and reference, and how far the sampler's were off, each (T,)."""
+    def _logprobs(self, model: Any, *, batch: Batch, groups: Sequence[Group]) -> dict[str, Tensor]:
+        """Log-probs of the targets under the policy that sampled, and under the reference, each (T,)."""
         moved = batch.to(next(model.parameters()).device)
         temperature = self.settings.temperature
+        names = [_name(group.prompt) for group in groups]
         known = [self._held[name].old for name in names] if self._resumed else []
         if known and all(known):
             old = torch.cat([part for group in known for part in group])
@@ -272,8 +240,7 @@ class RolloutSource:
             old = forward_logprobs(model, moved, temperature=temperature)
         if self.settings.num_iterations > 1:
             self._remember(names, groups, old=old)
-        sampled = torch.cat([completion.logprobs for group in groups for completion in group.completions])
-        found = {"old_logprobs": old, SAMPLER_GAP: (old - sampled).abs()}
+        found = {"old_logprobs": old}
         if self._reference is not None:
             found["ref_logprobs"] = forward_logprobs(self._reference, moved, temperature=temperature)
         return found
@@ -284,17 +251,23 @@ class RolloutSource:
         for name, own, part in zip(names, lengths, old.split([sum(own) for own in lengths]), strict=True):
             self._held[name] = replace(self._held[name], old=part.split(own))
 
-    def _warn(self, text: str | None) -> None:
-        """Say it to a person, once a run; ranks other than the first write it to their own logs."""
-        if text is not None and not self._warned:
-            print(f"warning: {text}", file=sys.stderr, flush=True)
-            self._warned = True
-
-    def _check(self, batches: Sequence[Batch], *, first: bool) -> None:
-        """Refuse to train on numbers that do not belong together."""
-        check_sampler(batches, gap=SAMPLER_GAP, bound=self.settings.max_logprob_gap)
-        if self._reference is not None and first:
+    def _check(self, batches: Sequence[Batch], *, gaps: Sequence[Tensor], found: Report, first: bool) -> None:
+        """Refuse to train on numbers that do not belong together, or from which nothing can be learned."""
+        check_sampler(batches, gaps, bound=self.settings.max_logprob_gap)
+        if not first:
+            return
+        if self._reference is not None:
             check_reference(batches)
+        if self.settings.mask_truncated_completions:
+            check_lengths(found, longest=self.settings.max_completion_length)
+        if self.settings.require_reward_spread:
+            check_rewards(found)
+
+    def _notes(self, found: Report) -> tuple[str, ...]:
+        """What a person is told, once a run."""
+        warning = None if self._warned else clipped_warning(found, settings=self.settings)
+        self._warned = self._warned or warning is not None
+        return (f"warning: {warning}",) if warning else ()
 
 
 def _name(prompt: Prompt) -> str:
@@ -307,7 +280,7 @@ def _completions(groups: Sequence[int], *, size: int) -> Tensor:
     return (torch.tensor(groups, dtype=torch.int64)[:, None] * size + torch.arange(size)).flatten()
 
 
-def _without_times(batch: Batch) -> Batch:
-    """The batch of a later update: no rollout was made for it."""
-    kept = {name: value for name, value in batch.extra.items() if not name.startswith(TIMES)}
-    return replace(batch, extra=kept)
+def _again(data: StepData) -> StepData:
+    """A later update with the same completions: nothing was asked, sampled or shown for it."""
+    told = {name: value for name, value in data.metrics.items() if not name.startswith(TIMES)}
+    return StepData(batches=data.batches, metrics=told)

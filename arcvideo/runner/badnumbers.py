@@ -1,12 +1,14 @@
-"""Which steps are refused: a loss or gradient that is not finite, or one far outside what the run has seen."""
+"""Steps without an update: a loss or gradient that is not finite, or far outside what the run has seen, or no data."""
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 _TO_SIGMA = 1.4826
@@ -96,3 +98,65 @@ class SpikeRule:
         for window, values in ((self._losses, state["losses"]), (self._norms, state["norms"])):
             for value in values:
                 window.append(value)
+
+
+class BadNumbers(ValueError):
+    """More updates had to be refused than the budget allows."""
+
+
+class SkippedSteps:
+    """The books of steps without an update, in the checkpoint and in skipped.jsonl."""
+
+    def __init__(self, path: Path, *, budget: int, writes: bool) -> None:
+        """Start without any.
+
+        Args:
+            path: skipped.jsonl.
+            budget: updates that may be refused (`runner.skip_budget`).
+            writes: whether this rank writes the file.
+        """
+        self._path, self._budget, self._writes = path, budget, writes
+        self._refused: list[int] = []
+        self._passed_over: list[int] = []
+
+    @property
+    def steps(self) -> list[int]:
+        """All of them, in order."""
+        return sorted(self._refused + self._passed_over)
+
+    def refuse(self, step: int, *, why: str, keys: Sequence[str], say: Callable[[str], None]) -> None:
+        """Book a step whose numbers are bad.
+
+        Raises:
+            BadNumbers: the budget is spent.
+        """
+        self._refused.append(step)
+        shown = self._tell(step, why=why, keys=keys, say=say)
+        if len(self._refused) > self._budget:
+            raise BadNumbers(
+                f"{len(self._refused)} steps were skipped, more than runner.skip_budget={self._budget}; "
+                f"the last ones: {self._refused[-5:]}; step {step}: {why}, samples {shown}. All: "
+                f"{self._path}. Lower optimizer.lr, look at the samples, or raise the budget"
+            )
+
+    def pass_over(self, step: int, *, keys: Sequence[str], say: Callable[[str], None]) -> None:
+        """Book a step of which nothing could be read; how much may be lost, `data.quarantine` says."""
+        self._passed_over.append(step)
+        self._tell(step, why="all of its clips are quarantined", keys=keys, say=say)
+
+    def _tell(self, step: int, *, why: str, keys: Sequence[str], say: Callable[[str], None]) -> str:
+        """Say it and write it down; returns the first keys as they are shown."""
+        shown = ", ".join(keys[:8]) + (" ..." if len(keys) > 8 else "")
+        say(f"step {step} skipped, weights unchanged: {why}; samples {shown}")
+        if self._writes:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": step, "why": why, "samples": list(keys)}) + "\n")
+        return shown
+
+    def state(self) -> dict[str, list[int]]:
+        """For a checkpoint, JSON-able."""
+        return {"refused": self._refused, "passed_over": self._passed_over}
+
+    def restore(self, state: Mapping[str, list[int]]) -> None:
+        """Continue from `state`."""
+        self._refused, self._passed_over = list(state["refused"]), list(state["passed_over"])

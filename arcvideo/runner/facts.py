@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +13,11 @@ from arcvideo.model.settings import ModelSettings
 from arcvideo.runner.cost import peak_memory, useful_flops
 from arcvideo.runner.engine import StepOutcome
 from arcvideo.runner.metrics import Sums, merge
-from arcvideo.types import Batch
+from arcvideo.types import StepData
 
 
 def facts_of(
-    batches: Sequence[Batch],
+    data: StepData,
     *,
     sums: Sums,
     waited: float,
@@ -27,19 +28,21 @@ def facts_of(
     """What a rank tells the others about its share of a step; JSON-able.
 
     Args:
-        batches: its micro-batches.
+        data: of the step.
         sums: loss and metrics over them.
         waited: seconds until they were there.
         sizes: of the model, for its FLOPs; None for a model that is not ours.
         trained: names of the modules that train.
         device: whose memory counts.
     """
-    flops = sum(useful_flops(batch, settings=sizes, trained=trained) for batch in batches) if sizes else 0.0
+    flops = sum(useful_flops(batch, settings=sizes, trained=trained) for batch in data.batches) if sizes else 0.0
     return {
         "pairs": sums.pairs(),
-        "tokens": sum(int(batch.input_ids.numel()) for batch in batches),
+        "counts": data.counts,
+        "metrics": dict(data.metrics),
+        "tokens": sum(int(batch.input_ids.numel()) for batch in data.batches),
         "flops": flops,
-        "packs": [zlib.crc32("\n".join(batch.keys).encode()) for batch in batches],
+        "packs": [zlib.crc32("\n".join(batch.keys).encode()) for batch in data.batches],
         "waited": waited,
         "memory": peak_memory(device),
     }
@@ -90,4 +93,16 @@ def values_of(
         values["speed/tflops"] = flops / seconds / 1e12
         if peak:
             values["speed/mfu"] = flops / seconds / (peak * len(parts))
-    return values | {f"train/{name}": value for name, value in merge([part["pairs"] for part in parts]).items()}
+    told = merge([part["pairs"] for part in parts]) | parts[0]["metrics"]
+    return values | {f"train/{name}": value for name, value in sorted(told.items())}
+
+
+def passed_over(step: int, *, seconds: float) -> dict[str, Any]:
+    """The numbers of a step on which no rank had anything to train, after `seconds` of waiting for its data."""
+    return {"step": step, "train/passed_over": 1, "train/tokens": 0, "time/step": seconds, "time/data": seconds}
+
+
+def numbers_of(line: Mapping[str, Any]) -> dict[str, float]:
+    """Return the finite numbers of a line of metrics.jsonl, without the step."""
+    found = {name: value for name, value in line.items() if name != "step" and isinstance(value, int | float)}
+    return {name: value for name, value in found.items() if math.isfinite(value)}

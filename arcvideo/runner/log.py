@@ -61,9 +61,10 @@ class RunLog:
         shown = rollouts and (values["step"] == 0 or (values["step"] + 1) % self._every == 0)
         self._wandb.write({**values, "rollouts": list(rollouts)} if shown else values)
         self._tensorboard.write(values)
-        self._since.append(values)
+        if "train/loss" in values:  # a step that was passed over has none
+            self._since.append(values)
         done = values["step"] + 1
-        if done % self._every == 0 or done == self._steps:
+        if self._since and (done % self._every == 0 or done == self._steps):
             self.say(progress_line(self._since, steps=self._steps))
             self._since = []
 

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from arcvideo.objectives.loss import Loss
-from arcvideo.types import Batch
-
-Counts = dict[str, dict[str, int]]
-"""Kind (planned, seen, quarantined) -> data source -> items."""
+from arcvideo.types import Batch, Counts, StepData
 
 
 class BatchSource(Protocol):
     """Where batches come from: a data set, or rollouts of the policy (then it holds the policy itself)."""
 
-    def batches(self, step: int) -> Sequence[Batch]:
-        """This rank's micro-batches of optimizer step `step`; as many on every rank. A pure function of the step."""
+    def batches(self, step: int) -> StepData:
+        """Return this rank's share of optimizer step `step`: a pure function of the step, and of the policy."""
         ...
 
-    def state(self) -> Counts:
-        """Items that this rank was handed so far; JSON-able."""
+
+class HeldRollouts(Protocol):
+    """The one memory a source may have: completions that updates after a checkpoint still need."""
+
+    def held(self, step: int) -> dict[str, Any]:
+        """Return what this rank must have again for `batches(step)`, JSON-able, under names no two ranks share."""
         ...
 
-    def restore(self, state: Counts) -> None:
-        """Continue counting from there."""
+    def take(self, held: Mapping[str, Any]) -> None:
+        """Use what all ranks held together, in place of sampling; the ranks may be others than those that sampled."""
         ...
 
 
@@ -47,9 +48,9 @@ class RunResult:
     seconds: float
     """Of this process, without what ran before a resume."""
     metrics: dict[str, float]
-    """Of the last step."""
+    """Of the last step that was trained."""
     skipped: list[int]
-    """Steps refused for non-finite numbers or as spikes."""
+    """Steps without an update: refused for non-finite numbers or as spikes, or all their clips quarantined."""
     resumed_from: int
     """Steps that were already done when this process started."""
     liveness: dict[str, Any] = field(default_factory=dict)
@@ -58,15 +59,3 @@ class RunResult:
     """Items over all ranks, and from before a resume too."""
     wandb_id: str | None = None
     """Of the W&B run; None without W&B."""
-
-
-def summed(parts: Sequence[Counts]) -> Counts:
-    """The counts of all ranks together."""
-    total: Counts = {}
-    for part in parts:
-        for kind, sources in part.items():
-            for name, count in sources.items():
-                row = total.setdefault(kind, {})
-                # Beside counts a state may hold things of its own, under names that no two ranks share.
-                row[name] = row.get(name, 0) + count if isinstance(count, int) else count
-    return total

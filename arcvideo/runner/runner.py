@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import sys
 import time
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arcvideo.runner.badnumbers import SpikeRule
+from arcvideo.runner.badnumbers import SkippedSteps, SpikeRule
 from arcvideo.runner.checkpoint import Checkpoint, CheckpointFolder
 from arcvideo.runner.cost import (
     MemoryUse,
@@ -24,11 +23,11 @@ from arcvideo.runner.cost import (
     settings_of,
 )
 from arcvideo.runner.engine import Engine
-from arcvideo.runner.facts import facts_of, values_of
+from arcvideo.runner.facts import facts_of, numbers_of, passed_over, values_of
 from arcvideo.runner.liveness import GradientWatch, LivenessReport, check_modalities
 from arcvideo.runner.log import RunLog
-from arcvideo.runner.metrics import Sums
-from arcvideo.runner.protocols import BatchSource, Objective, RunResult, summed
+from arcvideo.runner.metrics import Sums, read_metrics
+from arcvideo.runner.protocols import BatchSource, HeldRollouts, Objective, RunResult
 from arcvideo.runner.randomness import random_state, restore_random_state, seed_all
 from arcvideo.runner.ranks import gather_json
 from arcvideo.runner.saving import Saver
@@ -36,11 +35,7 @@ from arcvideo.runner.schedule import lr_ratio
 from arcvideo.runner.settings import LoggerSettings, RunnerSettings, ScheduleSettings
 from arcvideo.runner.signals import Preempted, StopSignals
 from arcvideo.runner.watchdog import Watchdog
-from arcvideo.types import Batch, model_inputs
-
-
-class BadNumbers(ValueError):
-    """More steps had to be skipped than the budget allows."""
+from arcvideo.types import Batch, Counts, StepData, model_inputs, summed
 
 
 class Runner:
@@ -51,6 +46,7 @@ class Runner:
         *,
         engine: Engine,
         source: BatchSource,
+        held: HeldRollouts | None = None,
         objective: Objective,
         settings: RunnerSettings,
         schedule: ScheduleSettings,
@@ -66,7 +62,8 @@ class Runner:
 
         Args:
             engine: holds the model.
-            source: batches per step.
+            source: what a step trains on.
+            held: the same source, when it has rollouts that several updates use.
             objective: loss per batch.
             settings: length, saving, proofs.
             schedule: learning rate.
@@ -78,7 +75,7 @@ class Runner:
             config: resolved settings, shown by W&B.
             forward_extra: further arguments of every training forward, e.g. the model's feature cache.
         """
-        self.engine, self.source, self.objective = engine, source, objective
+        self.engine, self.source, self.held, self.objective = engine, source, held, objective
         self.settings, self.schedule, self.train = settings, schedule, list(train)
         self.folder, self.identity, self.name = folder, identity, name
         self.logger, self.config = logger or LoggerSettings(), dict(config or {})
@@ -93,7 +90,8 @@ class Runner:
         self._sizes = settings_of(engine.model)
         self._peak = device_peak(engine.device, tflops=settings.peak_tflops)
         self._extra = dict(forward_extra or {})
-        self._skipped: list[int] = []
+        self._counts: Counts = {}
+        self._skips = SkippedSteps(folder / "skipped.jsonl", budget=settings.skip_budget, writes=engine.world.first)
         self._report = LivenessReport()
         self._watch: GradientWatch | None = None
 
@@ -106,7 +104,7 @@ class Runner:
         Raises:
             Preempted: a signal asked to stop; a checkpoint is written, the process should exit with code 85.
             DeadModality: the liveness proof failed.
-            BadNumbers: more steps had to be skipped than `runner.skip_budget` allows.
+            BadNumbers: more updates had to be refused than `runner.skip_budget` allows.
             OutOfMemory: naming samples and the override that fits.
             CheckpointError: checkpoints cannot be written or read.
         """
@@ -128,7 +126,8 @@ class Runner:
                 if self.settings.liveness and start == 0:
                     self._prove()
                 for step in range(start, end):
-                    last, stop = self._step(step, stop=signals)
+                    values, stop = self._step(step, stop=signals)
+                    last = values or last
                     done = step + 1
                     if stop or self._save_is_due(done):
                         self.save(done)
@@ -145,24 +144,28 @@ class Runner:
         return RunResult(
             steps=max(start, end),
             seconds=time.monotonic() - began,
-            metrics={name: value for name, value in last.items() if isinstance(value, int | float)},
-            skipped=list(self._skipped),
+            metrics=numbers_of(last or self._last_line()),
+            skipped=self._skips.steps,
             resumed_from=start,
             liveness=dataclasses.asdict(self._report) if self.settings.liveness else {},
-            counts=summed(gather_json(self.source.state(), world=self.world)),
+            counts=self._counts,
             wandb_id=self._log.wandb_id,
         )
 
     # --- one step ---
 
     def _step(self, step: int, *, stop: StopSignals) -> tuple[dict[str, Any], bool]:
-        """One optimizer step; returns its metrics, and whether any rank was asked to stop."""
+        """One optimizer step; returns its metrics (none if passed over), and whether any rank was asked to stop."""
         began = time.perf_counter()
         self._dog.note(f"waiting for the data of step {step}")
-        batches = list(self.source.batches(step))
-        waited = time.perf_counter() - began
+        data = self.source.batches(step)
+        batches, waited = data.batches, time.perf_counter() - began
         self._dog.note(f"in step {step}", _keys(batches))
-        weight = self._global_weight(step, batches)
+        for note in data.notes:
+            self._log.say(note)
+        weight = self._global_weight(step, data)
+        if weight == 0:
+            return {}, self._pass_over(step, data, seconds=waited, stop=stop)
         self._prove_again(step, batches)
         self.engine.set_lr(lr_ratio(step, schedule=self.schedule, steps=self.settings.steps))
         sums, suspects = self._gradient(batches, weight=weight)
@@ -171,9 +174,10 @@ class Runner:
             if not self._watch.unproven or step + 1 >= self.settings.liveness_scan:
                 self._end_watch()
         facts = facts_of(
-            batches, sums=sums, waited=waited, sizes=self._sizes, trained=self.train, device=self.engine.device
+            data, sums=sums, waited=waited, sizes=self._sizes, trained=self.train, device=self.engine.device
         )
         parts = gather_json(facts | {"stop": stop.requested, "suspects": suspects}, world=self.world)
+        self._counts = summed([self._counts, *(part["counts"] for part in parts)])
         loss = sum(part["pairs"]["loss"][0] for part in parts) / weight
         blame = self._rule.loss(loss)
         outcome = self.engine.step(refuse=lambda norm: bool(blame or self._rule.norm(norm)))
@@ -186,8 +190,7 @@ class Runner:
             lr=max(self.engine.lrs().values()),
             peak=self._peak,
         )
-        samples = getattr(self.source, "samples", None)  # a source of rollouts has some to show
-        self._log.record({"step": step} | values, rollouts=samples(step) if samples else ())
+        self._log.record({"step": step} | values, rollouts=data.samples)
         if outcome.applied:
             self._rule.accept(loss=loss, norm=outcome.grad_norm)
         else:
@@ -217,14 +220,15 @@ class Runner:
         pairs = zip(losses, batches, strict=True)
         return sums, [key for loss, batch in pairs if not math.isfinite(loss) for key in batch.keys]
 
-    def _global_weight(self, step: int, batches: Sequence[Batch]) -> float:
-        """Sum of target weights over ranks and micro-batches.
+    def _global_weight(self, step: int, data: StepData) -> float:
+        """Sum of target weights over ranks and micro-batches; 0 when everything of the step is quarantined.
 
         Raises:
-            ValueError: no targets at all, or ranks disagree on the number of micro-batches.
+            ValueError: no targets although all clips were read, or ranks disagree on the number of micro-batches.
         """
-        mine = [float(batch.target_weights.double().sum()) for batch in batches]
-        parts = gather_json(mine, world=self.world)
+        mine = [float(batch.target_weights.double().sum()) for batch in data.batches]
+        told = gather_json([mine, bool(data.lost)], world=self.world)
+        parts = [part for part, _ in told]
         counts = [len(part) for part in parts]
         if len(set(counts)) != 1 or counts[0] == 0:
             raise ValueError(
@@ -234,12 +238,28 @@ class Runner:
         # fsum does not depend on the order, so neither does the loss on how the step is cut.
         flat = [value for part in parts for value in part]
         weight = math.fsum(flat) if all(math.isfinite(value) for value in flat) else math.nan
-        if weight == 0:
-            raise ValueError(f"step {step} has no target tokens, first sample {batches[0].keys[:1]}: check the data")
+        if weight == 0 and not any(lost for _, lost in told):
+            keys = data.batches[0].keys[:1]
+            raise ValueError(f"step {step} has no target tokens, first sample {keys}: check the data")
         return weight
 
+    def _pass_over(self, step: int, data: StepData, *, seconds: float, stop: StopSignals) -> bool:
+        """Account for a step that no rank can learn from; returns whether any rank was asked to stop.
+
+        How much may be lost is for `data.quarantine` to say, not for `runner.skip_budget`.
+        """
+        told = {"counts": data.counts, "lost": list(data.lost), "stop": stop.requested}
+        parts = gather_json(told, world=self.world)
+        self._counts = summed([self._counts, *(part["counts"] for part in parts)])
+        self._log.record(passed_over(step, seconds=seconds))
+        keys = sorted({key for part in parts for key in part["lost"]})
+        self._skips.pass_over(step, keys=keys, say=self._log.say)
+        if self._watch is not None and step + 1 >= self.settings.liveness_scan:
+            self._end_watch()
+        return any(part["stop"] for part in parts)
+
     def _skip(self, step: int, batches: Sequence[Batch], parts: Sequence[dict[str, Any]], *, why: str) -> None:
-        """Report a dropped step, on all ranks.
+        """Account for a step whose update was refused, on all ranks.
 
         Raises:
             BadNumbers: the budget is spent.
@@ -247,32 +267,25 @@ class Runner:
         # When no loss is to blame, any sample of the step may be.
         suspects = [key for part in parts for key in part["suspects"]]
         keys = suspects or [key for part in gather_json(_keys(batches), world=self.world) for key in part]
-        self._skipped.append(step)
-        shown = ", ".join(keys[:8]) + (" ..." if len(keys) > 8 else "")
-        self._log.say(f"step {step} skipped, weights unchanged: {why}; samples {shown}")
-        if self.world.first:
-            with (self.folder / "skipped.jsonl").open("a") as file:
-                file.write(json.dumps({"step": step, "why": why, "samples": keys}) + "\n")
-        if len(self._skipped) > self.settings.skip_budget:
-            raise BadNumbers(
-                f"{len(self._skipped)} steps were skipped, more than runner.skip_budget={self.settings.skip_budget}; "
-                f"the last ones: {self._skipped[-5:]}; step {step}: {why}, samples {shown}. All: "
-                f"{self.folder / 'skipped.jsonl'}. Lower optimizer.lr, look at the samples, or raise the budget"
-            )
+        self._skips.refuse(step, why=why, keys=keys, say=self._log.say)
+
+    def _last_line(self) -> dict[str, Any]:
+        """The numbers of the last trained step as metrics.jsonl has them, for a process that has trained none."""
+        lines = read_metrics(self.folder / "metrics.jsonl") if self.world.first else []
+        last = next((line for line in reversed(lines) if "train/loss" in line), {})
+        return dict(gather_json(last, world=self.world)[0])
 
     # --- proofs ---
 
     def _prove(self) -> None:
         self._dog.note("proving that modalities are alive")
-        before = self.source.state()
         ahead = range(min(self.settings.liveness_scan, self.settings.steps))
-        batches = ([batch.to(self.engine.device) for batch in self.source.batches(step)] for step in ahead)
+        # What is looked at ahead is counted when it is trained on.
+        batches = ([batch.to(self.engine.device) for batch in self.source.batches(step).batches] for step in ahead)
         # Without the feature cache: it would answer for changed clips with the features of the originals.
         self._report = check_modalities(
             batches, forward=lambda batch: self.engine(**model_inputs(batch)), world=self.world
         )
-        # What was looked at ahead is not trained on yet.
-        self.source.restore(before)
         self._watch = GradientWatch(self.engine.trained_parameters(), train=self.train, world=self.world)
 
     def _prove_again(self, step: int, batches: Sequence[Batch]) -> None:
@@ -304,14 +317,20 @@ class Runner:
         state = {
             "random": gather_json(random_state(), world=self.world),
             "steps_applied": self.engine.steps_applied,
-            "skipped": self._skipped,
             "spikes": self._rule.state(),
-            "source": gather_json(self.source.state(), world=self.world),
+            "skipped": self._skips.state(),
+            "counts": self._counts,
+            "held": self._held_at(done),
             "wandb_id": self._log.wandb_id,
             "world_size": self.world.size,
             "liveness": dataclasses.asdict(self._report),
         }
         self._saver.save(done, state=state, say=self._log.say)
+
+    def _held_at(self, done: int) -> dict[str, Any]:
+        """What all ranks hold for the step that comes next."""
+        parts = gather_json(self.held.held(done), world=self.world) if self.held is not None else []
+        return {name: row for part in parts for name, row in part.items()}
 
     def _finish_saving(self, done: int) -> None:
         """Wait for the disk; the last checkpoint must be there, so a failed write is tried once more."""
@@ -343,11 +362,12 @@ class Runner:
         )
         if found.state["world_size"] == self.world.size:
             restore_random_state(found.state["random"][self.world.rank])
-            self.source.restore(found.state["source"][self.world.rank])
         else:
             seed_all(self.settings.seed + found.step, rank=self.world.rank)
-            self.source.restore(summed(found.state["source"]) if self.world.first else {})
-        self._skipped = list(found.state["skipped"])
+        if self.held is not None:
+            self.held.take(found.state["held"])
+        self._counts = found.state["counts"]
+        self._skips.restore(found.state["skipped"])
         self._rule.restore(found.state["spikes"])
         self._report = LivenessReport(**found.state["liveness"])
         self._saver.saved_at = found.step

@@ -69,7 +69,7 @@ def digests(
                 rank.close()
             world = next(left)
             ranks = [opened(settings, workers=workers, rank=rank, world=world) for rank in range(world)]
-        shares = [rank.batches(step) for rank in ranks]
+        shares = [rank.batches(step).batches for rank in ranks]
         merged = [shares[number % world][number // world] for number in range(PACKS)]
         found.append(hashlib.sha256(b"".join(map(content, merged))).hexdigest())
     for rank in ranks:
@@ -82,7 +82,7 @@ def straight(settings: DataSettings) -> list[str]:
     source = opened(settings)
     samples = steps = 0
     while samples < SAMPLES:
-        samples += sum(len(batch.keys) for batch in source.batches(steps))
+        samples += sum(len(batch.keys) for batch in source.batches(steps).batches)
         steps += 1
     assert steps > source.steps_per_epoch  # so that the end of an epoch is among them
     return digests(settings, steps=steps, worlds=[1])
@@ -115,4 +115,4 @@ def test_packs_hold_families_of_both_sources(settings: DataSettings, straight: l
 
 def test_another_seed_is_another_order(settings: DataSettings, straight: list[str]) -> None:
     other = Source(settings, layout=build.LAYOUT, tokenizer=build.tokenizer(), seed=6)
-    assert hashlib.sha256(b"".join(map(content, other.batches(0)))).hexdigest() not in straight
+    assert hashlib.sha256(b"".join(map(content, other.batches(0).batches))).hexdigest() not in straight

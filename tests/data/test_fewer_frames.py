@@ -63,7 +63,7 @@ def opened(data: DataSettings) -> Source:
 
 
 def epoch(source: Source) -> list[Batch]:
-    return [batch for step in range(source.steps_per_epoch) for batch in source.batches(step)]
+    return [batch for step in range(source.steps_per_epoch) for batch in source.batches(step).batches]
 
 
 def answers(batches: list[Batch]) -> dict[str, list[int]]:

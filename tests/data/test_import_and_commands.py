@@ -68,7 +68,7 @@ def test_imported_shards_train(folder: Path) -> None:
     import_arc(folder)
     settings = build.settings(str(folder / "out" / "*.tar"), source_items_per_clip=0)
     data = Source(settings, layout=build.LAYOUT, tokenizer=build.tokenizer(), seed=0)
-    batches = [batch for step in range(data.steps_per_epoch) for batch in data.batches(step)]
+    batches = [batch for step in range(data.steps_per_epoch) for batch in data.batches(step).batches]
     assert sorted(key for batch in batches for key in batch.keys) == ["a/0", "a/1", "b_1/0"]
     # One row says where the frames stand in its sentence, the other does not: two prefixes of the same clip.
     assert sum(len(batch.media) for batch in batches) == 3
@@ -201,7 +201,7 @@ def test_real_shorts_import_and_train(tmp_path: Path) -> None:
     assert main(["import", "--format", "arc", *where, "--out", str(tmp_path), "--workers", "0"]) == 0
     settings = build.settings(str(tmp_path / "*.tar"), token_budget=4096)
     data = Source(settings, layout=build.LAYOUT, tokenizer=build.tokenizer(), seed=0)
-    (batch,) = data.batches(0)
+    (batch,) = data.batches(0).batches
     assert sorted(media.frame_count for media in batch.media) == [15, 17, 30]
     assert all(media.has_audio and media.has_video for media in batch.media)
     assert len(batch.keys) == 3

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from arcvideo.shards.write import Record, write_shards
 from arcvideo.data.source import Source
 from arcvideo.media.errors import MediaError
 from arcvideo.media.settings import FrameCacheSettings
-from arcvideo.types import Batch, Media
+from arcvideo.types import Batch, Media, StepData, summed
 from tests.data import build
 
 
@@ -37,6 +38,11 @@ def equal(first: Batch, second: Batch) -> bool:
     )
 
 
+def counted(steps: Sequence[StepData], *, name: str = "tiny") -> dict[str, int]:
+    """Items of a source over some steps, by kind."""
+    return {kind: of.get(name, 0) for kind, of in summed(step.counts for step in steps).items()}
+
+
 def broken(folder: Path) -> str:
     """Twelve clips of which one has a picture that cannot be decoded although its file looks whole."""
     records = list(build.records(12))
@@ -51,23 +57,23 @@ def broken(folder: Path) -> str:
 def test_epoch_shows_every_item_with_its_media(pattern: str) -> None:
     data = source(build.settings(pattern, packs_per_step=2, source_items_per_clip=0))
     keys: list[str] = []
-    for step in range(data.steps_per_epoch):
-        for batch in data.batches(step):
+    handed = [data.batches(step) for step in range(data.steps_per_epoch)]
+    for step in handed:
+        for batch in step.batches:
             keys += batch.keys
             frames = [media.frame_count for media in batch.media]
             image = data.specials.image
             assert (batch.input_ids == image).sum() == sum(frames) * build.LAYOUT.tokens_per_frame
             assert batch.input_ids.numel() <= 512
     assert sorted(keys) == sorted(f"clip-{clip:05d}/{item}" for clip in range(12) for item in range(7))
-    counts = data.counts()["tiny"]
-    assert (counts["planned"], counts["seen"], counts["quarantined"]) == (84, 84, 0)
+    assert counted(handed) == {"planned": 84, "seen": 84, "quarantined": 0}
 
 
 def test_modalities_are_flags_not_errors(pattern: str) -> None:
     data = source(build.settings(pattern, packs_per_step=2))
     media = {}
     for step in range(data.steps_per_epoch):
-        for batch in data.batches(step):
+        for batch in data.batches(step).batches:
             parents = batch.segments.parents.tolist()
             first_keys = [batch.keys[sum(p >= 0 for p in parents[:at])] for at, p in enumerate(parents) if p < 0]
             media.update({key.split("/")[0]: row for key, row in zip(first_keys, batch.media, strict=True)})
@@ -83,8 +89,8 @@ def test_batches_do_not_depend_on_workers_or_ranks_or_restarts(pattern: str, wor
     settings = build.settings(pattern, packs_per_step=4, workers=workers)
     ranks = [source(settings, rank=rank, world=2) for rank in range(2)]
     for step in (0, 1, 2, 1, 5):  # going back is a restart
-        whole = reference.batches(step)
-        shares = [rank.batches(step) for rank in ranks]
+        whole = reference.batches(step).batches
+        shares = [rank.batches(step).batches for rank in ranks]
         merged = [shares[number % 2][number // 2] for number in range(4)]
         assert all(equal(first, second) for first, second in zip(whole, merged, strict=True))
     for rank in ranks:
@@ -107,7 +113,7 @@ def test_a_prompt_keeps_its_place_whatever_the_ranks_and_whatever_cannot_be_read
     steps = range(2 * alone.prompt_steps_per_epoch(6) + 2)
 
     def placed(data: Source) -> list[tuple[int | None, str]]:
-        return [(prompt.place, prompt.key) for step in steps for prompt in data.prompts(step, count=6)]
+        return [(prompt.place, prompt.key) for step in steps for prompt in data.prompts(step, count=6).prompts]
 
     whole = placed(alone)
     places, keys = [place for place, _ in whole], [key for _, key in whole]
@@ -120,31 +126,28 @@ def test_a_prompt_keeps_its_place_whatever_the_ranks_and_whatever_cannot_be_read
 
 def test_mixture_of_prompts_counts_the_prompts(pattern: str) -> None:
     data = source(build.settings(pattern, source_tasks={"qa": 1.0, "asr": 1.0}), supervised=False)
-    asked = [prompt.sample.task for step in range(5) for prompt in data.prompts(step, count=4)]
+    asked = [prompt.sample.task for step in range(5) for prompt in data.prompts(step, count=4).prompts]
     row = data.mixture(5, count=4)["tiny"]["realised"]
     assert (row["items"], row["share"]) == (20, 1.0)
     assert {task: count for task, count in row["tasks"].items() if count} == dict(Counter(asked))
 
 
-def test_counts_continue_after_a_restart(pattern: str) -> None:
+def test_a_step_tells_the_same_counts_whenever_and_whoever_asks(pattern: str) -> None:
     settings = build.settings(pattern, packs_per_step=2)
-    straight, stopped = source(settings), source(settings)
-    for step in range(3):
-        straight.batches(step)
-    stopped.batches(0)
-    resumed = source(settings)
-    resumed.restore(json.loads(json.dumps(stopped.state())))
-    resumed.batches(1)
-    resumed.batches(2)
-    assert resumed.counts() == straight.counts()
+    straight, other = source(settings), source(settings)
+    first = [straight.batches(step).counts for step in range(3)]
+    assert [other.batches(step).counts for step in (2, 0, 2, 1)] == [first[2], first[0], first[2], first[1]]
+    parts = [source(settings, rank=rank, world=2) for rank in range(2)]
+    assert summed(part.batches(1).counts for part in parts) == first[1]
 
 
 def test_undecodable_clip_is_left_out_counted_and_written_down(tmp_path: Path) -> None:
     settings = build.settings(broken(tmp_path), packs_per_step=1, quarantine=QuarantineSettings(max_rate=0.5))
     file = tmp_path / "quarantine.jsonl"
     data = source(settings, quarantine_file=file)
-    keys = [key for step in range(2 * data.steps_per_epoch) for batch in data.batches(step) for key in batch.keys]
-    counts = data.counts()["tiny"]
+    handed = [data.batches(step) for step in range(2 * data.steps_per_epoch)]
+    keys = [key for step in handed for batch in step.batches for key in batch.keys]
+    counts = counted(handed)
     lost = [row for row in map(json.loads, file.read_text().splitlines()) if row["key"].startswith("clip-00004")]
     assert len(lost) == 1  # once, although it was met in two epochs
     assert lost[0]["source"] == "tiny"
@@ -172,19 +175,22 @@ def test_what_was_quarantined_is_skipped_after_a_restart(
 
     monkeypatch.setattr(Loader, "_fresh", slow_once)
     straight = source(settings, quarantine_file=file)
-    first = [batch for step in range(straight.steps_per_epoch) for batch in straight.batches(step)]
+    first = [straight.batches(step) for step in range(straight.steps_per_epoch)]
     monkeypatch.undo()
     resumed = source(settings, quarantine_file=file)
-    again = [batch for step in range(resumed.steps_per_epoch) for batch in resumed.batches(step)]
-    assert all(map(equal, first, again))
+    again = [resumed.batches(step) for step in range(resumed.steps_per_epoch)]
+    for one, other in zip(first, again, strict=True):
+        assert all(map(equal, one.batches, other.batches))
     assert resumed.counts() == straight.counts()
-    assert resumed.counts()["tiny"]["quarantined"] > 0
+    assert counted(again) == counted(first)
+    assert counted(again)["quarantined"] > 0
+    assert {key for step in again for key in step.lost} == {"clip-00004"}
 
 
 def test_frame_cache_gives_the_same_tensors_cold_and_warm(pattern: str, tmp_path: Path) -> None:
     cached = build.settings(pattern, packs_per_step=2, frame_cache=FrameCacheSettings(path=str(tmp_path)))
-    plain = source(build.settings(pattern, packs_per_step=2)).batches(0)
-    cold, warm = source(cached).batches(0), source(cached).batches(0)
+    plain = source(build.settings(pattern, packs_per_step=2)).batches(0).batches
+    cold, warm = source(cached).batches(0).batches, source(cached).batches(0).batches
     for one, other, uncached in zip(cold, warm, plain, strict=True):
         assert equal(one, other)
         assert one.keys == uncached.keys
@@ -203,7 +209,7 @@ def test_rank_that_lost_everything_gets_a_row_without_weight(tmp_path: Path) -> 
     shard = tmp_path / "shard-000000.tar"
     made.tables[0].indexes[0].shard.unlink()  # the disk fails during training
     assert not shard.exists()
-    (batch,) = made.batches(0)
+    (batch,) = made.batches(0).batches
     assert batch.target_weights.tolist() == [0.0]
     assert made.counts()["tiny"]["reasons"] == {"FileNotFoundError": 1}
 
@@ -230,7 +236,7 @@ def test_stored_features_replace_decoding(pattern: str) -> None:
 
     settings = build.settings(pattern, packs_per_step=2)
     data, plain = source(settings, features=Store()), source(settings)
-    for batch, decoded in zip(data.batches(0), plain.batches(0), strict=True):
+    for batch, decoded in zip(data.batches(0).batches, plain.batches(0).batches, strict=True):
         for media, original in zip(batch.media, decoded.media, strict=True):
             assert media.pixels is None
             assert media.mel is None
@@ -248,20 +254,20 @@ def test_random_frames_have_keys_of_their_own(pattern: str) -> None:
     same = source(build.settings(pattern, packs_per_step=2, frames="random"))
     middle = source(build.settings(pattern, packs_per_step=2))
     epoch = one.steps_per_epoch
-    keys = [{m.key for s in range(epoch) for b in data.batches(s) for m in b.media} for data in (one, same, middle)]
+    keys = [{m.key for s in range(epoch) for b in data.batches(s).batches for m in b.media} for data in (one, same, middle)]
     assert keys[0] == keys[1]
     assert not keys[0] & keys[2]
-    second = {m.key for s in range(epoch, 2 * epoch) for b in one.batches(s) for m in b.media}
+    second = {m.key for s in range(epoch, 2 * epoch) for b in one.batches(s).batches for m in b.media}
     assert not keys[0] & second
 
 
 def test_modality_can_be_taken_away(pattern: str) -> None:
     silent = source(build.settings(pattern, packs_per_step=2, source_modality="video"))
-    media = [m for step in range(silent.steps_per_epoch) for b in silent.batches(step) for m in b.media]
+    media = [m for step in range(silent.steps_per_epoch) for b in silent.batches(step).batches for m in b.media]
     assert media
     assert not any(row.has_audio or row.mel is not None for row in media)
     dropped = source(build.settings(pattern, packs_per_step=2, source_drop_video=0.5, source_drop_audio=0.5))
-    media = [m for step in range(dropped.steps_per_epoch) for b in dropped.batches(step) for m in b.media]
+    media = [m for step in range(dropped.steps_per_epoch) for b in dropped.batches(step).batches for m in b.media]
     assert not any(row.has_audio and row.has_video for row in media)
     assert all(row.has_audio or row.has_video for row in media)
 
@@ -269,9 +275,9 @@ def test_modality_can_be_taken_away(pattern: str) -> None:
 def test_prompts_are_the_questions_without_answers(pattern: str) -> None:
     settings = build.settings(pattern, source_style="think", source_tasks={"mcq": 1.0, "grounding": 1.0})
     whole = source(settings, supervised=False)
-    prompts = whole.prompts(2, count=6)
+    prompts = whole.prompts(2, count=6).prompts
     restarted = source(settings, supervised=False)
-    assert [prompt.key for prompt in restarted.prompts(2, count=6)] == [prompt.key for prompt in prompts]
+    assert [prompt.key for prompt in restarted.prompts(2, count=6).prompts] == [prompt.key for prompt in prompts]
     for prompt in prompts:
         text = build.tokenizer().decode(prompt.question_ids)
         assert text.endswith("<sep>")
@@ -281,7 +287,7 @@ def test_prompts_are_the_questions_without_answers(pattern: str) -> None:
         assert len(prompt.media) == 1
         assert prompt.duration is not None
         assert prompt.media[0].frame_count - 1 < prompt.duration <= prompt.media[0].frame_count  # short clips
-    stream = [prompt.key for step in range(4) for prompt in whole.prompts(step, count=6)]
+    stream = [prompt.key for step in range(4) for prompt in whole.prompts(step, count=6).prompts]
     assert len(set(stream)) == len(stream) == 24  # an epoch asks each of the 24 items once
 
 
@@ -300,9 +306,9 @@ def test_questions_are_known_without_reading_clips_and_some_can_be_asked(
 
 def test_prompts_are_shared_by_ranks(pattern: str) -> None:
     settings = build.settings(pattern, packs_per_step=2, source_style="think")
-    whole = [prompt.key for prompt in source(settings, supervised=False).prompts(1, count=4)]
+    whole = [prompt.key for prompt in source(settings, supervised=False).prompts(1, count=4).prompts]
     shares = [
-        [prompt.key for prompt in source(settings, supervised=False, rank=rank, world=2).prompts(1, count=4)]
+        [prompt.key for prompt in source(settings, supervised=False, rank=rank, world=2).prompts(1, count=4).prompts]
         for rank in range(2)
     ]
     assert [shares[number % 2][number // 2] for number in range(4)] == whole
@@ -331,7 +337,7 @@ def test_supervised_think_source_skips_items_without_reasoning(pattern: str) -> 
 
 def test_segments_of_a_batch_are_in_order(pattern: str) -> None:
     data = source(build.settings(pattern))
-    (batch,) = data.batches(0)
+    (batch,) = data.batches(0).batches
     starts = batch.segments.starts.tolist()
     assert all(first < second for first, second in pairwise(starts))
     assert all(parent < number for number, parent in enumerate(batch.segments.parents.tolist()))
@@ -340,7 +346,7 @@ def test_segments_of_a_batch_are_in_order(pattern: str) -> None:
 def test_steps_are_full_even_when_clips_are_few(tmp_path: Path) -> None:
     settings = build.settings(build.shards(tmp_path, count=3), packs_per_step=8, source_items_per_clip=0)
     data = source(settings)
-    batches = [batch for step in range(data.steps_per_epoch) for batch in data.batches(step)]
+    batches = [batch for step in range(data.steps_per_epoch) for batch in data.batches(step).batches]
     assert len(batches) == 8
     keys = [key for batch in batches for key in batch.keys]
     assert sorted(keys) == sorted(f"clip-{clip:05d}/{item}" for clip in range(3) for item in range(7))

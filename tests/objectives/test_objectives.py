@@ -144,16 +144,6 @@ def test_grpo_refuses_a_batch_that_was_not_rolled_out() -> None:
         Grpo()(torch.zeros(1, 7), make_batch([1], weights=[1.0], extra=rolled))
 
 
-def test_reported_extras_ignore_what_does_not_apply() -> None:
-    extra = {
-        "advantages": torch.zeros(1),
-        "old_logprobs": torch.zeros(1),
-        "metric:rewards/mcq/mean": torch.tensor([1.0, torch.nan, 0.0]),
-    }
-    loss = Grpo(GrpoSettings(beta=0.0))(torch.zeros(1, 7), make_batch([1], weights=[1.0], extra=extra))
-    assert [float(part) for part in loss.metrics["rewards/mcq/mean"]] == [1.0, 2.0]
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections import Counter
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.data.prompts import StepPrompts
 from arcvideo.objectives.grpo import Grpo
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.source import RolloutSource
@@ -57,19 +56,13 @@ class Stream:
     """An endless stream of prompts about three clips; a step takes the next `count`, a rank every n-th of them."""
 
     def __init__(self, world: World) -> None:
-        self.world, self.seen = world, 0
+        self.world = world
 
-    def prompts(self, step: int, *, count: int) -> list[Prompt]:
+    def prompts(self, step: int, *, count: int) -> StepPrompts:
         places = range(step * count + self.world.rank, (step + 1) * count, self.world.size)
         clips = [make_media("clip-a"), make_media("clip-b", frames=3), None]
-        self.seen += len(places)
-        return [replace(make_prompt(f"s{place}", media=clips[place % 3]), place=place) for place in places]
-
-    def state(self) -> dict[str, dict[str, int]]:
-        return {"seen": {"stream": self.seen}}
-
-    def restore(self, state: dict[str, dict[str, int]]) -> None:
-        self.seen = Counter(state.get("seen", {}))["stream"]
+        prompts = [replace(make_prompt(f"s{place}", media=clips[place % 3]), place=place) for place in places]
+        return StepPrompts(prompts=prompts, counts={"seen": {"stream": len(places)}})
 
 
 class DyingSource(RolloutSource):
@@ -104,7 +97,8 @@ def train(
     source = DyingSource(Stream(world), engine=engine, tokenizer=tokenizer(), settings=settings)
     source.die_at = die_at
     runner = Runner(
-        engine=engine, source=source, objective=Grpo(settings), train=["llm"], folder=Path(folder), identity="tiny",
+        engine=engine, source=source, held=source, objective=Grpo(settings), train=["llm"], folder=Path(folder),
+        identity="tiny",
         settings=RunnerSettings(steps=steps, save_every=1, liveness=False, log_every=1000),
         schedule=ScheduleSettings(name="constant"),
     )  # fmt: skip

@@ -59,7 +59,8 @@ def pair_source(folder: Path, **changes: Any) -> Source:
 
 def test_a_pair_is_two_branches_of_one_prefix_and_every_pair_weighs_the_same(tmp_path: Path) -> None:
     source = pair_source(tmp_path)
-    (batch,) = source.batches(0)
+    data = source.batches(0)
+    (batch,) = data.batches
     assert len(batch.keys) == 16
     assert [key.removesuffix("#rejected") for key in batch.keys[1::2]] == list(batch.keys[::2])
     assert not any(key.endswith("/1") for key in batch.keys)  # has no rejected answer
@@ -67,22 +68,22 @@ def test_a_pair_is_two_branches_of_one_prefix_and_every_pair_weighs_the_same(tmp
     assert (batch.segments.parents == -1).sum() == 3 + 4  # three prefixes, and the text's branches stand alone
     weights = torch.zeros(16).index_add(0, batch.target_samples, batch.target_weights)
     torch.testing.assert_close(weights, torch.ones(16))
-    assert source.counts()["pairs"]["seen"] == 8
+    assert data.counts["seen"] == {"pairs": 8}
 
 
 def test_before_the_first_update_the_reference_equals_the_policy(tmp_path: Path) -> None:
     model = make_model()
     pairs = ReferenceSource(pair_source(tmp_path), engine=Engine(model=model))
-    (batch,) = pairs.batches(0)
+    (batch,) = pairs.batches(0).batches
     assert all(media.patches is not None and media.pixels is None for media in batch.media)
     output = model(**model_inputs(batch))
     loss = Dpo()(output.logits, batch)
     assert float(loss.total / batch.target_weights.sum()) == pytest.approx(np.log(2), rel=1e-5)
     with torch.no_grad():
         next(model.language_model.parameters()).add_(0.1)
-    (later,) = pairs.batches(0)
+    (later,) = pairs.batches(0).batches
     torch.testing.assert_close(later.extra["ref_logprobs"], batch.extra["ref_logprobs"])  # it does not move
-    assert pairs.state() == pairs.source.state()
+    assert pairs.batches(0).counts == pairs.source.batches(0).counts
 
 
 def test_the_stage_trains_towards_the_chosen_answers(small_world: SmallWorld, tmp_path: Path) -> None:

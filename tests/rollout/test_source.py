@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.data.prompts import StepPrompts
 from arcvideo.objectives.grpo import Grpo
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.rewards.builtin import answer_format
 from arcvideo.rollout.sampler import stop_ids
 from arcvideo.rollout.source import RolloutSource
-from arcvideo.types import Batch, model_inputs
+from arcvideo.types import Batch, StepData, model_inputs
 from tests.rollout.test_sampler import likely_end
 from tests.rollout.world import Engine, make_model, make_prompts, placed, tokenizer
 
@@ -40,15 +40,9 @@ class Prompts:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def prompts(self, step: int, *, count: int) -> Sequence[Prompt]:
+    def prompts(self, step: int, *, count: int) -> StepPrompts:
         self.asked.append(step)
-        return placed(make_prompts(), step=step, count=count)
-
-    def state(self) -> dict[str, dict[str, int]]:
-        return {"seen": {"clips": 4 * len(self.asked)}}
-
-    def restore(self, state: dict[str, dict[str, int]]) -> None:
-        self.asked = self.asked[: state["seen"]["clips"] // 4]
+        return StepPrompts(prompts=placed(make_prompts(), step=step, count=count), counts={"seen": {"clips": 4}})
 
 
 def make_source(settings: GrpoSettings = SETTINGS, **options: Any) -> RolloutSource:
@@ -57,8 +51,9 @@ def make_source(settings: GrpoSettings = SETTINGS, **options: Any) -> RolloutSou
     return RolloutSource(Prompts(), engine=Engine(model=model), tokenizer=tokenizer(), settings=settings, **options)
 
 
-def train_step(source: RolloutSource, batches: Sequence[Batch], *, lr: float = 0.05) -> tuple[float, dict[str, float]]:
+def train_step(source: RolloutSource, data: StepData, *, lr: float = 0.05) -> tuple[float, dict[str, float]]:
     """What the Runner does: one division by the step's weight; returns loss and metrics."""
+    batches = data.batches
     model, objective = source.engine.model, Grpo(source.settings)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr)
     weight = sum(float(batch.target_weights.sum()) for batch in batches)
@@ -71,7 +66,7 @@ def train_step(source: RolloutSource, batches: Sequence[Batch], *, lr: float = 0
             old = sums.get(name, (0.0, 0.0))
             sums[name] = (old[0] + float(value), old[1] + float(count))
     optimizer.step()
-    return total, {name: value / count for name, (value, count) in sums.items() if count}
+    return total, {name: value / count for name, (value, count) in sums.items() if count} | dict(data.metrics)
 
 
 def policy_logits(model: Any, batch: Batch) -> Any:
@@ -80,8 +75,7 @@ def policy_logits(model: Any, batch: Batch) -> Any:
 
 def test_the_first_update_starts_at_ratio_one_and_kl_zero() -> None:
     source = make_source()
-    batches = source.batches(0)
-    _, metrics = train_step(source, batches)
+    _, metrics = train_step(source, source.batches(0))
     assert metrics["importance_ratio"] == pytest.approx(1.0, abs=1e-6)
     assert metrics["kl"] == pytest.approx(0.0, abs=1e-8)
     assert metrics["rollout/logprob_gap"] < 1e-5
@@ -99,7 +93,7 @@ def test_an_update_moves_the_policy_away_from_the_reference_and_raises_the_rewar
 
 
 def test_one_packed_row_per_prompts_per_batch_with_each_prompt_once() -> None:
-    batches = make_source().batches(0)
+    batches = make_source().batches(0).batches
     assert len(batches) == 2
     first = batches[0]
     assert first.segments.parents.tolist() == [-1, 0, 0, 0, 0, -1, 5, 5, 5, 5]
@@ -111,17 +105,17 @@ def test_one_packed_row_per_prompts_per_batch_with_each_prompt_once() -> None:
 
 
 def test_advantages_are_centred_per_group_and_weights_average_completions() -> None:
-    batch = make_source().batches(0)[0]
+    batch = make_source().batches(0).batches[0]
     gains = batch.extra["advantages"].view(2, 4)
     torch.testing.assert_close(gains.mean(dim=1), torch.zeros(2), atol=1e-5, rtol=0)
     assert float(batch.target_weights.sum()) == pytest.approx(8.0)
-    dapo = make_source(replace(SETTINGS, loss_type="dapo")).batches(0)[0]
+    dapo = make_source(replace(SETTINGS, loss_type="dapo")).batches(0).batches[0]
     assert float(dapo.target_weights.sum()) == len(dapo.target_ids)
 
 
 def test_a_task_can_count_less() -> None:
     whole, half = (
-        make_source(replace(SETTINGS, task_weights=weights)).batches(0)[0].extra["advantages"]
+        make_source(replace(SETTINGS, task_weights=weights)).batches(0).batches[0].extra["advantages"]
         for weights in ({}, {"grounding": 0.5})
     )
     torch.testing.assert_close(half, whole * torch.tensor([1.0] * 4 + [0.5] * 4))
@@ -131,8 +125,9 @@ def test_a_task_can_count_less() -> None:
 
 def test_metrics_have_trls_names_and_values() -> None:
     source = make_source()
-    batches = source.batches(0)
-    _, metrics = train_step(source, batches)
+    data = source.batches(0)
+    batches = data.batches
+    _, metrics = train_step(source, data)
     lengths = torch.cat([torch.bincount(batch.target_samples) for batch in batches]).float()
     assert metrics["completions/mean_length"] == pytest.approx(float(lengths.mean()))
     assert 0 < metrics["completions/clipped_ratio"] < 1
@@ -147,9 +142,11 @@ def test_iterations_reuse_the_completions_and_then_the_ratio_moves() -> None:
     first = source.batches(0)
     train_step(source, first, lr=0.5)
     again = source.batches(1)
-    assert all(torch.equal(there.target_ids, here.target_ids) for there, here in zip(first, again, strict=True))
-    assert "metric:rollout/seconds/decode" in first[0].extra
-    assert "metric:rollout/seconds/decode" not in again[0].extra  # nothing was sampled for this update
+    assert all(
+        torch.equal(there.target_ids, here.target_ids) for there, here in zip(first.batches, again.batches, strict=True)
+    )
+    assert "rollout/seconds/decode" in first.metrics
+    assert "rollout/seconds/decode" not in again.metrics  # nothing was sampled for this update
     _, metrics = train_step(source, again)
     assert abs(metrics["importance_ratio"] - 1.0) > 1e-5
     assert metrics["kl"] > 0
@@ -159,10 +156,10 @@ def test_iterations_reuse_the_completions_and_then_the_ratio_moves() -> None:
 
 def test_asking_for_a_step_twice_gives_the_same_rollout() -> None:
     source = make_source()
-    assert source.batches(0) is source.batches(0)
-    again = make_source().batches(0)
-    assert torch.equal(again[0].target_ids, source.batches(0)[0].target_ids)
-    other = make_source(seed=1).batches(0)
+    assert source.batches(0).batches is source.batches(0).batches
+    again = make_source().batches(0).batches
+    assert torch.equal(again[0].target_ids, source.batches(0).batches[0].target_ids)
+    other = make_source(seed=1).batches(0).batches
     assert not torch.equal(other[0].target_ids, again[0].target_ids) or len(other[0].target_ids) != len(
         again[0].target_ids
     )
@@ -171,8 +168,10 @@ def test_asking_for_a_step_twice_gives_the_same_rollout() -> None:
 def test_the_same_prompt_twice_in_a_step_draws_different_completions() -> None:
     source = make_source(replace(SETTINGS, num_generations=8))
     twice = placed([make_prompts()[0]] * 4, step=0, count=4)
-    source.source.prompts = lambda step, *, count: twice  # one source with weight 4, or a step across epochs
-    drawn = completions_of(source.batches(0))
+    source.source.prompts = lambda step, *, count: StepPrompts(
+        prompts=twice
+    )  # one source with weight 4, or a step across epochs
+    drawn = completions_of(source.batches(0).batches)
     assert len({tuple(ids) for ids in drawn}) > 8 * 3  # sampled tokens may coincide now and then, whole groups do not
     assert len({tuple(tuple(ids) for ids in drawn[start : start + 8]) for start in range(0, 32, 8)}) == 4
 
@@ -188,17 +187,17 @@ def completions_of(batches: Sequence[Batch]) -> list[list[int]]:
 
 def test_completions_depend_on_the_place_of_a_prompt_and_not_on_what_else_is_asked() -> None:
     whole = make_source()
-    drawn = completions_of(whole.batches(0))
+    drawn = completions_of(whole.batches(0).batches)
     alone = make_source(replace(SETTINGS, require_reward_spread=False))
     third = placed(make_prompts(), step=0, count=4)[2:3]  # the others could not be read
-    alone.source.prompts = lambda step, *, count: third
-    assert completions_of(alone.batches(0))[:4] == drawn[8:12]
+    alone.source.prompts = lambda step, *, count: StepPrompts(prompts=third)
+    assert completions_of(alone.batches(0).batches)[:4] == drawn[8:12]
 
 
 def test_without_beta_no_reference_is_kept_or_run() -> None:
     source = make_source(replace(SETTINGS, beta=0.0))
     assert source._reference is None
-    assert "ref_logprobs" not in source.batches(0)[0].extra
+    assert "ref_logprobs" not in source.batches(0).batches[0].extra
 
 
 def test_the_reference_shares_the_towers_and_copies_what_trains() -> None:
@@ -214,14 +213,15 @@ def test_the_reference_shares_the_towers_and_copies_what_trains() -> None:
 
 
 def test_truncated_completions_can_be_left_out() -> None:
-    batch = make_source(replace(SETTINGS, mask_truncated_completions=True)).batches(0)[0]
+    data = make_source(replace(SETTINGS, mask_truncated_completions=True)).batches(0)
+    batch = data.batches[0]
     mask = batch.extra["loss_mask"]
     lengths = torch.bincount(batch.target_samples)
     last = torch.stack([ids[-1] for ids in batch.target_ids.split(lengths.tolist())])
     cut = ~torch.isin(last, torch.tensor(sorted(stop_ids(tokenizer()))))
     assert mask.bool().tolist() == (~cut[batch.target_samples]).tolist()
     assert cut.any()
-    assert float(batch.extra["metric:completions/clipped_ratio"]) > 0
+    assert data.metrics["completions/clipped_ratio"] > 0
     assert int(lengths.max()) == 10
 
 
@@ -230,7 +230,7 @@ def test_nothing_is_learned_from_completions_that_are_left_out(loss_type: str) -
     settings = replace(SETTINGS, loss_type=loss_type, mask_truncated_completions=True, beta=0.5)
     source = make_source(settings)
     learned, left_out = 0, 0
-    for batch in source.batches(0):
+    for batch in source.batches(0).batches:
         logits = policy_logits(source.engine.model, batch).detach().requires_grad_()
         moved = replace(batch, extra={**batch.extra, "old_logprobs": batch.extra["old_logprobs"] - 0.1})
         loss = Grpo(settings)(logits, moved)
@@ -246,7 +246,10 @@ def test_nothing_is_learned_from_completions_that_are_left_out(loss_type: str) -
 
 def test_groups_without_spread_can_be_dropped_but_rows_stay_as_many() -> None:
     equal = replace(SETTINGS, rewards={"format": 1.0}, require_reward_spread=False)
-    kept, dropped = make_source(equal).batches(0), make_source(replace(equal, drop_zero_variance=True)).batches(0)
+    kept, dropped = (
+        make_source(equal).batches(0).batches,
+        make_source(replace(equal, drop_zero_variance=True)).batches(0).batches,
+    )
     assert len(kept) == len(dropped) == 2
     assert [len(batch.keys) for batch in kept] == [8, 8]
     assert [len(batch.keys) for batch in dropped] == [4, 4]
@@ -257,9 +260,11 @@ def test_groups_without_spread_can_be_dropped_but_rows_stay_as_many() -> None:
 def test_prompts_that_could_not_be_read_leave_empty_rows(monkeypatch: pytest.MonkeyPatch, readable: int) -> None:
     source = make_source()
     monkeypatch.setattr(
-        source.source, "prompts", lambda step, *, count: placed(make_prompts(), step=step, count=readable)
+        source.source,
+        "prompts",
+        lambda step, *, count: StepPrompts(prompts=placed(make_prompts(), step=step, count=readable)),
     )
-    batches = source.batches(0)
+    batches = source.batches(0).batches
     assert [len(batch.target_weights.nonzero()) > 0 for batch in batches] == [readable > 0, readable > 2]
     losses = [Grpo(SETTINGS)(policy_logits(source.engine.model, batch), batch).total.detach() for batch in batches]
     assert all(loss.isfinite() for loss in losses)
@@ -268,7 +273,7 @@ def test_prompts_that_could_not_be_read_leave_empty_rows(monkeypatch: pytest.Mon
 
 def test_batch_scaling_uses_the_spread_of_the_whole_batch() -> None:
     source = make_source(replace(SETTINGS, scale_rewards="batch"))
-    batches = source.batches(0)
+    batches = source.batches(0).batches
     texts = [
         tokenizer().decode(ids.tolist(), skip_special_tokens=True)
         for batch in batches
@@ -314,7 +319,7 @@ def test_an_unknown_reward_fails_before_anything_is_sampled() -> None:
 def test_sample_rollouts_are_written_for_people(tmp_path: Path) -> None:
     source = make_source(log=tmp_path / "run" / "rollouts.jsonl")
     source.batches(0)
-    source.batches(1)
+    shown = source.batches(1).samples
     make_source(log=tmp_path / "run" / "rollouts.jsonl").batches(0)  # starts again: replaces both steps
     rows = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
     assert len(rows) == SETTINGS.log_completions
@@ -323,17 +328,14 @@ def test_sample_rollouts_are_written_for_people(tmp_path: Path) -> None:
     assert set(rows[0]["rewards"]) == {f"{__name__}:length", "format"}
     assert rows[0]["notes"]["format"] == {"problem": "not <think>..</think><answer>..</answer>"}
     assert rows[4]["span"] is None  # nothing readable was said
-    assert [row["completion"] for row in source.samples(1)][:4] != [row["completion"] for row in rows][:4]
+    assert [row["completion"] for row in shown][:4] != [row["completion"] for row in rows][:4]
     assert (tmp_path / "run" / "rollouts.png").exists()
 
 
-def test_looking_ahead_is_not_counted_but_what_is_kept_of_it_is() -> None:
-    source = make_source()
-    fresh = source.state()
-    source.batches(0)
-    source.restore(fresh)
-    source.batches(0)
-    assert source.state() == {"seen": {"clips": 4}}
-    source.batches(1)
-    source.restore(fresh)
-    assert source.state() == fresh
+def test_a_step_tells_what_it_was_handed_and_its_repetition_nothing() -> None:
+    source = make_source(replace(SETTINGS, num_iterations=2))
+    first, again = source.batches(0), source.batches(1)
+    assert first.counts == {"seen": {"clips": 4}}
+    assert first.samples
+    assert (again.counts, list(again.samples)) == ({}, [])
+    assert source.batches(0).counts == first.counts  # whoever looked ahead gets the step as it is

@@ -25,7 +25,7 @@ from arcvideo.runner.ranks import World, barrier, join
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import OptimizerSettings, RunnerSettings, ScheduleSettings
 from arcvideo.runner.trainable import tensor_digest, train_only
-from arcvideo.types import Batch
+from arcvideo.types import StepData
 from tests.runner.tiny import Rows, Tiny, cross_entropy
 
 TRAIN = ["llm", "vision_projector", "audio_projector"]
@@ -42,7 +42,7 @@ class DyingRows(Rows):
     die_at: int | None = None
     pause: float = 0.0
 
-    def batches(self, step: int) -> list[Batch]:
+    def batches(self, step: int) -> StepData:
         """The rows, or the end."""
         if step == self.die_at:
             raise Died

@@ -8,7 +8,7 @@ import torch
 
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.runner.trainable import train_only
-from arcvideo.types import Batch, Media
+from arcvideo.types import Batch, Media, StepData
 from tests.model.small import SPECIAL, Row, clip, prefix, small_model, text
 
 KINDS = ("text", "image", "audio", "video", "both")
@@ -89,16 +89,9 @@ class Cut:
         """
         self.rows, self.rank, self.ranks = rows, rank, ranks
 
-    def batches(self, step: int) -> list[Batch]:
+    def batches(self, step: int) -> StepData:
         """This rank's rows of the step."""
         units = [(step * UNITS + place, KINDS[(step + place) % len(KINDS)]) for place in range(UNITS)]
         size = UNITS // self.rows
         rows = [units[start : start + size] for start in range(0, UNITS, size)]
-        return [packed(row) for row in rows[self.rank :: self.ranks]]
-
-    def state(self) -> dict[str, dict[str, int]]:
-        """Nothing is counted."""
-        return {}
-
-    def restore(self, state: dict[str, dict[str, int]]) -> None:
-        """Nothing is counted."""
+        return StepData(batches=[packed(row) for row in rows[self.rank :: self.ranks]])

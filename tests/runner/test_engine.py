@@ -26,7 +26,7 @@ CASES = [*((stage, "fp32") for stage in range(4)), (0, "bf16"), SLOW, (2, "bf16"
 
 
 def one_step(engine: Engine, *, step: int = 0, factor: float = 1.0, refuse: Refuse = lambda norm: False) -> bool:
-    batches = Rows().batches(step)
+    batches = Rows().batches(step).batches
     for number, row in enumerate(batches):
         loss = cross_entropy(engine(**model_inputs(row)), row).total / 50
         engine.backward(loss * factor, last=number == len(batches) - 1)
@@ -73,7 +73,7 @@ def test_a_rank_alone_at_zero_0_steps_to_the_bits_of_a_step_through_deepspeed(wo
 
 def test_what_no_batch_reached_is_a_gradient_of_zero(world: World) -> None:
     engine = build_engine(world=world)
-    (batch, *_) = Rows().batches(0)
+    (batch, *_) = Rows().batches(0).batches
     engine.backward(cross_entropy(engine(**model_inputs(batch)), batch).total, last=True)
     name, parameter = next(iter(engine.trained_parameters().items()))
     parameter.grad = None
@@ -101,7 +101,7 @@ def test_frozen_modules_are_hidden_from_deepspeed_and_come_back(world: World, st
 def test_whole_weights_under_zero3_give_the_logits_of_a_training_forward(world: World) -> None:
     engine = build_engine(world=world, stage=3)
     one_step(engine)
-    row = Rows().batches(3)[1]
+    row = Rows().batches(3).batches[1]
     expected = engine(**model_inputs(row)).detach()
     with engine.whole_weights() as model, torch.no_grad():
         for _ in range(2):
@@ -203,7 +203,7 @@ def test_recomputed_activations_give_the_same_step(world: World, stage: int) -> 
         model = real_model()
         model.activation_checkpointing = recompute
         engine = Engine(model, world=world, settings=engine_keys(stage), optimizer=OptimizerSettings(lr=1e-3))
-        for row in Cut(rows=2).batches(0):
+        for row in Cut(rows=2).batches(0).batches:
             engine.backward(NextToken()(engine(**model_inputs(row)), row).total, last=row.keys[0] != "text-0")
         curves[recompute] = (engine.step().grad_norm, tensor_digest(engine.weights()))
     assert curves["none"] == curves["selective"] == curves["full"]

@@ -40,7 +40,7 @@ def test_bf16_follows_fp32_under_every_zero_stage(tmp_path: Path, world: World, 
 @pytest.mark.gpu
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_bf16_forward_computes_in_bf16(world: World, stage: int) -> None:
-    (batch, *_) = Rows().batches(0)
+    (batch, *_) = Rows().batches(0).batches
     engine = build_engine(world=world, stage=stage, precision="bf16")
     assert engine(**model_inputs(batch.to(world.device))).dtype == torch.bfloat16
 

@@ -18,7 +18,7 @@ from arcvideo.runner.ranks import World
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import OptimizerSettings, RunnerSettings, ScheduleSettings
 from arcvideo.runner.trainable import changed_modules, frozen_hashes, train_only
-from arcvideo.types import Batch, Media
+from arcvideo.types import Media, StepData
 from tests.runner.job import TRAIN
 from tests.runner.real import packed, real_model
 from tests.runner.tiny import Rows, Tiny, batch, clip, cross_entropy
@@ -85,9 +85,9 @@ def test_the_proof_repeated_during_the_run_finds_a_modality_that_died(
 class RealRows(Rows):
     """Rows of the real model with clips."""
 
-    def batches(self, step: int) -> list[Batch]:
+    def batches(self, step: int) -> StepData:
         """Two clips in a row."""
-        return [packed([(2 * step, "both"), (2 * step + 1, "both")])]
+        return StepData(batches=[packed([(2 * step, "both"), (2 * step + 1, "both")])])
 
 
 def test_the_real_model_is_refused_when_it_does_not_read_what_its_clips_hold(tmp_path: Path, world: World) -> None:

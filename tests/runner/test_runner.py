@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ from arcvideo.runner.settings import (
     engine_problems,
     runner_problems,
 )
-from arcvideo.runner.trainable import train_only, trainable_table
+from arcvideo.runner.trainable import tensor_digest, train_only, trainable_table
+from arcvideo.types import StepData
 from tests.runner.job import ROOT, TRAIN, build_engine, train
 from tests.runner.tiny import Rows, Tiny, batch, cross_entropy
 
@@ -52,7 +54,7 @@ def test_a_run_writes_one_line_a_step_and_tells_a_person(
 
 
 def test_the_loss_is_a_mean_over_the_targets_of_all_micro_batches(tmp_path: Path, world: World) -> None:
-    model, rows = Tiny(), Rows().batches(0)
+    model, rows = Tiny(), Rows().batches(0).batches
     losses = [cross_entropy(model(**_inputs(row)).logits, row).total for row in rows]
     expected = float(sum(losses).detach() / sum(row.target_weights.sum() for row in rows))  # type: ignore[union-attr]
     runner(tmp_path, world=world, source=Rows(), liveness=False, steps=1).run()
@@ -81,12 +83,97 @@ class Untargeted(Rows):
     def batches(self, step):
         row = batch(0)
         row.target_weights.zero_()
-        return [row]
+        return StepData(batches=[row])
 
 
 def test_a_step_without_targets_is_an_error(tmp_path: Path, world: World) -> None:
     with pytest.raises(ValueError, match="no target tokens"):
         runner(tmp_path, world=world, source=Untargeted(), liveness=False).run()
+
+
+class Lossy(Rows):
+    """Counts its rows; nothing of the steps in `gone` can be read."""
+
+    gone: tuple[int, ...] = ()
+
+    def batches(self, step):
+        data = super().batches(step)
+        count = len(data.batches)
+        if step not in self.gone:
+            return replace(data, counts={"planned": {"clips": count}, "seen": {"clips": count}})
+        counts = {"planned": {"clips": count}, "quarantined": {"clips": count}}
+        return StepData(batches=Untargeted().batches(0).batches, counts=counts, lost=("damaged-1", "damaged-2"))
+
+
+def lossy(*gone: int) -> Lossy:
+    source = Lossy()
+    source.gone = gone
+    return source
+
+
+@pytest.mark.parametrize("gone", [(0,), (2,), (3,), (1, 2)])
+def test_a_step_whose_clips_are_all_quarantined_is_passed_over_and_accounted(
+    tmp_path: Path, world: World, capfd: pytest.CaptureFixture[str], gone: tuple[int, ...]
+) -> None:
+    made = runner(tmp_path, world=world, source=lossy(*gone), skip_budget=0, liveness_scan=4)
+    result = made.run()
+    assert result.steps == 4
+    assert result.skipped == list(gone)
+    lost = 8 * len(gone)
+    assert result.counts == {
+        "planned": {"clips": 32}, "seen": {"clips": 32 - lost}, "quarantined": {"clips": lost}
+    }  # fmt: skip
+    told = capfd.readouterr().err
+    assert all(
+        f"step {step} skipped, weights unchanged: all of its clips are quarantined; samples damaged-1, damaged-2"
+        in told
+        for step in gone
+    )
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert [line["step"] for line in lines if "train/loss" not in line] == list(gone)
+    assert result.metrics["train/loss"] == [line["train/loss"] for line in lines if "train/loss" in line][-1]
+    assert made.engine.steps_applied == 4 - len(gone)
+
+
+def test_a_passed_over_step_leaves_weights_and_optimizer_as_they_were(tmp_path: Path, world: World) -> None:
+    ends = []
+    for folder, steps in (("passed", 3), ("short", 2)):
+        made = runner(tmp_path / folder, world=world, source=lossy(2), steps=3)
+        made.run(until=steps)
+        ends.append([tensor_digest(made.engine.weights()), tensor_digest(made.engine.optimizer_state())])
+    assert ends[0] == ends[1]
+
+
+def test_counts_pass_over_looking_ahead_and_restarts(tmp_path: Path, world: World) -> None:
+    first = runner(tmp_path, world=world, source=lossy(1), liveness_scan=3).run(until=2)
+    assert first.counts["planned"] == {"clips": 16}  # what the proof of liveness looked at ahead is not counted
+    second = runner(tmp_path, world=world, source=lossy(1), liveness_scan=3).run()
+    assert second.counts == {"planned": {"clips": 32}, "seen": {"clips": 24}, "quarantined": {"clips": 8}}
+    assert second.skipped == [1]
+
+
+@pytest.mark.parametrize("gone", [(), (3,)])
+def test_a_run_killed_after_its_last_step_still_tells_its_metrics(
+    tmp_path: Path, world: World, gone: tuple[int, ...]
+) -> None:
+    first = runner(tmp_path, world=world, source=lossy(*gone)).run()
+    again = runner(tmp_path, world=world, source=lossy(*gone)).run()  # nothing is left to train
+    assert again.resumed_from == 4
+    assert again.metrics == first.metrics
+    assert again.metrics["train/loss"] > 0
+
+
+def test_metrics_samples_and_notes_of_a_step_reach_the_log(
+    tmp_path: Path, world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Telling(Rows):
+        def batches(self, step):
+            return replace(super().batches(step), metrics={"reward": 0.5 + step}, notes=(f"note of {step}",))
+
+    runner(tmp_path, world=world, source=Telling(), steps=2, liveness=False).run()
+    assert [line["train/reward"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [0.5, 1.5]
+    assert capfd.readouterr().err.count("note of ") == 2
 
 
 def test_wandb_failures_never_stop_training(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arcvideo.objectives.loss import Loss
-from arcvideo.types import Batch, Media, Segments
+from arcvideo.types import Batch, Media, Segments, StepData
 
 VOCABULARY, WIDTH = 37, 16
 
@@ -115,7 +115,7 @@ class Rows:
     ) -> None:
         self.rank, self.ranks, self.rows, self.media, self.poison = rank, ranks, rows, media, poison
 
-    def batches(self, step: int) -> list[Batch]:
+    def batches(self, step: int) -> StepData:
         """This rank's rows of the step."""
         made = []
         for number in range(step * self.rows, (step + 1) * self.rows):
@@ -124,14 +124,7 @@ class Rows:
             if self.poison == step and number % self.rows == 0:
                 row.target_weights[0] = float("inf")
             made.append(row)
-        return made[self.rank :: self.ranks]
-
-    def state(self) -> dict[str, dict[str, int]]:
-        """Nothing is counted."""
-        return {}
-
-    def restore(self, state: dict[str, dict[str, int]]) -> None:
-        """Nothing is counted."""
+        return StepData(batches=made[self.rank :: self.ranks])
 
 
 def cross_entropy(logits: Tensor, batch: Batch) -> Loss:

@@ -6,11 +6,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from arcvideo.runner.badnumbers import BadNumbers
 from arcvideo.runner.ranks import World, gather_json
-from arcvideo.runner.runner import BadNumbers, Runner
+from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import RunnerSettings, ScheduleSettings
 from arcvideo.runner.trainable import tensor_digest
-from arcvideo.types import Batch, model_inputs
+from arcvideo.types import StepData, model_inputs
 from tests.runner.job import TRAIN, build_engine
 from tests.runner.tiny import Rows, cross_entropy
 
@@ -23,7 +24,7 @@ def refused_step(*, world: World, stage: int, precision: str, offload: bool = Fa
     """
 
     def step(engine: Any, number: int, *, bad: bool = False) -> bool:
-        batches = Rows(rank=world.rank, ranks=world.size).batches(number)
+        batches = Rows(rank=world.rank, ranks=world.size).batches(number).batches
         for place, row in enumerate(batches):
             loss = cross_entropy(engine(**model_inputs(row)), row).total / 50
             engine.backward(loss * (float("inf") if bad else 1.0), last=place == len(batches) - 1)
@@ -51,13 +52,13 @@ class Poisoned(Rows):
 
     poisons: list[list[int]]
 
-    def batches(self, step: int) -> list[Batch]:
+    def batches(self, step: int) -> StepData:
         """This rank's rows of the step."""
-        rows = super().batches(step)
+        data = super().batches(step)
         for at, place in self.poisons:
             if at == step and place % self.ranks == self.rank:
-                rows[place // self.ranks].target_weights[0] = float("inf")
-        return rows
+                data.batches[place // self.ranks].target_weights[0] = float("inf")
+        return data
 
 
 def poisoned_run(*, world: World, folder: str, stage: int, poisons: list[list[int]], skip_budget: int) -> str:
@@ -79,7 +80,7 @@ def poisoned_run(*, world: World, folder: str, stage: int, poisons: list[list[in
 class Stuck(Rows):
     """Never comes back with the data of step 2 on the last rank."""
 
-    def batches(self, step: int) -> list[Batch]:
+    def batches(self, step: int) -> StepData:
         """The rows, or nothing for a minute."""
         if step == 2 and self.rank == self.ranks - 1:
             the_place_that_hangs()

@@ -16,6 +16,7 @@ from arcvideo.data.source import Source
 from arcvideo.media.settings import MediaLimits
 from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.shards.write import Record, write_shards
+from arcvideo.types import summed
 from tests.data import build
 from tests.media.conftest import picture
 
@@ -51,10 +52,8 @@ def opened(pattern: str, folder: Path, *, workers: int, **limits: float) -> Sour
 
 def read_all(source: Source) -> dict[str, int]:
     assert source.steps_per_epoch >= CLIPS
-    for step in range(source.steps_per_epoch):
-        source.batches(step)
-    counts = source.counts()["still"]
-    return {name: counts[name] for name in ("planned", "seen", "quarantined")}
+    counts = summed(source.batches(step).counts for step in range(source.steps_per_epoch))
+    return {name: counts[name].get("still", 0) for name in ("planned", "seen", "quarantined")}
 
 
 def quarantined(folder: Path) -> list[tuple[str, str]]:

@@ -64,7 +64,7 @@ def test_features_of_the_training_clips_are_found_by_the_data_path(
         wording="brief",
     )
     source = Source(settings, layout=LAYOUT, tokenizer=load_tokenizer(small_world.base), seed=0, features=store)
-    batches = [batch for step in range(source.steps_per_epoch) for batch in source.batches(step)]
+    batches = [batch for step in range(source.steps_per_epoch) for batch in source.batches(step).batches]
     source.close()
     assert len(asked) == 16
     assert all(asked.values())
