@@ -17,14 +17,14 @@ from tests.conftest import SmallWorld
 from tests.processes import finished
 
 WEIGHTS = [("a", torch.arange(3.0)), ("b", torch.ones(2))]
-STATE = {"random": [[1]], "steps_applied": 2, "skipped": [], "spikes": {}, "source": [{}], "wandb_id": "x"}
+STATE = {"random": [[1]], "steps_applied": 2, "skipped": {}, "spikes": {}, "held": {}, "wandb_id": "x"}
 
 
 def made(folder: Path, *, losses: tuple[float, float] = (2.0, 1.0), b: float = 1.0, seen: int = 4) -> Path:
     """A run of two steps as it lies on the disk."""
     share = Share(
         step=2, identity="me", token="t", weights=[WEIGHTS[0], ("b", torch.full((2,), b))], optimizer=[],
-        state=STATE | {"source": [{"seen": {"s": seen}}]},
+        state=STATE | {"counts": {"seen": {"s": seen}}},
     )  # fmt: skip
     CheckpointFolder(folder / "checkpoints").write(share)
     spent = {
@@ -56,7 +56,7 @@ def test_a_zero_of_another_sign_is_another_number(tmp_path: Path) -> None:
 
 def test_other_counts_of_samples_are_a_difference(tmp_path: Path) -> None:
     found = difference(made(tmp_path / "one"), made(tmp_path / "other", seen=5), steps=2)
-    assert found == {"step": 1, "what": "source of the checkpoint differs"}
+    assert found == {"step": 1, "what": "counts of the checkpoint differs"}
 
 
 @pytest.mark.parametrize("steps", ["1", "1000"])

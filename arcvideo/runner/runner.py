@@ -272,7 +272,7 @@ class Runner:
     def _last_line(self) -> dict[str, Any]:
         """The numbers of the last trained step as metrics.jsonl has them, for a process that has trained none."""
         lines = read_metrics(self.folder / "metrics.jsonl") if self.world.first else []
-        last = next((line for line in reversed(lines) if "train/loss" in line), {})
+        last: dict[str, Any] = next((line for line in reversed(lines) if "train/loss" in line), {})
         return dict(gather_json(last, world=self.world)[0])
 
     # --- proofs ---
