@@ -221,7 +221,11 @@ class _Table:
             stage = "media" if isinstance(error, MediaError) else "record"
             self.problems.append(Problem(key=group.key, stage=stage, reason=error.reason, detail=error.detail))
             return
-        good = [row for number, item in enumerate(items) if (row := self._item(item, key=group.key, number=number, media=media))]
+        good = [
+            row
+            for number, item in enumerate(items)
+            if (row := self._item(item, key=group.key, number=number, media=media))
+        ]
         if not good:
             return
         start, key = len(self.keys), group.key.encode()
