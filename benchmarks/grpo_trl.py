@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -206,7 +206,8 @@ class _Prompts:
         self._all = prompts
 
     def prompts(self, step: int, *, count: int) -> list[Prompt]:
-        return self._all[step * count : (step + 1) * count]
+        places = range(step * count, (step + 1) * count)
+        return [replace(prompt, place=place) for place, prompt in zip(places, self._all[places.start :], strict=False)]
 
     def state(self) -> dict[str, dict[str, int]]:
         return {}

@@ -91,6 +91,33 @@ def test_batches_do_not_depend_on_workers_or_ranks_or_restarts(pattern: str, wor
         rank.close()
 
 
+def test_a_prompt_keeps_its_place_whatever_the_ranks_and_whatever_cannot_be_read(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = build.settings(pattern, packs_per_step=2, quarantine=QuarantineSettings(max_rate=1.0))
+    read = Loader._fresh
+
+    def sometimes(self: Loader, clip: int, *, seed: int) -> Media:
+        if self.table.key(clip) == "clip-00004":
+            raise MediaError("timeout", "clip-00004: not decoded within 120 s")
+        return read(self, clip, seed=seed)
+
+    monkeypatch.setattr(Loader, "_fresh", sometimes)
+    alone = source(damaged, supervised=False)
+    steps = range(2 * alone.prompt_steps_per_epoch(6) + 2)
+
+    def placed(data: Source) -> list[tuple[int | None, str]]:
+        return [(prompt.place, prompt.key) for step in steps for prompt in data.prompts(step, count=6)]
+
+    whole = placed(alone)
+    places, keys = [place for place, _ in whole], [key for _, key in whole]
+    assert places == sorted(set(places))
+    assert len(places) < 6 * len(steps)  # some could not be read, and their places stay empty
+    assert len(set(keys)) < len(keys)  # in the next epoch a key stands at another place
+    parts = [placed(source(damaged, supervised=False, rank=rank, world=2)) for rank in range(2)]
+    assert sorted(parts[0] + parts[1]) == whole
+
+
 def test_mixture_of_prompts_counts_the_prompts(pattern: str) -> None:
     data = source(build.settings(pattern, source_tasks={"qa": 1.0, "asr": 1.0}), supervised=False)
     asked = [prompt.sample.task for step in range(5) for prompt in data.prompts(step, count=4)]
