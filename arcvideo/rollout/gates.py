@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.prompts import Prompt
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.measure import ZERO_STD, Report
 from arcvideo.types import Batch

@@ -15,7 +15,7 @@ from arcvideo.types import Batch, StepData
 
 
 class PairSource(Protocol):
-    """Where pairs come from: `arcvideo.data.source.Source` opened with pairs=True."""
+    """Where pairs come from: `arcvideo.feed.source.Source` opened with pairs=True."""
 
     def batches(self, step: int) -> StepData:
         """Return this rank's packed rows of a global step."""

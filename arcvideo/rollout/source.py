@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from arcvideo.data.prompts import Prompt, StepPrompts
+from arcvideo.feed.prompts import Prompt, StepPrompts
 from arcvideo.model.special import special_ids
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.collect import Collected, collect
@@ -43,7 +43,7 @@ from arcvideo.types import Batch, StepData, summed
 
 
 class PromptSource(Protocol):
-    """Where prompts come from: `arcvideo.data.source.Source`."""
+    """Where prompts come from: `arcvideo.feed.source.Source`."""
 
     def prompts(self, step: int, *, count: int) -> StepPrompts:
         """Return this rank's share of the `count` prompts of a step; a pure function of the step."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arcvideo.data.prompts import StepPrompts
+from arcvideo.feed.prompts import StepPrompts
 from arcvideo.objectives.grpo import Grpo
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.source import RolloutSource

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from arcvideo.data.prompts import StepPrompts
+from arcvideo.feed.prompts import StepPrompts
 from arcvideo.rollout.held import from_json, hold, restore_group, to_json
 from arcvideo.rollout.source import RolloutSource
 from tests.rollout.test_source import SETTINGS, likely_end, train_step

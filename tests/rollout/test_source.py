@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from arcvideo.data.prompts import StepPrompts
+from arcvideo.feed.prompts import StepPrompts
 from arcvideo.objectives.grpo import Grpo
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.rewards.builtin import answer_format

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from arcvideo.data.load import Loader
-from arcvideo.data.quarantine import QuarantineBudgetError
-from arcvideo.planning.settings import DataSettings, QuarantineSettings
-from arcvideo.shards.write import Record, write_shards
-from arcvideo.data.source import Source
+from arcvideo.feed.load import Loader
+from arcvideo.feed.quarantine import QuarantineBudgetError
+from arcvideo.feed.source import Source
 from arcvideo.media.errors import MediaError
 from arcvideo.media.settings import FrameCacheSettings
+from arcvideo.planning.settings import DataSettings, QuarantineSettings
+from arcvideo.shards.write import Record, write_shards
 from arcvideo.types import Batch, Media, StepData, summed
 from tests.data import build
 
@@ -254,7 +254,9 @@ def test_random_frames_have_keys_of_their_own(pattern: str) -> None:
     same = source(build.settings(pattern, packs_per_step=2, frames="random"))
     middle = source(build.settings(pattern, packs_per_step=2))
     epoch = one.steps_per_epoch
-    keys = [{m.key for s in range(epoch) for b in data.batches(s).batches for m in b.media} for data in (one, same, middle)]
+    keys = [
+        {m.key for s in range(epoch) for b in data.batches(s).batches for m in b.media} for data in (one, same, middle)
+    ]
     assert keys[0] == keys[1]
     assert not keys[0] & keys[2]
     second = {m.key for s in range(epoch, 2 * epoch) for b in one.batches(s).batches for m in b.media}
