@@ -13,6 +13,7 @@ from typing import Any
 import braceexpand
 from tqdm import tqdm
 
+from arcvideo.files import write_lines
 from arcvideo.data.importers import IMPORTERS, ImportReport, ImportRequest
 from arcvideo.data.importers.conversations import MetaEntry, meta_entries
 from arcvideo.data.importers.write import write_drafts
@@ -90,8 +91,7 @@ def _import_one(options: argparse.Namespace, request: ImportRequest, *, kind: st
     except ValueError:
         print_problems(report.problems)
         raise
-    rows = [json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in report.problems]
-    (options.out / f"{name}.quarantine.jsonl").write_text("".join(rows), encoding="utf-8", errors="backslashreplace")
+    write_lines(options.out / f"{name}.quarantine.jsonl", map(asdict, report.problems))
     print(f"{report.rows} rows: {report.used} used in {len(paths)} shards, {len(report.problems)} quarantined")
     assert report.rows == report.used + len(report.problems)
     if report.loose_tags:
