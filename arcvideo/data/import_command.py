@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 import braceexpand
 from tqdm import tqdm
 
-from arcvideo.files import write_lines
 from arcvideo.data.importers import IMPORTERS, ImportReport, ImportRequest
 from arcvideo.data.importers.conversations import MetaEntry, meta_entries
 from arcvideo.data.importers.write import write_drafts
+from arcvideo.files import write_lines
 from arcvideo.shards.index import ensure_indexes
 from arcvideo.shards.members import Problem
 
