@@ -205,7 +205,7 @@ def test_logger_files_fill_the_settings() -> None:
             {"optimizer": OptimizerSettings(name="muon"), "engine": {"zero_optimization": {"stage": 2}}},
             "optimizer.name=muon",
         ),
-        ({"optimizer": OptimizerSettings(module_lrs={"lm": 1.0})}, "optimizer.module_lrs"),
+        ({"optimizer": OptimizerSettings(lr_factors={"lm": 1.0})}, "optimizer.lr_factors"),
         ({"runner": RunnerSettings(precision="fp16")}, "runner.precision"),
         ({"schedule": ScheduleSettings(warmup_steps=100)}, "schedule.warmup_steps"),
         ({"logger": LoggerSettings(wandb="on")}, "logger.wandb"),
