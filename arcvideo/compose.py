@@ -73,7 +73,9 @@ def _initialized(words: Sequence[str], *, primary: str) -> Iterator[list[str]]:
     given, folder, more = flag_value(words, "--config-dir"), CONF_DIR, []
     if given:
         own = Path(given).resolve()
-        folder, other = (own, CONF_DIR) if (own / f"{primary.removesuffix('.yaml')}.yaml").is_file() else (CONF_DIR, own)
+        folder, other = (
+            (own, CONF_DIR) if (own / f"{primary.removesuffix('.yaml')}.yaml").is_file() else (CONF_DIR, own)
+        )
         said = [word for word in settings_words(words) if word.startswith("hydra.searchpath=")]
         before = said[-1].partition("=")[2].strip("[]") if said else ""
         more = [f"hydra.searchpath=[{','.join(filter(None, (f'file://{other}', before)))}]"]

@@ -147,7 +147,9 @@ def typed(composed: DictConfig) -> RunConfig:
 
 def former(key: str) -> str:
     """Return what is written today for a key of former versions, behind `; `; nothing for any other key."""
-    return next((f"; {now}" for old, now in _FORMER.items() if key == old or ("." in old and key.startswith(f"{old}."))), "")
+    return next(
+        (f"; {now}" for old, now in _FORMER.items() if key == old or ("." in old and key.startswith(f"{old}."))), ""
+    )
 
 
 def plain_dict(config: RunConfig) -> dict[str, Any]:

@@ -106,10 +106,15 @@ def model_of(words: Sequence[str]) -> str:
 
 
 def stages(words: Sequence[str]) -> list[str]:
-    """Return the stages that may be chosen: those of the model by their name, those of the user's own, and the rest
-    as MODEL/STAGE."""
-    prefix = f"{model_of(words)}/"
-    return sorted({name.removeprefix(prefix) for name in options("stage", among=folders(words))})
+    """Return the names that `stage=` takes beside MODEL/STAGE: those of the chosen model and the user's own."""
+    found = (name.removeprefix(f"{model_of(words)}/") for name in options("stage", among=folders(words)))
+    return sorted({name for name in found if "/" not in name})
+
+
+def beside(page: str, *, stage: str) -> str:
+    """Return how a stage is chosen that stands beside another one's page: `sft` for tiny, else `MODEL/sft`."""
+    model, slash, _ = page.rpartition("/")
+    return stage if model in ("", DEFAULT_MODEL) else f"{model}{slash}{stage}"
 
 
 def _page(stage: str, *, words: Sequence[str], among: Sequence[Path]) -> str:
@@ -146,9 +151,7 @@ def _is_flag(word: str) -> bool:
     return name in FLAGS or name in FLAGS_WITH_VALUES or name in short or word.startswith(LAUNCHERS_WORDS)
 
 
-def _word_problems(
-    argument: str, *, arguments: Sequence[str], among: Sequence[Path], swept: bool
-) -> Iterator[str]:
+def _word_problems(argument: str, *, arguments: Sequence[str], among: Sequence[Path], swept: bool) -> Iterator[str]:
     key, equals, value = argument.lstrip("+~").partition("=")
     if key.split(".")[0].split("/")[0] == "hydra":
         return
@@ -169,7 +172,9 @@ def _word_problems(
         for choice in value.split(","):
             page = _page(choice, words=arguments, among=among) if key == "stage" else choice
             unknown = page not in options(key.partition("@")[0], among=among)
-            if choice and choice != "null" and unknown and "(" not in value:
+            if key == "stage" and model_of(arguments) not in options("model", among=among):
+                return  # that is told about the model
+            if choice and unknown and "(" not in value:
                 yield f"{key}={choice}: no such option{nearest(choice, known)}; there are: {', '.join(known)}"
     elif kind is None:
         yield f"{key}: no such setting{former(key) or nearest(key, list(setting_keys()))}; `--help` shows all"

@@ -84,7 +84,7 @@ class Recipe:
     machine: MachineSettings | None = None
     """What it is cut for."""
     extends: str | None = None
-    """Another recipe: its keys hold where this one is silent, and its settings where this one's do not say otherwise."""
+    """Another recipe: its keys and settings hold where this one's are silent."""
     stage_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Folder of a stage -> settings over its own, for recipes that extend another."""
     expect: dict[str, ExpectedSource] = field(default_factory=dict)
@@ -185,7 +185,7 @@ def _mapping(words: Any) -> str:
     """Return words as a mapping of YAML in one line."""
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         return "{KEY: VALUE}"
-    entries = {word.partition("=")[0].lstrip("+"): _read(word) for word in words}
+    entries = {word.partition("=")[0].lstrip("+"): _read(word) if "=" in word else None for word in words}
     return yaml.safe_dump(entries, default_flow_style=True, sort_keys=False, width=10_000).strip()
 
 

@@ -79,7 +79,8 @@ class ScheduleSettings:
     name: str = "cosine"
     """constant, linear or cosine; each after a linear warm-up."""
     warmup_steps: int = 0
-    """Steps of linear warm-up; the first step already has a learning rate above zero."""
+    """Steps of linear warm-up; the first step already has a learning rate above zero. Of a run that is not longer than
+    this, the first half."""
     min_ratio: float = 0.1
     """Share of the peak learning rate left at the last step (linear and cosine)."""
 
@@ -207,8 +208,6 @@ def runner_problems(
             problems.append(f"runner.{key}={getattr(runner, key)} must be at least {least}")
     if not 0 <= schedule.min_ratio <= 1:
         problems.append(f"schedule.min_ratio={schedule.min_ratio} must be between 0 and 1")
-    if not 0 <= schedule.warmup_steps < max(runner.steps, 1):
-        problems.append(
-            f"schedule.warmup_steps={schedule.warmup_steps} must be between 0 and runner.steps - 1 ({runner.steps - 1})"
-        )
+    if schedule.warmup_steps < 0:
+        problems.append(f"schedule.warmup_steps={schedule.warmup_steps} must not be negative")
     return problems
