@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -163,11 +164,12 @@ def _record(folder: Path) -> None:
     place = Path(HydraConfig.get().runtime.output_dir)
     if place.parent != folder.resolve():
         return  # the user said where Hydra shall write, and it did
-    whole = HydraConfig.instance().cfg
-    assert whole is not None
-    parts = {"config": OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"]),
-             "hydra": OmegaConf.masked_copy(whole, ["hydra"]),
-             "overrides": whole.hydra.overrides.task}  # fmt: skip
+    whole = cast(DictConfig, HydraConfig.instance().cfg)
+    parts = {
+        "config": OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]),
+        "hydra": OmegaConf.masked_copy(whole, ["hydra"]),
+        "overrides": whole.hydra.overrides.task,
+    }
     (place / ".hydra").mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():
         (place / ".hydra" / f"{name}.yaml").write_text(OmegaConf.to_yaml(part), encoding="utf-8")
