@@ -29,7 +29,7 @@ def stage_config(words: Sequence[str]) -> RunConfig:
     if problems:
         raise ConfigError("\n".join(problems))
     config = typed(composed(words))
-    if config.stage.objective != "grpo" and any(word.startswith("grpo=") for word in settings_words(words)):
+    if not config.objective.sampled and any(word.startswith("grpo=") for word in settings_words(words)):
         raise ConfigError("grpo=paper or grpo=safe sets learning rate and KL of stage=grpo; give it to that stage only")
     return config
 

@@ -17,7 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from arcvideo.evaluation.settings import EvaluationSettings
 from arcvideo.layout import MediaLayout
 from arcvideo.model.settings import LoraSettings, ModelSettings, lora_problems
-from arcvideo.objectives.settings import DpoSettings, GrpoSettings
+from arcvideo.objectives import OBJECTIVES, ObjectiveRow, objective_row
+from arcvideo.objectives.settings import DpoSettings, GrpoSettings, NextTokenSettings
 from arcvideo.places import from_home
 from arcvideo.planning.settings import DataSettings
 from arcvideo.rollout.rewards.loading import check_reward
@@ -31,7 +32,6 @@ from arcvideo.runner.settings import (
 )
 from arcvideo.structured import SettingsError, filled, nearest
 
-OBJECTIVES = ("next_token", "grpo", "dpo")
 # Parts of Hydra's composition that steer it and are no settings of a run.
 _COMPOSITION_KEYS = ("hydra",)
 _FORMER = {
@@ -55,7 +55,11 @@ class StageSettings:
     parent: str
     """Stage whose export this one starts from; `base` starts from the base weights."""
     objective: str = "next_token"
-    """next_token, grpo or dpo."""
+    """next_token, grpo, dpo, or a class of your own, `package.module:Class`."""
+    feed: str = ""
+    """What a class of your own trains on: answers (the default), pairs, or rollouts."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What a class of your own is given by name, behind the settings of its feed."""
     train: list[str] = field(default_factory=list)
     """Modules that learn: llm, vision_projector, audio_projector, vit, whisper. The others are proven to be frozen."""
 
@@ -86,6 +90,8 @@ class RunConfig:
     """Read by stages whose objective is dpo."""
     logger: LoggerSettings
     """Where metrics go besides metrics.jsonl."""
+    next_token: NextTokenSettings = field(default_factory=NextTokenSettings)
+    """Read by stages whose objective is next_token."""
     lora: LoraSettings | None = None
     """Adapters in place of whole matrices; null trains stage.train whole."""
     data_dir: str = "data"
@@ -113,6 +119,21 @@ class RunConfig:
     def stage_dir(self) -> Path:
         """Where this run writes."""
         return Path(self.run_dir) / (self.output or self.stage.name)
+
+    @property
+    def objective(self) -> ObjectiveRow:
+        """What the objective is and needs."""
+        return objective_row(self.stage.objective, feed=self.stage.feed)
+
+    @property
+    def objective_settings(self) -> Any:
+        """The settings that the objective reads."""
+        return getattr(self, self.objective.settings)
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether log-probabilities under the parent are needed beside those of the policy."""
+        return self.objective.reference and self.objective_settings.beta != 0
 
     @property
     def layout(self) -> MediaLayout:
@@ -169,19 +190,16 @@ def _problems(config: RunConfig) -> Iterator[str]:
     )
     if config.verify_resume and not 2 <= config.verify_resume <= config.runner.steps:
         yield f"verify_resume={config.verify_resume} must be 0, or between 2 and runner.steps={config.runner.steps}"
-    yield from lora_problems(config.lora, train=config.stage.train, objective=config.stage.objective)
     try:
         _ = config.layout
     except ValueError as error:
         yield f"model: {error}"
-    if config.stage.objective not in OBJECTIVES:
-        yield f"stage.objective={config.stage.objective!r} is unknown: choose one of {', '.join(OBJECTIVES)}"
+    yield from _objective_problems(config)
     if not config.stage.train:
         yield f"stage.train is empty: name what learns, from {', '.join(MODULES)}"
     for name in config.stage.train:
         if name not in MODULES:
             yield f"stage.train has {name!r}, which is unknown: choose from {', '.join(MODULES)}"
-    yield from _reward_problems(config)
     optimize = config.evaluation.optimize
     if optimize not in (*config.evaluation.metrics, "train/loss"):
         known = [*config.evaluation.metrics, "train/loss"]
@@ -194,9 +212,19 @@ def _problems(config: RunConfig) -> Iterator[str]:
         yield "feature_cache=true needs frozen towers: drop vit and whisper from stage.train or set feature_cache=false"
 
 
-def _reward_problems(config: RunConfig) -> Iterator[str]:
-    """Names of rewards that are nobody's; those of other packages are found when the stage begins."""
-    for name in config.grpo.reward_names if config.stage.objective == "grpo" else ():
+def _objective_problems(config: RunConfig) -> Iterator[str]:
+    """What is wrong with the objective and what it asks for; code of other packages is loaded when the stage begins."""
+    try:
+        row = config.objective
+    except ValueError as error:
+        yield str(error)
+        return
+    if config.stage.options and row in OBJECTIVES.values():
+        yield f"stage.options is for a class of your own; the settings of {config.stage.objective} are {row.settings}.*"
+    yield from lora_problems(
+        config.lora, train=config.stage.train, objective=config.stage.objective, answers=row.feed == "answers"
+    )
+    for name in config.grpo.reward_names if row.sampled else ():
         try:
             check_reward(name)
         except ValueError as error:

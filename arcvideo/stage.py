@@ -26,7 +26,6 @@ from arcvideo.model.lora import Adapters, add_adapters
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.tokenizer import load_tokenizer
 from arcvideo.objectives import load_objective
-from arcvideo.objectives.settings import NextTokenSettings
 from arcvideo.planning.cost import pack_cost
 from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.planning.shares import mixture_text
@@ -34,7 +33,7 @@ from arcvideo.processing import ArcVideoProcessor
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.metrics import Artifact, record_lineage
 from arcvideo.runner.optimizer import peak_lrs
-from arcvideo.runner.protocols import RunResult
+from arcvideo.runner.protocols import BatchSource, HeldRollouts, RunResult
 from arcvideo.runner.ranks import World, barrier, join
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import MODULES
@@ -102,8 +101,8 @@ def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
         features=_features(model, config=config),
         folder=folder,
     )
-    objective = config.stage.objective
-    source = _source(config.data, room=room, supervised=objective != "grpo", pairs=objective == "dpo")
+    load_objective(config.stage.objective)  # a class that is not there is told before the data are opened
+    source = _source(config.data, room=room, supervised=not config.objective.sampled, pairs=config.objective.paired)
     # Once: an edit during the run must not make the manifest name another code than the identity.
     asked = replace(wanted(plain_dict(config), parent=parent.identity), data=source.digest)
     if world.first:
@@ -193,7 +192,7 @@ def _quarantined(folder: Path, *, sources: Iterable[str]) -> dict[str, int]:
 
 def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict[str, Any]]:
     """Requested and realised mixture of what the steps were trained on."""
-    if config.stage.objective != "grpo":
+    if not config.objective.sampled:
         return source.mixture(steps)
     rollouts = -(-steps // config.grpo.num_iterations)
     # A rollout owns its refills' share of the prompt stream, whether it needed them or not.
@@ -320,15 +319,12 @@ def _train(ready: _Setup, *, until: int | None = None) -> tuple[ArcVideoForCondi
         precision=config.runner.precision,
         clip_norm=config.runner.clip_norm,
     )
-    name = config.stage.objective
-    settings = {"grpo": config.grpo, "dpo": config.dpo}.get(name, NextTokenSettings())
-    rollouts = _rollouts(ready.source, engine=engine, room=room) if name == "grpo" else None
-    pairs = _pairs(ready.source, engine=engine, room=room) if name == "dpo" else None
+    source, held = _feed(ready.source, engine=engine, room=room)
     result = Runner(
         engine=engine,
-        source=rollouts or pairs or ready.source,
-        held=rollouts,
-        objective=load_objective(name)(settings),
+        source=source,
+        held=held,
+        objective=load_objective(config.stage.objective)(config.objective_settings, **config.stage.options),
         settings=config.runner,
         schedule=config.schedule,
         train=ready.trained,
@@ -344,24 +340,27 @@ def _train(ready: _Setup, *, until: int | None = None) -> tuple[ArcVideoForCondi
     return whole, result
 
 
-def _rollouts(source: Source, *, engine: Engine, room: _Room) -> Any:
-    from arcvideo.rollout.source import RolloutSource
+def _feed(source: Source, *, engine: Engine, room: _Room) -> tuple[BatchSource, HeldRollouts | None]:
+    """What a step trains on: the data, or what the policy or its parent say of them; and what of it is held."""
+    config = room.config
+    if config.objective.sampled:
+        from arcvideo.rollout.source import RolloutSource
 
-    return RolloutSource(
-        source,
-        engine=engine,
-        tokenizer=room.tokenizer,
-        settings=room.config.grpo,
-        seed=room.config.runner.seed,
-        features=room.features,
-        log=room.folder / "rollouts.jsonl" if room.world.first else None,
-    )
+        rollouts = RolloutSource(
+            source,
+            engine=engine,
+            tokenizer=room.tokenizer,
+            settings=config.objective_settings,
+            seed=config.runner.seed,
+            features=room.features,
+            log=room.folder / "rollouts.jsonl" if room.world.first else None,
+        )
+        return rollouts, rollouts
+    if config.keeps_reference:
+        from arcvideo.rollout.preferences import ReferenceSource
 
-
-def _pairs(source: Source, *, engine: Engine, room: _Room) -> Any:
-    from arcvideo.rollout.preferences import ReferenceSource
-
-    return ReferenceSource(source, engine=engine, features=room.features)
+        return ReferenceSource(source, engine=engine, features=room.features), None
+    return source, None
 
 
 def _evaluate(model: ArcVideoForConditionalGeneration, *, room: _Room) -> dict[str, dict[str, float]]:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-from arcvideo.objectives import OBJECTIVES
+from arcvideo.objectives import OBJECTIVES, objective_row
 
 PACKAGE = Path(__file__).resolve().parent.parent
 TRAINING = "arcvideo.stage"
@@ -59,18 +59,23 @@ _NAMED = re.compile(r"(arcvideo(?:\.\w+)+)(?::\w+)?")
 """How a string names code of ours that is imported by name or run in a process of its own."""
 
 
-def training_code(*, objective: str, rewards: Iterable[str] = ()) -> dict[str, str]:
+def training_code(*, objective: str, feed: str = "", rewards: Iterable[str] = ()) -> dict[str, str]:
     """Return module -> digest of everything whose code decides the weights of a stage.
 
     Args:
-        objective: of the stage; the code of others counts where it uses it, and only `grpo` and `dpo` reach the
-            rollout room.
+        objective: of the stage; the code of others counts where it uses it. Only those that do not train on the data's
+            own answers reach the rollout room.
+        feed: `stage.feed`, what a class of the user's own trains on.
         rewards: names of the rewards; `package.module:function` of a user's own counts by its module's file.
     """
-    own = OBJECTIVES.get(objective, objective).partition(":")[0]
-    used = {own, *(_imports(path) if (path := _file(own)) is not None else ())}
-    others = {path.partition(":")[0] for path in OBJECTIVES.values()} - used
-    rooms = tuple(room for room in DECIDING if room != SAMPLING or objective in ("grpo", "dpo"))
+    row = objective_row(objective, feed=feed)
+    own = row.loss.partition(":")[0]
+    path = _file(own) or _foreign(own)
+    used = {own, *(_imports(path) if path is not None else ())}
+    # What makes the batches of a user's own class uses the formulas of our objective with that feed.
+    used |= {one.loss.partition(":")[0] for one in OBJECTIVES.values() if one.feed == row.feed}
+    others = {one.loss.partition(":")[0] for one in OBJECTIVES.values()} - used
+    rooms = tuple(room for room in DECIDING if room != SAMPLING or row.feed != "answers")
     modules = _reached(TRAINING, rooms=rooms, pruned=tuple(sorted(others)))
     digests = {name: _digest(path) for name, path in modules.items()}
     users = [name.partition(":")[0] for name in (objective, *rewards) if ":" in name]

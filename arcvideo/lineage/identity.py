@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from arcvideo.objectives import OBJECTIVES, objective_row
+
 IRRELEVANT = (
     "logger", "run_dir", "data_dir", "base", "parent", "output", "feature_cache", "threads", "evaluation",
     "train_parents", "parents", "verify_resume",
@@ -24,6 +26,7 @@ IRRELEVANT_WITHIN = {
     "data": ("workers", "prefetch_steps", "quarantine", "limits", "shard_cache"),
     "engine": ("zero_optimization",),
     "model": ("activation_checkpointing",),
+    "next_token": ("log_accuracy",),
     "grpo": ("log_completions", "max_logprob_gap", "clipped_warning"),
 }  # fmt: skip
 """The same, inside a group. How ZeRO cuts the states, like the number of ranks, moves the last bits of sums only."""
@@ -55,9 +58,8 @@ def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
             continue
         dropped = IRRELEVANT_WITHIN.get(key, ())
         kept[key] = {name: item for name, item in value.items() if name not in dropped} if dropped else value
-    for objective in ("grpo", "dpo"):
-        if kept.get("stage", {}).get("objective") != objective:
-            kept.pop(objective, None)
+    for group in {row.settings for row in OBJECTIVES.values()} - {_objective_group(kept.get("stage", {}))}:
+        kept.pop(group, None)
     if kept.get("lora") is None:
         kept.pop("lora", None)
     if "sources" in kept.get("data", {}):
@@ -70,6 +72,13 @@ def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
         # Frames lose a little in the cache; where it lies and how large it is do not matter.
         kept["data"] = kept["data"] | {"frame_cache": cache["quality"] if cache["path"] else None}
     return kept
+
+
+def _objective_group(stage: Mapping[str, Any]) -> str:
+    """The group of settings that a stage's objective reads."""
+    if "objective" not in stage:
+        return ""
+    return objective_row(stage["objective"], feed=stage.get("feed", "")).settings
 
 
 def evaluation_digest(settings: Mapping[str, Any], *, code: Mapping[str, str]) -> str:

@@ -13,6 +13,7 @@ from arcvideo.lineage.code import code_diff, evaluation_code, training_code
 from arcvideo.lineage.identity import config_diff, diff_text, evaluation_digest, identity, relevant
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, finished
 from arcvideo.media.settings import ShardCacheSettings
+from arcvideo.objectives import objective_row
 from arcvideo.planning.mixture import content_digest
 from arcvideo.seals import Damaged, check_sizes
 from arcvideo.shards.expand import expand_shards
@@ -72,14 +73,15 @@ def wanted(config: Mapping[str, Any], *, parent: str) -> Wanted:
         parent: identity of its parent.
     """
     stage = config["stage"]
-    grpo = config["grpo"] if stage["objective"] == "grpo" else {}
+    feed = stage.get("feed", "")
+    grpo = config["grpo"] if objective_row(stage["objective"], feed=feed).sampled else {}
     rewards = [*grpo.get("rewards", ()), *(name for own in grpo.get("task_rewards", {}).values() for name in own)]
     return Wanted(
         stage=stage["name"],
         config=dict(config),
         parent=parent,
         data=_data_digest(config["data"]),
-        code=training_code(objective=stage["objective"], rewards=rewards),
+        code=training_code(objective=stage["objective"], feed=feed, rewards=rewards),
     )
 
 

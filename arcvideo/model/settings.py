@@ -163,13 +163,14 @@ class LoraSettings:
     """Which modules of stage.train train through adapters; the others of stage.train train whole."""
 
 
-def lora_problems(lora: LoraSettings | None, *, train: Collection[str], objective: str) -> list[str]:
+def lora_problems(lora: LoraSettings | None, *, train: Collection[str], objective: str, answers: bool) -> list[str]:
     """What is wrong with the settings of adapters, one sentence each, naming key and remedy.
 
     Args:
         lora: None trains whole modules.
         train: stage.train.
         objective: of the stage.
+        answers: whether it trains on the data's own answers, and nothing else reads the model.
     """
     if lora is None:
         return []
@@ -180,7 +181,7 @@ def lora_problems(lora: LoraSettings | None, *, train: Collection[str], objectiv
         problems.append(f"lora.alpha={lora.alpha} must be above 0")
     if not 0 <= lora.dropout < 1:
         problems.append(f"lora.dropout={lora.dropout} must be at least 0 and below 1")
-    if lora.dropout and objective != "next_token":
+    if lora.dropout and not answers:
         problems.append(f"lora.dropout={lora.dropout} must be 0 with stage.objective={objective}: what is sampled must "
                         "be what is trained")  # fmt: skip
     if not lora.targets or not lora.modules:

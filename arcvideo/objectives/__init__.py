@@ -2,29 +2,80 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
-OBJECTIVES: dict[str, str] = {
-    "next_token": "arcvideo.objectives.next_token:NextToken",
-    "grpo": "arcvideo.objectives.grpo:Grpo",
-    "dpo": "arcvideo.objectives.dpo:Dpo",
+_OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveRow:
+    """All that the rest of the house has to know of an objective, before its code is loaded."""
+
+    loss: str
+    """`module:Class`; built as `Class(settings, **options)` and called as `objective(logits, batch)`."""
+    settings: str
+    """The group of `RunConfig` that the class gets."""
+    feed: str
+    """What a step trains on. answers: the data's own. pairs: of a chosen and a rejected answer. rollouts: completions
+    sampled from the policy; its settings are then those of `grpo`."""
+    reference: bool = False
+    """Whether log-probabilities under the parent stand beside the batch; settings with beta=0 do without."""
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the policy's own completions are trained on."""
+        return self.feed == "rollouts"
+
+    @property
+    def paired(self) -> bool:
+        """Whether pairs of answers are trained on."""
+        return self.feed == "pairs"
+
+
+OBJECTIVES: dict[str, ObjectiveRow] = {
+    "next_token": ObjectiveRow(loss="arcvideo.objectives.next_token:NextToken", settings="next_token", feed="answers"),
+    "grpo": ObjectiveRow(loss="arcvideo.objectives.grpo:Grpo", settings="grpo", feed="rollouts", reference=True),
+    "dpo": ObjectiveRow(loss="arcvideo.objectives.dpo:Dpo", settings="dpo", feed="pairs", reference=True),
 }
-"""Name in `conf/` -> `module:class`; built as `Class(settings)` and called as `objective(logits, batch)`."""
+"""Name in `stage.objective` -> what it is. The first of each feed stands for a user's own class with that feed."""
+FEEDS = tuple(dict.fromkeys(row.feed for row in OBJECTIVES.values()))
+
+
+def objective_row(name: str, *, feed: str = "") -> ObjectiveRow:
+    """Return the row of a name, or one for a user's own `package.module:Class`; nothing is imported.
+
+    Args:
+        name: `stage.objective`.
+        feed: `stage.feed`, for a class of one's own; by default it trains on answers.
+
+    Raises:
+        ValueError: the name or the feed is unknown; the message names key and remedy.
+    """
+    if name in OBJECTIVES:
+        if feed not in ("", OBJECTIVES[name].feed):
+            fixed = OBJECTIVES[name].feed
+            raise ValueError(f"stage.feed={feed} is for a class of your own; stage.objective={name} trains on {fixed}")
+        return OBJECTIVES[name]
+    if not _OWN.fullmatch(name):
+        known = ", ".join(OBJECTIVES)
+        raise ValueError(f"stage.objective={name!r} is unknown: choose one of {known}, or package.module:Class")
+    like = next((row for row in OBJECTIVES.values() if row.feed == (feed or "answers")), None)
+    if like is None:
+        raise ValueError(f"stage.feed={feed!r} is unknown: choose one of {', '.join(FEEDS)}")
+    return replace(like, loss=name)
 
 
 def load_objective(name: str) -> Any:
-    """The class behind a name of `OBJECTIVES`, or behind a user's own `package.module:Class`.
+    """Return the class behind a name of `OBJECTIVES`, or behind a user's own `package.module:Class`.
 
     Raises:
-        ValueError: the name is unknown; the message lists the known ones.
+        ValueError: the name is unknown, or its module cannot be imported or has no such class.
     """
-    path = OBJECTIVES.get(name, name)
-    module, separator, attribute = path.partition(":")
-    if not separator:
-        known = ", ".join(sorted(OBJECTIVES))
-        raise ValueError(f"objective={name!r} is unknown; use one of: {known}, or 'package.module:Class'")
+    module, _, attribute = objective_row(name).loss.partition(":")
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"objective={name!r} cannot be imported: {error}") from error
+        raise ValueError(f"stage.objective={name} cannot be imported: {error}") from error

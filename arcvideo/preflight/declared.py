@@ -42,10 +42,10 @@ def declared_row(source: SourceSettings, expected: ExpectedSource, *, name: str,
     asked = min(expected.samples_per_clip, source.items_per_clip or expected.samples_per_clip)
     frames = min(math.ceil(expected.seconds), config.layout.max_frames)
     branch, targets = ORDINARY[source.style]
-    if config.stage.objective == "dpo":
+    if config.objective.paired:
         branch, targets = branch + targets, 2 * targets
     prefix = 1 + media_length(frames, layout=config.layout) if frames else 0
-    prompted = config.stage.objective == "grpo"
+    prompted = config.objective.sampled
     tokens = asked * (prefix + branch) if prompted else prefix + asked * branch
     alone = (prefix + branch) ** 2 / 2
     pairs = asked * alone if prompted else prefix**2 / 2 + asked * (branch**2 / 2 + branch * prefix)

@@ -73,7 +73,7 @@ def fits(config: RunConfig, *, epoch: Volume, machine: Machine) -> bool:
 
 def step_unit(config: RunConfig) -> tuple[str, int]:
     """The setting that the ranks divide among themselves, and its value."""
-    if config.stage.objective == "grpo":
+    if config.objective.sampled:
         return "grpo.num_prompts", config.grpo.num_prompts
     return "data.packs_per_step", config.data.packs_per_step
 
@@ -81,7 +81,7 @@ def step_unit(config: RunConfig) -> tuple[str, int]:
 def epoch_flops(config: RunConfig, *, epoch: Volume) -> float:
     """Forward and backward over an epoch; for GRPO with its completions, sampled, scored and learnt from."""
     text, grpo = config.model.text, config.grpo
-    sampled = config.stage.objective == "grpo"
+    sampled = config.objective.sampled
     token = decoder_flops(text, [Segment(length=1)], targets=0)
     written = epoch.samples * grpo.num_generations * grpo.max_completion_length if sampled else 0.0
     mean_prompt = epoch.tokens / max(epoch.samples, 1.0)
@@ -96,18 +96,18 @@ def epoch_flops(config: RunConfig, *, epoch: Volume) -> float:
     )  # fmt: skip
     adapted = config.lora.modules if config.lora else []
     learning = work.training([f"{name}.lora" if name in adapted else name for name in config.stage.train])
-    if config.stage.objective == "dpo":
+    if config.keeps_reference and not sampled:
         # The reference, the same language model, reads every pack once.
         return learning + work.decoder + work.attention + work.head
     if not sampled:
         return learning
     # Sampled once, scored once by the reference, learnt from num_iterations times.
-    return work.total * (2.0 if grpo.beta > 0 else 1.0) + learning * grpo.num_iterations
+    return work.total * (2.0 if config.keeps_reference else 1.0) + learning * grpo.num_iterations
 
 
 def _decoding_seconds(config: RunConfig, *, epoch: Volume, machine: Machine) -> float:
     """Per step: every token that is decoded reads the weights and the keys and values of all rows once."""
-    if config.stage.objective != "grpo":
+    if not config.objective.sampled:
         return 0.0
     grpo, text = config.grpo, config.model.text
     width = 2 if config.runner.precision == "bf16" else 4

@@ -66,7 +66,7 @@ def _candidates(config: RunConfig, *, machine: Machine) -> Iterator[list[str]]:
     engines = [f"engine={name}" for name in ENGINES if (CONF_DIR / "engine" / f"{name}.yaml").exists()]
     most = "model.activation_checkpointing=full"
     recompute = [] if config.model.activation_checkpointing == "full" else [most]
-    fewer = ["grpo.num_prompts", "grpo.prompts_per_batch"] if config.stage.objective == "grpo" else []
+    fewer = ["grpo.num_prompts", "grpo.prompts_per_batch"] if config.objective.sampled else []
     smaller = [f"{key}={machine.gpus if 'num' in key else 1}" for key in fewer]
     for least, again, adapters, engine in product([[], smaller], [[], recompute], [[], [ADAPTERS]], ["", *engines]):
         if engine or again or adapters or least:

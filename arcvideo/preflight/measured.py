@@ -35,7 +35,7 @@ def measured(config: RunConfig, *, found: Estimate, machine: Machine) -> list[Me
         return []
     seconds = sum(row["time/step"] for row in rows)
     pairs = [("steps", "h", found.seconds / 3600, seconds / 3600)]
-    if config.stage.objective != "grpo":
+    if not config.objective.sampled:
         tokens = sum(row["train/tokens"] for row in rows)
         pairs.append(("tokens", "", found.epoch.tokens * found.steps / found.epoch.steps, tokens))
     used = _largest(rows, "memory/gib")

@@ -82,10 +82,9 @@ def memory(config: RunConfig, *, ranks: int, longest: int, targets: float = 0.1)
     width = _width(config)
     adapted = sizes["llm"] if config.lora and "llm" in config.lora.modules else 0.0
     frozen = sum(size for name, size in sizes.items() if name not in config.stage.train) + adapted
-    grpo = config.grpo if config.stage.objective == "grpo" else None
+    grpo = config.grpo if config.objective.sampled else None
     # Under adapters the reference is the same weights with the adapters off.
-    kept = config.stage.objective == "dpo" or (grpo is not None and grpo.beta > 0)
-    reference = sizes["llm"] if kept and not adapted else 0.0
+    reference = sizes["llm"] if config.keeps_reference and not adapted else 0.0
     cut = {level: ranks if zero >= level else 1 for level in (1, 2, 3)}
     states, host_weights = offloaded(config, "offload_optimizer"), offloaded(config, "offload_param")
     gathered = width * sizes["llm"] if grpo and zero >= 3 else 0.0
@@ -130,7 +129,7 @@ def _width(config: RunConfig) -> int:
 def _activations(config: RunConfig, *, longest: int, targets: float) -> float:
     """Bytes kept for the backward of one packed row: inputs of layers, what one or all layers keep inside, logits."""
     text, grpo = config.model.text, config.grpo
-    if config.stage.objective == "grpo":
+    if config.objective.sampled:
         answers = grpo.prompts_per_batch * grpo.num_generations * grpo.max_completion_length
         tokens, heads_out = grpo.prompts_per_batch * longest + answers, float(answers)
     else:

@@ -74,7 +74,7 @@ def volume(config: RunConfig, *, expect: Mapping[str, ExpectedSource] | None = N
     Raises:
         ValueError: shards or indexes are missing or damaged, or cannot be used; the message names key and remedy.
     """
-    reinforced = config.stage.objective == "grpo"
+    reinforced = config.objective.sampled
     absent = {name for name in expect or {} if name in config.data.sources and not _there(config.data.sources[name])}
     opened = [_open(name, source, config=config) for name, source in config.data.sources.items() if name not in absent]
     tables = with_passes([table for table, *_ in opened], unit=config.data.unit)
@@ -118,13 +118,13 @@ def _open(name: str, source: SourceSettings, *, config: RunConfig) -> tuple[Sour
     except ValueError as error:
         raise ValueError(f"data.sources.{name}.{error}") from None
     indexes = [_index(shard, name=name, source=source) for shard in shards]
-    paired = "-pairs" if config.stage.objective == "dpo" else ""
+    paired = "-pairs" if config.objective.paired else ""
     rules = f"{config.data.wording}{paired}"
     lengths = [_lengths(index, style=source.style, rules=rules) for index in indexes]
     try:
         table = source_table(
             name, indexes, lengths, source=source, settings=config.data, layout=config.layout,
-            supervised=config.stage.objective != "grpo",
+            supervised=not config.objective.sampled,
         )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"data.sources.{name}: {error}") from None
@@ -190,7 +190,7 @@ def _declared(
     """Sources that are there by their index, the others by what is expected of them."""
     chunk, sources = config.layout.chunk_seconds, config.data.sources
     declared = [declared_row(sources[name], one, name=name, config=config) for name, one in given.items()]
-    if config.stage.objective == "grpo":
+    if config.objective.sampled:
         found = [_prompt_row(table, chunk=chunk) for table in tables]
         lengths = [declared_longest(sources[name], one, config=config) for name, one in given.items()]
         longest = max([*lengths, *(length for _, length in found)])

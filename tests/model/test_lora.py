@@ -124,11 +124,11 @@ def test_a_module_without_any_target_is_named() -> None:
 )
 def test_settings_that_cannot_run_name_their_key(change: dict[str, object], key: str) -> None:
     lora = replace(LORA, **change)  # type: ignore[arg-type]
-    problems = lora_problems(lora, train=["llm"], objective="next_token")
+    problems = lora_problems(lora, train=["llm"], objective="next_token", answers=True)
     assert any(key in problem for problem in problems)
 
 
 def test_sampling_stages_refuse_dropout() -> None:
-    (dropout,) = lora_problems(replace(LORA, dropout=0.1), train=["llm"], objective="grpo")
+    (dropout,) = lora_problems(replace(LORA, dropout=0.1), train=["llm"], objective="grpo", answers=False)
     assert "lora.dropout=0.1 must be 0" in dropout
-    assert lora_problems(None, train=["llm"], objective="grpo") == []
+    assert lora_problems(None, train=["llm"], objective="grpo", answers=False) == []
