@@ -1,14 +1,15 @@
-"""A stage's real row at full shapes, forward and backward, without memory: what the device would hold, counted.
+"""Trace a stage's real row at full shapes, without memory: `python -m arcvideo.preflight.trace stage=sft ...`.
 
 Weights and activations are on torch's meta device, so nothing is computed and nothing is stored; ids, segments and
-positions are real, because the model asks them for shapes. Every storage an operator makes is counted until it is
-freed, recomputation included.
+positions are real, because the model asks them for shapes. Every storage that an operator of forward or backward makes
+is counted until it is freed, recomputation included: what a device would hold above the weights.
 """
 
 from __future__ import annotations
 
+import sys
 import weakref
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -21,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from arcvideo.compose import stage_config
 from arcvideo.config import RunConfig
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.lora import add_adapters
@@ -32,6 +34,7 @@ from arcvideo.runner.trainable import PREFIXES, train_only, trained_modules
 from arcvideo.types import Batch, Media, Segments, model_inputs
 
 META = torch.device("meta")
+GIB = 1 << 30
 
 
 class Held(TorchDispatchMode):
@@ -105,9 +108,7 @@ def _attention_backward(
 
 
 @_attention_backward.register_fake
-def _(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
@@ -140,7 +141,7 @@ def fused_attention() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """The shape of one packed row: a clip, then what follows it."""
+    """The shape of one packed row: families of a clip and what follows it."""
 
     frames: int
     """Pictures of the clip, one a second; 0 for text alone."""
@@ -150,7 +151,9 @@ class Row:
     """Tokens of each continuation: answers of SFT, completions of a group, the two of a pair; none: the row is one
     segment, supervised at its end."""
     targets: int
-    """Supervised tokens, over all continuations."""
+    """Supervised tokens of a family, over all its continuations."""
+    families: int = 1
+    """How often all this stands in the row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,32 +215,33 @@ def _objective(config: RunConfig) -> Any:
 
 def _batch(config: RunConfig, *, row: Row) -> Batch:
     """A row of that shape: ids, segments and positions are real, pictures and sound are on meta."""
-    special, layout = SpecialIds(), config.layout
-    media = (_media(config, frames=row.frames),) if row.frames else ()
-    prompt = 1 + row.frames * layout.tokens_per_frame + row.text
-    lengths = [prompt, *row.branches]
-    ids = torch.zeros(sum(lengths), dtype=torch.int64)
-    ids[1 : 1 + row.frames * layout.tokens_per_frame] = special.image
-    samples = max(len(row.branches), 1)
-    each = row.targets // samples
+    special, pictures = SpecialIds(), row.frames * config.layout.tokens_per_frame
+    prompt = torch.zeros(1 + pictures + row.text, dtype=torch.int64)
+    prompt[1 : 1 + pictures] = special.image
+    lengths = [len(prompt), *row.branches] * row.families
     starts = list(accumulate(lengths, initial=0))
-    places = torch.cat([torch.arange(end - 1 - each, end - 1) for end in starts[-samples:]])
+    answers = max(len(row.branches), 1)
+    each = row.targets // answers
+    # Continuations end every segment but a family's first; without any, the prompt itself is supervised at its end.
+    stride = len(row.branches) + 1
+    ends = [end for place, end in enumerate(starts[1:]) if not row.branches or place % stride]
+    places = torch.cat([torch.arange(end - 1 - each, end - 1) for end in ends])
+    family = torch.cat([prompt, torch.zeros(sum(row.branches), dtype=torch.int64)])
+    parents = [-1 if place % stride == 0 else place - place % stride for place in range(len(lengths))]
     count = len(places)
-    extra = {"advantages": torch.zeros(samples)}
+    extra = {"advantages": torch.zeros(len(ends))}
     extra |= {name: torch.zeros(count) for name in ("old_logprobs", "ref_logprobs")}
     return Batch(
-        input_ids=ids,
-        position_ids=torch.zeros(4, len(ids), dtype=torch.int64),
-        segments=Segments(
-            starts=torch.tensor(starts, dtype=torch.int32), parents=torch.tensor([-1] + [0] * len(row.branches))
-        ),
-        media=media,
+        input_ids=family.repeat(row.families),
+        position_ids=torch.zeros(4, starts[-1], dtype=torch.int64),
+        segments=Segments(starts=torch.tensor(starts, dtype=torch.int32), parents=torch.tensor(parents)),
+        media=tuple(_media(config, frames=row.frames) for _ in range(row.families)) if row.frames else (),
         target_positions=places,
         target_ids=torch.zeros(count, dtype=torch.int64),
         target_weights=torch.ones(count),
-        target_samples=torch.arange(samples).repeat_interleave(each),
-        keys=tuple(f"branch-{number}" for number in range(samples)),
-        tasks=("qa",) * samples,
+        target_samples=torch.arange(len(ends)).repeat_interleave(each),
+        keys=tuple(f"answer-{number}" for number in range(len(ends))),
+        tasks=("qa",) * len(ends),
         extra=extra,
     )
 
@@ -259,3 +263,50 @@ def _media(config: RunConfig, *, frames: int) -> Media:
         pixels=torch.empty(frames, 3, side, side, dtype=torch.uint8, device=META),
         mel=torch.empty(chunks, audio.num_mel_bins, 2 * audio.max_source_positions, device=META),
     )
+
+
+def fullest_row(config: RunConfig, *, targets: float = 0.1) -> Row:
+    """The row of a stage that holds most: as many frames as a clip may have, and the whole budget.
+
+    Args:
+        config: of the stage.
+        targets: supervised tokens per token of a pack; a group's completions are supervised whole.
+    """
+    each, most = config.layout.tokens_per_frame, config.layout.max_frames
+    budget = config.data.token_budget
+    if config.stage.objective == "grpo":
+        grpo = config.grpo
+        answers = (grpo.max_completion_length,) * grpo.num_generations
+        return Row(frames=most, text=ROOM, branches=answers, targets=sum(answers), families=grpo.prompts_per_batch)
+    frames = max(min(most, (budget - 1 - ROOM) // each), 0)
+    rest = budget - 1 - frames * each
+    supervised = max(int(budget * targets), 1)
+    if config.stage.objective == "dpo":
+        pair = (rest // 4, rest // 4)
+        return Row(frames=frames, text=rest - sum(pair), branches=pair, targets=min(supervised, sum(pair)))
+    return Row(frames=frames, text=rest, branches=(), targets=min(supervised, rest - 1))
+
+
+ROOM = 256
+"""Tokens that a question may take behind a clip of full length."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print what the fullest row of a stage holds, or say why it cannot be traced."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        config = stage_config(words)
+        row = fullest_row(config)
+        found = trace_row(config, row=row)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    how = f"{config.runner.precision}, activation_checkpointing={config.model.activation_checkpointing}"
+    print(
+        f"{config.stage.name}: a row of {found.tokens} tokens ({row.families} x {row.frames} frames, {row.targets} "
+        f"targets each) holds {found.peak / GIB:.1f} GiB above the weights at its peak and {found.held / GIB:.1f} GiB "
+        f"between forward and backward ({how})"
+    )
+
+
+if __name__ == "__main__":
+    main()
