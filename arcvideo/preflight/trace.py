@@ -201,7 +201,8 @@ def _model(config: RunConfig) -> ArcVideoForConditionalGeneration:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop)
-    return model.to(torch.bfloat16 if config.runner.precision == "bf16" else torch.float32).train()
+    nn.Module.to(model, torch.bfloat16 if config.runner.precision == "bf16" else torch.float32)
+    return model.train()
 
 
 def _drop(parameter: Tensor) -> None:
