@@ -37,7 +37,7 @@ def corpus(scripts: Sequence[Script]) -> Iterator[str]:
         yield scene(script)
         for item in questions(script):
             yield "\n" + item["question"]
-            yield from (item[key] for key in ("answer", "draft", "think") if isinstance(item.get(key), str))
+            yield from (item[key] for key in ("answer", "think"))
             yield "\n".join(f"{letter}.{text}" for letter, text in zip("ABCD", item.get("options", ()), strict=False))
     yield from (f"\n{text}" for text in SUFFIXES["brief"].values() if text)
 
