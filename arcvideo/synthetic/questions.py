@@ -168,37 +168,43 @@ def _joint_facts(script: Script) -> list[Fact]:
 
 def _choices(question: str, answer: str, wrong: list[str], tags: list[str], rng: np.random.Generator) -> Item:
     options = [str(text) for text in rng.permutation([answer, *wrong])]
+    letter = _LETTERS[options.index(answer)]
     return {
         "task": "mcq",
         "question": question,
         "options": options,
-        "answer": _LETTERS[options.index(answer)],
-        "think": f"It is {answer}.",
+        "answer": letter,
+        "think": _one_of((f"It is {answer}.", f"{answer} {letter}."), rng),
         "tags": tags,
     }
 
 
 def _grounding(script: Script, rng: np.random.Generator) -> list[Item]:
-    """Spans of what is seen, read and heard; the thought names every second at which it is there."""
+    """Spans of what is seen, read and heard; the thought names it and every second at which it is there."""
     if script.duration == 1:
         return []
-    asked = [(f"When is the {shape.name} visible?", shape, "vision", "shapes") for shape in script.shapes]
-    asked += [(f"When is the text {word.text} shown?", word, "vision", "text") for word in script.words]
-    asked += [(f"When is the {sound.name} heard?", sound, "audio", "sound") for sound in script.sounds]
+    asked = [(shape.name, "visible", shape, "vision", "shapes") for shape in script.shapes]
+    asked += [(f"text {word.text}", "shown", word, "vision", "text") for word in script.words]
+    asked += [(sound.name, "heard", sound, "audio", "sound") for sound in script.sounds]
     items = []
-    for question, event, needs, subject in asked:
+    for name, verb, event, needs, subject in asked:
         seconds = " ".join(clock(second) for second in range(event.start, event.end))
         items.append(
             {
                 "task": "grounding",
-                "question": question,
+                "question": f"When is the {name} {verb}?",
                 "answer": clock_span((event.start, event.end)),
                 "span": [event.start, event.end],
-                "think": seconds,
+                "think": _one_of((f"I look for the {subject}.", f"{name} {seconds}"), rng),
                 "tags": [*_tags(needs, subject), "needs:time"],
             }
         )
     return items
+
+
+def _one_of(thoughts: tuple[str, ...], rng: np.random.Generator) -> str:
+    """One of several true thoughts: people write down different ones, and nobody says which helps the reader most."""
+    return thoughts[int(rng.integers(len(thoughts)))]
 
 
 def _summary(script: Script, rng: np.random.Generator) -> list[Item]:

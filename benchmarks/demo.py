@@ -1,0 +1,83 @@
+"""`python -m benchmarks.demo` runs the demo and its controls on several seeds and CPU capabilities, and records them.
+
+  python -m benchmarks.demo --seeds 0 1 2 --capabilities avx2 avx512
+
+A run is `recipe=tiny_shorts` from the clips on, then `recipe=ablation_tiny`, in folders of its own; the capabilities of a
+seed share the clips, whose bytes do not depend on them. What is recorded, `benchmarks/results/demo/seed-N-CAPABILITY.json`,
+are the two summaries and what they were measured on. `python -m benchmarks.demo_page` writes README and docs from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.table import RESULTS, machine, versions
+
+DEMO = RESULTS / "demo"
+ROOT = Path(__file__).resolve().parents[1]
+CAPABILITIES = ("default", "avx2", "avx512")
+RECIPES = ("tiny_shorts", "ablation_tiny")
+
+
+def run(seed: int, *, capability: str, threads: int, work: Path) -> dict[str, Any]:
+    """Run both recipes and return the record.
+
+    Args:
+        seed: of clips, base weights and stages.
+        capability: kernels that torch may use (ATEN_CPU_CAPABILITY).
+        threads: of each process.
+        work: folder of the runs; finished parts are taken up again.
+
+    Raises:
+        RuntimeError: a recipe failed; one that misses a target does not.
+    """
+    data, runs = work / f"data-{seed}", work / f"seed-{seed}-{capability}"
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": str(threads)}
+    summaries = {}
+    for recipe in RECIPES:
+        began = time.monotonic()
+        words = [f"recipe={recipe}", f"given.seed={seed}", f"given.data={data}", f"given.run={runs}"]
+        command = [sys.executable, "-m", "arcvideo.pipeline", *words]
+        status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+        if status not in (0, 3):
+            raise RuntimeError(f"recipe={recipe}, seed {seed}, {capability}: status {status}; the same command goes on")
+        folder = runs if recipe == "tiny_shorts" else runs / "ablation"
+        summaries[recipe] = json.loads((folder / "summary.json").read_text())
+        print(f"{recipe}, seed {seed}, {capability}: {time.monotonic() - began:.0f} s", flush=True)
+    return {
+        "seed": seed,
+        "capability": capability,
+        "threads": threads,
+        "machine": machine(),
+        "versions": versions(),
+        "summaries": summaries,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when every run was recorded and met its targets, 3 when one missed a target."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--capabilities", nargs="+", choices=CAPABILITIES, default=["avx2", "avx512"])
+    parser.add_argument("--threads", type=int, default=1, help="of each process (%(default)s)")
+    parser.add_argument("--work", type=Path, default=Path("runs/demo"), help="folder of the runs (%(default)s)")
+    options = parser.parse_args(arguments)
+    DEMO.mkdir(parents=True, exist_ok=True)
+    passed = True
+    for seed in options.seeds:
+        for capability in options.capabilities:
+            record = run(seed, capability=capability, threads=options.threads, work=options.work)
+            (DEMO / f"seed-{seed}-{capability}.json").write_text(json.dumps(record, indent=1) + "\n")
+            passed &= all(summary["passed"] for summary in record["summaries"].values())
+    return 0 if passed else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""`python -m benchmarks.demo_page` writes the demo's figures into README and docs from benchmarks/results/demo/*.json.
+
+They stand between `<!-- demo NAME -->` and `<!-- end -->`; nothing there is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.demo import DEMO
+
+ROOT = Path(__file__).resolve().parents[1]
+Record = Mapping[str, Any]
+MAIN, CONTROLS = "tiny_shorts", "ablation_tiny"
+NAMES = {
+    "transcript_token_error": "transcript token error (less is better)",
+    "speech_qa": "speech questions",
+    "speech_qa_audio_zeroed": "... with the sound zeroed",
+    "mcq_accuracy": "multiple choice (four options)",
+    "grounding_miou": "grounding, mIoU",
+    "grounding_miou_constant": "... of the best constant answer",
+    "format_valid": "answers in the think/answer form",
+}
+BLOCK = re.compile(r"(<!-- demo (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def records(folder: Path = DEMO) -> list[Record]:
+    """The recorded runs, in the order of their names.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    if not found:
+        raise ValueError(f"{folder} has no recorded run: python -m benchmarks.demo")
+    return found
+
+
+def pages() -> list[Path]:
+    """README and the pages of the documentation."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def filled_in(text: str, *, runs: Sequence[Record]) -> str:
+    """The page with its blocks written anew.
+
+    Raises:
+        ValueError: a block of an unknown name.
+    """
+
+    def block(found: re.Match[str]) -> str:
+        name = found[2]
+        if name in BLOCKS:
+            return found[1] + BLOCKS[name](runs) + found[3]
+        if name in _stages(runs):
+            return found[1] + stage_table(runs, stage=name) + found[3]
+        raise ValueError(f"<!-- demo {name} --> is unknown; use {', '.join([*BLOCKS, *_stages(runs)])}")
+
+    return BLOCK.sub(block, text)
+
+
+def about(runs: Sequence[Record]) -> str:
+    """How many runs there are, and on what."""
+    seeds = sorted({run["seed"] for run in runs})
+    capabilities = sorted({run["capability"] for run in runs})
+    machines = sorted({run["machine"]["cpu"] for run in runs})
+    threads = sorted({str(run["threads"]) for run in runs})
+    return (
+        f"{len(runs)} recorded runs (seeds {', '.join(map(str, seeds))}; kernels {', '.join(capabilities)}; threads "
+        f"{', '.join(threads)}; {'; '.join(machines)}), each from its own clips and base weights on: median, and the "
+        "range over the runs.\n"
+    )
+
+
+def table(runs: Sequence[Record]) -> str:
+    """Metrics by stage."""
+    stages = _stages(runs)
+    metrics = [name for name in NAMES if any(name in _stage(run, stage) for run in runs for stage in stages)]
+    lines = [f"| | chance | {' | '.join(f'`{stage}`' for stage in stages)} |", "|---" * (len(stages) + 2) + "|"]
+    for metric in metrics:
+        chances = [found[metric]["chance"] for run in runs for found in map(_of(run), stages) if metric in found]
+        cells = [_spread(_values(runs, stage=stage, metric=metric)) for stage in stages]
+        lines.append(f"| {NAMES[metric]} | {statistics.median(chances):.2f} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def stage_table(runs: Sequence[Record], *, stage: str) -> str:
+    """The metrics of one stage."""
+    lines = [f"Demo, {len(runs)} recorded runs:", "", "| metric | chance | median (range) |", "|---|---|---|"]
+    for metric in NAMES:
+        values = _values(runs, stage=stage, metric=metric)
+        if values:
+            chance = statistics.median(_stage(run, stage)[metric]["chance"] for run in runs)
+            lines.append(f"| `{metric}` | {chance:.2f} | {_spread(values)} |")
+    return "\n".join(lines) + "\n"
+
+
+def differences(runs: Sequence[Record]) -> str:
+    """Paired differences of the recipe and of its controls, and in how many runs their interval leaves zero."""
+    lines = ["| difference | metric | median (range) | interval above 0 | below 0 |", "|---|---|---|---|---|"]
+    for recipe in (MAIN, CONTROLS):
+        rows = [run["summaries"][recipe]["differences"] for run in runs if recipe in run["summaries"]]
+        for same in zip(*rows, strict=True):
+            one = same[0]
+            assert len({(row["metric"], row["stage"], row["minus"]) for row in same}) == 1, "runs of different recipes"
+            above, below = (sum(row["low"] > 0 for row in same), sum(row["high"] < 0 for row in same))
+            lines.append(
+                f"| `{one['stage']}` - `{one['minus']}` | {NAMES[one['metric']]} | "
+                f"{_spread([row['mean'] for row in same], sign=True)} | {above} of {len(same)} | {below} of {len(same)} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def targets(runs: Sequence[Record]) -> str:
+    """How many runs met each target."""
+    lines = ["| stage | metric | target | met |", "|---|---|---|---|"]
+    for recipe in (MAIN, CONTROLS):
+        rows = [run["summaries"][recipe]["targets"] for run in runs if recipe in run["summaries"]]
+        for same in zip(*rows, strict=True):
+            wanted = {k: v for k, v in same[0].items() if k not in ("stage", "metric", "met", "reason")}
+            text = ", ".join(name if value is True else f"{name} {value}" for name, value in wanted.items())
+            met = sum(row["met"] for row in same)
+            lines.append(f"| `{same[0]['stage']}` | {NAMES[same[0]['metric']]} | {text} | {met} of {len(same)} |")
+    return "\n".join(lines) + "\n"
+
+
+def seconds(runs: Sequence[Record]) -> str:
+    """Where the time goes."""
+    parts = [run["summaries"][MAIN]["seconds"] for run in runs]
+    names = [name for name in parts[0] if all(name in part for part in parts)]
+    told = ", ".join(f"{name} {statistics.median(part[name] for part in parts):.0f}" for name in names)
+    whole = [sum(part[name] for name in names) / 60 for part in parts]
+    return f"Seconds of these runs (median; beside other work on the machine): {told}; {_spread(whole)} minutes in all.\n"
+
+
+BLOCKS: dict[str, Callable[[Sequence[Record]], str]] = {
+    "about": about,
+    "table": table,
+    "differences": differences,
+    "targets": targets,
+    "seconds": seconds,
+}
+"""Name of a block -> what writes it; besides these a stage's name gives `stage_table`."""
+
+
+def _stages(runs: Sequence[Record]) -> list[str]:
+    return list(runs[0]["summaries"][MAIN]["stages"])
+
+
+def _stage(run: Record, stage: str) -> Mapping[str, Mapping[str, float]]:
+    found: Mapping[str, Mapping[str, float]] = run["summaries"][MAIN]["stages"][stage]
+    return found
+
+
+def _of(run: Record) -> Callable[[str], Mapping[str, Mapping[str, float]]]:
+    return lambda stage: _stage(run, stage)
+
+
+def _values(runs: Iterable[Record], *, stage: str, metric: str) -> list[float]:
+    return [_stage(run, stage)[metric]["value"] for run in runs if metric in _stage(run, stage)]
+
+
+def _spread(values: Sequence[float], *, sign: bool = False) -> str:
+    if not values:
+        return ""
+    form = "{:+.2f}" if sign else "{:.2f}"
+    middle, low, high = (form.format(value) for value in (statistics.median(values), min(values), max(values)))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def main() -> None:
+    """Write all pages."""
+    runs = records()
+    for page in pages():
+        before = page.read_text(encoding="utf-8")
+        after = filled_in(before, runs=runs)
+        if after != before:
+            page.write_text(after, encoding="utf-8")
+            print(f"written: {page.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
