@@ -2,9 +2,9 @@
 
   python -m benchmarks.demo --seeds 0 1 2 --capabilities avx2 avx512
 
-A run is `recipe=tiny_shorts` from the clips on, then `recipe=ablation_tiny`, in folders of its own; the capabilities of a
-seed share the clips, whose bytes do not depend on them. What is recorded, `benchmarks/results/demo/seed-N-CAPABILITY.json`,
-are the two summaries and what they were measured on. `python -m benchmarks.demo_page` writes README and docs from them.
+A run is `recipe=tiny_shorts` from the clips on, then `recipe=ablation_tiny`, in folders of its own; the capabilities of
+a seed share the clips, whose bytes do not depend on them. Recorded, in `benchmarks/results/demo/seed-N-CAPABILITY.json`,
+are the two summaries and what they were measured on; `python -m benchmarks.demo_page` writes README and docs from them.
 """
 
 from __future__ import annotations

@@ -108,10 +108,11 @@ def differences(runs: Sequence[Record]) -> str:
         for same in zip(*rows, strict=True):
             one = same[0]
             assert len({(row["metric"], row["stage"], row["minus"]) for row in same}) == 1, "runs of different recipes"
-            above, below = (sum(row["low"] > 0 for row in same), sum(row["high"] < 0 for row in same))
+            counts = (sum(row["low"] > 0 for row in same), sum(row["high"] < 0 for row in same))
+            above, below = (f"{count} of {len(same)}" for count in counts)
             lines.append(
                 f"| `{one['stage']}` - `{one['minus']}` | {NAMES[one['metric']]} | "
-                f"{_spread([row['mean'] for row in same], sign=True)} | {above} of {len(same)} | {below} of {len(same)} |"
+                f"{_spread([row['mean'] for row in same], sign=True)} | {above} | {below} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -135,7 +136,9 @@ def seconds(runs: Sequence[Record]) -> str:
     names = [name for name in parts[0] if all(name in part for part in parts)]
     told = ", ".join(f"{name} {statistics.median(part[name] for part in parts):.0f}" for name in names)
     whole = [sum(part[name] for name in names) / 60 for part in parts]
-    return f"Seconds of these runs (median; beside other work on the machine): {told}; {_spread(whole)} minutes in all.\n"
+    return (
+        f"Seconds of these runs (median; beside other work on the machine): {told}; {_spread(whole)} minutes in all.\n"
+    )
 
 
 BLOCKS: dict[str, Callable[[Sequence[Record]], str]] = {
