@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from arcvideo.data.shards import main
-from arcvideo.data.write import Record, write_shards
+from arcvideo.shards.write import Record, write_shards
 from arcvideo.data.source import Source
 from tests.data import build
 

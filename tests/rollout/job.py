@@ -63,7 +63,7 @@ class Stream:
         places = range(step * count + self.world.rank, (step + 1) * count, self.world.size)
         clips = [make_media("clip-a"), make_media("clip-b", frames=3), None]
         self.seen += len(places)
-        return [make_prompt(f"s{place}", media=clips[place % 3]) for place in places]
+        return [replace(make_prompt(f"s{place}", media=clips[place % 3]), place=place) for place in places]
 
     def state(self) -> dict[str, dict[str, int]]:
         return {"seen": {"stream": self.seen}}

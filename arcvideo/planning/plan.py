@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from arcvideo.data.cost import PackCost
-from arcvideo.data.draw import draw_visits
-from arcvideo.data.families import Families, Family, cut_families, joined
-from arcvideo.data.mixture import Ints, SourceTable
-from arcvideo.data.pack import best_fit
-from arcvideo.data.random_words import permutation
+from arcvideo.planning.cost import PackCost
+from arcvideo.planning.families import Families, Family, cut_families, joined
+from arcvideo.planning.mixture import Ints, SourceTable
+from arcvideo.planning.pack import best_fit
+from arcvideo.planning.random_words import permutation
+from arcvideo.planning.visits import draw_visits
 
 Pack = tuple[Family, ...]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from arcvideo.data.mixture import SourceTable
-from arcvideo.data.plan import Plan
-from arcvideo.data.prompt_plan import PromptPlan
+from arcvideo.planning.mixture import SourceTable
+from arcvideo.planning.plan import Plan
+from arcvideo.planning.prompt_plan import PromptPlan
 
 
 def with_passes(tables: Sequence[SourceTable], *, unit: str) -> list[SourceTable]:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from arcvideo.data.expand import expand_shards
-from arcvideo.data.index import ShardIndex, ensure_indexes
-from arcvideo.data.lengths import Lengths, all_lengths
-from arcvideo.data.members import Problem
-from arcvideo.data.render import media_length
-from arcvideo.data.repeated import repeated_keys
-from arcvideo.data.settings import DataSettings, SourceSettings
 from arcvideo.layout import MediaLayout
+from arcvideo.planning.repeated import repeated_keys
+from arcvideo.planning.settings import DataSettings, SourceSettings
+from arcvideo.render import media_length
+from arcvideo.shards.expand import expand_shards
+from arcvideo.shards.index import ShardIndex, ensure_indexes
+from arcvideo.shards.lengths import Lengths, all_lengths
+from arcvideo.shards.members import Problem
 from arcvideo.tasks import TASKS
 
 Ints = npt.NDArray[np.int64]

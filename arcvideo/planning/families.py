@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from arcvideo.data.cost import PackCost
-from arcvideo.data.draw import MODALITY_NAMES, Visits
-from arcvideo.data.mixture import Ints, SourceTable
-from arcvideo.data.pack import greedy_cuts
+from arcvideo.planning.cost import PackCost
+from arcvideo.planning.mixture import Ints, SourceTable
+from arcvideo.planning.pack import greedy_cuts
+from arcvideo.planning.visits import MODALITY_NAMES, Visits
 
 _ITEMS = ("item", "branch")
 """Columns of items, not of families."""

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.data.index import ensure_indexes
-from arcvideo.data.mixture import open_mixture
 from arcvideo.data.quarantine import QuarantineBudgetError
-from arcvideo.data.repeated import repeated_keys
-from arcvideo.data.settings import QuarantineSettings
 from arcvideo.data.shards import main
-from arcvideo.data.write import Record, write_shards
 from arcvideo.data.source import Source
+from arcvideo.planning.mixture import open_mixture
+from arcvideo.planning.repeated import repeated_keys
+from arcvideo.planning.settings import QuarantineSettings
+from arcvideo.shards.index import ensure_indexes
+from arcvideo.shards.write import Record, write_shards
 from tests.data import build
 
 

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from arcvideo.data.members import AUDIO, IMAGE, VIDEO, Group, Member, Problem, read_at, read_groups
-from arcvideo.data.probe import NO_MEDIA, Extent, MediaFacts, Probed, ProbeJob, ProbePool
-from arcvideo.data.turns import in_turns, locked
 from arcvideo.media.errors import MediaError
+from arcvideo.shards.locks import in_turns, locked
+from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, Group, Member, Problem, read_at, read_groups
+from arcvideo.shards.probe import NO_MEDIA, Extent, MediaFacts, Probed, ProbeJob, ProbePool
 from arcvideo.tasks import RecordError, make_sample
 
 FORMAT = 2

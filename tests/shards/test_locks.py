@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.data.index import ensure_indexes
-from arcvideo.data.lengths import all_lengths
-from arcvideo.data.turns import in_turns, locked
+from arcvideo.shards.index import ensure_indexes
+from arcvideo.shards.lengths import all_lengths
+from arcvideo.shards.locks import in_turns, locked
 from tests.data import build
 
 WORKER = """
 import sys, time
 from pathlib import Path
-from arcvideo.data.turns import in_turns
+from arcvideo.shards.locks import in_turns
 
 def work(shard):
     with open(shard.with_suffix(".log"), "a") as file:
@@ -64,6 +64,6 @@ def test_token_counts_of_a_tokenizer_are_made_once(tmp_path: Path, monkeypatch: 
     build.shards(tmp_path, count=4, per_shard=2)
     indexes = ensure_indexes(sorted(tmp_path.glob("*.tar")), progress=False)
     first = all_lengths(indexes, tokenizer=build.tokenizer(), style="plain", wording="brief", progress=False)
-    monkeypatch.setattr("arcvideo.data.lengths._count", lambda *args, **kwargs: pytest.fail("counted again"))
+    monkeypatch.setattr("arcvideo.shards.lengths._count", lambda *args, **kwargs: pytest.fail("counted again"))
     again = all_lengths(indexes, tokenizer=build.tokenizer(), style="plain", wording="brief", progress=False)
     assert all((one.rows == other.rows).all() for one, other in zip(first, again, strict=True))

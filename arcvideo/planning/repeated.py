@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from arcvideo.data.index import ShardIndex
-from arcvideo.data.members import Problem
-from arcvideo.data.random_words import words
+from arcvideo.planning.random_words import words
+from arcvideo.shards.index import ShardIndex
+from arcvideo.shards.members import Problem
 
 
 @dataclass(frozen=True, kw_only=True)

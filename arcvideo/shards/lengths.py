@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from arcvideo.data.index import ShardIndex
-from arcvideo.data.members import Problem
-from arcvideo.data.render import TEXT_FORMAT, encode, fingerprint, render_branch, split_question
-from arcvideo.data.turns import in_turns
+from arcvideo.render import TEXT_FORMAT, encode, fingerprint, render_branch, split_question
+from arcvideo.shards.index import ShardIndex
+from arcvideo.shards.locks import in_turns
+from arcvideo.shards.members import Problem
 from arcvideo.tasks import RecordError, has_pair, make_pair, make_sample
 from arcvideo.tasks.instructions import SUFFIXES
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.data.settings import DataSettings, SourceSettings
-from arcvideo.data.write import Record, write_shards
 from arcvideo.data.source import Source
 from arcvideo.media.settings import MediaLimits
+from arcvideo.planning.settings import DataSettings, SourceSettings
+from arcvideo.shards.write import Record, write_shards
 from tests.data import build
 from tests.media.conftest import picture
 

@@ -7,18 +7,18 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from arcvideo.data.cost import pack_cost
-from arcvideo.data.draw import choose_items, draw_visits
-from arcvideo.data.families import cut_families
-from arcvideo.data.mixture import SourceTable, frame_counts, open_mixture
-from arcvideo.data.pack import best_fit, greedy_cuts
-from arcvideo.data.plan import Plan
-from arcvideo.data.random_words import permutation, uniforms, words
-from arcvideo.data.settings import DataSettings, SourceSettings
-from arcvideo.data.write import Record, write_shards
-from arcvideo.data.shares import mixture_report, realised, with_passes
 from arcvideo.flops import Segment, decoder_flops, media_flops
 from arcvideo.model.settings import ModelSettings, TextSettings
+from arcvideo.planning.cost import pack_cost
+from arcvideo.planning.families import cut_families
+from arcvideo.planning.mixture import SourceTable, frame_counts, open_mixture
+from arcvideo.planning.pack import best_fit, greedy_cuts
+from arcvideo.planning.plan import Plan
+from arcvideo.planning.random_words import permutation, uniforms, words
+from arcvideo.planning.settings import DataSettings, SourceSettings
+from arcvideo.planning.shares import mixture_report, realised, with_passes
+from arcvideo.planning.visits import choose_items, draw_visits
+from arcvideo.shards.write import Record, write_shards
 from benchmarks.plan import synthetic
 from tests.data.build import LAYOUT, tokenizer
 

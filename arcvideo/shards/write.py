@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from arcvideo.data.members import AUDIO, IMAGE, VIDEO, record_key
+from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, record_key
 
 os.environ.setdefault("WDS_SECURE", "1")  # plain webdataset would run `pipe:` URLs and unpickle members
 

@@ -1,4 +1,4 @@
-"""Settings of the data room: plain frozen dataclasses, so that a configuration is checked before torch is imported."""
+"""Settings of the data: plain frozen dataclasses, so that a configuration is checked before torch is imported."""
 
 from __future__ import annotations
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.data.expand import expand_shards
-from arcvideo.data.index import ensure_indexes, open_index
-from arcvideo.data.mixture import open_mixture
-from arcvideo.data.remote import ShardCache
 from arcvideo.data.shards import main
 from arcvideo.media.settings import ShardCacheSettings
+from arcvideo.planning.mixture import open_mixture
+from arcvideo.shards.expand import expand_shards
+from arcvideo.shards.index import ensure_indexes, open_index
+from arcvideo.shards.remote import ShardCache
 from tests.data import build
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset opens http with curl")
@@ -142,7 +142,7 @@ def test_naming_copies_fetches_nothing(served: tuple[str, Path, Counter[str]], t
 def fetch_elsewhere(url: str, folder: Path) -> str:
     """Fetches in a process that ends; the copy's path."""
     code = (
-        "import sys; from arcvideo.data.remote import ShardCache\n"
+        "import sys; from arcvideo.shards.remote import ShardCache\n"
         "from arcvideo.media.settings import ShardCacheSettings\n"
         "print(ShardCache(ShardCacheSettings(path=sys.argv[2])).fetch(sys.argv[1]))"
     )

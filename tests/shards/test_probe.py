@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.data import probe
-from arcvideo.data.probe import Extent, Probed, ProbeJob, ProbePool
 from arcvideo.media.errors import MediaError
 from arcvideo.media.settings import MediaLimits
+from arcvideo.shards import probe
+from arcvideo.shards.probe import Extent, Probed, ProbeJob, ProbePool
 from tests.data import build
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +35,9 @@ def serve_badly() -> None:
 def test_hanging_and_dying_decoders_cost_one_file_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.wav"
     path.write_bytes(build.wav(1.0))
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.data import test_probe; test_probe.serve_badly()"
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.shards import test_probe; test_probe.serve_badly()"
+    )
     monkeypatch.setattr(probe, "_COMMAND", (sys.executable, "-c", code))
     names = ["good", "dies", "good", "", "good", "hangs", "good"]
     jobs = [ProbeJob(main=Extent(path=path, name=name)) if name else None for name in names]
@@ -57,7 +59,7 @@ def test_script_without_a_main_guard_may_open_an_index(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         "import glob, pathlib, sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from arcvideo.data.index import ensure_indexes\n"
+        "from arcvideo.shards.index import ensure_indexes\n"
         f"(index,) = ensure_indexes([pathlib.Path(name) for name in glob.glob({pattern!r})], workers=1)\n"
         "print(len(index.clips))\n"
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import braceexpand
 
-from arcvideo.data.remote import ShardCache, is_url
 from arcvideo.media.settings import ShardCacheSettings
+from arcvideo.shards.remote import ShardCache, is_url
 
 
 def expand_shards(pattern: str, *, cache: ShardCacheSettings | None = None, fetch: bool = True) -> list[Path]:

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from arcvideo.data.quarantine import QuarantineBudgetError
-from arcvideo.data.settings import DataSettings, QuarantineSettings
-from arcvideo.data.write import Record, write_shards
 from arcvideo.data.source import Source
+from arcvideo.planning.settings import DataSettings, QuarantineSettings
+from arcvideo.shards.write import Record, write_shards
 from tests.data import build
 
 TOLERANT = QuarantineSettings(max_rate=1.0, max_count=1000)

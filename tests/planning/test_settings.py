@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from arcvideo.data.settings import DataSettings, QuarantineSettings, SourceSettings
 from arcvideo.layout import MediaLayout
+from arcvideo.planning.settings import DataSettings, QuarantineSettings, SourceSettings
 from arcvideo.structured import SettingsError, filled
 
 
@@ -52,5 +52,5 @@ def test_bad_source_is_named_with_its_whole_key(values: dict[str, object]) -> No
 
 
 def test_settings_do_not_import_torch() -> None:
-    code = "import sys, arcvideo.data.settings; sys.exit('torch' in sys.modules)"
+    code = "import sys, arcvideo.planning.settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

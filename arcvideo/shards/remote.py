@@ -20,8 +20,8 @@ from urllib.parse import urlparse
 
 from tqdm import tqdm
 
-from arcvideo.data.write import open_url, url_schemes
 from arcvideo.media.settings import ShardCacheSettings
+from arcvideo.shards.write import open_url, url_schemes
 
 _CHUNK = 1 << 20
 _END_MARK = 1024

@@ -30,7 +30,7 @@ from arcvideo.media.sound import SAMPLE_RATE
 _START_SECONDS = 120.0
 """Time a new process has to import what it needs."""
 _READY = b"ready\n"
-_COMMAND = (sys.executable, "-m", "arcvideo.data.probe")
+_COMMAND = (sys.executable, "-m", "arcvideo.shards.probe")
 _AHEAD = 4
 """Files under way or waiting for an earlier one, per process."""
 

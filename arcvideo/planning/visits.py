@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from arcvideo.data.mixture import Ints, SourceTable
-from arcvideo.data.random_words import permutation, uniforms, words
+from arcvideo.planning.mixture import Ints, SourceTable
+from arcvideo.planning.random_words import permutation, uniforms, words
 
 BOTH, VIDEO, AUDIO = 0, 1, 2
 """What a visit shows of its clip."""
