@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import yaml
@@ -90,6 +91,8 @@ class Recipe:
     """Source -> what it is expected to hold: an estimate before there are shards."""
     comparisons: list[Comparison] = field(default_factory=list)
     """Differences between stages that are shown at the end."""
+    given: dict[str, str | int] = field(default_factory=dict)
+    """Words that `$NAME` stands for in all texts of the recipe; `pipeline ... given.NAME=VALUE` changes one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +115,11 @@ class PlannedStage:
         return self.folder.name
 
 
-def load_recipe(name: str) -> Recipe:
+def load_recipe(name: str, *, given: Mapping[str, str] | None = None) -> Recipe:
     """The recipe of that name in recipes/, or at that path.
+
+    Args:
+        given: other values for some of its `given`.
 
     Raises:
         ValueError: no such recipe, or a key or type that does not fit; the message names it.
@@ -123,7 +129,7 @@ def load_recipe(name: str) -> Recipe:
         known = sorted(found.stem for found in RECIPES.glob("*.yaml"))
         raise ValueError(f"recipe={name}: no file {path}{nearest(name, known)}; there are: {', '.join(known)}")
     try:
-        return filled(Recipe, _content(path))
+        return filled(Recipe, put_in(_content(path), given=given or {}))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
     except ValueError as error:
@@ -143,6 +149,32 @@ def _content(path: Path) -> dict[str, Any]:
     below = _content(base)
     overrides = [*(below.get("overrides") or []), *(own.get("overrides") or [])]
     return {**below, **own, "overrides": overrides}
+
+
+def put_in(content: dict[str, Any], *, given: Mapping[str, str]) -> dict[str, Any]:
+    """Return a recipe's keys with the values of its `given`, or other ones, in place of `$NAME`.
+
+    Raises:
+        ValueError: a name that the recipe does not have.
+    """
+    own = content.get("given") or {}
+    for name in given:
+        if name not in own:
+            raise ValueError(f"given.{name}: the recipe has no such name{nearest(name, own)}; it has {', '.join(own)}")
+    words = {**own, **given}
+    found = _put_in({key: value for key, value in content.items() if key != "given"}, words)
+    return {**found, "given": words} if own else found
+
+
+def _put_in(value: Any, words: Mapping[str, Any]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _put_in(one, words) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_put_in(one, words) for one in value]
+    if not isinstance(value, str):
+        return value
+    whole = words.get(value.removeprefix("$")) if value.startswith("$") else None
+    return Template(value).safe_substitute(words) if whole is None else whole
 
 
 def planned_stages(recipe: Recipe, *, extra: Sequence[str] = ()) -> list[PlannedStage]:

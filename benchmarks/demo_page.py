@@ -16,7 +16,8 @@ from benchmarks.demo import DEMO
 
 ROOT = Path(__file__).resolve().parents[1]
 Record = Mapping[str, Any]
-MAIN, CONTROLS = "tiny_shorts", "ablation_tiny"
+STAGES = ("audio_warmup", "pretrain", "sft", "cold_start", "grpo", "final_sft")
+"""Of the demo; what else a run has are controls."""
 NAMES = {
     "transcript_token_error": "transcript token error (less is better)",
     "speech_qa": "speech questions",
@@ -26,6 +27,8 @@ NAMES = {
     "grounding_miou_constant": "... of the best constant answer",
     "format_valid": "answers in the think/answer form",
 }
+T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)
+"""97.5 % quantile of Student's t for 1, 2, ... degrees of freedom."""
 BLOCK = re.compile(r"(<!-- demo (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -57,9 +60,9 @@ def filled_in(text: str, *, runs: Sequence[Record]) -> str:
         name = found[2]
         if name in BLOCKS:
             return found[1] + BLOCKS[name](runs) + found[3]
-        if name in _stages(runs):
+        if name in STAGES:
             return found[1] + stage_table(runs, stage=name) + found[3]
-        raise ValueError(f"<!-- demo {name} --> is unknown; use {', '.join([*BLOCKS, *_stages(runs)])}")
+        raise ValueError(f"<!-- demo {name} --> is unknown; use {', '.join([*BLOCKS, *STAGES])}")
 
     return BLOCK.sub(block, text)
 
@@ -79,12 +82,11 @@ def about(runs: Sequence[Record]) -> str:
 
 def table(runs: Sequence[Record]) -> str:
     """Metrics by stage."""
-    stages = _stages(runs)
-    metrics = [name for name in NAMES if any(name in _stage(run, stage) for run in runs for stage in stages)]
-    lines = [f"| | chance | {' | '.join(f'`{stage}`' for stage in stages)} |", "|---" * (len(stages) + 2) + "|"]
+    metrics = [name for name in NAMES if any(name in _stage(run, stage) for run in runs for stage in STAGES)]
+    lines = [f"| | chance | {' | '.join(f'`{stage}`' for stage in STAGES)} |", "|---" * (len(STAGES) + 2) + "|"]
     for metric in metrics:
-        chances = [found[metric]["chance"] for run in runs for found in map(_of(run), stages) if metric in found]
-        cells = [_spread(_values(runs, stage=stage, metric=metric)) for stage in stages]
+        chances = [found[metric]["chance"] for run in runs for found in map(_of(run), STAGES) if metric in found]
+        cells = [_spread(_values(runs, stage=stage, metric=metric)) for stage in STAGES]
         lines.append(f"| {NAMES[metric]} | {statistics.median(chances):.2f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -101,39 +103,34 @@ def stage_table(runs: Sequence[Record], *, stage: str) -> str:
 
 
 def differences(runs: Sequence[Record]) -> str:
-    """Paired differences of the recipe and of its controls, and in how many runs their interval leaves zero."""
-    lines = ["| difference | metric | median (range) | interval above 0 | below 0 |", "|---|---|---|---|---|"]
-    for recipe in (MAIN, CONTROLS):
-        rows = [run["summaries"][recipe]["differences"] for run in runs if recipe in run["summaries"]]
-        for same in zip(*rows, strict=True):
-            one = same[0]
-            assert len({(row["metric"], row["stage"], row["minus"]) for row in same}) == 1, "runs of different recipes"
-            counts = (sum(row["low"] > 0 for row in same), sum(row["high"] < 0 for row in same))
-            above, below = (f"{count} of {len(same)}" for count in counts)
-            lines.append(
-                f"| `{one['stage']}` - `{one['minus']}` | {NAMES[one['metric']]} | "
-                f"{_spread([row['mean'] for row in same], sign=True)} | {above} | {below} |"
-            )
+    """Paired differences, their mean over the runs, and in how many runs their own interval leaves zero."""
+    head = ("difference", "metric", "median (range)", "mean, 95 % over runs", "runs above 0", "runs below 0")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for same in zip(*(run["summary"]["differences"] for run in runs), strict=True):
+        one = same[0]
+        assert len({(row["metric"], row["stage"], row["minus"]) for row in same}) == 1, "runs of different recipes"
+        counts = (sum(row["low"] > 0 for row in same), sum(row["high"] < 0 for row in same))
+        above, below = (f"{count} of {len(same)}" for count in counts)
+        cells = [_spread([row["mean"] for row in same], sign=True), _mean([row["mean"] for row in same]), above, below]
+        lines.append(f"| `{one['stage']}` - `{one['minus']}` | {NAMES[one['metric']]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def targets(runs: Sequence[Record]) -> str:
     """How many runs met each target."""
     lines = ["| stage | metric | target | met |", "|---|---|---|---|"]
-    for recipe in (MAIN, CONTROLS):
-        rows = [run["summaries"][recipe]["targets"] for run in runs if recipe in run["summaries"]]
-        for same in zip(*rows, strict=True):
-            wanted = {k: v for k, v in same[0].items() if k not in ("stage", "metric", "met", "reason")}
-            text = ", ".join(name if value is True else f"{name} {value}" for name, value in wanted.items())
-            met = sum(row["met"] for row in same)
-            lines.append(f"| `{same[0]['stage']}` | {NAMES[same[0]['metric']]} | {text} | {met} of {len(same)} |")
+    for same in zip(*(run["summary"]["targets"] for run in runs), strict=True):
+        wanted = {key: value for key, value in same[0].items() if key not in ("stage", "metric", "met", "reason")}
+        text = ", ".join(name if value is True else f"{name} {value}" for name, value in wanted.items())
+        met = sum(row["met"] for row in same)
+        lines.append(f"| `{same[0]['stage']}` | {NAMES[same[0]['metric']]} | {text} | {met} of {len(same)} |")
     return "\n".join(lines) + "\n"
 
 
 def seconds(runs: Sequence[Record]) -> str:
     """Where the time goes."""
-    parts = [run["summaries"][MAIN]["seconds"] for run in runs]
-    names = [name for name in parts[0] if all(name in part for part in parts)]
+    parts = [run["summary"]["seconds"] for run in runs]
+    names = [name for name in ("data", "index", "base", *STAGES) if all(name in part for part in parts)]
     told = ", ".join(f"{name} {statistics.median(part[name] for part in parts):.0f}" for name in names)
     whole = [sum(part[name] for name in names) / 60 for part in parts]
     return (
@@ -151,12 +148,8 @@ BLOCKS: dict[str, Callable[[Sequence[Record]], str]] = {
 """Name of a block -> what writes it; besides these a stage's name gives `stage_table`."""
 
 
-def _stages(runs: Sequence[Record]) -> list[str]:
-    return list(runs[0]["summaries"][MAIN]["stages"])
-
-
 def _stage(run: Record, stage: str) -> Mapping[str, Mapping[str, float]]:
-    found: Mapping[str, Mapping[str, float]] = run["summaries"][MAIN]["stages"][stage]
+    found: Mapping[str, Mapping[str, float]] = run["summary"]["stages"].get(stage, {})
     return found
 
 
@@ -174,6 +167,15 @@ def _spread(values: Sequence[float], *, sign: bool = False) -> str:
     form = "{:+.2f}" if sign else "{:.2f}"
     middle, low, high = (form.format(value) for value in (statistics.median(values), min(values), max(values)))
     return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def _mean(values: Sequence[float]) -> str:
+    """Mean with the 95 % interval of Student's t over the runs, each of which is one draw."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:+.3f}"
+    half = T_95[min(len(values) - 1, len(T_95)) - 1] * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]"
 
 
 def main() -> None:
