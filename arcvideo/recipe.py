@@ -91,7 +91,7 @@ class Recipe:
     """Source -> what it is expected to hold: an estimate before there are shards."""
     comparisons: list[Comparison] = field(default_factory=list)
     """Differences between stages that are shown at the end."""
-    given: dict[str, str | int] = field(default_factory=dict)
+    given: dict[str, str] = field(default_factory=dict)
     """Words that `$NAME` stands for in all texts of the recipe; `pipeline ... given.NAME=VALUE` changes one."""
 
 
@@ -161,12 +161,12 @@ def put_in(content: dict[str, Any], *, given: Mapping[str, str]) -> dict[str, An
     for name in given:
         if name not in own:
             raise ValueError(f"given.{name}: the recipe has no such name{nearest(name, own)}; it has {', '.join(own)}")
-    words = {**own, **given}
+    words = {name: str(value) for name, value in {**own, **given}.items()}
     found = _put_in({key: value for key, value in content.items() if key != "given"}, words)
     return {**found, "given": words} if own else found
 
 
-def _put_in(value: Any, words: Mapping[str, Any]) -> Any:
+def _put_in(value: Any, words: Mapping[str, str]) -> Any:
     if isinstance(value, Mapping):
         return {key: _put_in(one, words) for key, one in value.items()}
     if isinstance(value, list):
@@ -174,7 +174,8 @@ def _put_in(value: Any, words: Mapping[str, Any]) -> Any:
     if not isinstance(value, str):
         return value
     whole = words.get(value.removeprefix("$")) if value.startswith("$") else None
-    return Template(value).safe_substitute(words) if whole is None else whole
+    # Alone it keeps its type: a seed is a number.
+    return Template(value).safe_substitute(words) if whole is None else yaml.safe_load(whole)
 
 
 def planned_stages(recipe: Recipe, *, extra: Sequence[str] = ()) -> list[PlannedStage]:
