@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TrainerCallback
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.prompts import Prompt
 from arcvideo.flops import Segment, decoder_flops, media_flops
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.media import FRAMES_PER_CALL, normalize_pixels

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.prompts import Prompt
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.measure import ZERO_STD, Report
 from arcvideo.types import Batch

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.prompts import Prompt
 from arcvideo.model.special import special_ids
 from arcvideo.objectives.grpo import METRIC
 from arcvideo.objectives.settings import GrpoSettings
@@ -53,7 +53,7 @@ SAMPLER_GAP = f"{METRIC}rollout/logprob_gap"
 
 
 class PromptSource(Protocol):
-    """Where prompts come from: `arcvideo.data.source.Source`."""
+    """Where prompts come from: `arcvideo.feed.source.Source`."""
 
     def prompts(self, step: int, *, count: int) -> Sequence[Prompt]:
         """This rank's share of the `count` prompts of a step, each with its place; a pure function of the step."""

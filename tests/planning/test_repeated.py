@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.data.quarantine import QuarantineBudgetError
 from arcvideo.data.shards import main
-from arcvideo.data.source import Source
+from arcvideo.feed.quarantine import QuarantineBudgetError
+from arcvideo.feed.source import Source
 from arcvideo.planning.mixture import open_mixture
 from arcvideo.planning.repeated import repeated_keys
 from arcvideo.planning.settings import QuarantineSettings

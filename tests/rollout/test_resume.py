@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.prompts import Prompt
 from arcvideo.rollout.held import from_json, hold, restore_group, to_json
 from arcvideo.rollout.source import RolloutSource
 from arcvideo.runner.protocols import summed

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.prompts import Prompt
 from arcvideo.objectives.grpo import Grpo
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.rewards.builtin import answer_format

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.prompts import Prompt
 from arcvideo.layout import MediaLayout
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arcvideo.data.quarantine import QuarantineBudgetError
-from arcvideo.data.source import Source
+from arcvideo.feed.quarantine import QuarantineBudgetError
+from arcvideo.feed.source import Source
 from arcvideo.planning.settings import DataSettings, QuarantineSettings
 from arcvideo.shards.write import Record, write_shards
 from tests.data import build

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arcvideo.render import Ids
 from arcvideo.model.positions import replace_newlines, xd_positions
 from arcvideo.model.special import SpecialIds
+from arcvideo.render import Ids
 from arcvideo.types import Media, Sample
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from arcvideo.data.load import Loader
-from arcvideo.data.quarantine import QuarantineBudgetError
-from arcvideo.planning.settings import DataSettings, QuarantineSettings
-from arcvideo.shards.write import Record, write_shards
-from arcvideo.data.source import Source
+from arcvideo.feed.load import Loader
+from arcvideo.feed.quarantine import QuarantineBudgetError
+from arcvideo.feed.source import Source
 from arcvideo.media.errors import MediaError
 from arcvideo.media.settings import FrameCacheSettings
+from arcvideo.planning.settings import DataSettings, QuarantineSettings
+from arcvideo.shards.write import Record, write_shards
 from arcvideo.types import Batch, Media
 from tests.data import build
 
