@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.demo import DEMO
+from benchmarks.demo import DEMO, SHARED
 
 ROOT = Path(__file__).resolve().parents[1]
 Record = Mapping[str, Any]
@@ -69,15 +69,24 @@ def filled_in(text: str, *, runs: Sequence[Record]) -> str:
 
 def about(runs: Sequence[Record]) -> str:
     """How many runs there are, and on what."""
-    seeds = sorted({run["seed"] for run in runs})
-    capabilities = sorted({run["capability"] for run in runs})
-    machines = sorted({run["machine"]["cpu"] for run in runs})
-    threads = sorted({str(run["threads"]) for run in runs})
-    return (
-        f"{len(runs)} recorded runs (seeds {', '.join(map(str, seeds))}; kernels {', '.join(capabilities)}; threads "
-        f"{', '.join(threads)}; {'; '.join(machines)}), each from its own clips and base weights on: median, and the "
-        "range over the runs.\n"
-    )
+    whole = [run for run in runs if run["shares"] is None]
+    kernels = ", ".join(f"{sum(run['capability'] == one for run in runs)} {one}" for one in _all(runs, "capability"))
+    cpus = "; ".join(sorted({run["machine"]["cpu"] for run in runs}))
+    lines = [
+        f"{len(runs)} recorded runs: seeds {', '.join(_all(runs, 'seed'))}; kernels {kernels}; threads "
+        f"{', '.join(_all(runs, 'threads'))}; {cpus}."
+    ]
+    if len(whole) < len(runs):
+        lines.append(
+            f"{len(whole)} of them made clips, base weights and all six stages with their seed; the others took clips, "
+            "base weights and stages 1 to 3 from one of those."
+        )
+    lines.append("Cells are the median, and the range over the runs.")
+    return "\n".join(lines) + "\n"
+
+
+def _all(runs: Sequence[Record], key: str) -> list[str]:
+    return [str(value) for value in sorted({run[key] for run in runs})]
 
 
 def table(runs: Sequence[Record]) -> str:
@@ -93,7 +102,13 @@ def table(runs: Sequence[Record]) -> str:
 
 def stage_table(runs: Sequence[Record], *, stage: str) -> str:
     """The metrics of one stage."""
-    lines = [f"Demo, {len(runs)} recorded runs:", "", "| metric | chance | median (range) |", "|---|---|---|"]
+    trained = sum(run["shares"] is None or stage not in SHARED for run in runs)
+    lines = [
+        f"Demo, {trained} recorded run{'s' if trained > 1 else ''}:",
+        "",
+        "| metric | chance | median (range) |",
+        "|---|---|---|",
+    ]
     for metric in NAMES:
         values = _values(runs, stage=stage, metric=metric)
         if values:
@@ -129,7 +144,7 @@ def targets(runs: Sequence[Record]) -> str:
 
 def seconds(runs: Sequence[Record]) -> str:
     """Where the time goes."""
-    parts = [run["summary"]["seconds"] for run in runs]
+    parts = [run["summary"]["seconds"] for run in runs if run["shares"] is None]
     names = [name for name in ("data", "index", "base", *STAGES) if all(name in part for part in parts)]
     told = ", ".join(f"{name} {statistics.median(part[name] for part in parts):.0f}" for name in names)
     whole = [sum(part[name] for name in names) / 60 for part in parts]
@@ -158,6 +173,8 @@ def _of(run: Record) -> Callable[[str], Mapping[str, Mapping[str, float]]]:
 
 
 def _values(runs: Iterable[Record], *, stage: str, metric: str) -> list[float]:
+    """Of the runs that trained the stage."""
+    runs = [run for run in runs if run["shares"] is None or stage not in SHARED]
     return [_stage(run, stage)[metric]["value"] for run in runs if metric in _stage(run, stage)]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import demo_page
-from benchmarks.demo import DEMO
+from benchmarks.demo import DEMO, name_of
 
 
 def record(value: float, *, low: float = 0.01, seed: int = 0) -> dict[str, Any]:
@@ -24,6 +24,8 @@ def record(value: float, *, low: float = 0.01, seed: int = 0) -> dict[str, Any]:
     }
     return {
         "seed": seed,
+        "name": f"seed-{seed}-avx2",
+        "shares": None,
         "capability": "avx2",
         "threads": 1,
         "machine": {"cpu": "a CPU", "cores": 2},
@@ -47,7 +49,8 @@ def test_pages_equal_what_the_recorded_runs_give() -> None:
 def test_every_recorded_run_is_named_by_its_seed_and_capability() -> None:
     for path in DEMO.glob("*.json"):
         run = json.loads(path.read_text())
-        assert path.stem == f"seed-{run['seed']}-{run['capability']}"
+        assert path.stem == name_of(run["seed"], capability=run["capability"], shared=run["shares"] is not None)
+        assert run["shares"] is None or (DEMO / f"{run['shares']}.json").exists()
         assert run["threads"] >= 1
         assert run["machine"]["cpu"]
 
@@ -60,6 +63,13 @@ def test_a_difference_says_in_how_many_runs_its_interval_leaves_zero() -> None:
     # 0.7 -+ 4.30 * 0.2 / sqrt(3)
     line = "| +0.70 (+0.50 to +0.90) | +0.700 [+0.203, +1.197] | 2 of 3 | 0 of 3 |"
     assert line in demo_page.differences(RUNS)
+
+
+def test_a_stage_that_was_taken_from_another_run_is_not_counted_again() -> None:
+    shared = {**record(0.1, seed=3), "shares": "seed-0-avx2"}
+    assert demo_page.stage_table([*RUNS, shared], stage="sft") == demo_page.stage_table(RUNS, stage="sft")
+    assert "+0.60 (+0.10 to +0.90)" in demo_page.differences([*RUNS, shared])
+    assert "3 of them made clips, base weights and all six stages" in demo_page.about([*RUNS, shared])
 
 
 def test_missed_targets_are_counted() -> None:
