@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from arcvideo.synthetic.progress import lines
+from arcvideo.progress import lines
 from arcvideo.synthetic.settings import TinyShortsSettings
 from arcvideo.synthetic.write import write_dataset
 

@@ -28,8 +28,8 @@ from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import special_ids
 from arcvideo.model.tokenizer import build_tiny_tokenizer, save_tokenizer
+from arcvideo.progress import watched
 from arcvideo.structured import filled
-from arcvideo.synthetic.progress import watched
 from arcvideo.synthetic.prose import corpus, train_language
 from arcvideo.synthetic.script import script_from
 from arcvideo.synthetic.towers import Known, train_audio, train_vision

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 
-from arcvideo.synthetic import progress
-from arcvideo.synthetic.progress import lines, watched
+from arcvideo import progress
+from arcvideo.progress import lines, watched
 
 
 def test_items_pass_unchanged_and_in_order() -> None:
