@@ -124,11 +124,29 @@ def test_spans_are_those_of_the_script() -> None:
         assert 0 <= item["span"][0] < item["span"][1] <= script.duration
 
 
-def test_the_thought_about_a_span_names_its_seconds() -> None:
+def test_thoughts_about_spans_are_of_two_kinds_and_both_true() -> None:
+    kinds = {"named": 0, "looked for": 0}
     for script, item in all_items("grounding"):
-        seconds = [int(text[-2:]) for text in item["think"].split()]
-        ((start, end),) = names_at(script, item["question"].removeprefix("When is the ").rsplit(" ", 1)[0])
-        assert seconds == list(range(start, end))
+        name = item["question"].removeprefix("When is the ").rsplit(" ", 1)[0]
+        if item["think"].startswith(name):
+            ((start, end),) = names_at(script, name)
+            seconds = [int(text[-2:]) for text in item["think"].removeprefix(name).split()]
+            assert seconds == list(range(start, end))
+            kinds["named"] += 1
+        else:
+            subject = next(tag.removeprefix("topic:") for tag in item["tags"] if tag.startswith("topic:"))
+            assert item["think"] == f"I look for the {subject}."
+            kinds["looked for"] += 1
+    assert min(kinds.values()) > 0.4 * sum(kinds.values())
+
+
+def test_thoughts_about_options_are_of_two_kinds_and_both_true() -> None:
+    lettered = []
+    for _, item in all_items("mcq"):
+        right = item["options"]["ABCD".index(item["answer"])]
+        assert item["think"] in (f"It is {right}.", f"{right} {item['answer']}.")
+        lettered.append(item["think"].endswith(f"{item['answer']}."))
+    assert 0.4 < sum(lettered) / len(lettered) < 0.6
 
 
 def test_the_thought_about_speech_is_what_is_said() -> None:
