@@ -146,7 +146,7 @@ def _answers(
     greedy = Sampling(max_new_tokens=settings.max_new_tokens, temperature=0.0, batch_prompts=settings.batch_prompts)
     found: dict[tuple[bool, str], str] = {}
     starts = range(0, len(order), settings.batch_prompts)
-    for start in watched(starts, what="evaluating", total=len(starts), unit="batch"):
+    for start in watched(starts, what="evaluating", total=len(starts), unit="part"):
         keys = order[start : start + settings.batch_prompts]
         groups = sampler.sample(
             [wanted[key] for key in keys], num_generations=1, settings=greedy, seeds=[0] * len(keys)

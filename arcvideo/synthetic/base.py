@@ -131,7 +131,7 @@ def _fill_features(model: ArcVideoForConditionalGeneration, clips: Sequence[Know
     towers = (model.vision_model.vit, model.speech_encoder)
     store = FeatureStore(root, tower_digest(towers, settings=model.settings))
     starts = range(0, len(clips), 16)
-    for start in watched(starts, what="features", total=len(starts), unit="batch"):
+    for start in watched(starts, what="features", total=len(starts), unit="part"):
         model.embed_media([clip.media for clip in clips[start : start + 16]], features=store)
     return float(len(clips))
 
