@@ -212,7 +212,8 @@ def put_in(content: dict[str, Any], *, given: Mapping[str, str]) -> dict[str, An
     own = content.get("given") or {}
     for name in given:
         if name not in own:
-            raise ValueError(f"given.{name}: the recipe has no such name{nearest(name, list(own))}; it has {', '.join(own)}")
+            close, known = nearest(name, list(own)), ", ".join(own)
+            raise ValueError(f"given.{name}: the recipe has no such name{close}; it has {known}")
     words = {name: str(value) for name, value in {**own, **given}.items()}
     found = _put_in({key: value for key, value in content.items() if key != "given"}, words)
     return {**found, "given": words} if own else found
