@@ -73,7 +73,7 @@ def about(runs: Sequence[Record]) -> str:
     kernels = ", ".join(f"{sum(run['capability'] == one for run in runs)} {one}" for one in _all(runs, "capability"))
     cpus = "; ".join(sorted({run["machine"]["cpu"] for run in runs}))
     lines = [
-        f"{len(runs)} recorded runs: seeds {', '.join(_all(runs, 'seed'))}; kernels {kernels}; threads "
+        f"{_runs(len(runs))}: seed {', '.join(_all(runs, 'seed'))}; kernels {kernels}; threads "
         f"{', '.join(_all(runs, 'threads'))}; {cpus}."
     ]
     if len(whole) < len(runs):
@@ -83,6 +83,10 @@ def about(runs: Sequence[Record]) -> str:
         )
     lines.append("Cells are the median, and the range over the runs.")
     return "\n".join(lines) + "\n"
+
+
+def _runs(count: int) -> str:
+    return "1 recorded run" if count == 1 else f"{count} recorded runs"
 
 
 def _all(runs: Sequence[Record], key: str) -> list[str]:
@@ -148,9 +152,7 @@ def seconds(runs: Sequence[Record]) -> str:
     names = [name for name in ("data", "index", "base", *STAGES) if all(name in part for part in parts)]
     told = ", ".join(f"{name} {statistics.median(part[name] for part in parts):.0f}" for name in names)
     whole = [sum(part[name] for name in names) / 60 for part in parts]
-    return (
-        f"Seconds of these runs (median; beside other work on the machine): {told}; {_spread(whole)} minutes in all.\n"
-    )
+    return f"Seconds of the whole runs (median; one thread, beside much other work on the machine): {told}; {_spread(whole)} minutes in all.\n"
 
 
 BLOCKS: dict[str, Callable[[Sequence[Record]], str]] = {
