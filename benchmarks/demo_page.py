@@ -152,7 +152,11 @@ def seconds(runs: Sequence[Record]) -> str:
     names = [name for name in ("data", "index", "base", *STAGES) if all(name in part for part in parts)]
     told = ", ".join(f"{name} {statistics.median(part[name] for part in parts):.0f}" for name in names)
     whole = [sum(part[name] for name in names) / 60 for part in parts]
-    return f"Seconds of the whole runs (median; one thread, beside much other work on the machine): {told}; {_spread(whole)} minutes in all.\n"
+    made = "" if "data" in names else " Making the clips is not among them: they were there already."
+    return (
+        f"Seconds of the whole runs (median; one thread, beside much other work on the machine): {told}; "
+        f"{_spread(whole)} minutes in all.{made}\n"
+    )
 
 
 BLOCKS: dict[str, Callable[[Sequence[Record]], str]] = {
