@@ -1,7 +1,7 @@
 """The sidecar index of a shard: everything that planning needs, made once, memory-mapped ever after.
 
 `<shard>.index/` holds `clips.npy`, `items.npy`, `keys.npy` (all readable without pickle), `quarantine.jsonl` and
-`meta.json`, which is written last. What cannot be used is a row of the quarantine list: clips + items of good records
+`meta.json`, which is written last and holds the digests of the others. What cannot be used is a row of the quarantine list: clips + items of good records
 and quarantined rows together account for everything found in the tar.
 """
 
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -20,13 +21,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from arcvideo.data.members import AUDIO, IMAGE, VIDEO, Group, Member, Problem, read_at, read_groups
-from arcvideo.data.probe import NO_MEDIA, Extent, MediaFacts, Probed, ProbeJob, ProbePool
+from arcvideo.data.items import checked_sample
+from arcvideo.data.members import Group, Problem, as_utf8, read_at, read_groups
+from arcvideo.data.probe import Probed, ProbePool
+from arcvideo.data.record import json_member, parse_record, probe_job, record_media
+from arcvideo.data.seal import damage, digests, sealed, unsealed
 from arcvideo.data.turns import in_turns, locked
 from arcvideo.media.errors import MediaError
-from arcvideo.tasks import RecordError, make_sample
+from arcvideo.media.frames import behind_picture
+from arcvideo.media.sound import SAMPLE_RATE
+from arcvideo.tasks import RecordError
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the meaning of a stored column changes, so that old indexes are built again."""
 
 CLIP = np.dtype(
@@ -39,6 +45,8 @@ CLIP = np.dtype(
 )  # fmt: skip
 """One row per usable record. Sizes 0 mean absent; `sound_*` is a separate sound file that is used with the media;
 `sound_samples` counts the samples at 16 kHz that decoding gives, 0 without sound."""
+
+_FILES = ("clips.npy", "items.npy", "keys.npy", "quarantine.jsonl")
 
 ITEM = np.dtype([("clip", "<i8"), ("number", "<i4"), ("task", "<i2"), ("tagset", "<i4"), ("think", "?")])
 """One row per usable item; `number` is its place in the record, `task` and `tagset` point into meta.json."""
@@ -108,8 +116,8 @@ class ShardIndex:
         return data, read_at(self.shard, offset=int(clip["sound_offset"]), size=int(clip["sound_size"]))
 
     def problems(self) -> list[Problem]:
-        lines = (self.folder / "quarantine.jsonl").read_text().splitlines()
-        return [Problem(**{**json.loads(line), "shard": self.shard.name}) for line in lines]
+        lines = (self.folder / "quarantine.jsonl").read_text(encoding="utf-8").split("\n")
+        return [Problem(**{**json.loads(line), "shard": self.shard.name}) for line in lines if line]
 
 
 def index_folder(shard: Path) -> Path:
@@ -119,23 +127,49 @@ def index_folder(shard: Path) -> Path:
 @lru_cache(maxsize=3 * 16)
 def _column(folder: Path, name: str, digest: str) -> np.ndarray:
     column = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-    if json.loads((folder / "meta.json").read_text())["digest"] != digest:
+    if _read_meta(folder)["digest"] != digest:
         raise OSError(f"{folder}: the index was made again while it was in use; start again")
     return column
 
 
+def _read_meta(folder: Path) -> dict[str, Any]:
+    path = folder / "meta.json"
+    return unsealed(path.read_text(encoding="utf-8"), name=path)
+
+
 def open_index(shard: Path) -> ShardIndex | None:
-    """The index of a shard, None when there is none or the shard has changed since."""
+    """The index of a shard, None when there is none, the shard has changed since, or the index is damaged.
+
+    Every file is compared with its digest, whole once per machine and by size and time afterwards.
+    """
     folder = index_folder(shard)
     try:
-        meta = json.loads((folder / "meta.json").read_text())
-        if meta.get("made_from") != _made_from(shard):
+        stored = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        if not isinstance(stored, dict) or stored.get("made_from") != _made_from(shard):
             return None
+        meta = _read_meta(folder)
+        told = damage(folder, meta["files"])
+        if told:
+            raise ValueError(told)
         for name in ("clips", "items", "keys"):
             _column(folder, name, meta["digest"])
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        _tell(f"index damaged, made again: {error}")
         return None
     return ShardIndex(shard=shard, meta=meta)
+
+
+@lru_cache(maxsize=1000)
+def _tell(line: str) -> None:
+    """Print a line once, however often an index is asked for before it is made again."""
+    print(line, file=sys.stderr)
+
+
+def seal_index(folder: Path, meta: Mapping[str, Any]) -> None:
+    """Write `meta.json` of an index whose other files are complete, with their digests."""
+    (folder / "meta.json").write_text(sealed({**meta, "files": digests(folder, _FILES)}), encoding="utf-8")
 
 
 def ensure_indexes(shards: Sequence[Path], *, workers: int = 0, progress: bool = True) -> list[ShardIndex]:
@@ -172,7 +206,7 @@ def _build(shard: Path, *, pool: ProbePool, progress: bool = False) -> None:
     made_from = _made_from(shard)
     groups, problems = read_groups(shard)
     table = _Table(problems=problems)
-    probed = pool.map(_probe_job(group, shard=shard) for group in groups)
+    probed = pool.map(probe_job(group, shard=shard) for group in groups)
     clips = tqdm(probed, desc=shard.name, unit="clip", total=len(groups), disable=not progress, leave=False)
     for group, found in zip(groups, clips, strict=True):
         table.add(group, shard=shard, found=found)
@@ -183,6 +217,7 @@ def _build(shard: Path, *, pool: ProbePool, progress: bool = False) -> None:
     table.write(scratch, made_from=made_from)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
+    _column.cache_clear()  # maps of the files that were replaced
 
 
 def _made_from(shard: Path) -> dict[str, int]:
@@ -209,16 +244,16 @@ class _Table:
             found: what probing its media gave; None when there was nothing that could be probed.
         """
         try:
-            source = _json_member(group)
+            source = json_member(group)
             text = read_at(shard, offset=source.offset, size=source.size)
             record = parse_record(text)
-            media = _media(group, record=record, found=found)
+            media = record_media(group, record=record, found=found)
             items = record.get("items")
             if not isinstance(items, list) or not items:
                 raise RecordError("no_items", "'items' must be a non-empty list")
         except (RecordError, MediaError) as error:
             stage = "media" if isinstance(error, MediaError) else "record"
-            self.problems.append(Problem(key=group.key, stage=stage, reason=error.reason, detail=error.detail))
+            self.problems.append(Problem(key=group.key, stage=stage, reason=error.reason, detail=as_utf8(error.detail)))
             return
         good = [row for number, item in enumerate(items) if (row := self._item(item, key=group.key, number=number))]
         if not good:
@@ -232,14 +267,11 @@ class _Table:
     def _item(self, item: Any, *, key: str, number: int) -> tuple[Any, ...] | None:
         key = f"{key}/{number}"
         try:
-            make_sample(item, key=key, media_key=key, style="plain")
-            make_sample(item, key=key, media_key=key, style="think")
-            tags = item.get("tags") or []
-            if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-                raise RecordError("bad_tags", "'tags' must be a list of strings")
+            checked_sample(item, key=key, has_media=True)
         except RecordError as error:
-            self.problems.append(Problem(key=key, stage="item", reason=error.reason, detail=error.detail))
+            self.problems.append(Problem(key=key, stage="item", reason=error.reason, detail=as_utf8(error.detail)))
             return None
+        tags = item.get("tags") or []
         task = self.tasks.setdefault(item["task"], len(self.tasks))
         tagset = self.tagsets.setdefault(tuple(sorted(set(tags))), len(self.tagsets))
         return (len(self.clips), number, task, tagset, bool(item.get("think")))
@@ -255,90 +287,11 @@ class _Table:
         np.save(folder / "clips.npy", clips, allow_pickle=False)
         np.save(folder / "items.npy", items, allow_pickle=False)
         np.save(folder / "keys.npy", keys, allow_pickle=False)
-        rows = [json.dumps(asdict(problem), ensure_ascii=False) for problem in self.problems]
-        (folder / "quarantine.jsonl").write_text("".join(row + "\n" for row in rows))
+        # ASCII: some signs in names and texts end a line for one reader and not for another.
+        rows = [json.dumps(asdict(problem)) for problem in self.problems]
+        (folder / "quarantine.jsonl").write_text("".join(row + "\n" for row in rows), encoding="utf-8")
         meta = {"made_from": made_from, "digest": digest.hexdigest(), "tasks": list(self.tasks), "tagsets": tagsets}
+        unheard = [behind_picture(sound=row["sound_samples"] / SAMPLE_RATE, picture=row["duration"]) for row in clips[clips["has_video"]]]
         counts = {"clips": len(clips), "items": len(items), "quarantined": len(rows)}
-        (folder / "meta.json").write_text(json.dumps({**meta, **counts}))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Media:
-    """Where a record's media lie and what they are."""
-
-    main: Member | None = None
-    sound: Member | None = None
-    digest: bytes = bytes(32)
-    facts: MediaFacts = NO_MEDIA
-
-    def columns(self) -> tuple[Any, ...]:
-        main, sound = self.main, self.sound
-        return (
-            *((main.offset, main.size) if main else (0, 0)),
-            *((sound.offset, sound.size) if sound else (0, 0)),
-            np.frombuffer(self.digest, dtype=np.uint8),
-            self.facts.duration,
-            self.facts.has_video,
-            self.facts.sound_samples,
-        )
-
-
-def _json_member(group: Group) -> Member:
-    found = [member for member in group.members if member.extension == "json"]
-    if len(found) != 1:
-        raise RecordError("no_json" if not found else "several_json", f"{len(found)} .json members")
-    return found[0]
-
-
-def parse_record(data: bytes) -> dict[str, Any]:
-    """The JSON object of a record.
-
-    Raises:
-        RecordError: `broken_json`.
-    """
-    try:
-        record = json.loads(data.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise RecordError("broken_json", str(error)) from error
-    if not isinstance(record, dict):
-        raise RecordError("broken_json", f"the record must be an object, got {type(record).__name__}")
-    return record
-
-
-def _media_members(group: Group) -> tuple[list[Member], list[Member]]:
-    """Pictures (videos or stills) and sounds."""
-    pictures = [member for member in group.members if member.extension in VIDEO | IMAGE]
-    sounds = [member for member in group.members if member.extension in AUDIO]
-    return pictures, sounds
-
-
-def _probe_job(group: Group, *, shard: Path) -> ProbeJob | None:
-    """What to probe: one picture and at most one sound, or one sound; None when the members are otherwise."""
-    pictures, sounds = _media_members(group)
-    if len(pictures) > 1 or len(sounds) > 1 or not (pictures or sounds):
-        return None
-    main, *rest = [
-        Extent(path=shard, name=member.name, offset=member.offset, size=member.size) for member in (*pictures, *sounds)
-    ]
-    return ProbeJob(main=main, sound=rest[0] if rest else None)
-
-
-def _media(group: Group, *, record: Mapping[str, Any], found: Probed | MediaError | None) -> _Media:
-    """Where the record's media lie and what probing found."""
-    pictures, sounds = _media_members(group)
-    if not pictures and not sounds:
-        if record.get("text_only") is True:
-            return _Media()
-        other = ", ".join(member.name for member in group.members if member.extension != "json")
-        raise RecordError(
-            "no_media",
-            f"{other} is of no known type" if other else 'no media file; say "text_only": true when that is meant',
-        )
-    if len(pictures) > 1 or len(sounds) > 1:
-        names = ", ".join(member.name for member in (*pictures, *sounds))
-        raise RecordError("several_media", f"more than one picture or sound: {names}")
-    assert found is not None
-    if isinstance(found, MediaError):
-        raise found
-    sound = sounds[0] if found.uses_sound else None
-    return _Media(main=(pictures or sounds)[0], sound=sound, digest=found.digest, facts=found.facts)
+        counts["unheard_clips"], counts["unheard_seconds"] = sum(map(bool, unheard)), sum(unheard)
+        seal_index(folder, {**meta, **counts})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from arcvideo.data.index import ShardIndex
 from arcvideo.data.members import Problem
 from arcvideo.data.render import TEXT_FORMAT, encode, fingerprint, render_branch, split_question
+from arcvideo.data.seal import damage, digests, sealed, unsealed
 from arcvideo.data.turns import in_turns
 from arcvideo.tasks import RecordError, has_pair, make_pair, make_sample
 from arcvideo.tasks.instructions import SUFFIXES
@@ -68,13 +70,15 @@ def all_lengths(
     by_shard = {index.shard: index for index in indexes}
 
     def done(shard: Path) -> bool:
-        return _listed(by_shard[shard], name).exists()  # written last
+        return _is_whole(by_shard[shard], name)
 
     def work(shard: Path) -> None:
         index = by_shard[shard]
         rows, problems = _count(index, tokenizer=tokenizer, style=style, wording=wording, pairs=pairs)
         _replace(_rows(index, name), rows)
         _replace(_listed(index, name), problems)
+        files = digests(index.folder, (_rows(index, name).name, _listed(index, name).name))
+        _replace(_seal(index, name), sealed({"files": files}))  # written last
 
     missing = [shard for shard in by_shard if not done(shard)]
     hidden = not progress or len(missing) < 2
@@ -91,9 +95,27 @@ def _listed(index: ShardIndex, name: str) -> Path:
     return index.folder / f"{name}.jsonl"
 
 
+def _seal(index: ShardIndex, name: str) -> Path:
+    return index.folder / f"{name}.seal.json"
+
+
+def _is_whole(index: ShardIndex, name: str) -> bool:
+    """Whether the counts are there and as they were written; otherwise they are made again."""
+    path = _seal(index, name)
+    try:
+        told = damage(index.folder, unsealed(path.read_text(encoding="utf-8"), name=path)["files"])
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError) as error:
+        told = str(error)
+    if told:
+        print(f"token counts damaged, made again: {told}", file=sys.stderr)
+    return not told
+
+
 def _read(index: ShardIndex, name: str) -> Lengths:
-    lines = _listed(index, name).read_text(encoding="utf-8").splitlines()
-    return Lengths(path=_rows(index, name), problems=[Problem(**json.loads(line)) for line in lines])
+    lines = _listed(index, name).read_text(encoding="utf-8").split("\n")
+    return Lengths(path=_rows(index, name), problems=[Problem(**json.loads(line)) for line in lines if line])
 
 
 @lru_cache(maxsize=1)
@@ -132,12 +154,14 @@ def _count(
     return rows, problems
 
 
-def _replace(path: Path, content: np.ndarray | list[Problem]) -> None:
+def _replace(path: Path, content: np.ndarray | list[Problem] | str) -> None:
     """Writes a file that is there whole or not at all."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     with open(scratch, "wb") as file:
         if isinstance(content, np.ndarray):
             np.save(file, content, allow_pickle=False)
+        elif isinstance(content, str):
+            file.write(content.encode())
         else:
-            file.write("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in content).encode())
+            file.write("".join(json.dumps(asdict(row)) + "\n" for row in content).encode())
     os.replace(scratch, path)
