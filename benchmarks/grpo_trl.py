@@ -23,7 +23,6 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TrainerCallback
 
 from arcvideo.data.prompts import Prompt
-from arcvideo.data.render import render_branch, render_prefix
 from arcvideo.flops import Segment, decoder_flops, media_flops
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.media import FRAMES_PER_CALL, normalize_pixels
@@ -35,12 +34,12 @@ from arcvideo.model.tokenizer import build_tiny_tokenizer
 from arcvideo.objectives.grpo import Grpo
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.processing import ArcVideoProcessor
+from arcvideo.render import render_branch, render_prefix
 from arcvideo.rollout.source import RolloutSource
 from arcvideo.runner.engine import Engine
-from arcvideo.runner.protocols import model_inputs
 from arcvideo.runner.ranks import join
 from arcvideo.runner.settings import OptimizerSettings
-from arcvideo.types import Media, Sample, Turn
+from arcvideo.types import Media, Sample, Turn, model_inputs
 from benchmarks.table import Row, median_ratio
 
 PROMPTS, GENERATIONS, FRAMES, COMPLETION = 2, 8, 24, 32

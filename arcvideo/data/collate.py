@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from arcvideo.data.prompts import Prompt
-from arcvideo.data.render import Branch, Ids
+from arcvideo.render import Branch, Ids
 from arcvideo.model.positions import replace_newlines, xd_positions
 from arcvideo.model.special import SpecialIds
 from arcvideo.types import Batch, Media, Sample, Segments

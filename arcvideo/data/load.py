@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from arcvideo.data.collate import Rendered
-from arcvideo.data.families import Family
-from arcvideo.data.mixture import SourceTable
+from arcvideo.planning.families import Family
+from arcvideo.planning.mixture import SourceTable
 from arcvideo.data.prompts import Prompt
-from arcvideo.data.render import render_branch, render_prefix, split_question
-from arcvideo.data.settings import DataSettings, MediaLayout
+from arcvideo.render import render_branch, render_prefix, split_question
+from arcvideo.planning.settings import DataSettings
+from arcvideo.layout import MediaLayout
 from arcvideo.media.audio import fit_waveform, silent_seconds
 from arcvideo.media.cache import FrameCache
 from arcvideo.media.clip import read_clip, read_request, to_media

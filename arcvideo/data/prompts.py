@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arcvideo.data.render import Ids
+from arcvideo.render import Ids
 from arcvideo.model.positions import replace_newlines, xd_positions
 from arcvideo.model.special import SpecialIds
 from arcvideo.types import Media, Sample

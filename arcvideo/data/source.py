@@ -12,17 +12,18 @@ from typing import Any, TypeVar
 import numpy as np
 
 from arcvideo.data.collate import collate
-from arcvideo.data.cost import PackCost
-from arcvideo.data.families import Family
+from arcvideo.planning.cost import PackCost
+from arcvideo.planning.families import Family
 from arcvideo.data.load import FAILURES, Features, Loader
-from arcvideo.data.members import Problem
-from arcvideo.data.mixture import SourceTable, index_digest, open_mixture
-from arcvideo.data.plan import Plan
-from arcvideo.data.prompt_plan import PromptPlan, evaluation_families
+from arcvideo.shards.members import Problem
+from arcvideo.planning.mixture import SourceTable, index_digest, open_mixture
+from arcvideo.planning.plan import Plan
+from arcvideo.planning.prompt_plan import PromptPlan, evaluation_families
 from arcvideo.data.prompts import Prompt, Question
 from arcvideo.data.quarantine import Quarantine
-from arcvideo.data.settings import DataSettings, MediaLayout
-from arcvideo.data.shares import mixture_report, realised, realised_prompts, with_passes
+from arcvideo.planning.settings import DataSettings
+from arcvideo.layout import MediaLayout
+from arcvideo.planning.shares import mixture_report, realised, realised_prompts, with_passes
 from arcvideo.media.cache import FrameCache
 from arcvideo.media.fast import check_decoder
 from arcvideo.media.pool import MediaPool

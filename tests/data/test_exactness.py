@@ -9,8 +9,8 @@ from random import Random
 
 import pytest
 
-from arcvideo.data.settings import DataSettings, SourceSettings
-from arcvideo.data.shards import Record, write_shards
+from arcvideo.planning.settings import DataSettings, SourceSettings
+from arcvideo.shards.write import Record, write_shards
 from arcvideo.data.source import Source
 from arcvideo.types import Batch
 from tests.data import build

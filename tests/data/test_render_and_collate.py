@@ -6,7 +6,7 @@ import torch
 
 from arcvideo.data.collate import Rendered, collate, collate_groups
 from arcvideo.data.prompts import Prompt
-from arcvideo.data.render import (
+from arcvideo.render import (
     media_length,
     prefix_length,
     render_branch,

@@ -22,11 +22,10 @@ from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.source import RolloutSource
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.metrics import read_metrics
-from arcvideo.runner.protocols import model_inputs
 from arcvideo.runner.ranks import World, join
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import OptimizerSettings, RunnerSettings, ScheduleSettings
-from arcvideo.types import Batch
+from arcvideo.types import Batch, model_inputs
 from tests.rollout.test_group_exactness import apart, completions, copies, gradients, logits, packed
 from tests.rollout.test_sampler import likely_end
 from tests.rollout.world import make_media, make_model, make_prompt, make_prompts, tokenizer

@@ -15,7 +15,7 @@ from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.rewards.builtin import answer_format
 from arcvideo.rollout.sampler import stop_ids
 from arcvideo.rollout.source import RolloutSource
-from arcvideo.types import Batch
+from arcvideo.types import Batch, model_inputs
 from tests.rollout.test_sampler import likely_end
 from tests.rollout.world import Engine, make_model, make_prompts, tokenizer
 
@@ -75,13 +75,7 @@ def train_step(source: RolloutSource, batches: Sequence[Batch], *, lr: float = 0
 
 
 def policy_logits(model: Any, batch: Batch) -> Any:
-    return model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        segments=batch.segments,
-        media=batch.media,
-        target_positions=batch.target_positions,
-    ).logits
+    return model(**model_inputs(batch)).logits
 
 
 def test_the_first_update_starts_at_ratio_one_and_kl_zero() -> None:

@@ -1,0 +1,298 @@
+"""The sidecar index of a shard: everything that planning needs, made once, memory-mapped ever after.
+
+`<shard>.index/` holds `clips.npy`, `items.npy`, `keys.npy` (all readable without pickle), `quarantine.jsonl` and
+`meta.json`, which is written last and seals the others. What cannot be used is a row of the quarantine list: clips +
+items of good records and quarantined rows together account for everything found in the tar.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from arcvideo.media.errors import MediaError
+from arcvideo.media.frames import behind_picture
+from arcvideo.media.sound import SAMPLE_RATE
+from arcvideo.shards.items import checked_sample
+from arcvideo.shards.locks import in_turns, locked
+from arcvideo.shards.members import Group, Problem, as_utf8, read_at, read_groups
+from arcvideo.shards.probe import Probed, ProbePool
+from arcvideo.shards.record import json_member, parse_record, probe_job, record_media
+from arcvideo.shards.seal import check, digests, sealed, unsealed
+from arcvideo.tasks import RecordError
+
+FORMAT = 3
+"""Raised whenever the meaning of a stored column changes, so that old indexes are built again."""
+
+CLIP = np.dtype(
+    [
+        ("key_start", "<i8"), ("key_size", "<i4"), ("json_offset", "<i8"), ("json_size", "<i8"),
+        ("media_offset", "<i8"), ("media_size", "<i8"), ("sound_offset", "<i8"), ("sound_size", "<i8"),
+        ("digest", "u1", (32,)), ("duration", "<f8"), ("has_video", "?"), ("sound_samples", "<i8"),
+        ("item_start", "<i8"), ("item_count", "<i4"),
+    ]
+)  # fmt: skip
+"""One row per usable record. Sizes 0 mean absent; `sound_*` is a separate sound file that is used with the media;
+`sound_samples` counts the samples at 16 kHz that decoding gives, 0 without sound."""
+
+_FILES = ("clips.npy", "items.npy", "keys.npy", "quarantine.jsonl")
+
+ITEM = np.dtype([("clip", "<i8"), ("number", "<i4"), ("task", "<i2"), ("tagset", "<i4"), ("think", "?")])
+"""One row per usable item; `number` is its place in the record, `task` and `tagset` point into meta.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardIndex:
+    """An index; its columns are mapped into memory when they are looked at, those of a few shards at a time.
+
+    Every mapped file costs a file descriptor, and data sets have thousands of shards.
+    """
+
+    shard: Path
+    meta: Mapping[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        return index_folder(self.shard)
+
+    @property
+    def clips(self) -> np.ndarray:
+        """(clips,) of dtype CLIP.
+
+        Raises:
+            OSError: the index was made again since it was opened.
+        """
+        return _column(self.folder, "clips", self.digest)
+
+    @property
+    def items(self) -> np.ndarray:
+        """(items,) of dtype ITEM."""
+        return _column(self.folder, "items", self.digest)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """(bytes,) uint8, all keys one after the other."""
+        return _column(self.folder, "keys", self.digest)
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(self.meta["tasks"])
+
+    @property
+    def tagsets(self) -> list[list[str]]:
+        return list(self.meta["tagsets"])
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of the content: keys, media, items; not of the file's name or time."""
+        return str(self.meta["digest"])
+
+    def key(self, row: int) -> str:
+        clip = self.clips[row]
+        return self.keys[clip["key_start"] : clip["key_start"] + clip["key_size"]].tobytes().decode()
+
+    def record(self, row: int) -> dict[str, Any]:
+        """The record's JSON, read from the shard."""
+        clip = self.clips[row]
+        return parse_record(read_at(self.shard, offset=int(clip["json_offset"]), size=int(clip["json_size"])))
+
+    def media_bytes(self, row: int) -> tuple[bytes, bytes | None]:
+        """The media file and the separate sound file, if there is one."""
+        clip = self.clips[row]
+        data = read_at(self.shard, offset=int(clip["media_offset"]), size=int(clip["media_size"]))
+        if not clip["sound_size"]:
+            return data, None
+        return data, read_at(self.shard, offset=int(clip["sound_offset"]), size=int(clip["sound_size"]))
+
+    def problems(self) -> list[Problem]:
+        lines = (self.folder / "quarantine.jsonl").read_text(encoding="utf-8").split("\n")
+        return [Problem(**{**json.loads(line), "shard": self.shard.name}) for line in lines if line]
+
+
+def index_folder(shard: Path) -> Path:
+    return shard.with_name(shard.name + ".index")
+
+
+@lru_cache(maxsize=3 * 16)
+def _column(folder: Path, name: str, digest: str) -> np.ndarray:
+    column = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    if _read_meta(folder)["digest"] != digest:
+        raise OSError(f"{folder}: the index was made again while it was in use; start again")
+    return column
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    path = folder / "meta.json"
+    return unsealed(path.read_text(encoding="utf-8"), name=path)
+
+
+def open_index(shard: Path) -> ShardIndex | None:
+    """The index of a shard, None when there is none, the shard has changed since, or the index is damaged.
+
+    Every file is compared with its digest, whole once per machine and by size and time afterwards.
+    """
+    folder = index_folder(shard)
+    try:
+        stored = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        if not isinstance(stored, dict) or stored.get("made_from") != _made_from(shard):
+            return None
+        meta = _read_meta(folder)
+        check(folder, meta["files"])
+        for name in ("clips", "items", "keys"):
+            _column(folder, name, meta["digest"])
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        _tell(f"{folder}: damaged, made again: {error}")
+        return None
+    return ShardIndex(shard=shard, meta=meta)
+
+
+@lru_cache(maxsize=1000)
+def _tell(line: str) -> None:
+    """Print a line once, however often an index is asked for before it is made again."""
+    print(line, file=sys.stderr)
+
+
+def seal_index(folder: Path, meta: Mapping[str, Any]) -> None:
+    """Write `meta.json` of an index whose other files are complete, with their digests."""
+    (folder / "meta.json").write_text(sealed({**meta, "files": digests(folder, _FILES)}), encoding="utf-8")
+
+
+def ensure_indexes(shards: Sequence[Path], *, workers: int = 0, progress: bool = True) -> list[ShardIndex]:
+    """The indexes of all shards; missing and stale ones are built, shared with other processes that ask for them too.
+
+    Args:
+        workers: processes that examine media, where a file that hangs or crashes a decoder costs one record;
+            0 examines them in this process.
+    """
+    stale = [shard for shard in shards if open_index(shard) is None]
+    bar = tqdm(total=len(stale), desc="index", unit="shard", disable=not progress or not stale, leave=False)
+    with bar, ProbePool(count=workers) as pool:
+        in_turns(
+            stale,
+            done=lambda shard: open_index(shard) is not None,
+            work=lambda shard: _build(shard, pool=pool, progress=progress),
+            advance=bar.update,
+        )
+    indexes = [open_index(shard) for shard in shards]
+    for shard, index in zip(shards, indexes, strict=True):
+        if index is None:
+            raise ValueError(f"{shard}: changed while it was indexed; run again when its writer has finished")
+    return [index for index in indexes if index is not None]
+
+
+def build_index(shard: Path, *, pool: ProbePool | None = None) -> None:
+    """Writes `<shard>.index/`, whole or not at all; several processes may ask for the same one."""
+    with locked(shard):
+        if open_index(shard) is None:  # no other process was faster
+            _build(shard, pool=pool or ProbePool())
+
+
+def _build(shard: Path, *, pool: ProbePool, progress: bool = False) -> None:
+    made_from = _made_from(shard)
+    groups, problems = read_groups(shard)
+    table = _Table(problems=problems)
+    probed = pool.map(probe_job(group, shard=shard) for group in groups)
+    clips = tqdm(probed, desc=shard.name, unit="clip", total=len(groups), disable=not progress, leave=False)
+    for group, found in zip(groups, clips, strict=True):
+        table.add(group, shard=shard, found=found)
+    folder = index_folder(shard)
+    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    table.write(scratch, made_from=made_from)
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
+    _column.cache_clear()  # maps of the files that were replaced
+
+
+def _made_from(shard: Path) -> dict[str, int]:
+    stat = shard.stat()
+    return {"format": FORMAT, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+@dataclass
+class _Table:
+    """The rows of an index while it is built."""
+
+    problems: list[Problem]
+    clips: list[tuple[Any, ...]] = field(default_factory=list)
+    items: list[tuple[Any, ...]] = field(default_factory=list)
+    keys: bytearray = field(default_factory=bytearray)
+    tasks: dict[str, int] = field(default_factory=dict)
+    tagsets: dict[tuple[str, ...], int] = field(default_factory=dict)
+    content: Any = field(default_factory=hashlib.sha256)
+
+    def add(self, group: Group, *, shard: Path, found: Probed | MediaError | None) -> None:
+        """One record: a clip with its items, or rows of the quarantine list.
+
+        Args:
+            found: what probing its media gave; None when there was nothing that could be probed.
+        """
+        try:
+            source = json_member(group)
+            text = read_at(shard, offset=source.offset, size=source.size)
+            record = parse_record(text)
+            media = record_media(group, record=record, found=found)
+            items = record.get("items")
+            if not isinstance(items, list) or not items:
+                raise RecordError("no_items", "'items' must be a non-empty list")
+        except (RecordError, MediaError) as error:
+            stage = "media" if isinstance(error, MediaError) else "record"
+            self.problems.append(Problem(key=group.key, stage=stage, reason=error.reason, detail=as_utf8(error.detail)))
+            return
+        good = [row for number, item in enumerate(items) if (row := self._item(item, key=group.key, number=number))]
+        if not good:
+            return
+        start, key = len(self.keys), group.key.encode()
+        self.keys += key
+        self.clips.append((start, len(key), source.offset, source.size, *media.columns(), len(self.items), len(good)))
+        self.items += good
+        self.content.update(hashlib.sha256(text).digest())
+
+    def _item(self, item: Any, *, key: str, number: int) -> tuple[Any, ...] | None:
+        key = f"{key}/{number}"
+        try:
+            checked_sample(item, key=key, has_media=True)
+        except RecordError as error:
+            self.problems.append(Problem(key=key, stage="item", reason=error.reason, detail=as_utf8(error.detail)))
+            return None
+        tags = item.get("tags") or []
+        task = self.tasks.setdefault(item["task"], len(self.tasks))
+        tagset = self.tagsets.setdefault(tuple(sorted(set(tags))), len(self.tagsets))
+        return (len(self.clips), number, task, tagset, bool(item.get("think")))
+
+    def write(self, folder: Path, *, made_from: Mapping[str, int]) -> None:
+        clips, items = np.array(self.clips, dtype=CLIP), np.array(self.items, dtype=ITEM)
+        keys = np.frombuffer(bytes(self.keys), dtype=np.uint8)
+        tagsets = [list(tags) for tags in self.tagsets]
+        digest = self.content
+        digest.update(json.dumps([FORMAT, list(self.tasks), tagsets]).encode())
+        for array in (clips, items, keys):
+            digest.update(array.tobytes())
+        np.save(folder / "clips.npy", clips, allow_pickle=False)
+        np.save(folder / "items.npy", items, allow_pickle=False)
+        np.save(folder / "keys.npy", keys, allow_pickle=False)
+        # ASCII: some signs in names and texts end a line for one reader and not for another.
+        rows = [json.dumps(asdict(problem)) for problem in self.problems]
+        (folder / "quarantine.jsonl").write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+        meta = {"made_from": made_from, "digest": digest.hexdigest(), "tasks": list(self.tasks), "tagsets": tagsets}
+        unheard = [
+            behind_picture(sound=row["sound_samples"] / SAMPLE_RATE, picture=row["duration"])
+            for row in clips[clips["has_video"]]
+        ]
+        counts = {"clips": len(clips), "items": len(items), "quarantined": len(rows)}
+        counts["unheard_clips"], counts["unheard_seconds"] = sum(map(bool, unheard)), sum(unheard)
+        seal_index(folder, {**meta, **counts})
