@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
-from arcvideo.data.load import shown
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.load import shown
+from arcvideo.feed.prompts import Prompt
 from arcvideo.layout import MediaLayout
 from arcvideo.media.clip import as_clip, read_clip, to_media
 from arcvideo.media.frames import plan_frames, stamp_text

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from arcvideo.config import RunConfig, plain_dict
-from arcvideo.data.source import Source
 from arcvideo.evaluation.evaluate import choose, evaluate
+from arcvideo.feed.source import Source
 from arcvideo.lineage.identity import config_diff
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, read_manifest, write_manifest
 from arcvideo.lineage.parents import Parent

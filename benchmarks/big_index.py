@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from arcvideo.data.source import Source
+from arcvideo.feed.source import Source
 from arcvideo.layout import MediaLayout
 from arcvideo.model.tokenizer import build_tiny_tokenizer
 from arcvideo.planning.settings import DataSettings, SourceSettings

@@ -24,7 +24,7 @@ import torch
 import whisper
 from PIL import Image
 
-from arcvideo.data.collate import Rendered, collate
+from arcvideo.feed.collate import Rendered, collate
 from arcvideo.layout import MediaLayout
 from arcvideo.media import overlay
 from arcvideo.media.cache import FrameCache

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from arcvideo.data.collate import Rendered, collate
+from arcvideo.feed.collate import Rendered, collate
 from arcvideo.planning.families import Family
 from arcvideo.shards.index import ShardIndex
-from arcvideo.data.load import Loader
+from arcvideo.feed.load import Loader
 from arcvideo.planning.mixture import SourceTable, open_mixture
 from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.layout import MediaLayout

@@ -32,7 +32,7 @@ DECIDING = (
     "render",
     "shards",
     "planning",
-    "data",
+    "feed",
     "tasks",
     "model",
     "objectives",
@@ -51,7 +51,7 @@ BYSTANDERS = {
     ),
 }  # fmt: skip
 """Room -> modules inside it that no trained weight depends on."""
-MEASURING = ("types", "layout", "render", "data", "tasks", "model", "objectives", "rollout", "evaluation")
+MEASURING = ("types", "layout", "render", "feed", "tasks", "model", "objectives", "rollout", "evaluation")
 """Rooms whose modules decide what an evaluation says of given weights."""
 SAMPLING = "rollout"
 """Counts for stages that sample, or that keep a reference model."""

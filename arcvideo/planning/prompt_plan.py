@@ -22,8 +22,13 @@ class PromptPlan:
         self._epoch: tuple[int, list[Family]] = (-1, [])
 
     def step(self, step: int, *, count: int, rank: int = 0, world: int = 1) -> list[Family]:
-        """The prompts of a rank, as families of one item."""
-        return [self.prompt(place) for place in range(step * count + rank, (step + 1) * count, world)]
+        """The prompts of a rank, as families of one item, in the order of `places`."""
+        return [self.prompt(place) for place in self.places(step, count=count, rank=rank, world=world)]
+
+    @staticmethod
+    def places(step: int, *, count: int, rank: int = 0, world: int = 1) -> range:
+        """Return the places of a rank's prompts in the stream: every `world`-th of the `count` of the step."""
+        return range(step * count + rank, (step + 1) * count, world)
 
     def prompt(self, place: int) -> Family:
         """The prompt at a place of the stream."""

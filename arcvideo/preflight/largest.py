@@ -17,7 +17,7 @@ import torch
 
 from arcvideo.compose import stage_config
 from arcvideo.config import RunConfig
-from arcvideo.data.source import Source
+from arcvideo.feed.source import Source
 from arcvideo.lineage.parents import resolve_parent
 from arcvideo.model.loading import load_model
 from arcvideo.model.lora import add_adapters

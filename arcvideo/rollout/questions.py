@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from arcvideo.data.load import FAILURES, Loader
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.load import FAILURES, Loader
+from arcvideo.feed.prompts import Prompt
 from arcvideo.media.clip import read_clip
 from arcvideo.planning.families import Family
 from arcvideo.planning.mixture import SourceTable, index_digest, open_mixture

@@ -28,9 +28,10 @@ from arcvideo.shards.items import checked_sample
 from arcvideo.shards.locks import in_turns, locked
 from arcvideo.shards.members import Group, Problem, as_utf8, read_at, read_groups
 from arcvideo.shards.probe import Probed, ProbePool
-from arcvideo.shards.record import json_member, parse_record, probe_job, record_media
+from arcvideo.shards.record import RecordMedia, json_member, parse_record, probe_job, record_media
 from arcvideo.shards.seal import check, digests, sealed, unsealed
 from arcvideo.tasks import RecordError
+from arcvideo.tasks.fields import check_times
 
 FORMAT = 3
 """Raised whenever the meaning of a stored column changes, so that old indexes are built again."""
@@ -253,7 +254,11 @@ class _Table:
             stage = "media" if isinstance(error, MediaError) else "record"
             self.problems.append(Problem(key=group.key, stage=stage, reason=error.reason, detail=as_utf8(error.detail)))
             return
-        good = [row for number, item in enumerate(items) if (row := self._item(item, key=group.key, number=number))]
+        good = [
+            row
+            for number, item in enumerate(items)
+            if (row := self._item(item, key=group.key, number=number, media=media))
+        ]
         if not good:
             return
         start, key = len(self.keys), group.key.encode()
@@ -262,10 +267,11 @@ class _Table:
         self.items += good
         self.content.update(hashlib.sha256(text).digest())
 
-    def _item(self, item: Any, *, key: str, number: int) -> tuple[Any, ...] | None:
+    def _item(self, item: Any, *, key: str, number: int, media: RecordMedia) -> tuple[Any, ...] | None:
         key = f"{key}/{number}"
         try:
             checked_sample(item, key=key, has_media=True)
+            check_times(item, seconds=media.facts.duration)
         except RecordError as error:
             self.problems.append(Problem(key=key, stage="item", reason=error.reason, detail=as_utf8(error.detail)))
             return None
@@ -294,5 +300,5 @@ class _Table:
             for row in clips[clips["has_video"]]
         ]
         counts = {"clips": len(clips), "items": len(items), "quarantined": len(rows)}
-        counts["unheard_clips"], counts["unheard_seconds"] = sum(map(bool, unheard)), sum(unheard)
+        counts["unheard_clips"], counts["unheard_seconds"] = sum(seconds > 0 for seconds in unheard), sum(unheard)
         seal_index(folder, {**meta, **counts})

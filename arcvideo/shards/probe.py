@@ -273,7 +273,8 @@ class ProbePool:
         ready = wait([prober.fileno() for prober in busy], timeout=max(0.0, patience))
         found: dict[int, Probed | MediaError] = {}
         for prober in busy:
-            assert prober.job is not None
+            job = prober.job
+            assert job is not None
             if prober.fileno() in ready:
                 try:
                     found[prober.number] = prober.receive()
@@ -281,16 +282,16 @@ class ProbePool:
                     continue
                 except EOFError:
                     tries = TRIES_FROM_OUTSIDE if prober.was_killed() else TRIES
-                    error = MediaError("crashed", f"{prober.job.main.name}: the decoder died")
+                    error = MediaError("crashed", f"{job.main.name}: the decoder died")
             elif time.monotonic() < prober.deadline:
                 continue
             else:
                 seconds, tries = self.limits.deadline_seconds, TRIES
-                error = MediaError("timeout", f"{prober.job.main.name}: not examined within {seconds} s")
+                error = MediaError("timeout", f"{job.main.name}: not examined within {seconds} s")
             prober.end()
             self._probers.remove(prober)
             if prober.tried + 1 < tries:
-                self._give(prober.number, prober.job, tried=prober.tried + 1)
+                self._give(prober.number, job, tried=prober.tried + 1)
             else:
                 found[prober.number] = error
         return found

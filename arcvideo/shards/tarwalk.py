@@ -1,8 +1,8 @@
 """The headers of a tar, one after the other, so that every byte of the file is accounted for.
 
 Read within bounds, because shards come from strangers: no recursion, no pattern search over a header, and no memory
-that a header asks for. Python's own reader stops without a word at a zeroed block or at the first of two joined archives;
-here whatever is no member is a Gap with its place, and reading goes on behind it.
+that a header asks for. Python's own reader stops without a word at a zeroed block or at the first of two joined
+archives; here whatever is no member is a Gap with its place, and reading goes on behind it.
 """
 
 from __future__ import annotations

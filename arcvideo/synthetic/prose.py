@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from arcvideo.data.collate import Rendered, collate
+from arcvideo.feed.collate import Rendered, collate
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.special import special_ids
 from arcvideo.muon import Muon

@@ -62,7 +62,7 @@ IDLE = (
     "lineage/code.py", "pipeline.py", "train.py", "config.py",
 )  # fmt: skip
 DECISIVE = (
-    "types.py", "render.py", "planning/plan.py", "planning/pack.py", "shards/index.py", "data/collate.py",
+    "types.py", "render.py", "planning/plan.py", "planning/pack.py", "shards/index.py", "feed/collate.py",
     "media/decode.py", "media/worker.py", "media/audio.py", "tasks/mcq.py", "model/modeling.py",
     "model/language.py", "objectives/loss.py", "runner/runner.py", "runner/engine.py", "runner/optimizer.py",
     "muon.py", "stage.py",

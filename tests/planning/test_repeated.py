@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from arcvideo.data.shards import main
 
-from arcvideo.data.quarantine import QuarantineBudgetError
-from arcvideo.data.source import Source
+from arcvideo.data.shards import main
+from arcvideo.feed.quarantine import QuarantineBudgetError
+from arcvideo.feed.source import Source
 from arcvideo.planning.mixture import open_mixture
 from arcvideo.planning.repeated import repeated_keys
 from arcvideo.planning.settings import QuarantineSettings

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.data.source import Source
+from arcvideo.feed.source import Source
 from arcvideo.model.tokenizer import load_tokenizer
 from arcvideo.planning.cost import pack_cost
 from arcvideo.preflight.__main__ import main

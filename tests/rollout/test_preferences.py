@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from arcvideo.data.source import Source
+from arcvideo.feed.source import Source
 from arcvideo.lineage.manifest import read_manifest
 from arcvideo.lineage.parents import resolve_parent
 from arcvideo.objectives.dpo import Dpo

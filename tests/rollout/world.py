@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.prompts import Prompt
 from arcvideo.layout import MediaLayout
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
@@ -116,6 +116,11 @@ def make_prompts() -> list[Prompt]:
         ),
         make_prompt("t/0", question="red blue?", answer="B"),
     ]
+
+
+def placed(prompts: Sequence[Prompt], *, step: int, count: int) -> list[Prompt]:
+    """The prompts as those of a step, each at its place in the stream."""
+    return [replace(prompt, place=step * count + number) for number, prompt in enumerate(prompts[:count])]
 
 
 class Engine(SimpleNamespace):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.data.source import Source
+from arcvideo.feed.source import Source
 from arcvideo.media.settings import MediaLimits
 from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.shards.write import Record, write_shards

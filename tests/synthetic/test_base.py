@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from arcvideo.data.source import Source
+from arcvideo.feed.source import Source
 from arcvideo.layout import MediaLayout
 from arcvideo.model.features import FeatureStore, tower_digest
 from arcvideo.model.loading import load_model

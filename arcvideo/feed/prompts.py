@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arcvideo.render import Ids
 from arcvideo.model.positions import replace_newlines, xd_positions
 from arcvideo.model.special import SpecialIds
+from arcvideo.render import Ids
 from arcvideo.types import Media, Sample
 
 
@@ -43,6 +43,8 @@ class Prompt:
     sample: Sample
     source: str
     """Name of the source in the mixture."""
+    place: int | None = None
+    """Which prompt of the training stream this is, from 0; the same item may stand at many places. None outside it."""
     tags: tuple[str, ...] = ()
     """The item's tags, for scores per kind of question."""
     duration: float | None = None

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arcvideo.data.prompts import Prompt
-from arcvideo.render import Branch, Ids
+from arcvideo.feed.prompts import Prompt
 from arcvideo.model.positions import replace_newlines, xd_positions
 from arcvideo.model.special import SpecialIds
+from arcvideo.render import Branch, Ids
 from arcvideo.types import Batch, Media, Sample, Segments
 
 

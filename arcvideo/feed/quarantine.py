@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from arcvideo.shards.members import Problem
 from arcvideo.planning.mixture import SourceTable
 from arcvideo.planning.settings import QuarantineSettings
+from arcvideo.shards.members import Problem
 
 UNREADABLE = ("media", "read")
 """Stages of failure that are met in training, when a clip's media are read; the index knows of all others."""

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from arcvideo.planning.mixture import open_mixture
-from arcvideo.planning.plan import Plan
-from arcvideo.planning.settings import DataSettings, SourceSettings
+from arcvideo.feed.source import Source
 from arcvideo.layout import MediaLayout
-from arcvideo.shards.write import Record, write_shards
-from arcvideo.data.source import Source
 from arcvideo.lineage.manifest import read_manifest
 from arcvideo.lineage.parents import resolve_parent
 from arcvideo.media.frames import time_spans
 from arcvideo.model.fusion import rows_per_frame
+from arcvideo.planning.mixture import open_mixture
+from arcvideo.planning.plan import Plan
+from arcvideo.planning.settings import DataSettings, SourceSettings
+from arcvideo.shards.write import Record, write_shards
 from arcvideo.stage import run_stage
 from arcvideo.types import Batch, Media
 from tests.compose import settings

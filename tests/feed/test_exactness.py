@@ -9,9 +9,9 @@ from random import Random
 
 import pytest
 
+from arcvideo.feed.source import Source
 from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.shards.write import Record, write_shards
-from arcvideo.data.source import Source
 from arcvideo.types import Batch
 from tests.data import build
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from arcvideo.data.load import Loader
-from arcvideo.data.quarantine import QuarantineBudgetError
-from arcvideo.planning.settings import DataSettings, QuarantineSettings
-from arcvideo.shards.write import Record, write_shards
-from arcvideo.data.source import Source
+from arcvideo.feed.load import Loader
+from arcvideo.feed.quarantine import QuarantineBudgetError
+from arcvideo.feed.source import Source
 from arcvideo.media.errors import MediaError
 from arcvideo.media.settings import FrameCacheSettings
+from arcvideo.planning.settings import DataSettings, QuarantineSettings
+from arcvideo.shards.write import Record, write_shards
 from arcvideo.types import Batch, Media
 from tests.data import build
 
@@ -89,6 +89,33 @@ def test_batches_do_not_depend_on_workers_or_ranks_or_restarts(pattern: str, wor
         assert all(equal(first, second) for first, second in zip(whole, merged, strict=True))
     for rank in ranks:
         rank.close()
+
+
+def test_a_prompt_keeps_its_place_whatever_the_ranks_and_whatever_cannot_be_read(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = build.settings(pattern, packs_per_step=2, quarantine=QuarantineSettings(max_rate=1.0))
+    read = Loader._fresh
+
+    def sometimes(self: Loader, clip: int, *, seed: int) -> Media:
+        if self.table.key(clip) == "clip-00004":
+            raise MediaError("timeout", "clip-00004: not decoded within 120 s")
+        return read(self, clip, seed=seed)
+
+    monkeypatch.setattr(Loader, "_fresh", sometimes)
+    alone = source(damaged, supervised=False)
+    steps = range(2 * alone.prompt_steps_per_epoch(6) + 2)
+
+    def placed(data: Source) -> list[tuple[int | None, str]]:
+        return [(prompt.place, prompt.key) for step in steps for prompt in data.prompts(step, count=6)]
+
+    whole = placed(alone)
+    places, keys = [place for place, _ in whole], [key for _, key in whole]
+    assert places == sorted(set(places))
+    assert len(places) < 6 * len(steps)  # some could not be read, and their places stay empty
+    assert len(set(keys)) < len(keys)  # in the next epoch a key stands at another place
+    parts = [placed(source(damaged, supervised=False, rank=rank, world=2)) for rank in range(2)]
+    assert sorted(parts[0] + parts[1]) == whole
 
 
 def test_mixture_of_prompts_counts_the_prompts(pattern: str) -> None:

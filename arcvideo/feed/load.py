@@ -12,12 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arcvideo.data.collate import Rendered
-from arcvideo.planning.families import Family
-from arcvideo.planning.mixture import SourceTable
-from arcvideo.data.prompts import Prompt
-from arcvideo.render import render_branch, render_prefix, split_question
-from arcvideo.planning.settings import DataSettings
+from arcvideo.feed.collate import Rendered
+from arcvideo.feed.prompts import Prompt
 from arcvideo.layout import MediaLayout
 from arcvideo.media.audio import fit_waveform, silent_seconds
 from arcvideo.media.cache import FrameCache
@@ -26,6 +22,10 @@ from arcvideo.media.errors import MediaError
 from arcvideo.media.read import clip_key
 from arcvideo.model.features import feature_key
 from arcvideo.model.special import special_ids
+from arcvideo.planning.families import Family
+from arcvideo.planning.mixture import SourceTable
+from arcvideo.planning.settings import DataSettings
+from arcvideo.render import render_branch, render_prefix, split_question
 from arcvideo.tasks import RecordError, make_pair, make_sample
 from arcvideo.types import Clip, Media, Sample
 

@@ -11,23 +11,23 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from arcvideo.data.collate import collate
-from arcvideo.planning.cost import PackCost
-from arcvideo.planning.families import Family
-from arcvideo.data.load import FAILURES, Features, Loader
-from arcvideo.shards.members import Problem
-from arcvideo.planning.mixture import SourceTable, index_digest, open_mixture
-from arcvideo.planning.plan import Plan
-from arcvideo.planning.prompt_plan import PromptPlan, evaluation_families
-from arcvideo.data.prompts import Prompt, Question
-from arcvideo.data.quarantine import Quarantine
-from arcvideo.planning.settings import DataSettings
+from arcvideo.feed.collate import collate
+from arcvideo.feed.load import FAILURES, Features, Loader
+from arcvideo.feed.prompts import Prompt, Question
+from arcvideo.feed.quarantine import Quarantine
 from arcvideo.layout import MediaLayout
-from arcvideo.planning.shares import mixture_report, realised, realised_prompts, with_passes
 from arcvideo.media.cache import FrameCache
 from arcvideo.media.fast import check_decoder
 from arcvideo.media.pool import MediaPool
 from arcvideo.model.special import special_ids
+from arcvideo.planning.cost import PackCost
+from arcvideo.planning.families import Family
+from arcvideo.planning.mixture import SourceTable, index_digest, open_mixture
+from arcvideo.planning.plan import Plan
+from arcvideo.planning.prompt_plan import PromptPlan, evaluation_families
+from arcvideo.planning.settings import DataSettings
+from arcvideo.planning.shares import mixture_report, realised, realised_prompts, with_passes
+from arcvideo.shards.members import Problem
 from arcvideo.types import Batch
 
 T = TypeVar("T")
@@ -150,7 +150,10 @@ class Source:
         return self._finish(self._ready(step, 0), step=step).batches
 
     def prompts(self, step: int, *, count: int) -> list[Prompt]:
-        """This rank's share of the `count` prompts of a global step; unreadable ones are missing, not replaced."""
+        """This rank's share of the `count` prompts of a global step, each with its place in the stream.
+
+        Unreadable ones are missing, not replaced: the others keep their places.
+        """
         if count % self.world:
             raise ValueError(f"{count} prompts per step must be a multiple of the {self.world} ranks")
         return self._finish(self._ready(step, count), step=step).prompts
@@ -252,26 +255,28 @@ class Source:
     def _load(self, step: int, count: int) -> _Step:
         return self._load_planned(*self._planned(step, count))
 
-    def _planned(self, step: int, count: int) -> tuple[list[tuple[Family, ...]], bool]:
-        """The families of a step, and whether they are prompts."""
+    def _planned(self, step: int, count: int) -> tuple[list[tuple[Family, ...]], range | None]:
+        """The families of a step; of prompts also their places in the stream."""
         if count:
-            families = self._prompt_plan.step(step, count=count, rank=self.rank, world=self.world)
-            return [tuple(families)], True
-        return self.plan.step(step, rank=self.rank, world=self.world), False
+            share = {"count": count, "rank": self.rank, "world": self.world}
+            return [tuple(self._prompt_plan.step(step, **share))], self._prompt_plan.places(step, **share)
+        return self.plan.step(step, rank=self.rank, world=self.world), None
 
-    def _load_planned(self, packs: list[tuple[Family, ...]], as_prompts: bool) -> _Step:
-        if as_prompts:
-            return self._load_prompts([family for pack in packs for family in pack])
+    def _load_planned(self, packs: list[tuple[Family, ...]], places: range | None) -> _Step:
+        if places is not None:
+            return self._load_prompts([family for pack in packs for family in pack], places=places)
         done = _Step()
         for pack in packs:
             rendered = [row for family in pack for row in self._attempt(family, done, Loader.rendered)]
             done.batches.append(collate(rendered, specials=self.specials, weighting=self._weighting))
         return done
 
-    def _load_prompts(self, families: list[Family]) -> _Step:
+    def _load_prompts(self, families: list[Family], *, places: range | None = None) -> _Step:
+        """The families as prompts; with places each family is one item, the prompt at the place beside it."""
         done = _Step()
-        for family in families:
-            done.prompts += self._attempt(family, done, Loader.prompts)
+        for number, family in enumerate(families):
+            place = None if places is None else places[number]
+            done.prompts += [replace(prompt, place=place) for prompt in self._attempt(family, done, Loader.prompts)]
         return done
 
     def _attempt(self, family: Family, done: _Step, load: Callable[[Loader, Family], list[T]]) -> list[T]:

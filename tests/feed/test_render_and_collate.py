@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from arcvideo.data.collate import Rendered, collate, collate_groups
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.collate import Rendered, collate, collate_groups
+from arcvideo.feed.prompts import Prompt
+from arcvideo.model.special import special_ids
 from arcvideo.render import (
     media_length,
     prefix_length,
@@ -13,7 +14,6 @@ from arcvideo.render import (
     render_prefix,
     split_question,
 )
-from arcvideo.model.special import special_ids
 from arcvideo.tasks import RecordError
 from arcvideo.types import Media, Sample, Turn
 from tests.data.build import LAYOUT, tokenizer

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.shards.members import Problem
+from arcvideo.feed.quarantine import Quarantine, QuarantineBudgetError
 from arcvideo.planning.mixture import SourceTable, open_mixture
-from arcvideo.data.quarantine import Quarantine, QuarantineBudgetError
 from arcvideo.planning.settings import QuarantineSettings
+from arcvideo.shards.members import Problem
 from arcvideo.shards.write import Record, write_shards
 from tests.data import build
 
