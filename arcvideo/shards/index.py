@@ -155,6 +155,7 @@ def open_index(shard: Path) -> ShardIndex | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
+        _column.cache_clear()  # it may hold maps of the damaged files
         _tell(f"{folder}: damaged, made again: {error}")
         return None
     return ShardIndex(shard=shard, meta=meta)
@@ -216,7 +217,6 @@ def _build(shard: Path, *, pool: ProbePool, progress: bool = False) -> None:
     table.write(scratch, made_from=made_from)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
-    _column.cache_clear()  # maps of the files that were replaced
 
 
 def _made_from(shard: Path) -> dict[str, int]:
@@ -300,5 +300,8 @@ class _Table:
             for row in clips[clips["has_video"]]
         ]
         counts = {"clips": len(clips), "items": len(items), "quarantined": len(rows)}
-        counts["unheard_clips"], counts["unheard_seconds"] = sum(seconds > 0 for seconds in unheard), sum(unheard)
+        counts["unheard_clips"], counts["unheard_seconds"] = (
+            sum(1 for seconds in unheard if seconds),
+            float(sum(unheard)),
+        )
         seal_index(folder, {**meta, **counts})

@@ -88,6 +88,8 @@ class _Walk:
                     return
                 if _numbers(self._block(end)) is None:
                     yield self._hole("zeroed", start=end)
+                    if self.at >= self.size:
+                        return
                 else:
                     detail = "zeros, then the archive goes on: two tars joined, or a hole; what follows is read"
                     yield self._gap("joined_tar", end, detail)
@@ -96,6 +98,8 @@ class _Walk:
             found = self._member()
             if found is None:
                 yield self._hole(_no_header(block, at=self.at), start=self.at + BLOCK)
+                if self.at >= self.size:
+                    return
                 continue
             members += 1
             yield found
