@@ -20,6 +20,7 @@ from tqdm import tqdm
 from arcvideo.data.importers import IMPORTERS, Draft, ImportReport, ImportRequest
 from arcvideo.data.importers.conversations import MetaEntry, meta_entries
 from arcvideo.data.importers.write import write_drafts
+from arcvideo.files import write_lines
 from arcvideo.shards.index import ensure_indexes
 from arcvideo.shards.members import Problem
 
@@ -134,7 +135,8 @@ def _import_one(options: argparse.Namespace, request: ImportRequest, *, kind: st
             print_problems(report.problems)
             raise
         finally:  # also when no row can be used: then it is wanted most
-            _write_problems(options.out / f"{name}.quarantine.jsonl", report.problems)
+            options.out.mkdir(parents=True, exist_ok=True)
+            write_lines(options.out / f"{name}.quarantine.jsonl", map(asdict, report.problems))
     finally:
         if request.staging is not None:
             shutil.rmtree(request.staging, ignore_errors=True)
@@ -215,11 +217,6 @@ def _print_remarks(report: ImportReport) -> None:
         print(f"ignored  {column} of {count} rows")
     if report.loose_tags:
         print(f"warning: {report.loose_tags} questions have <video> without a newline behind it; accepted")
-
-
-def _write_problems(path: Path, problems: Sequence[Problem]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(asdict(problem)) + "\n" for problem in problems), encoding="utf-8")
 
 
 def print_problems(problems: Sequence[Problem], *, most: int = 20) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from arcvideo.files import read_lines, write_lines
 from arcvideo.media.errors import MediaError
 from arcvideo.media.frames import behind_picture
 from arcvideo.media.sound import SAMPLE_RATE
@@ -117,8 +118,8 @@ class ShardIndex:
         return data, read_at(self.shard, offset=int(clip["sound_offset"]), size=int(clip["sound_size"]))
 
     def problems(self) -> list[Problem]:
-        lines = (self.folder / "quarantine.jsonl").read_text(encoding="utf-8").split("\n")
-        return [Problem(**{**json.loads(line), "shard": self.shard.name}) for line in lines if line]
+        rows = read_lines(self.folder / "quarantine.jsonl")
+        return [Problem(**{**row, "shard": self.shard.name}) for row in rows]
 
 
 def index_folder(shard: Path) -> Path:
@@ -291,15 +292,13 @@ class _Table:
         np.save(folder / "clips.npy", clips, allow_pickle=False)
         np.save(folder / "items.npy", items, allow_pickle=False)
         np.save(folder / "keys.npy", keys, allow_pickle=False)
-        # ASCII: some signs in names and texts end a line for one reader and not for another.
-        rows = [json.dumps(asdict(problem)) for problem in self.problems]
-        (folder / "quarantine.jsonl").write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+        write_lines(folder / "quarantine.jsonl", map(asdict, self.problems))
         meta = {"made_from": made_from, "digest": digest.hexdigest(), "tasks": list(self.tasks), "tagsets": tagsets}
         unheard = [
             behind_picture(sound=row["sound_samples"] / SAMPLE_RATE, picture=row["duration"])
             for row in clips[clips["has_video"]]
         ]
-        counts = {"clips": len(clips), "items": len(items), "quarantined": len(rows)}
+        counts = {"clips": len(clips), "items": len(items), "quarantined": len(self.problems)}
         counts["unheard_clips"], counts["unheard_seconds"] = (
             sum(1 for seconds in unheard if seconds),
             float(sum(unheard)),

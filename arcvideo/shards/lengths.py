@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from arcvideo.files import read_lines, whole, write_lines, write_whole
 from arcvideo.render import TEXT_FORMAT, encode, fingerprint, render_branch, split_question
 from arcvideo.shards.index import ShardIndex
 from arcvideo.shards.locks import in_turns
@@ -75,10 +75,11 @@ def all_lengths(
     def work(shard: Path) -> None:
         index = by_shard[shard]
         rows, problems = _count(index, tokenizer=tokenizer, style=style, wording=wording, pairs=pairs)
-        _replace(_rows(index, name), rows)
-        _replace(_listed(index, name), problems)
+        with whole(_rows(index, name)) as temporary, open(temporary, "wb") as file:
+            np.save(file, rows, allow_pickle=False)
+        write_lines(_listed(index, name), map(asdict, problems))
         files = digests(index.folder, (_rows(index, name).name, _listed(index, name).name))
-        _replace(_seal(index, name), sealed({"files": files}))  # written last
+        write_whole(_seal(index, name), sealed({"files": files}))  # written last
 
     missing = [shard for shard in by_shard if not done(shard)]
     hidden = not progress or len(missing) < 2
@@ -113,8 +114,7 @@ def _is_whole(index: ShardIndex, name: str) -> bool:
 
 
 def _read(index: ShardIndex, name: str) -> Lengths:
-    lines = _listed(index, name).read_text(encoding="utf-8").split("\n")
-    return Lengths(path=_rows(index, name), problems=[Problem(**json.loads(line)) for line in lines if line])
+    return Lengths(path=_rows(index, name), problems=[Problem(**row) for row in read_lines(_listed(index, name))])
 
 
 @lru_cache(maxsize=1)
@@ -151,16 +151,3 @@ def _count(
             except RecordError as error:
                 problems.append(Problem(key=f"{key}/{item}", stage="tokens", reason=error.reason, detail=error.detail))
     return rows, problems
-
-
-def _replace(path: Path, content: np.ndarray | list[Problem] | str) -> None:
-    """Writes a file that is there whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(scratch, "wb") as file:
-        if isinstance(content, np.ndarray):
-            np.save(file, content, allow_pickle=False)
-        elif isinstance(content, str):
-            file.write(content.encode())
-        else:
-            file.write("".join(json.dumps(asdict(row)) + "\n" for row in content).encode())
-    os.replace(scratch, path)
