@@ -72,7 +72,7 @@ def read_talk(row: Mapping[str, Any]) -> Talk:
         raise RecordError(reason, f"turns must alternate human, gpt; got {roles}")
     if len(pictures) > 1 or len(sounds) > 1:
         raise RecordError("several_media", f"a record holds one clip, the row names {pictures + sounds}")
-    media = (pictures or sounds or [None])[0]
+    media = next(iter(pictures or sounds), None)
     questions = [_one_tag(text, both=bool(pictures and sounds)) for _, text in said[::2]]
     return Talk(
         pairs=tuple(zip(questions, (text for _, text in said[1::2]), strict=True)),
