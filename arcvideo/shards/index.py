@@ -299,8 +299,5 @@ class _Table:
             for row in clips[clips["has_video"]]
         ]
         counts = {"clips": len(clips), "items": len(items), "quarantined": len(self.problems)}
-        counts["unheard_clips"], counts["unheard_seconds"] = (
-            sum(1 for seconds in unheard if seconds),
-            float(sum(unheard)),
-        )
-        seal_index(folder, {**meta, **counts})
+        told = {"unheard_clips": sum(1 for seconds in unheard if seconds), "unheard_seconds": float(sum(unheard))}
+        seal_index(folder, {**meta, **counts, **told})
