@@ -1,8 +1,8 @@
 """Conversations: ARC's own rows and ShareGPT files.
 
 ARC: JSON lines {"id", "video", "conversations": [{"from": "human"|"gpt", "value"}, ...]} beside a folder of videos and,
-for videos without sound, a folder of sound files with the same base names (spec 3.5 and 6). An ARC meta file names
-several such data sets: {name: {"root", "audio_root", "annotation", "repeat_time"}} (spec 4.3).
+for videos without sound, a folder of sound files with the same base names. An ARC meta file names
+several such data sets: {name: {"root", "audio_root", "annotation", "repeat_time"}}.
 
 ShareGPT: a JSON list or JSON lines of the same shape in all its dialects (LLaMA-Factory, ms-swift, LLaVA-Video,
 OpenAI's `messages` with texts or lists of parts): `dialects.py` reads a row. A row names at most one video, picture or
