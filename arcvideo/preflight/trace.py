@@ -29,7 +29,6 @@ from arcvideo.model.lora import add_adapters
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.special import SpecialIds
 from arcvideo.objectives import load_objective
-from arcvideo.objectives.settings import NextTokenSettings
 from arcvideo.runner.trainable import PREFIXES, train_only, trained_modules
 from arcvideo.types import Batch, Media, Segments, model_inputs
 
@@ -210,8 +209,7 @@ def _drop(parameter: Tensor) -> None:
 
 
 def _objective(config: RunConfig) -> Any:
-    name = config.stage.objective
-    return load_objective(name)({"grpo": config.grpo, "dpo": config.dpo}.get(name, NextTokenSettings()))
+    return load_objective(config.stage.objective)(config.objective_settings, **config.stage.options)
 
 
 def _batch(config: RunConfig, *, row: Row) -> Batch:
@@ -275,14 +273,14 @@ def fullest_row(config: RunConfig, *, targets: float = 0.1) -> Row:
     """
     each, most = config.layout.tokens_per_frame, config.layout.max_frames
     budget = config.data.token_budget
-    if config.stage.objective == "grpo":
+    if config.objective.sampled:
         grpo = config.grpo
         answers = (grpo.max_completion_length,) * grpo.num_generations
         return Row(frames=most, text=ROOM, branches=answers, targets=sum(answers), families=grpo.prompts_per_batch)
     frames = max(min(most, (budget - 1 - ROOM) // each), 0)
     rest = budget - 1 - frames * each
     supervised = max(int(budget * targets), 1)
-    if config.stage.objective == "dpo":
+    if config.objective.paired:
         pair = (rest // 4, rest // 4)
         return Row(frames=frames, text=rest - sum(pair), branches=pair, targets=min(supervised, sum(pair)))
     return Row(frames=frames, text=rest, branches=(), targets=min(supervised, rest - 1))
