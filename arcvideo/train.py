@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from arcvideo.children import stop_with_status
 from arcvideo.compose import shown_text, stage_config
 from arcvideo.config import ConfigError, RunConfig, plain_dict, typed
 from arcvideo.ending import Ended
@@ -39,6 +40,7 @@ from arcvideo.overrides import (
 )
 from arcvideo.places import CONF_DIR
 from arcvideo.plugins import in_submitit, join_job, option_of, plugin_problems, queue_again, sweep_words
+from arcvideo.report.closing import closing_text
 from arcvideo.runner.terminal import one_voice
 from arcvideo.sweep import SweepJob, first_words, lower_is_better, report_sweep, sweep_folder, train_parents
 
@@ -151,6 +153,10 @@ def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float
         # One line is for whoever set something wrong; where it came from is for whoever looks closer.
         raise ValueError(f"{_told(error, folder=config.stage_dir)}{_traced(config.stage_dir)}") from error
     done = finished(config.stage_dir)
+    if done is not None and not launch()[0]:
+        print(
+            closing_text(config.stage_dir, steps=done.steps, seconds=done.seconds, identity=done.identity), flush=True
+        )
     return done.value(config.evaluation.optimize) if done else None
 
 
@@ -231,6 +237,15 @@ _SHOWS = ("--cfg", "-c", "--help", "-h")
 
 def main() -> None:
     """Check the overrides, then hand over to Hydra."""
+    stop_with_status()
+    try:
+        _main()
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues from the newest checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def _main() -> None:
     # Launchers of processes add words of their own; Hydra shows settings of single runs only.
     words = [word for word in sys.argv[1:] if not word.startswith(LAUNCHERS_WORDS)]
     names = {word.partition("=")[0] for word in words}

@@ -95,7 +95,9 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch, tmp
     if module == "arcvideo.train":
         assert override_problems(words) == []
         if any(word.startswith("stage=") for word in words):
-            stage_config([word for word in first_words(words) if not word.startswith("hydra")])
+            stage_config(
+                [word for word in first_words(words) if not word.startswith(("hydra/", "hydra.l", "hydra.sw"))]
+            )
     elif module in ("arcvideo.pipeline", "arcvideo.preflight"):
         own = ("recipe", "stale", "device", "gpus", "stage", "utilization", "gpu_memory", "host_memory")
         names = [word.removeprefix("recipe=") for word in words if word.startswith("recipe=")]
