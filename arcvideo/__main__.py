@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
 from dataclasses import dataclass
@@ -22,32 +23,44 @@ class Command:
     """Its module, which has a `main`."""
     about: str
     """One line for the list."""
+    documented: bool = False
+    """Whether its help is the module's docstring, which is read without importing what the command needs."""
 
 
 COMMANDS = {
-    "train": Command(module="arcvideo.train", about="train one stage: arcvideo train stage=sft; -m for sweeps"),
-    "pipeline": Command(module="arcvideo.pipeline", about="run a recipe: arcvideo pipeline recipe=tiny_shorts"),
-    "preflight": Command(module="arcvideo.preflight.__main__", about="what a recipe needs, before anything is loaded"),
+    "train": Command(
+        module="arcvideo.train", documented=True, about="train one stage: arcvideo train stage=sft; -m sweeps"
+    ),
+    "pipeline": Command(
+        module="arcvideo.pipeline", documented=True, about="run a recipe: arcvideo pipeline recipe=tiny_shorts"
+    ),
+    "preflight": Command(
+        module="arcvideo.preflight.__main__", documented=True, about="what a recipe needs, before anything is loaded"
+    ),
     "evaluate": Command(module="arcvideo.evaluate", about="measure a checkpoint on held-out shards"),
     "ask": Command(module="arcvideo.ask", about="ask a checkpoint about a video"),
     "sample": Command(module="arcvideo.rollout.sample", about="draw answers and keep the right ones as shards"),
-    "shards": Command(module="arcvideo.data.shards", about="import, index, verify, inspect and count shards"),
+    "shards": Command(
+        module="arcvideo.data.shards", documented=True, about="import, index, verify, inspect and count shards"
+    ),
     "report": Command(module="arcvideo.report.__main__", about="write the page of a pipeline's runs"),
     "settings": Command(module="arcvideo.reference", about="every setting with its meaning, as Markdown"),
     "torchrun": Command(module="arcvideo.torchrun", about="one stage on several devices"),
     "synthetic": Command(module="arcvideo.synthetic.__main__", about="generate TinyShorts"),
-    "parts": Command(module="arcvideo.model.parts", about="base weights from a language model and a Whisper encoder"),
+    "parts": Command(
+        module="arcvideo.model.parts", documented=True, about="base weights from a language model and a Whisper encoder"
+    ),
 }
 """Word -> command; those whose module this version has are listed."""
 
 
 def commands() -> dict[str, Command]:
     """Return the commands whose module is there."""
-    root = Path(__file__).parent
-    place = {
-        name: root / f"{one.module.removeprefix('arcvideo.').replace('.', '/')}.py" for name, one in COMMANDS.items()
-    }
-    return {name: one for name, one in COMMANDS.items() if place[name].is_file()}
+    return {name: command for name, command in COMMANDS.items() if _file(command).is_file()}
+
+
+def _file(command: Command) -> Path:
+    return Path(__file__).parent / f"{command.module.removeprefix('arcvideo.').replace('.', '/')}.py"
 
 
 def help_text() -> str:
@@ -76,6 +89,8 @@ def main() -> None:
     elif name not in commands():
         known = list(commands())
         sys.exit(f"error: {name}: no such command{nearest(name, known)}; there are: {', '.join(known)}")
+    elif rest in (["-h"], ["--help"]) and COMMANDS[name].documented:
+        print(ast.get_docstring(ast.parse(_file(COMMANDS[name]).read_text(encoding="utf-8"))))
     else:
         if name in ("train", "pipeline"):
             stop_with_status()  # before what is imported now takes its time
