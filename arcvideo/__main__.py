@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from arcvideo import __version__
+import arcvideo
 from arcvideo.children import stop_with_status
 from arcvideo.completion import SHELLS, candidates, script
 from arcvideo.places import words_from_home
@@ -69,7 +69,7 @@ def help_text() -> str:
     return (
         f"usage: arcvideo COMMAND ...\n\n{rows}\n\n"
         "`arcvideo COMMAND --help` has the words of each. Settings are words key=value.\n"
-        f'Completion: eval "$(arcvideo completion bash)" ({", ".join(SHELLS)}). Version {__version__}.'
+        f'Completion: eval "$(arcvideo completion bash)" ({", ".join(SHELLS)}). Version {arcvideo.__version__}.'
     )
 
 
@@ -81,7 +81,7 @@ def main() -> None:
         return
     name, *rest = words
     if name == "--version":
-        print(__version__)
+        print(arcvideo.__version__)
     elif name == "completion":
         _completion(rest)
     elif name == "--complete":

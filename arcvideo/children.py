@@ -46,7 +46,7 @@ def run_child(command: Sequence[str]) -> int:
     return status if status >= 0 else 128 - status
 
 
-def _bind_to_parent(mask: set[signal.Signals], *, parent: int) -> None:
+def _bind_to_parent(mask: set[int | signal.Signals], *, parent: int) -> None:
     """Let the parent's death end this process, and its signals arrive."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
