@@ -31,11 +31,9 @@ FLOORS = (
     {"compose", "plugins", "torchrun"},
     {"recipe", "sweep", "stage", "ask"},
     {"verify", "reference", "preflight", "pipeline"},
-    {
-        "completion",
-        "train",
-        "data",
-    },  # what is typed and imported by nobody; train checks settings before torch is imported
+    # What is typed and imported by nobody; train checks settings before torch is imported.
+    {"completion", "train", "data"},
+    {"__main__"},
 )
 """From the ground up. A room is a folder or a single file of the package."""
 
