@@ -288,11 +288,11 @@ def test_a_run_told_to_stop_goes_on_to_the_weights_of_a_straight_run(small_world
     cut = command(*words, f"run_dir={tmp_path / 'cut'}")
     log = tmp_path / "cut" / "sft" / "metrics.jsonl"
     with running(cut, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        until = time.monotonic() + 300
+        until = time.monotonic() + 900
         while not (log.exists() and log.read_text().count("\n") >= 2) and time.monotonic() < until:
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=300)
+        said, _ = process.communicate(timeout=900)
     assert process.returncode == REQUEUE_EXIT_CODE, said
     assert 2 <= len(rows(log)) < 30
     assert not (tmp_path / "cut" / "sft" / "manifest.json").exists()

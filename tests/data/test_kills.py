@@ -68,6 +68,14 @@ def processes(source: Source) -> list[int]:
     return [process.pid for process in found if process is not None]
 
 
+def killed_when_asked(source: Source, pid: int) -> None:
+    """Kill the process once a file is on its way to it."""
+    while not source._media._workers[0]._lock.locked():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_process_killed_at_work_costs_the_clip_it_was_at(pattern: str, tmp_path: Path, workers: int) -> None:
     source = opened(pattern, tmp_path, workers=workers, deadline_seconds=60)
@@ -76,7 +84,7 @@ def test_a_process_killed_at_work_costs_the_clip_it_was_at(pattern: str, tmp_pat
     while workers and not all(step.done() for step in source._ahead.values()):
         time.sleep(0.01)  # nothing is at work when it is stopped
     os.kill(pid, signal.SIGSTOP)  # so that a file is certainly at work when the kill comes, as the OOM killer's does
-    threading.Timer(0.5, os.kill, (pid, signal.SIGKILL)).start()
+    threading.Thread(target=killed_when_asked, args=(source, pid)).start()
     assert read_all(source) == {"planned": CLIPS, "seen": CLIPS - 1, "quarantined": 1}
     ((key, reason),) = quarantined(tmp_path)
     assert (key[:5], reason) == ("clip-", "crashed")

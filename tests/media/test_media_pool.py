@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,16 @@ from tests.media.conftest import picture
 
 def _process(pool: MediaPool) -> subprocess.Popen:
     return pool._workers[0]._process
+
+
+def _killed_when_asked(pool: MediaPool, pid: int) -> None:
+    """Kill the process once a file is on its way to it."""
+    while not pool._workers[0]._lock.locked():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    os.kill(pid, signal.SIGSEGV)
+    time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +68,7 @@ def test_errors_keep_their_reason_and_the_process_lives_on(pool, layout):
 def test_a_crash_costs_one_error_and_the_next_file_is_read(pool, layout):
     pool.read_clip(picture(), name="a.jpg", layout=layout)
     os.kill(_process(pool).pid, signal.SIGSTOP)  # so that it dies while the request is on its way
-    killer = threading.Timer(0.3, os.kill, (_process(pool).pid, signal.SIGSEGV))
-    killer.start()
-    threading.Timer(0.4, os.kill, (_process(pool).pid, signal.SIGKILL)).start()
+    threading.Thread(target=_killed_when_asked, args=(pool, _process(pool).pid)).start()
     with pytest.raises(MediaError) as caught:
         pool.read_clip(picture(), name="bad.jpg", layout=layout)
     assert caught.value.reason == "crashed"

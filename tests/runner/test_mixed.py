@@ -12,7 +12,7 @@ from tests.runner.mixed import Schedule, drawn, furthest, plain_gradients
 
 WORST: Schedule = [[["text"], ["text"]], [["both", "video"], ["audio"]]]
 """One rank never sees media."""
-SECONDS = 240
+SECONDS = 900
 """A hang ends the test: `run_ranks` kills its own processes."""
 
 
