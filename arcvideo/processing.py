@@ -16,7 +16,8 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerFast, P
 from arcvideo.data.load import shown
 from arcvideo.data.prompts import Prompt
 from arcvideo.data.render import render_branch, render_prefix, split_question
-from arcvideo.data.settings import MODALITIES, WORDINGS, MediaLayout
+from arcvideo.data.settings import MODALITIES, WORDINGS
+from arcvideo.layout import MediaLayout
 from arcvideo.media.clip import as_clip, read_clip, to_media
 from arcvideo.media.frames import plan_frames, stamp_text
 from arcvideo.media.overlay import stamp

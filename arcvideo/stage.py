@@ -45,6 +45,7 @@ from arcvideo.runner.trainable import (
     trainable_table,
     trained_modules,
 )
+from arcvideo.seals import seal_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +80,11 @@ def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    world = join()
+    world = join(hang_seconds=config.runner.hang_seconds)
     folder = config.stage_dir
     folder.mkdir(parents=True, exist_ok=True)
+    if world.local_rank == 0:
+        parent.verify()
     model = load_model(parent.path)
     _fits(model, config=config, parent=parent)
     model.adopt(config.model)
@@ -154,6 +157,8 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
             identity=str(asked.identity),
             parent=parent.identity,
             parent_path=str(parent.path),
+            parent_weights=parent.weights,
+            exported=seal_folder(export),
             code=asked.code,
             data=source.digest,
             config=plain_dict(config),
@@ -206,7 +211,7 @@ def measure_stage(config: RunConfig, *, parent: Parent) -> None:
     """Evaluate a finished stage anew, because the evaluation has changed; nothing is trained."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    world, folder = join(), config.stage_dir
+    world, folder = join(hang_seconds=config.runner.hang_seconds), config.stage_dir
     export = folder / EXPORT_NAME
     model = load_model(export)
     train_only(model, [])

@@ -20,9 +20,10 @@ import numpy as np
 from arcvideo.data.expand import expand_shards
 from arcvideo.data.index import ensure_indexes, index_folder
 from arcvideo.data.lengths import all_lengths
-from arcvideo.data.settings import DataSettings, MediaLayout, SourceSettings
-from arcvideo.data.shards import Record, write_shards
+from arcvideo.data.settings import DataSettings, SourceSettings
 from arcvideo.data.source import Source
+from arcvideo.data.write import Record, write_shards
+from arcvideo.layout import MediaLayout
 from arcvideo.model.tokenizer import build_tiny_tokenizer
 
 PER_SHARD = 10_000

@@ -26,7 +26,7 @@ from PIL import Image
 
 from arcvideo.data.collate import Rendered, collate
 from arcvideo.data.render import render_branch, render_prefix, special_ids
-from arcvideo.data.settings import MediaLayout
+from arcvideo.layout import MediaLayout
 from arcvideo.media import overlay
 from arcvideo.media.cache import FrameCache
 from arcvideo.media.clip import to_media

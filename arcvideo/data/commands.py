@@ -22,7 +22,8 @@ from arcvideo.data.inspection import View, describe, look, picture, view_table
 from arcvideo.data.members import Problem
 from arcvideo.data.pack import best_fit
 from arcvideo.data.repeated import repeated_keys
-from arcvideo.data.settings import STYLES, WORDINGS, MediaLayout
+from arcvideo.data.settings import STYLES, WORDINGS
+from arcvideo.layout import MediaLayout
 from arcvideo.data.transcribe import add_transcribe
 from arcvideo.media.errors import MediaError
 from arcvideo.media.pool import MediaPool

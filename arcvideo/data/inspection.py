@@ -15,7 +15,8 @@ from arcvideo.data.families import Family
 from arcvideo.data.index import ShardIndex
 from arcvideo.data.load import Loader
 from arcvideo.data.mixture import SourceTable, open_mixture
-from arcvideo.data.settings import DataSettings, MediaLayout, SourceSettings
+from arcvideo.data.settings import DataSettings, SourceSettings
+from arcvideo.layout import MediaLayout
 from arcvideo.data.sheet import contact_sheet
 from arcvideo.media.frames import stamp_text, time_spans
 from arcvideo.model.special import special_ids

@@ -17,7 +17,8 @@ from arcvideo.data.families import Family
 from arcvideo.data.mixture import SourceTable
 from arcvideo.data.prompts import Prompt
 from arcvideo.data.render import render_branch, render_prefix, split_question
-from arcvideo.data.settings import DataSettings, MediaLayout
+from arcvideo.data.settings import DataSettings
+from arcvideo.layout import MediaLayout
 from arcvideo.media.audio import fit_waveform, silent_seconds
 from arcvideo.media.cache import FrameCache
 from arcvideo.media.clip import read_clip, read_request, to_media

@@ -16,7 +16,8 @@ from arcvideo.data.lengths import Lengths, all_lengths
 from arcvideo.data.members import Problem
 from arcvideo.data.render import media_length
 from arcvideo.data.repeated import repeated_keys
-from arcvideo.data.settings import DataSettings, MediaLayout, SourceSettings
+from arcvideo.data.settings import DataSettings, SourceSettings
+from arcvideo.layout import MediaLayout
 from arcvideo.tasks import TASKS
 
 Ints = npt.NDArray[np.int64]

@@ -20,7 +20,7 @@ from urllib.parse import urlparse
 
 from tqdm import tqdm
 
-from arcvideo.data.shards import open_url, url_schemes
+from arcvideo.data.write import open_url, url_schemes
 from arcvideo.media.settings import ShardCacheSettings
 
 _CHUNK = 1 << 20

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from arcvideo.data.settings import MediaLayout
+from arcvideo.layout import MediaLayout
 from arcvideo.model.special import special_ids
 from arcvideo.tasks.fields import RecordError
 from arcvideo.tasks.instructions import suffix

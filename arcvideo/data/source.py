@@ -21,7 +21,8 @@ from arcvideo.data.plan import Plan
 from arcvideo.data.prompt_plan import PromptPlan, evaluation_families
 from arcvideo.data.prompts import Prompt, Question
 from arcvideo.data.quarantine import Quarantine
-from arcvideo.data.settings import DataSettings, MediaLayout
+from arcvideo.data.settings import DataSettings
+from arcvideo.layout import MediaLayout
 from arcvideo.data.shares import mixture_report, realised, realised_prompts, with_passes
 from arcvideo.media.cache import FrameCache
 from arcvideo.media.fast import check_decoder

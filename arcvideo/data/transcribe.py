@@ -12,8 +12,8 @@ from tqdm import tqdm
 from arcvideo.data.expand import expand_shards
 from arcvideo.data.index import ShardIndex, ensure_indexes
 from arcvideo.data.members import read_at, read_groups
-from arcvideo.data.settings import MediaLayout
-from arcvideo.data.shards import Record, write_shards
+from arcvideo.layout import MediaLayout
+from arcvideo.data.write import Record, write_shards
 from arcvideo.media.audio import Whisper
 from arcvideo.media.errors import MediaError
 from arcvideo.media.pool import MediaPool

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from arcvideo.data.render import render_branch, render_prefix
-from arcvideo.data.settings import MediaLayout
+from arcvideo.layout import MediaLayout
 from arcvideo.media.audio import SAMPLE_RATE, cut_waveform, fit_waveform, mel_chunks
 from arcvideo.media.frames import plan_frames, stamp_text
 from arcvideo.media.overlay import stamp

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from arcvideo.data.families import Family
 from arcvideo.data.members import read_at, read_groups
 from arcvideo.data.prompts import Prompt
-from arcvideo.data.shards import Record, write_shards
+from arcvideo.data.write import Record, write_shards
 from arcvideo.lineage.parents import resolve_parent
 from arcvideo.media.pool import MediaPool
 from arcvideo.model.features import FeatureStore, tower_digest

@@ -17,7 +17,7 @@ from PIL import Image
 
 from arcvideo.data.quarantine import QuarantineBudgetError
 from arcvideo.data.settings import DataSettings, QuarantineSettings
-from arcvideo.data.shards import Record, write_shards
+from arcvideo.data.write import Record, write_shards
 from arcvideo.data.source import Source
 from tests.data import build
 

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from arcvideo.data.settings import DataSettings, SourceSettings
-from arcvideo.data.shards import Record, write_shards
+from arcvideo.data.write import Record, write_shards
 from arcvideo.data.source import Source
 from arcvideo.types import Batch
 from tests.data import build

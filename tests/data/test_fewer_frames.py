@@ -11,8 +11,9 @@ import torch
 
 from arcvideo.data.mixture import open_mixture
 from arcvideo.data.plan import Plan
-from arcvideo.data.settings import DataSettings, MediaLayout, SourceSettings
-from arcvideo.data.shards import Record, write_shards
+from arcvideo.data.settings import DataSettings, SourceSettings
+from arcvideo.layout import MediaLayout
+from arcvideo.data.write import Record, write_shards
 from arcvideo.data.source import Source
 from arcvideo.lineage.manifest import read_manifest
 from arcvideo.lineage.parents import resolve_parent

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from arcvideo.data.shards import Record, main, write_shards
+from arcvideo.data.shards import main
+from arcvideo.data.write import Record, write_shards
 from arcvideo.data.source import Source
 from tests.data import build
 

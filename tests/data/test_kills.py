@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from arcvideo.data.settings import DataSettings, SourceSettings
-from arcvideo.data.shards import Record, write_shards
+from arcvideo.data.write import Record, write_shards
 from arcvideo.data.source import Source
 from arcvideo.media.settings import MediaLimits
 from tests.data import build

@@ -15,7 +15,7 @@ from arcvideo.data.pack import best_fit, greedy_cuts
 from arcvideo.data.plan import Plan
 from arcvideo.data.random_words import permutation, uniforms, words
 from arcvideo.data.settings import DataSettings, SourceSettings
-from arcvideo.data.shards import Record, write_shards
+from arcvideo.data.write import Record, write_shards
 from arcvideo.data.shares import mixture_report, realised, with_passes
 from arcvideo.flops import Segment, decoder_flops, media_flops
 from arcvideo.model.settings import ModelSettings, TextSettings

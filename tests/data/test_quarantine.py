@@ -11,7 +11,7 @@ from arcvideo.data.members import Problem
 from arcvideo.data.mixture import SourceTable, open_mixture
 from arcvideo.data.quarantine import Quarantine, QuarantineBudgetError
 from arcvideo.data.settings import QuarantineSettings
-from arcvideo.data.shards import Record, write_shards
+from arcvideo.data.write import Record, write_shards
 from tests.data import build
 
 ITEMS = [{"task": "caption", "answer": "red"}, {"task": "qa", "question": "what?"}]

@@ -11,7 +11,8 @@ from arcvideo.data.mixture import open_mixture
 from arcvideo.data.quarantine import QuarantineBudgetError
 from arcvideo.data.repeated import repeated_keys
 from arcvideo.data.settings import QuarantineSettings
-from arcvideo.data.shards import Record, main, write_shards
+from arcvideo.data.shards import main
+from arcvideo.data.write import Record, write_shards
 from arcvideo.data.source import Source
 from tests.data import build
 

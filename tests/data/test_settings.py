@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from arcvideo.data.settings import DataSettings, MediaLayout, QuarantineSettings, SourceSettings
+from arcvideo.data.settings import DataSettings, QuarantineSettings, SourceSettings
+from arcvideo.layout import MediaLayout
 from arcvideo.structured import SettingsError, filled
 
 

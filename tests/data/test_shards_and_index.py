@@ -12,7 +12,7 @@ import pytest
 from arcvideo.data.expand import expand_shards
 from arcvideo.data.index import ShardIndex, build_index, ensure_indexes, index_folder, open_index
 from arcvideo.data.members import read_groups, record_key
-from arcvideo.data.shards import Record, write_shards
+from arcvideo.data.write import Record, write_shards
 from tests.data import build
 
 GOOD = {"items": [{"task": "caption", "answer": "red"}]}

@@ -11,7 +11,7 @@ import torch
 from arcvideo.data.load import Loader
 from arcvideo.data.quarantine import QuarantineBudgetError
 from arcvideo.data.settings import DataSettings, QuarantineSettings
-from arcvideo.data.shards import Record, write_shards
+from arcvideo.data.write import Record, write_shards
 from arcvideo.data.source import Source
 from arcvideo.media.errors import MediaError
 from arcvideo.media.settings import FrameCacheSettings

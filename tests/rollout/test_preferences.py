@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from arcvideo.data.settings import DataSettings, SourceSettings
-from arcvideo.data.shards import Record, write_shards
 from arcvideo.data.source import Source
+from arcvideo.data.write import Record, write_shards
 from arcvideo.lineage.manifest import read_manifest
 from arcvideo.lineage.parents import resolve_parent
 from arcvideo.objectives.dpo import Dpo

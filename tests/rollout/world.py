@@ -14,7 +14,7 @@ from torch import Tensor
 
 from arcvideo.data.prompts import Prompt
 from arcvideo.data.render import render_branch, render_prefix
-from arcvideo.data.settings import MediaLayout
+from arcvideo.layout import MediaLayout
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import ModelSettings

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from arcvideo.data.settings import DataSettings, MediaLayout, SourceSettings
+from arcvideo.data.settings import DataSettings, SourceSettings
 from arcvideo.data.source import Source
+from arcvideo.layout import MediaLayout
 from arcvideo.model.features import FeatureStore, tower_digest
 from arcvideo.model.loading import load_model
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration

@@ -14,7 +14,7 @@ from typing import Any
 from arcvideo.data.importers.drafts import Draft, ImportReport
 from arcvideo.data.members import AUDIO, IMAGE, VIDEO, Problem
 from arcvideo.data.probe import Extent, Probed, ProbeJob, ProbePool
-from arcvideo.data.shards import Record, write_shards
+from arcvideo.data.write import Record, write_shards
 from arcvideo.media.errors import MediaError
 
 

@@ -1,16 +1,10 @@
-"""Shards on disk: writing them, and `python -m arcvideo.data.shards`. The only file that imports webdataset.
-
-index    makes the sidecar indexes            inspect  shows a clip as the model will see it
-verify   decodes and hashes every clip        stats    counts tasks, seconds, tokens
-import   turns other people's formats into shards
-"""
+"""Writing shards, and opening remote ones: the only file that imports webdataset."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -119,20 +113,3 @@ def open_url(url: str) -> IO[bytes]:
 
     stream: IO[bytes] = gopen(url)
     return stream
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    from arcvideo.data import commands
-
-    parser = commands.parser()
-    options = parser.parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except (ValueError, OSError) as error:  # a full disk, a file where a folder should be
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())
