@@ -1,8 +1,8 @@
 """The tests as other machines would run them: `make machines`, or `python -m tests.machines [options] [pytest words]`.
 
 Every CPU capability that this processor has, times every thread count, one after the other. A capability stands for
-the kernels of torch (ATEN_CPU_CAPABILITY) and of the libraries it multiplies matrices with (oneDNN, MKL). At the end comes a table;
-the exit status is 1 when any cell failed. `--copies 2` runs each cell twice at the same time.
+the kernels of torch (ATEN_CPU_CAPABILITY) and of the libraries that multiply its matrices (oneDNN, MKL). A table comes
+at the end; the exit status is 1 when any cell failed. `--copies 2` runs each cell twice at the same time.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def read_report(path: Path, *, cell: Cell, status: int, seconds: float) -> Resul
     """Counts from pytest's JUnit file; only the status where there is none."""
     if not path.exists():
         return Result(cell=cell, status=status, seconds=seconds)
-    cases = ElementTree.parse(path).getroot().findall(".//testcase")  # noqa: S314 - our own file
+    cases = ElementTree.parse(path).getroot().findall(".//testcase")
     bad = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     return Result(
         cell=cell,

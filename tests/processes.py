@@ -1,4 +1,4 @@
-"""Processes of a test, which end with it: whatever they have started in turn, and however the test ends; their ports."""
+"""Processes of a test, which end with it, whatever they have started in turn and however the test ends; their ports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
 
 _HELD: list[socket.socket] = []
 
