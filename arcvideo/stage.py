@@ -13,11 +13,8 @@ from typing import Any
 import torch
 
 from arcvideo.config import RunConfig, plain_dict
-from arcvideo.data.cost import pack_cost
-from arcvideo.data.settings import DataSettings, SourceSettings
-from arcvideo.data.shares import mixture_text
-from arcvideo.data.source import Source
 from arcvideo.evaluation.evaluate import choose, evaluate
+from arcvideo.feed.source import Source
 from arcvideo.lineage.identity import config_diff
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, read_manifest, write_manifest
 from arcvideo.lineage.parents import Parent
@@ -29,6 +26,9 @@ from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.tokenizer import load_tokenizer
 from arcvideo.objectives import load_objective
 from arcvideo.objectives.settings import NextTokenSettings
+from arcvideo.planning.cost import pack_cost
+from arcvideo.planning.settings import DataSettings, SourceSettings
+from arcvideo.planning.shares import mixture_text
 from arcvideo.processing import ArcVideoProcessor
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.metrics import Artifact, record_lineage

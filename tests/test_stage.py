@@ -19,7 +19,7 @@ import yaml
 
 from arcvideo import pipeline, stage
 from arcvideo.config import RunConfig
-from arcvideo.data.source import Source
+from arcvideo.feed.source import Source
 from arcvideo.lineage.identity import folder_digest
 from arcvideo.lineage.manifest import Manifest, read_manifest
 from arcvideo.lineage.parents import Parent, resolve_parent

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.data.expand import expand_shards
-from arcvideo.data.index import ensure_indexes
 from arcvideo.lineage.manifest import read_manifest
+from arcvideo.shards.expand import expand_shards
+from arcvideo.shards.index import ensure_indexes
 from arcvideo.stage import measure_stage
 from tests.compose import settings
 from tests.conftest import SmallWorld

@@ -24,10 +24,25 @@ PACKAGE = Path(__file__).resolve().parent.parent
 TRAINING = "arcvideo.stage"
 """Training starts here; what it imports, at any depth, is reached."""
 EVALUATION = "arcvideo.evaluation.evaluate"
-DECIDING = ("types", "layout", "muon", "media", "data", "tasks", "model", "objectives", "runner", "rollout", "stage")
+DECIDING = (
+    "types",
+    "layout",
+    "muon",
+    "media",
+    "render",
+    "shards",
+    "planning",
+    "feed",
+    "tasks",
+    "model",
+    "objectives",
+    "runner",
+    "rollout",
+    "stage",
+)
 """Rooms whose modules decide weights; a new module in one of them counts, a new room has to be added here."""
 BYSTANDERS = {
-    "data": ("remote", "turns", "write"),  # fetching, locking, writing shards: what is read counts by its digest
+    "shards": ("remote", "locks", "write"),  # fetching, locking, writing shards: what is read counts by its digest
     "rollout": ("log", "timeline"),
     # A checkpoint gives back what was saved bit for bit; the rest watches, counts, logs, or stops a run.
     "runner": (
@@ -36,7 +51,7 @@ BYSTANDERS = {
     ),
 }  # fmt: skip
 """Room -> modules inside it that no trained weight depends on."""
-MEASURING = ("types", "layout", "data", "tasks", "model", "objectives", "rollout", "evaluation")
+MEASURING = ("types", "layout", "render", "feed", "tasks", "model", "objectives", "rollout", "evaluation")
 """Rooms whose modules decide what an evaluation says of given weights."""
 SAMPLING = "rollout"
 """Counts for stages that sample, or that keep a reference model."""

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arcvideo.data.expand import expand_shards
-from arcvideo.data.index import open_index
-from arcvideo.data.mixture import content_digest
 from arcvideo.lineage.code import code_diff, evaluation_code, training_code
 from arcvideo.lineage.identity import config_diff, diff_text, evaluation_digest, identity, relevant
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, finished
 from arcvideo.media.settings import ShardCacheSettings
+from arcvideo.planning.mixture import content_digest
 from arcvideo.seals import Damaged, check_sizes
+from arcvideo.shards.expand import expand_shards
+from arcvideo.shards.index import open_index
 
 STARTED_NAME = "started.json"
 """What a stage set out to do, written before its first step: so that a stopped run, too, can say what has changed."""

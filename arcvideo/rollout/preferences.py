@@ -15,7 +15,7 @@ from arcvideo.types import Batch
 
 
 class PairSource(Protocol):
-    """Where pairs come from: `arcvideo.data.source.Source` opened with pairs=True."""
+    """Where pairs come from: `arcvideo.feed.source.Source` opened with pairs=True."""
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's packed rows of a global step."""

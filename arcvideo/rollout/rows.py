@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from arcvideo.data.collate import collate, collate_groups
+from arcvideo.feed.collate import collate, collate_groups
 from arcvideo.model.special import SpecialIds
 from arcvideo.objectives.grpo import advantages, completion_weights, token_logprobs
 from arcvideo.objectives.settings import GrpoSettings

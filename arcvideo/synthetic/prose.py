@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from arcvideo.data.collate import Rendered, collate
-from arcvideo.data.render import render_branch
+from arcvideo.feed.collate import Rendered, collate
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.special import special_ids
 from arcvideo.muon import Muon
+from arcvideo.render import render_branch
 from arcvideo.synthetic.questions import letter_items, questions, scene
 from arcvideo.synthetic.script import Script
 from arcvideo.synthetic.towers import descend, split_parameters

@@ -38,8 +38,8 @@ def test_what_runs_counts() -> None:
 
 def test_a_stage_depends_on_model_data_runner_and_its_own_objective() -> None:
     supervised, sampled = training_code(objective="next_token"), training_code(objective="grpo")
-    for needed in ("arcvideo.model.modeling", "arcvideo.data.plan", "arcvideo.media.decode", "arcvideo.runner.runner",
-                   "arcvideo.tasks.mcq", "arcvideo.muon"):  # fmt: skip
+    for needed in ("arcvideo.model.modeling", "arcvideo.planning.plan", "arcvideo.media.decode",
+                   "arcvideo.runner.runner", "arcvideo.tasks.mcq", "arcvideo.muon"):  # fmt: skip
         assert needed in supervised
         assert needed in sampled
     assert "arcvideo.objectives.next_token" in supervised
@@ -56,13 +56,13 @@ def test_measuring_reporting_and_launching_do_not_count() -> None:
 
 IDLE = (
     "data/plots.py", "data/sheet.py", "data/inspection.py", "data/commands.py", "data/shards.py", "data/transcribe.py",
-    "data/importers/captions.py", "data/import_command.py", "data/write.py", "runner/log.py", "runner/metrics.py",
+    "data/importers/captions.py", "data/import_command.py", "shards/write.py", "runner/log.py", "runner/metrics.py",
     "runner/watchdog.py", "runner/signals.py", "runner/saving.py", "runner/cost.py", "rollout/log.py",
     "rollout/rejection.py", "report/page.py", "evaluation/scores.py", "preflight/volume.py", "synthetic/draw.py",
     "lineage/code.py", "pipeline.py", "train.py", "config.py",
 )  # fmt: skip
 DECISIVE = (
-    "types.py", "data/render.py", "data/plan.py", "data/pack.py", "data/index.py", "data/collate.py",
+    "types.py", "render.py", "planning/plan.py", "planning/pack.py", "shards/index.py", "feed/collate.py",
     "media/decode.py", "media/worker.py", "media/audio.py", "tasks/mcq.py", "model/modeling.py",
     "model/language.py", "objectives/loss.py", "runner/runner.py", "runner/engine.py", "runner/optimizer.py",
     "muon.py", "stage.py",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.prompts import Prompt
 from arcvideo.objectives.grpo import Grpo
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.source import RolloutSource
@@ -62,7 +62,7 @@ class Stream:
         places = range(step * count + self.world.rank, (step + 1) * count, self.world.size)
         clips = [make_media("clip-a"), make_media("clip-b", frames=3), None]
         self.seen += len(places)
-        return [make_prompt(f"s{place}", media=clips[place % 3]) for place in places]
+        return [replace(make_prompt(f"s{place}", media=clips[place % 3]), place=place) for place in places]
 
     def state(self) -> dict[str, dict[str, int]]:
         return {"seen": {"stream": self.seen}}

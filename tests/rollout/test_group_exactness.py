@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from arcvideo.data.collate import collate_groups
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.collate import collate_groups
+from arcvideo.feed.prompts import Prompt
 from arcvideo.objectives.grpo import Grpo, completion_weights, token_logprobs
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.types import Batch, Segments, model_inputs

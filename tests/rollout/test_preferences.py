@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from arcvideo.data.settings import DataSettings, SourceSettings
-from arcvideo.data.source import Source
-from arcvideo.data.write import Record, write_shards
+from arcvideo.feed.source import Source
 from arcvideo.lineage.manifest import read_manifest
 from arcvideo.lineage.parents import resolve_parent
 from arcvideo.objectives.dpo import Dpo
+from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.rollout.preferences import ReferenceSource
+from arcvideo.shards.write import Record, write_shards
 from arcvideo.stage import run_stage
 from arcvideo.tasks import RecordError, make_pair
 from arcvideo.types import model_inputs
