@@ -77,7 +77,7 @@ def items(seed: int) -> list[dict[str, Any]]:
         {"task": "mcq", "question": "what is shown?", "options": options, "answer": "ABCD"[seed % 4], **think},
         {"task": "grounding", "question": "when is red shown?", "span": [0.0, 1.0 + seed % 2], **think},
         {"task": "summary", "title": "red", "answer": "it is red", **think},
-        {"task": "chapters", "events": [[0, 1, "red"], [1, 2, "blue"]], **think},
+        {"task": "chapters", "events": [[0, 1, "red"], [0.6, 1.4, "blue"]], **think},
     ]
 
 
