@@ -49,7 +49,7 @@ test-gpu: $(VENV)/ready  ## Tests that need a CUDA device, then one step of a de
 	$(BIN)/python -m benchmarks.slice
 
 test-slow: $(VENV)/ready  ## The slow tests alone, but for those that landing leaves out
-	$(BIN)/python -m pytest -m "slow and not gpu and not nightly" --durations=25 $(TESTS)
+	$(BIN)/python -m pytest -m "slow and not gpu and not nightly" --durations=25 $(PYTEST_WORDS) $(TESTS)
 
 test-all: $(VENV)/ready  ## The test suite with the slow tests
 	$(BIN)/python -m pytest -m "not gpu"
