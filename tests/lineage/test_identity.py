@@ -25,7 +25,14 @@ CARE = (
     "runner.hang_seconds", "grpo.max_logprob_gap",
 )  # fmt: skip
 """What is proven, kept and forgiven."""
-SHOWN = ("logger.", "evaluation.", "runner.log_every", "runner.peak_tflops", "grpo.log_completions")
+SHOWN = (
+    "logger.",
+    "evaluation.",
+    "runner.log_every",
+    "runner.peak_tflops",
+    "grpo.log_completions",
+    "grpo.clipped_warning",
+)
 """What is shown and measured; how a stage is evaluated has a digest of its own."""
 PARENTS = ("train_parents", "parents")
 """For the stages before it."""
