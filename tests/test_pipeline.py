@@ -189,8 +189,8 @@ def test_a_missed_target_ends_the_pipeline_with_status_3_and_is_named(
     path, run_dir = tmp_path / "small.yaml", tmp_path / "run"
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text("{}")
-    overrides = [f"base={tmp_path / 'base'}", f"data_dir={tmp_path / 'data'}"]
-    content = {"name": "small", "run_dir": str(run_dir), "stages": STAGES, "overrides": overrides, "targets": targets}
+    places = {"base": str(tmp_path / "base"), "data_dir": str(tmp_path / "data")}
+    content = {"name": "small", "run_dir": str(run_dir), "stages": STAGES, "settings": places, "targets": targets}
     path.write_text(yaml.safe_dump(content))
     for stage in planned_stages(load_recipe(str(path))):
         (stage.folder / "export").mkdir(parents=True)
