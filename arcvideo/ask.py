@@ -234,7 +234,7 @@ def ask(settings: AskSettings, *, out: TextIO, err: TextIO) -> str:
 
 
 def _question(settings: AskSettings) -> str:
-    """Return the question, the standard one of the task where none was given (spec 3.3)."""
+    """Return the question, the standard one of the task where none was given."""
     from arcvideo.tasks.chapters import QUESTION as CHAPTERS
     from arcvideo.tasks.summary import QUESTION as SUMMARY
 

@@ -1,4 +1,4 @@
-"""One stage from its settings to its manifest: the composition root, design section 6 read from top to bottom."""
+"""One stage from its settings to its manifest: the composition root."""
 
 from __future__ import annotations
 
