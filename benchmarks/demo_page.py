@@ -187,7 +187,7 @@ def _values(runs: Iterable[Record], *, stage: str, metric: str) -> list[float]:
 def _spread(values: Sequence[float], *, sign: bool = False) -> str:
     if not values:
         return ""
-    form = "{:+.2f}" if sign else "{:.2f}"
+    form = "{:+.3f}" if sign else "{:.2f}"
     middle, low, high = (form.format(value) for value in (statistics.median(values), min(values), max(values)))
     return middle if low == high else f"{middle} ({low} to {high})"
 

@@ -61,14 +61,14 @@ def test_a_cell_is_the_median_and_the_range_of_the_runs() -> None:
 
 def test_a_difference_says_in_how_many_runs_its_interval_leaves_zero() -> None:
     # 0.7 -+ 4.30 * 0.2 / sqrt(3)
-    line = "| +0.70 (+0.50 to +0.90) | +0.700 [+0.203, +1.197] | 2 of 3 | 0 of 3 |"
+    line = "| +0.700 (+0.500 to +0.900) | +0.700 [+0.203, +1.197] | 2 of 3 | 0 of 3 |"
     assert line in demo_page.differences(RUNS)
 
 
 def test_a_stage_that_was_taken_from_another_run_is_not_counted_again() -> None:
     shared = {**record(0.1, seed=3), "shares": "seed-0-avx2"}
     assert demo_page.stage_table([*RUNS, shared], stage="sft") == demo_page.stage_table(RUNS, stage="sft")
-    assert "+0.60 (+0.10 to +0.90)" in demo_page.differences([*RUNS, shared])
+    assert "+0.600 (+0.100 to +0.900)" in demo_page.differences([*RUNS, shared])
     assert "3 of them made clips, base weights and all six stages" in demo_page.about([*RUNS, shared])
 
 
