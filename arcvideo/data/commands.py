@@ -139,8 +139,7 @@ def _stats(options: argparse.Namespace) -> int:
             tags.update(dict.fromkeys(index.tagsets[tagset], int(count)))
         table = view_table(index, view=view)
         tasks.update(table.tasks[task] for task in table.item_task)
-        media = table.media_tokens[table.item_clip]
-        lengths.append(np.where(media > 0, 1 + table.item_before + media, 0) + table.item_branch)
+        lengths.append(table.tokens)
     tokens = np.concatenate(lengths)
     print(f"tokens   {_quantiles(tokens)} (an item with its own prefix)")
     fitting = tokens[tokens <= options.token_budget]
