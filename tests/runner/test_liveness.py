@@ -18,7 +18,7 @@ from arcvideo.runner.ranks import World
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import OptimizerSettings, RunnerSettings, ScheduleSettings
 from arcvideo.runner.trainable import changed_modules, frozen_hashes, train_only
-from arcvideo.types import Media, StepData, model_inputs
+from arcvideo.types import Batch, Media, StepData, model_inputs
 from tests.runner.job import TRAIN
 from tests.runner.real import packed, real_model
 from tests.runner.tiny import Rows, Tiny, batch, clip, cross_entropy
