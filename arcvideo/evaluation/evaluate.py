@@ -204,6 +204,7 @@ def _metric(rows: Sequence[Prediction], *, chance: float, settings: EvaluationSe
     found = interval(
         [row.score for row in rows],
         weights=[row.weight for row in rows],
+        clips=[row.clip for row in rows],
         seed=settings.seed,
         resamples=settings.bootstrap,
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from arcvideo.evaluation.bootstrap import Interval, paired_difference
+from arcvideo.evaluation.predictions import read_scores
 
 Metrics = Mapping[str, Mapping[str, float]]
 """metric -> {"value", "low", "high", "chance", "n"}."""
@@ -101,16 +101,13 @@ def _judge(target: Target, *, metrics: Mapping[str, Metrics], run_dir: Path) -> 
 
 
 def _difference(metric: str, *, stage: str, minus: str, run_dir: Path) -> Interval:
-    ours, theirs = (_scores(run_dir / name, metric=metric) for name in (stage, minus))
-    if ours.keys() != theirs.keys() or not ours:
+    ours, theirs = (read_scores(run_dir / name / "predictions.jsonl", metric=metric) for name in (stage, minus))
+    if ours.keys() != theirs.keys():
         raise ValueError(f"{metric}: {stage} and {minus} were measured on different items; evaluate them again")
     keys = sorted(ours)
-    return paired_difference([ours[key] for key in keys], [theirs[key] for key in keys])
-
-
-def _scores(stage_dir: Path, *, metric: str) -> dict[str, float]:
-    """Score per item of one metric, from predictions.jsonl."""
-    lines: list[dict[str, Any]] = [
-        json.loads(line) for line in (stage_dir / "predictions.jsonl").read_text().splitlines()
-    ]
-    return {row["key"]: float(row["score"]) for row in lines if row["metric"] == metric}
+    return paired_difference(
+        [ours[key].score for key in keys],
+        [theirs[key].score for key in keys],
+        weights=[ours[key].weight for key in keys],
+        clips=[ours[key].clip for key in keys],
+    )

@@ -82,7 +82,7 @@ def test_a_perfect_model_scores_perfectly_and_chance_is_what_guessing_gives(
     assert all(metric.low <= metric.value <= metric.high for metric in found.values())
     rows = list(read_predictions(tmp_path / "predictions.jsonl"))
     assert len(rows) == sum(metric.n for metric in found.values())
-    assert read_scores(tmp_path / "predictions.jsonl", metric="mcq_accuracy")["c0/mcq"] == 1.0
+    assert read_scores(tmp_path / "predictions.jsonl", metric="mcq_accuracy")["c0/mcq"].score == 1.0
     with pytest.raises(ValueError, match="no predictions of nonsense"):
         read_scores(tmp_path / "predictions.jsonl", metric="nonsense")
 
