@@ -12,7 +12,7 @@ import torch
 
 from arcvideo.evaluation import evaluate as evaluation
 from arcvideo.evaluation.predictions import read_predictions
-from arcvideo.evaluation.settings import METRICS, EvaluationSettings
+from arcvideo.evaluation.settings import EvaluationSettings, metric_names
 from arcvideo.feed.prompts import Prompt
 from arcvideo.rollout.groups import Completion, Group
 from tests.rollout.world import make_media, make_model, make_prompt, tokenizer
@@ -99,7 +99,7 @@ def test_the_same_answers_have_the_same_figures_to_the_digit(monkeypatch: pytest
         make_model(),
         held_out(),
         tokenizer=tokenizer(),
-        settings=EvaluationSettings(metrics=list(METRICS), bootstrap=200),
+        settings=EvaluationSettings(metrics=list(metric_names()), bootstrap=200),
         output=tmp_path / "predictions.jsonl",
     )
     assert {name: tuple(asdict(metric).values()) for name, metric in found.items()} == PINNED
