@@ -229,7 +229,7 @@ def ask(settings: AskSettings, *, out: TextIO, err: TextIO) -> str:
 
 
 def _question(settings: AskSettings) -> str:
-    """Return the question, the standard one of the task where none was given (spec 3.3)."""
+    """Return the question, the standard one of the task where none was given."""
     return settings.question or TASKS[settings.task].question
 
 

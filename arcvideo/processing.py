@@ -148,7 +148,7 @@ class ArcVideoProcessor(ProcessorMixin):
         return shown(to_media(clip, layout=self.layout), modality=modality)
 
     def prompt(self, question: str, *, media: Media | None = None, task: str = DEFAULT_TASK) -> Prompt:
-        """Return one question behind its clip, up to and including `<sep>` (spec 3.1).
+        """Return one question behind its clip, up to and including `<sep>`.
 
         Args:
             question: may hold `<video>` where the frames stand; they come first otherwise.

@@ -1,4 +1,4 @@
-"""One stage from its settings to its manifest: the composition root, design section 6 read from top to bottom."""
+"""One stage from its settings to its manifest: the composition root."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from arcvideo.config import RunConfig, plain_dict
 from arcvideo.evaluation.evaluate import choose, evaluate
 from arcvideo.feed.source import Source
+from arcvideo.files import json_line, read_lines
 from arcvideo.lineage.identity import config_diff
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, read_manifest, write_manifest
 from arcvideo.lineage.parents import Parent
@@ -184,8 +185,8 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
 def _quarantined(folder: Path, *, sources: Iterable[str]) -> dict[str, int]:
     """Source -> distinct problems that any rank met, before a restart too; each rank writes a file of its own."""
     files = [folder / "quarantine.jsonl", *folder.glob("quarantine-[0-9]*.jsonl")]
-    rows = {row for file in files if file.exists() for row in file.read_text(encoding="utf-8").splitlines()}
-    counts = Counter(json.loads(row)["source"] for row in rows)
+    rows = {json_line(row): row for file in files if file.exists() for row in read_lines(file)}
+    counts = Counter(row["source"] for row in rows.values())
     return {name: counts[name] for name in sources}
 
 

@@ -17,8 +17,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALL_FILES = [*FILES, *sorted((ROOT / "tests").rglob("*.py"))]
 
 FLOORS = (
-    {"types", "structured", "muon", "launcher", "layout", "seals"},
-    {"tasks"},
+    {"types", "structured", "muon", "launcher", "layout", "files", "places"},
+    {"seals", "tasks"},
     {"media", "model", "objectives", "render", "flops"},
     {"shards"},
     {"planning"},
@@ -27,6 +27,7 @@ FLOORS = (
     {"rollout"},
     {"evaluation"},
     {"config"},
+    {"overrides", "ending"},
     {"compose", "plugins", "torchrun"},
     {"recipe", "sweep", "stage", "ask"},
     {"verify", "reference", "preflight", "pipeline"},
@@ -45,8 +46,8 @@ NEIGHBOURS = {
 """(room, neighbour on the same floor) -> the neighbour's modules it may import."""
 
 FRAMEWORKS = {
-    "hydra": {"train.py", "sweep.py", "compose.py"},
-    "omegaconf": {"train.py", "config.py"},
+    "hydra": {"train.py", "sweep.py", "compose.py", "overrides.py", "ending.py"},
+    "omegaconf": {"train.py", "config.py", "compose.py"},
     "deepspeed": {"runner/engine.py"},
     "wandb": {"runner/metrics.py"},
     "webdataset": {"shards/write.py"},

@@ -10,12 +10,13 @@ import jsonschema
 import pytest
 import torch
 
-from arcvideo.config import override_problems
+from arcvideo.compose import composed
 from arcvideo.lineage.identity import relevant
 from arcvideo.lineage.manifest import read_manifest
 from arcvideo.model.loading import load_model
+from arcvideo.overrides import override_problems
 from arcvideo.runner.checkpoint import CheckpointFolder
-from tests.compose import composed, settings
+from tests.compose import settings
 from tests.conftest import SmallWorld
 from tests.test_stage import GRPO, OWN_REWARD, ROOT, Finished, run, weights
 
@@ -107,7 +108,7 @@ def storages(model: torch.nn.Module) -> dict[int, int]:
 def test_without_adapters_the_identity_is_what_it_was(small_world: SmallWorld) -> None:
     plain = {"stage": {"objective": "next_token"}, "lora": None}
     assert relevant(plain) == {"stage": {"objective": "next_token"}}
-    assert composed("stage=sft", "lora.rank=4").lora == {"rank": 4}
+    assert composed(["stage=sft", "lora.rank=4"]).lora == {"rank": 4}
     assert settings("stage=sft").lora is None
 
 

@@ -1,4 +1,4 @@
-"""Which frames of a video stand for it: one a second, or `max_frames` wider intervals (spec 2.1)."""
+"""Which frames of a video stand for it: one a second, or `max_frames` wider intervals."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Conversations: ARC's own rows and ShareGPT files.
 
 ARC: JSON lines {"id", "video", "conversations": [{"from": "human"|"gpt", "value"}, ...]} beside a folder of videos and,
-for videos without sound, a folder of sound files with the same base names (spec 3.5 and 6). An ARC meta file names
-several such data sets: {name: {"root", "audio_root", "annotation", "repeat_time"}} (spec 4.3).
+for videos without sound, a folder of sound files with the same base names. An ARC meta file names
+several such data sets: {name: {"root", "audio_root", "annotation", "repeat_time"}}.
 
 ShareGPT: a JSON list or JSON lines of the same shape, with `video(s)`, `image(s)` or `audio(s)` naming at most one
 file, or none, and a possible system turn; OpenAI's `messages` with `role` and `content` are read alike.

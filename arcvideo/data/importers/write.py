@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from arcvideo.data.importers.drafts import Draft, ImportReport
+from arcvideo.media.errors import MediaError
 from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, Problem
 from arcvideo.shards.probe import Extent, Probed, ProbeJob, ProbePool
 from arcvideo.shards.write import Record, write_shards
-from arcvideo.media.errors import MediaError
 from arcvideo.tasks.fields import RecordError, check_times
 
 
