@@ -67,7 +67,7 @@ def interval(
     if clips is not None:
         number = {clip: place for place, clip in enumerate(dict.fromkeys(clips))}
         groups = [number[clip] for clip in clips]
-        values, sizes = (np.bincount(groups, weights=summed) for summed in (values, sizes))
+        values, sizes = (np.bincount(groups, weights=each).astype(np.float64) for each in (values, sizes))
     picks = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     means = values[picks].sum(axis=1) / np.maximum(sizes[picks].sum(axis=1), 1e-12)
     low, high = np.quantile(means, [0.025, 0.975])
