@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALL_FILES = [*FILES, *sorted((ROOT / "tests").rglob("*.py"))]
 
 FLOORS = (
-    {"types", "structured", "muon", "launcher", "layout", "files", "places"},
+    {"types", "structured", "muon", "launcher", "layout", "files", "progress", "places"},
     {"seals", "tasks"},
     {"media", "model", "objectives", "render", "flops"},
     {"shards"},

@@ -9,9 +9,14 @@ from typing import Any
 
 from arcvideo.evaluation.bootstrap import Interval, paired_difference
 from arcvideo.evaluation.predictions import read_scores
+from arcvideo.tasks import TASKS
 
 Metrics = Mapping[str, Mapping[str, float]]
 """metric -> {"value", "low", "high", "chance", "n"}."""
+
+
+ERRORS = frozenset(measure.name for task in TASKS.values() for measure in task.measures if measure.lower_is_better)
+"""Metrics of which less is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +36,20 @@ class Target:
     above_metric: str | None = None
     """The lower end of the interval must lie above the value of this metric of the same stage."""
     above_stage: str | None = None
-    """The paired bootstrap's 95 % interval of the difference to that stage must lie above zero."""
+    """The paired bootstrap's 95 % interval of the difference to that stage must lie above zero (below it for an error:
+    `above` and `below` mean better and worse)."""
     not_below_stage: str | None = None
     """The paired bootstrap's 95 % interval of the difference to that stage must not lie below zero."""
+    within: float | None = None
+    """With `not_below_stage`: the whole interval must lie above minus this. So it shows that little is lost, where
+    without it a loss must only not be shown."""
+
+    def __post_init__(self) -> None:
+        """Check the combination; the message names the remedy."""
+        if self.within is not None and (self.not_below_stage is None or self.within <= 0):
+            raise ValueError(
+                f"{self.stage} {self.metric}: within={self.within:g} must be above 0 and stand beside not_below_stage"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +110,21 @@ def _judge(target: Target, *, metrics: Mapping[str, Metrics], run_dir: Path) -> 
         checks.append((measured["low"] > other, f"low {measured['low']:.3f} > {target.above_metric} {other:.3f}"))
     for stage, strict in ((target.above_stage, True), (target.not_below_stage, False)):
         if stage is not None:
-            mean, low, high = _difference(target.metric, stage=target.stage, minus=stage, run_dir=run_dir)
-            met = low > 0 if strict else high >= 0
-            checks.append((met, f"minus {stage}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]"))
+            found = _difference(target.metric, stage=target.stage, minus=stage, run_dir=run_dir)
+            checks.append(_against(found, target=target, stage=stage, strict=strict))
     return Verdict(target=target, met=all(met for met, _ in checks), reason="; ".join(text for _, text in checks))
+
+
+def _against(found: Interval, *, target: Target, stage: str, strict: bool) -> tuple[bool, str]:
+    """Whether a difference to another stage is what the target asks for, and the words that say so."""
+    mean, low, high = found
+    text = f"minus {stage}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    worst, best = (-high, -low) if target.metric in ERRORS else (low, high)
+    if strict:
+        return worst > 0, text
+    if target.within is None:
+        return best >= 0, text
+    return worst > -target.within, f"{text}, at most {target.within:g} worse"
 
 
 def _difference(metric: str, *, stage: str, minus: str, run_dir: Path) -> Interval:
