@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
+import signal
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from arcvideo.recipe import Recipe, load_recipe, planned_stages, standing
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ensure_indexes
 from tests.conftest import SmallWorld
+from tests.processes import children, running
 
 STAGES = ["audio_warmup", "pretrain", "sft"]
 
@@ -150,6 +155,26 @@ def test_a_mistake_is_one_line(words: str, told: str) -> None:
     with pytest.raises(SystemExit, match="error: ") as caught:
         pipeline.main(shlex.split(words))
     assert told in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_pipeline_alone_saves_and_leaves_no_orphan(recipe: Recipe, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "arcvideo.pipeline", f"recipe={tmp_path / 'small.yaml'}", "runner.steps=5000",
+               "runner.save_every=0"]  # fmt: skip
+    log, folder = tmp_path / "log", Path(recipe.run_dir) / "audio_warmup"
+    with log.open("w") as out, running(command, cwd=tmp_path, stdout=out, stderr=out, env={**os.environ}) as pipeline:
+        deadline = time.monotonic() + 600
+        while "step 2/5000" not in log.read_text():
+            assert pipeline.poll() is None, log.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        (stage,) = children(pipeline.pid)
+        pipeline.send_signal(signal.SIGTERM)
+        assert pipeline.wait(300) == 85
+    assert not Path(f"/proc/{stage}").exists()
+    assert list((folder / "checkpoints").glob("step-*"))
+    assert not (folder / "manifest.json").exists()
+    assert "audio_warmup was asked to stop; the same command continues" in log.read_text()
 
 
 # --- the verdict ---
