@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as nnf
@@ -106,10 +107,12 @@ def _family_plan(starts: list[int], parents: list[int], *, dtype: torch.dtype, d
     filled = [(span, parent) for span, parent in zip(spans, parents, strict=True) if span[0] < span[1]]
     alone = [(span,) for span, parent in filled if parent < 0]
     children = [(spans[parent], span) for span, parent in filled if parent >= 0]
-    parts = [_causal_block(group, device=device) for group in _similar(alone)]
+    parts = [_causal_block(group) for group in _similar(alone)]
     parts += [_children_block(group, dtype=dtype, device=device) for group in _similar(children)]
     order = _order([kept for _, kept in parts], [block for block, _ in parts], length=starts[-1])
-    return PackedPlan(tuple(block for block, _ in parts), None if order is None else order.to(device))
+    # Planned on the host and moved once: asking the device for lengths would wait for it.
+    blocks = (replace(block, queries=_on(block.queries, device), keys=_on(block.keys, device)) for block, _ in parts)
+    return PackedPlan(tuple(blocks), None if order is None else order.to(device))
 
 
 def _similar(items: Sequence[tuple[Span, ...]]) -> list[list[tuple[Span, ...]]]:
@@ -152,15 +155,14 @@ def _run(positions: Tensor) -> Tensor | Span:
     return (first, first + len(flat)) if torch.equal(flat, torch.arange(first, first + len(flat))) else flat
 
 
-def _on(rows: Tensor | Span, device: torch.device) -> Tensor | Span:
-    return rows if isinstance(rows, tuple) else rows.to(device)
+def _on(rows: Tensor | Span | None, device: torch.device) -> Any:
+    return rows.to(device) if isinstance(rows, Tensor) else rows
 
 
-def _causal_block(group: Sequence[tuple[Span, ...]], *, device: torch.device) -> tuple[Block, Tensor]:
+def _causal_block(group: Sequence[tuple[Span, ...]]) -> tuple[Block, Tensor]:
     """Return the block of lone segments. Padding stands last, so causality hides it from every token."""
     position, kept = _padded([item[0] for item in group])
-    queries = _on(_run(position), device)
-    return Block(queries=queries, keys=None, items=len(group), mask=None), kept.flatten()
+    return Block(queries=_run(position), keys=None, items=len(group), mask=None), kept.flatten()
 
 
 def _children_block(
@@ -172,8 +174,8 @@ def _children_block(
     longest = own.shape[1]
     kept = None if bool(prefix_kept.all()) else nnf.pad(prefix_kept, (0, longest), value=True)
     mask = Mask.of(past=prefix.shape[1], queries=longest, kept=kept, dtype=dtype, device=device)
-    keys = _on(_run(torch.cat([prefix, own], dim=1)), device)
-    return Block(queries=_on(_run(own), device), keys=keys, items=len(group), mask=mask), own_kept.flatten()
+    keys = _run(torch.cat([prefix, own], dim=1))
+    return Block(queries=_run(own), keys=keys, items=len(group), mask=mask), own_kept.flatten()
 
 
 def _order(kept: list[Tensor], blocks: list[Block], *, length: int) -> Tensor | None:
@@ -189,4 +191,4 @@ def _order(kept: list[Tensor], blocks: list[Block], *, length: int) -> Tensor | 
 
 
 def _positions(rows: Tensor | Span) -> Tensor:
-    return torch.arange(*rows) if isinstance(rows, tuple) else rows.cpu()
+    return torch.arange(*rows) if isinstance(rows, tuple) else rows
