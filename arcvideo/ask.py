@@ -17,7 +17,7 @@ from arcvideo.tasks.answers import answer_text, clock_span, parse_letter, parse_
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from arcvideo.data.settings import MediaLayout
+    from arcvideo.layout import MediaLayout
     from arcvideo.types import Media
 
 TASKS = ("qa", "mcq", "grounding", "summary", "chapters", "none")

@@ -15,10 +15,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from arcvideo.data.settings import DataSettings, MediaLayout
 from arcvideo.evaluation.settings import EvaluationSettings
+from arcvideo.layout import MediaLayout
 from arcvideo.model.settings import LoraSettings, ModelSettings, lora_problems
 from arcvideo.objectives.settings import DpoSettings, GrpoSettings
+from arcvideo.planning.settings import DataSettings
 from arcvideo.rollout.rewards.loading import check_reward
 from arcvideo.runner.settings import (
     MODULES,

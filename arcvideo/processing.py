@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
-from arcvideo.data.load import shown
-from arcvideo.data.prompts import Prompt
-from arcvideo.data.render import render_branch, render_prefix, split_question
-from arcvideo.data.settings import MODALITIES, WORDINGS, MediaLayout
+from arcvideo.feed.load import shown
+from arcvideo.feed.prompts import Prompt
+from arcvideo.layout import MediaLayout
 from arcvideo.media.clip import as_clip, read_clip, to_media
 from arcvideo.media.frames import plan_frames, stamp_text
 from arcvideo.media.overlay import stamp
@@ -25,6 +24,8 @@ from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.loading import load_config
 from arcvideo.model.special import special_ids
 from arcvideo.model.tokenizer import load_tokenizer, save_tokenizer
+from arcvideo.planning.settings import MODALITIES, WORDINGS
+from arcvideo.render import render_branch, render_prefix, split_question
 from arcvideo.types import Clip, Media, Sample, Turn
 
 PROCESSOR_FILE = "processor_config.json"

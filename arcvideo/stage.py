@@ -13,11 +13,8 @@ from typing import Any
 import torch
 
 from arcvideo.config import RunConfig, plain_dict
-from arcvideo.data.cost import pack_cost
-from arcvideo.data.settings import DataSettings, SourceSettings
-from arcvideo.data.shares import mixture_text
-from arcvideo.data.source import Source
 from arcvideo.evaluation.evaluate import choose, evaluate
+from arcvideo.feed.source import Source
 from arcvideo.lineage.identity import config_diff
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, read_manifest, write_manifest
 from arcvideo.lineage.parents import Parent
@@ -29,6 +26,9 @@ from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.tokenizer import load_tokenizer
 from arcvideo.objectives import load_objective
 from arcvideo.objectives.settings import NextTokenSettings
+from arcvideo.planning.cost import pack_cost
+from arcvideo.planning.settings import DataSettings, SourceSettings
+from arcvideo.planning.shares import mixture_text
 from arcvideo.processing import ArcVideoProcessor
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.metrics import Artifact, record_lineage
@@ -45,6 +45,7 @@ from arcvideo.runner.trainable import (
     trainable_table,
     trained_modules,
 )
+from arcvideo.seals import seal_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +80,11 @@ def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    world = join()
+    world = join(hang_seconds=config.runner.hang_seconds)
     folder = config.stage_dir
     folder.mkdir(parents=True, exist_ok=True)
+    if world.local_rank == 0:
+        parent.verify()
     model = load_model(parent.path)
     _fits(model, config=config, parent=parent)
     model.adopt(config.model)
@@ -154,6 +157,8 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
             identity=str(asked.identity),
             parent=parent.identity,
             parent_path=str(parent.path),
+            parent_weights=parent.weights,
+            exported=seal_folder(export),
             code=asked.code,
             data=source.digest,
             config=plain_dict(config),
@@ -206,7 +211,7 @@ def measure_stage(config: RunConfig, *, parent: Parent) -> None:
     """Evaluate a finished stage anew, because the evaluation has changed; nothing is trained."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    world, folder = join(), config.stage_dir
+    world, folder = join(hang_seconds=config.runner.hang_seconds), config.stage_dir
     export = folder / EXPORT_NAME
     model = load_model(export)
     train_only(model, [])

@@ -150,7 +150,7 @@ def _traced(folder: Path) -> str:
 
 def _find_shards(config: RunConfig) -> None:
     """Raise ValueError, naming the key, for shards that are not there."""
-    from arcvideo.data.expand import expand_shards
+    from arcvideo.shards.expand import expand_shards
 
     wanted = {f"data.sources.{name}": source.shards for name, source in config.data.sources.items()}
     if config.evaluation.shards:

@@ -140,3 +140,14 @@ class Batch:
         moved = {name: getattr(self, name).to(device) for name in names}
         extra = {name: value.to(device) for name, value in self.extra.items()}
         return replace(self, segments=self.segments.to(device), extra=extra, **moved)
+
+
+def model_inputs(batch: Batch) -> dict[str, Any]:
+    """What the model's forward reads of a batch."""
+    return {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "segments": batch.segments,
+        "media": batch.media,
+        "target_positions": batch.target_positions,
+    }

@@ -43,7 +43,7 @@ def verify_resume(config: RunConfig, *, parent: Parent) -> bool:
     Raises:
         ValueError: the stage cannot run at all.
     """
-    world, steps = join(), config.verify_resume
+    world, steps = join(hang_seconds=config.runner.hang_seconds), config.verify_resume
     root = config.stage_dir / FOLDER
     stop = gather_json(random.SystemRandom().randrange(1, steps), world=world)[0]
     if world.first:

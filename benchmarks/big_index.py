@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from arcvideo.data.expand import expand_shards
-from arcvideo.data.index import ensure_indexes, index_folder
-from arcvideo.data.lengths import all_lengths
-from arcvideo.data.settings import DataSettings, MediaLayout, SourceSettings
-from arcvideo.data.shards import Record, write_shards
-from arcvideo.data.source import Source
+from arcvideo.feed.source import Source
+from arcvideo.layout import MediaLayout
 from arcvideo.model.tokenizer import build_tiny_tokenizer
+from arcvideo.planning.settings import DataSettings, SourceSettings
+from arcvideo.shards.expand import expand_shards
+from arcvideo.shards.index import ensure_indexes, index_folder
+from arcvideo.shards.lengths import all_lengths
+from arcvideo.shards.write import Record, write_shards
 
 PER_SHARD = 10_000
 RANKS = 8

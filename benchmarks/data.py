@@ -24,9 +24,8 @@ import torch
 import whisper
 from PIL import Image
 
-from arcvideo.data.collate import Rendered, collate
-from arcvideo.data.render import render_branch, render_prefix, special_ids
-from arcvideo.data.settings import MediaLayout
+from arcvideo.feed.collate import Rendered, collate
+from arcvideo.layout import MediaLayout
 from arcvideo.media import overlay
 from arcvideo.media.cache import FrameCache
 from arcvideo.media.clip import to_media
@@ -34,6 +33,7 @@ from arcvideo.media.frames import plan_frames, stamp_text
 from arcvideo.media.pool import MediaPool
 from arcvideo.media.settings import FrameCacheSettings
 from arcvideo.model.tokenizer import build_tiny_tokenizer
+from arcvideo.render import render_branch, render_prefix, special_ids
 from arcvideo.types import Media, Sample, Turn
 from benchmarks.table import Row, interleaved, report
 

@@ -25,7 +25,7 @@ from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import AudioSettings, ModelSettings, TextSettings, VisionSettings
 from arcvideo.objectives.grpo import Grpo, token_logprobs
 from arcvideo.objectives.settings import GrpoSettings
-from arcvideo.types import Batch, Segments
+from arcvideo.types import Batch, Segments, model_inputs
 from benchmarks.grpo_trl import step_rows
 from benchmarks.table import Row, interleaved, median_ratio, report
 
@@ -122,12 +122,7 @@ def lay_out(generations: int) -> Sides:
 
 
 def logits(model: ArcVideoForConditionalGeneration, batch: Batch) -> Tensor:
-    return model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        segments=batch.segments,
-        target_positions=batch.target_positions,
-    ).logits
+    return model(**model_inputs(batch)).logits
 
 
 def one_update(model: ArcVideoForConditionalGeneration, batches: list[Batch]) -> Tensor:

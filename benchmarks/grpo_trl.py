@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TrainerCallback
 
-from arcvideo.data.prompts import Prompt
-from arcvideo.data.render import render_branch, render_prefix
+from arcvideo.feed.prompts import Prompt
 from arcvideo.flops import Segment, decoder_flops, media_flops
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.media import FRAMES_PER_CALL, normalize_pixels
@@ -35,12 +34,12 @@ from arcvideo.model.tokenizer import build_tiny_tokenizer
 from arcvideo.objectives.grpo import Grpo
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.processing import ArcVideoProcessor
+from arcvideo.render import render_branch, render_prefix
 from arcvideo.rollout.source import RolloutSource
 from arcvideo.runner.engine import Engine
-from arcvideo.runner.protocols import model_inputs
 from arcvideo.runner.ranks import join
 from arcvideo.runner.settings import OptimizerSettings
-from arcvideo.types import Media, Sample, Turn
+from arcvideo.types import Media, Sample, Turn, model_inputs
 from benchmarks.table import Row, median_ratio
 
 PROMPTS, GENERATIONS, FRAMES, COMPLETION = 2, 8, 24, 32
@@ -207,7 +206,8 @@ class _Prompts:
         self._all = prompts
 
     def prompts(self, step: int, *, count: int) -> list[Prompt]:
-        return self._all[step * count : (step + 1) * count]
+        places = range(step * count, (step + 1) * count)
+        return [replace(prompt, place=place) for place, prompt in zip(places, self._all[places.start :], strict=False)]
 
     def state(self) -> dict[str, dict[str, int]]:
         return {}

@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from arcvideo.data.cost import pack_cost
-from arcvideo.data.draw import draw_visits
-from arcvideo.data.families import cut_families
-from arcvideo.data.mixture import SourceTable, frame_counts
-from arcvideo.data.plan import EpochPlan, Plan
-from arcvideo.data.random_words import permutation, uniforms
-from arcvideo.data.settings import SourceSettings
 from arcvideo.model.settings import ModelSettings
+from arcvideo.planning.cost import pack_cost
+from arcvideo.planning.families import cut_families
+from arcvideo.planning.mixture import SourceTable, frame_counts
+from arcvideo.planning.plan import EpochPlan, Plan
+from arcvideo.planning.random_words import permutation, uniforms
+from arcvideo.planning.settings import SourceSettings
+from arcvideo.planning.visits import draw_visits
 from benchmarks import big_index
 from benchmarks.table import Row, report
 

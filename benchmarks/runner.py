@@ -30,22 +30,21 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from arcvideo.data.pack import best_fit
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import AudioSettings, ModelSettings, TextSettings, VisionSettings
 from arcvideo.model.special import SpecialIds
 from arcvideo.objectives.next_token import NextToken
+from arcvideo.planning.pack import best_fit
 from arcvideo.runner.checkpoint import CheckpointFolder
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.metrics import read_metrics
-from arcvideo.runner.protocols import model_inputs
 from arcvideo.runner.ranks import join
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.saving import Saver
 from arcvideo.runner.settings import OptimizerSettings, RunnerSettings, ScheduleSettings
 from arcvideo.runner.trainable import train_only
-from arcvideo.types import Batch, Segments
+from arcvideo.types import Batch, Segments, model_inputs
 from benchmarks.table import Row, interleaved, report
 
 SPECIAL = SpecialIds(

@@ -21,11 +21,10 @@ from arcvideo.model.special import SpecialIds
 from arcvideo.objectives.next_token import NextToken
 from arcvideo.runner.cost import useful_flops
 from arcvideo.runner.engine import Engine
-from arcvideo.runner.protocols import model_inputs
 from arcvideo.runner.ranks import World, join
 from arcvideo.runner.settings import OptimizerSettings
 from arcvideo.runner.trainable import train_only
-from arcvideo.types import Batch, Media, Segments
+from arcvideo.types import Batch, Media, Segments, model_inputs
 from benchmarks.table import Row, report
 
 TRAIN = ["llm", "vision_projector", "audio_projector"]

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from arcvideo import pipeline
-from arcvideo.data.expand import expand_shards
-from arcvideo.data.index import ensure_indexes
 from arcvideo.lineage.manifest import Manifest, write_manifest
 from arcvideo.recipe import Recipe, load_recipe, planned_stages, standing
+from arcvideo.shards.expand import expand_shards
+from arcvideo.shards.index import ensure_indexes
 from tests.conftest import SmallWorld
 
 STAGES = ["stage=audio_warmup", "stage=pretrain", "stage=sft"]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from arcvideo.data.render import render_branch
 from arcvideo.model.loading import save_model
 from arcvideo.processing import ArcVideoProcessor
+from arcvideo.render import render_branch
 from arcvideo.tasks import make_sample
 from arcvideo.tasks.instructions import SUFFIXES
 from tests.data.build import mp4, wav

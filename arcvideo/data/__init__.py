@@ -1,1 +1,1 @@
-"""Shards, index, plan, rendering, packing: from tars on disk to packed batches, in a reproducible order."""
+"""What you type to make shards, and to look at them: `python -m arcvideo.data.shards`. Nothing imports this room."""

@@ -15,14 +15,15 @@ import numpy as np
 from tqdm import tqdm
 
 from arcvideo.data import plots
-from arcvideo.data.expand import expand_shards
+from arcvideo.shards.expand import expand_shards
 from arcvideo.data.import_command import add_import, print_problems
-from arcvideo.data.index import ShardIndex, ensure_indexes
+from arcvideo.shards.index import ShardIndex, ensure_indexes
 from arcvideo.data.inspection import View, describe, look, picture, view_table
-from arcvideo.data.members import Problem
-from arcvideo.data.pack import best_fit
-from arcvideo.data.repeated import repeated_keys
-from arcvideo.data.settings import STYLES, WORDINGS, MediaLayout
+from arcvideo.shards.members import Problem
+from arcvideo.planning.pack import best_fit
+from arcvideo.planning.repeated import repeated_keys
+from arcvideo.planning.settings import STYLES, WORDINGS
+from arcvideo.layout import MediaLayout
 from arcvideo.data.transcribe import add_transcribe
 from arcvideo.media.errors import MediaError
 from arcvideo.media.pool import MediaPool

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from arcvideo.data.importers import IMPORTERS, ImportReport, ImportRequest
 from arcvideo.data.importers.conversations import MetaEntry, meta_entries
 from arcvideo.data.importers.write import write_drafts
-from arcvideo.data.index import ensure_indexes
-from arcvideo.data.members import Problem
+from arcvideo.shards.index import ensure_indexes
+from arcvideo.shards.members import Problem
 
 META = "arc-meta"
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from arcvideo.data.collate import Rendered, collate
-from arcvideo.data.families import Family
-from arcvideo.data.index import ShardIndex
-from arcvideo.data.load import Loader
-from arcvideo.data.mixture import SourceTable, open_mixture
-from arcvideo.data.settings import DataSettings, MediaLayout, SourceSettings
+from arcvideo.feed.collate import Rendered, collate
+from arcvideo.planning.families import Family
+from arcvideo.shards.index import ShardIndex
+from arcvideo.feed.load import Loader
+from arcvideo.planning.mixture import SourceTable, open_mixture
+from arcvideo.planning.settings import DataSettings, SourceSettings
+from arcvideo.layout import MediaLayout
 from arcvideo.data.sheet import contact_sheet
 from arcvideo.media.frames import stamp_text, time_spans
 from arcvideo.model.special import special_ids

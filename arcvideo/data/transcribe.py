@@ -9,11 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from arcvideo.data.expand import expand_shards
-from arcvideo.data.index import ShardIndex, ensure_indexes
-from arcvideo.data.members import read_at, read_groups
-from arcvideo.data.settings import MediaLayout
-from arcvideo.data.shards import Record, write_shards
+from arcvideo.shards.expand import expand_shards
+from arcvideo.shards.index import ShardIndex, ensure_indexes
+from arcvideo.shards.members import read_at, read_groups
+from arcvideo.layout import MediaLayout
+from arcvideo.shards.write import Record, write_shards
 from arcvideo.media.audio import Whisper
 from arcvideo.media.errors import MediaError
 from arcvideo.media.pool import MediaPool

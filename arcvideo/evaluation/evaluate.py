@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from arcvideo.data.prompts import Prompt, Question
 from arcvideo.evaluation import scores
 from arcvideo.evaluation.bootstrap import Metric, interval
 from arcvideo.evaluation.predictions import Prediction, write_predictions
 from arcvideo.evaluation.settings import EvaluationSettings
+from arcvideo.feed.prompts import Prompt, Question
 from arcvideo.model.settings import AudioSettings
 from arcvideo.rollout.sampler import InProcessSampler
 from arcvideo.rollout.settings import Sampling

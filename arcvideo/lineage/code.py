@@ -1,7 +1,7 @@
-"""Which code decides what a stage comes to: the modules its training reaches, without their words for humans.
+"""Which code decides what a stage comes to: modules of the deciding rooms that its training reaches by import.
 
-Docstrings, comments, blank lines and what only measures, reports or launches do not count; `docs/decisions/0003` says
-why. A stage that samples nothing does not depend on the rollout room.
+Docstrings, comments, blank lines and what only measures, reports, saves or launches do not count; `docs/decisions/0003`
+says why. A stage that samples nothing does not depend on the rollout room.
 """
 
 from __future__ import annotations
@@ -11,36 +11,56 @@ import functools
 import hashlib
 import importlib.util
 import io
+import pkgutil
 import re
 import tokenize
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from arcvideo.objectives import OBJECTIVES
 
 PACKAGE = Path(__file__).resolve().parent.parent
-ROOT_MODULE = "arcvideo.stage"
-"""Training starts here; what it imports, at any depth, counts."""
-WITHOUT_EFFECT = (
-    "arcvideo.config",  # the resolved settings are counted themselves
-    "arcvideo.structured",
-    "arcvideo.evaluation",
-    "arcvideo.lineage",
-    "arcvideo.report",
-    "arcvideo.flops",
-    "arcvideo.runner.log",
-    "arcvideo.runner.metrics",
-    "arcvideo.rollout.log",
+TRAINING = "arcvideo.stage"
+"""Training starts here; what it imports, at any depth, is reached."""
+EVALUATION = "arcvideo.evaluation.evaluate"
+DECIDING = (
+    "types",
+    "layout",
+    "muon",
+    "media",
+    "render",
+    "shards",
+    "planning",
+    "feed",
+    "tasks",
+    "model",
+    "objectives",
+    "runner",
+    "rollout",
+    "stage",
 )
-"""Modules (with what is inside them) that no trained weight depends on."""
-SAMPLING = "arcvideo.rollout"
-"""Reached only by stages that sample, or that keep a reference model."""
-_NAMED = re.compile(r"(arcvideo(?:\.\w+)+):\w+")
-"""How a string names code of ours that is imported by name."""
+"""Rooms whose modules decide weights; a new module in one of them counts, a new room has to be added here."""
+BYSTANDERS = {
+    "shards": ("remote", "locks", "write"),  # fetching, locking, writing shards: what is read counts by its digest
+    "rollout": ("log", "timeline"),
+    # A checkpoint gives back what was saved bit for bit; the rest watches, counts, logs, or stops a run.
+    "runner": (
+        "checkpoint", "cost", "facts", "liveness", "log", "metrics", "protocols", "saving", "signals", "terminal",
+        "watchdog",
+    ),
+}  # fmt: skip
+"""Room -> modules inside it that no trained weight depends on."""
+MEASURING = ("types", "layout", "render", "feed", "tasks", "model", "objectives", "rollout", "evaluation")
+"""Rooms whose modules decide what an evaluation says of given weights."""
+SAMPLING = "rollout"
+"""Counts for stages that sample, or that keep a reference model."""
+_NAMED = re.compile(r"(arcvideo(?:\.\w+)+)(?::\w+)?")
+"""How a string names code of ours that is imported by name or run in a process of its own."""
 
 
 def training_code(*, objective: str, rewards: Iterable[str] = ()) -> dict[str, str]:
-    """Module -> digest of everything whose code decides the weights of a stage.
+    """Return module -> digest of everything whose code decides the weights of a stage.
 
     Args:
         objective: of the stage; the code of others counts where it uses it, and only `grpo` and `dpo` reach the
@@ -50,17 +70,17 @@ def training_code(*, objective: str, rewards: Iterable[str] = ()) -> dict[str, s
     own = OBJECTIVES.get(objective, objective).partition(":")[0]
     used = {own, *(_imports(path) if (path := _file(own)) is not None else ())}
     others = {path.partition(":")[0] for path in OBJECTIVES.values()} - used
-    pruned = (*WITHOUT_EFFECT, *sorted(others), *(() if objective in ("grpo", "dpo") else (SAMPLING,)))
-    found = {name: _digest(path) for name, path in _reached(ROOT_MODULE, pruned=pruned).items()}
+    rooms = tuple(room for room in DECIDING if room != SAMPLING or objective in ("grpo", "dpo"))
+    modules = _reached(TRAINING, rooms=rooms, pruned=tuple(sorted(others)))
+    digests = {name: _digest(path) for name, path in modules.items()}
     users = [name.partition(":")[0] for name in (objective, *rewards) if ":" in name]
-    found |= {module: _digest(path) for module in users if (path := _foreign(module)) is not None}
-    return dict(sorted(found.items()))
+    digests |= {module: _digest(path) for module in users if (path := _foreign(module)) is not None}
+    return dict(sorted(digests.items()))
 
 
 def evaluation_code() -> dict[str, str]:
-    """Module -> digest of everything whose code decides an evaluation."""
-    pruned = ("arcvideo.lineage", "arcvideo.report", "arcvideo.runner", "arcvideo.config", "arcvideo.structured")
-    return {name: _digest(path) for name, path in _reached("arcvideo.evaluation.evaluate", pruned=pruned).items()}
+    """Return module -> digest of everything whose code decides an evaluation."""
+    return {name: _digest(path) for name, path in _reached(EVALUATION, rooms=MEASURING).items()}
 
 
 def code_diff(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
@@ -69,20 +89,26 @@ def code_diff(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
 
 
 @functools.cache
-def _reached(root: str, *, pruned: tuple[str, ...]) -> dict[str, Path]:
-    """Module -> file of everything `root` imports inside the package, at any depth, without `pruned`."""
-    found: dict[str, Path] = {}
+def _reached(root: str, *, rooms: tuple[str, ...], pruned: tuple[str, ...] = ()) -> dict[str, Path]:
+    """Return module -> file of what `root` imports at any depth inside these rooms, without bystanders and `pruned`."""
+    reached: dict[str, Path] = {}
     waiting = [root]
     while waiting:
         name = waiting.pop()
-        if name in found or any(name == part or name.startswith(f"{part}.") for part in pruned):
+        if name in reached or name in pruned or not _counts(name, rooms=rooms):
             continue
         path = _file(name)
         if path is None:
             continue
-        found[name] = path
+        reached[name] = path
         waiting += _imports(path)
-    return found
+    return reached
+
+
+def _counts(module: str, *, rooms: Sequence[str]) -> bool:
+    _, _, inside = module.partition(".")
+    room, _, rest = inside.partition(".")
+    return room in rooms and rest not in BYSTANDERS.get(room, ())
 
 
 def _file(module: str) -> Path | None:
@@ -92,12 +118,30 @@ def _file(module: str) -> Path | None:
 
 
 def _foreign(module: str) -> Path | None:
-    """The file of a user's module, found but not run."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return None
+    """Return the file of a user's module without running any of its code, nor that of the packages around it."""
+    spec: ModuleSpec | None = None
+    name = ""
+    for part in module.split("."):
+        name = f"{name}.{part}" if name else part
+        folders = spec.submodule_search_locations if spec is not None else None
+        if spec is not None and folders is None:
+            return None  # a module has no modules inside
+        spec = _spec(name, folders=None if folders is None else list(folders))
+        if spec is None:
+            return None
     return Path(spec.origin) if spec is not None and spec.origin and Path(spec.origin).is_file() else None
+
+
+def _spec(name: str, *, folders: list[str] | None) -> ModuleSpec | None:
+    """Return what the import system would load, as `importlib.util.find_spec`, which imports packages on the way."""
+    if folders is None:
+        try:
+            return importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            return None
+    finders = [finder for folder in folders if (finder := pkgutil.get_importer(folder)) is not None]
+    specs = [spec for finder in finders if (spec := finder.find_spec(name)) is not None]
+    return next((spec for spec in specs if spec.loader is not None), specs[0] if specs else None)
 
 
 def _imports(path: Path) -> Iterator[str]:

@@ -24,7 +24,7 @@ IRRELEVANT_WITHIN = {
     "data": ("workers", "prefetch_steps", "quarantine", "limits", "shard_cache"),
     "engine": ("zero_optimization",),
     "model": ("activation_checkpointing",),
-    "grpo": ("log_completions", "max_logprob_gap"),
+    "grpo": ("log_completions", "max_logprob_gap", "clipped_warning"),
 }  # fmt: skip
 """The same, inside a group. How ZeRO cuts the states, like the number of ranks, moves the last bits of sums only."""
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-FORMAT = 2
+from arcvideo.seals import sync
+
+FORMAT = 3
 MANIFEST_NAME = "manifest.json"
 EXPORT_NAME = "export"
 """Folder inside a stage's folder with the weights that its children start from."""
@@ -27,6 +31,8 @@ class Manifest:
     """Identity of the parent stage, or digest of the base weights."""
     parent_path: str
     """Folder of the weights it started from."""
+    parent_weights: str = ""
+    """Digest of the bytes it started from: of the files of `parent_path` as they were read."""
     code: dict[str, str]
     """Module -> digest of the code that decided the weights."""
     data: str
@@ -57,6 +63,8 @@ class Manifest:
     """Last training metrics and evaluation."""
     seconds: float = 0.0
     """Wall time of the stage."""
+    exported: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """File of the export -> its size and sha256; children compare before they start from it."""
     evaluation: str = ""
     """`lineage.identity.evaluation_digest` of how it was measured."""
     format: int = FORMAT
@@ -82,17 +90,14 @@ def write_manifest(manifest: Manifest, *, folder: Path) -> Path:
         )
     path = folder / MANIFEST_NAME
     temporary = folder / f".{MANIFEST_NAME}.tmp"
+    content = json.loads(json.dumps(dataclasses.asdict(manifest)))
     with temporary.open("w") as file:
-        json.dump(dataclasses.asdict(manifest), file, indent=1, sort_keys=True)
+        json.dump(content | {"seal": _digest(content)}, file, indent=1, sort_keys=True)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(folder)
     return path
 
 
@@ -108,14 +113,27 @@ def read_manifest(folder: Path) -> Manifest:
         raise FileNotFoundError(f"{folder} has no {MANIFEST_NAME}: the stage did not finish there")
     known = {item.name for item in dataclasses.fields(Manifest)}
     try:
-        found = json.loads(path.read_text())
-        if found["format"] != FORMAT:
-            raise ValueError(f"{path} has format {found['format']}, this version reads {FORMAT}: train the stage again")
-        return Manifest(**{key: value for key, value in found.items() if key in known})
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        content = json.loads(path.read_bytes())
+        if content["format"] != FORMAT:
+            raise _Refused(f"has format {content['format']}, this version reads {FORMAT}: train the stage again")
+        seal = content.pop("seal")
+        if seal != _digest(content):
+            raise _Refused("was changed after it was written: restore it, or delete it and train the stage again")
+        return Manifest(**{key: value for key, value in content.items() if key in known})
+    except _Refused as reason:
+        raise ValueError(f"{path} {reason}") from None
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a manifest of a stage ({error}): delete the folder and train the stage again"
         ) from error
+
+
+class _Refused(Exception):
+    """A manifest of ours that is not to be used."""
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def finished(folder: Path) -> Manifest | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from arcvideo.lineage.identity import folder_digest
+from arcvideo.lineage.identity import digest_of, folder_digest
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, finished
+from arcvideo.seals import Damaged, check, check_sizes
 
 BASE = "base"
 """Parent name of a stage that starts from the base weights."""
@@ -22,6 +23,20 @@ class Parent:
     """Identity of the stage that made them; digest of the files when no stage did."""
     manifest: Manifest | None = None
     """Of that stage, if a stage made them."""
+
+    @property
+    def weights(self) -> str:
+        """Digest of the files of `path`: as the stage that made them sealed them, else as they are."""
+        return digest_of(self.manifest.exported) if self.manifest else folder_digest(self.path)
+
+    def verify(self) -> None:
+        """Compare every byte of the weights with what the stage that made them has written.
+
+        Raises:
+            ValueError: a file is damaged; the message says which, and what to do.
+        """
+        if self.manifest is not None:
+            _compare(self.path, manifest=self.manifest, every_byte=True)
 
 
 def resolve_parent(
@@ -57,6 +72,7 @@ def resolve_parent(
     export = folder / EXPORT_NAME
     if not (export / "config.json").exists():
         raise ValueError(f"stage {stage} needs the export of {parent}, but {export} is gone: {remedy}")
+    _compare(export, manifest=manifest)
     return Parent(path=export, identity=manifest.identity, manifest=manifest)
 
 
@@ -64,6 +80,8 @@ def _weights(folder: Path, *, what: str, remedy: str = "") -> Parent:
     if not (folder / "config.json").exists():
         raise ValueError(f"{what} is not a folder of weights: no config.json there{remedy}")
     manifest = _maker(folder)
+    if manifest is not None:
+        _compare(folder, manifest=manifest)
     return Parent(path=folder, identity=manifest.identity if manifest else folder_digest(folder), manifest=manifest)
 
 
@@ -73,3 +91,15 @@ def _maker(folder: Path) -> Manifest | None:
         return finished(folder.parent) if folder.name == EXPORT_NAME else None
     except ValueError:
         return None
+
+
+def _compare(export: Path, *, manifest: Manifest, every_byte: bool = False) -> None:
+    compare = check if every_byte else check_sizes
+    try:
+        compare(export, manifest.exported)
+    except (Damaged, OSError) as error:
+        raise ValueError(
+            f"the export of {manifest.stage} in {export} is damaged: {error}. Restore that file; or remove "
+            f"{export.parent} and run stage {manifest.stage} again; or, if the change is meant, copy {export} to a "
+            "folder of its own and give parent=<that folder>"
+        ) from error

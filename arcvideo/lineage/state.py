@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arcvideo.data.expand import expand_shards
-from arcvideo.data.index import open_index
-from arcvideo.data.mixture import content_digest
 from arcvideo.lineage.code import code_diff, evaluation_code, training_code
 from arcvideo.lineage.identity import config_diff, diff_text, evaluation_digest, identity, relevant
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, finished
 from arcvideo.media.settings import ShardCacheSettings
+from arcvideo.planning.mixture import content_digest
+from arcvideo.seals import Damaged, check_sizes
+from arcvideo.shards.expand import expand_shards
+from arcvideo.shards.index import open_index
 
 STARTED_NAME = "started.json"
 """What a stage set out to do, written before its first step: so that a stopped run, too, can say what has changed."""
@@ -107,6 +108,10 @@ def _finished(folder: Path, *, manifest: Manifest, asked: Wanted) -> State:
         return State(word="stale", reasons=reasons, manifest=manifest)
     if not (folder / EXPORT_NAME / "config.json").exists():
         return State(word="stale", reasons=(f"{folder / EXPORT_NAME} is gone",), manifest=manifest)
+    try:
+        check_sizes(folder / EXPORT_NAME, manifest.exported)
+    except (Damaged, OSError) as error:
+        return State(word="stale", reasons=(f"its export is damaged: {error}",), manifest=manifest)
     if manifest.evaluation != asked.evaluation:
         diff = config_diff(manifest.config["evaluation"], asked.config["evaluation"])
         lines = tuple(f"evaluation.{line.strip()}" for line in diff_text(diff).splitlines())

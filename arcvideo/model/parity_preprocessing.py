@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from arcvideo.data.render import render_branch, render_prefix
-from arcvideo.data.settings import MediaLayout
+from arcvideo.layout import MediaLayout
 from arcvideo.media.audio import SAMPLE_RATE, cut_waveform, fit_waveform, mel_chunks
 from arcvideo.media.frames import plan_frames, stamp_text
 from arcvideo.media.overlay import stamp
@@ -27,6 +26,7 @@ from arcvideo.model.fusion import rows_per_frame
 from arcvideo.model.media import normalize_pixels
 from arcvideo.model.positions import replace_newlines, xd_positions
 from arcvideo.model.special import special_ids
+from arcvideo.render import render_branch, render_prefix
 from arcvideo.types import Sample, Turn
 
 Difference = tuple[str, float]

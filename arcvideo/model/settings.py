@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from arcvideo.data.settings import MediaLayout
+from arcvideo.layout import MediaLayout
 
 ATTENTIONS = ("sdpa", "flex_attention", "auto", "eager")
 RECOMPUTES = ("none", "selective", "full")

@@ -66,7 +66,11 @@ class GrpoSettings:
     """Task -> factor on the advantages of its prompts, 1.0 if absent. scale_rewards=group cancels any common factor
     of a group's rewards, so only this makes a whole task count less."""
     mask_truncated_completions: bool = False
-    """Leave completions that were cut off out of the loss."""
+    """Leave completions that were cut off out of the loss: no policy gradient and no KL. Their rewards still count in
+    the mean and the std of their group, as in TRL."""
+    clipped_warning: float = 0.5
+    """Share of a step's completions cut off at max_completion_length above which a warning names the remedies, once;
+    1 never warns."""
     drop_zero_variance: bool = False
     """Leave groups whose rewards are all equal out of the batch: they carry no gradient but the KL's."""
     max_refills: int = 0
@@ -109,6 +113,8 @@ class GrpoSettings:
             )
         if self.loss_type == "cispo" and self.epsilon_high is None:
             raise ValueError("grpo.loss_type=cispo needs grpo.epsilon_high, the largest ratio itself, for example 5.0")
+        if not 0 <= self.clipped_warning <= 1:
+            raise ValueError(f"grpo.clipped_warning={self.clipped_warning} is a share: it must be in [0, 1]")
         for task, rewards in self.task_rewards.items():
             if not rewards:
                 raise ValueError(f"grpo.task_rewards.{task} is empty: name a reward, or leave the task out")

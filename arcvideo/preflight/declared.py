@@ -6,9 +6,9 @@ import math
 from typing import NamedTuple
 
 from arcvideo.config import RunConfig
-from arcvideo.data.render import media_length
-from arcvideo.data.settings import SourceSettings
+from arcvideo.planning.settings import SourceSettings
 from arcvideo.recipe import ExpectedSource
+from arcvideo.render import media_length
 
 ORDINARY = {"plain": (150, 60), "think": (400, 300), "draft": (400, 300)}
 """Tokens of a question with its answer, and of the answer, where no run has counted them yet."""

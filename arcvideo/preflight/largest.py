@@ -17,17 +17,16 @@ import torch
 
 from arcvideo.compose import stage_config
 from arcvideo.config import RunConfig
-from arcvideo.data.cost import pack_cost
-from arcvideo.data.source import Source
+from arcvideo.feed.source import Source
 from arcvideo.lineage.parents import resolve_parent
 from arcvideo.model.loading import load_model
 from arcvideo.model.lora import add_adapters
 from arcvideo.model.tokenizer import load_tokenizer
 from arcvideo.objectives.next_token import NextToken
+from arcvideo.planning.cost import pack_cost
 from arcvideo.runner.cost import MemoryUse, is_out_of_memory, peak_memory
-from arcvideo.runner.protocols import model_inputs
 from arcvideo.runner.trainable import PREFIXES, train_only, trained_modules
-from arcvideo.types import Batch
+from arcvideo.types import Batch, model_inputs
 
 
 def largest_batch(source: Source) -> Batch:

@@ -73,9 +73,9 @@ def films(keys: Iterable[str], *, shards: Sequence[str], config: Mapping[str, An
 
 
 def _indexes(shards: Sequence[str], *, cache: Mapping[str, Any] | None) -> Iterable[Any]:
-    from arcvideo.data.expand import expand_shards
-    from arcvideo.data.index import open_index
     from arcvideo.media.settings import ShardCacheSettings
+    from arcvideo.shards.expand import expand_shards
+    from arcvideo.shards.index import open_index
 
     for pattern in dict.fromkeys(shards):
         try:

@@ -102,7 +102,7 @@ def held_out_examples(stages: Sequence[StageRecord]) -> list[Example]:
 
 def rollout_examples(stage: StageRecord) -> list[Example]:
     """The first and the last group of each task, of those whose rewards differ where there are any."""
-    groups = [list(rows) for _, rows in groupby(stage.rollouts, key=lambda row: (row["step"], row["key"]))]
+    groups = [list(rows) for _, rows in groupby(stage.rollouts, key=_prompt_of)]
     chosen: list[list[dict[str, Any]]] = []
     for task in dict.fromkeys(group[0].get("task", "") for group in groups):
         own = [group for group in groups if group[0].get("task", "") == task]
@@ -190,6 +190,11 @@ def _span(truth: Any) -> Span | None:
 
 def _seconds(span: Span) -> str:
     return f"{span[0]:g} to {span[1]:g} s"
+
+
+def _prompt_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the rows of one group share; two prompts of a step may have one key."""
+    return row["step"], row["key"], row.get("place")
 
 
 def _record(key: str) -> str:

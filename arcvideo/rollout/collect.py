@@ -6,7 +6,6 @@ behind the other, whether or not it comes to need them: what it is asked depends
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from arcvideo.objectives.grpo import group_std
 from arcvideo.objectives.settings import GrpoSettings
-from arcvideo.rollout.groups import Group
+from arcvideo.rollout.groups import Group, place_of
 from arcvideo.rollout.measure import ZERO_STD, gathered
 from arcvideo.rollout.rewards.score import Scores, score
 
@@ -34,8 +33,6 @@ class Collected:
     """(n,) float32 std of each completion's group."""
     chosen: list[int]
     """Numbers of the groups to train on, in order."""
-    chunks: list[int]
-    """For each group the chunk of the prompt stream that it is from."""
     seconds: float
     """Spent in rewards, by the clock given."""
 
@@ -72,7 +69,7 @@ def collect(
         chosen, enough = _chosen(groups, chunks=chunks, first=rollout * rounds, spread=spread, settings=settings)
         if enough:
             break
-    return Collected(groups=groups, scores=scores, spread=spread, chosen=chosen, chunks=chunks, seconds=spent)
+    return Collected(groups=groups, scores=scores, spread=spread, chosen=chosen, seconds=spent)
 
 
 def _spread(total: Tensor, *, settings: GrpoSettings) -> Tensor:
@@ -84,20 +81,17 @@ def _chosen(
 ) -> tuple[list[int], bool]:
     """This rank's share of the first `num_prompts` groups that vary, and whether there are that many.
 
-    The order is by chunk and then by a hash of the key: ranks, and prompts that could not be read, do not change it.
-    Without any group that varies, the groups of the first chunk remain, for the KL.
+    First is by place in the prompt stream: ranks, and prompts that could not be read, do not change it, and equal
+    prompts stay apart. Without any group that varies, the groups of the first chunk remain, for the KL.
     """
     varied: list[bool] = (spread.view(-1, settings.num_generations)[:, 0] > ZERO_STD).tolist() if len(spread) else []
-    mine = [
-        (chunk, hashlib.sha256(f"{chunk}\x00{group.prompt.key}".encode()).hexdigest())
-        for group, chunk in zip(groups, chunks, strict=True)
-    ]
-    useful = [mark for mark, good in zip(mine, varied, strict=True) if good]
-    everyone = sorted(tuple(mark) for part in gathered(useful) for mark in part)
+    mine = [place_of(group.prompt) for group in groups]
+    useful = [place for place, good in zip(mine, varied, strict=True) if good]
+    everyone = sorted(place for part in gathered(useful) for place in part)
     if not everyone:
         return [number for number, chunk in enumerate(chunks) if chunk == first], False
     kept = set(everyone[: settings.num_prompts])
-    chosen = [number for number, (mark, good) in enumerate(zip(mine, varied, strict=True)) if good and mark in kept]
+    chosen = [number for number, (place, good) in enumerate(zip(mine, varied, strict=True)) if good and place in kept]
     return chosen, len(everyone) >= settings.num_prompts
 
 

@@ -1,7 +1,7 @@
 """Drawing tokens: filters and noise, as pure functions.
 
-The noise of a token depends on (seed, prompt, generation, position) only, never on what else is in the batch or on how
-many ranks there are, so a rollout can be reproduced alone. Shapes: R rows, V vocabulary.
+The noise of a token depends on (seed, key of the prompt, generation, position) only, never on what else is in the batch
+or on how many ranks there are, so a rollout can be reproduced alone. Shapes: R rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ def uniforms(*, seed: int, key: str, generation: int, count: int) -> Tensor:
     digest = hashlib.sha256(f"{seed}\x00{key}\x00{generation}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     return torch.rand(count, generator=generator, dtype=torch.float64)
+
+
+def seed_at(place: int, *, seed: int) -> int:
+    """Return the seed of the prompt at a place of the stream: a prompt that comes again draws other completions."""
+    return (seed << 48) + place
 
 
 def filtered(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:

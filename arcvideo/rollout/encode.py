@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.prompts import Prompt
 from arcvideo.model.features import feature_key
 from arcvideo.model.media import Towers, tower_outputs
 from arcvideo.types import Media

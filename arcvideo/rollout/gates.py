@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.prompts import Prompt
+from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.measure import ZERO_STD, Report
 from arcvideo.types import Batch
 
@@ -92,6 +93,26 @@ def check_rewards(report: Report) -> None:
         f"no reward varies within any group of the first rollout ({'; '.join(found)}): nothing can be learned. Start "
         "from a parent that answers some prompts right, raise grpo.temperature or grpo.num_generations, choose a "
         "denser reward in grpo.rewards, or set grpo.require_reward_spread=false"
+    )
+
+
+def clipped_warning(report: Report, *, settings: GrpoSettings) -> str | None:
+    """Return a warning when more completions were cut off than `grpo.clipped_warning` allows, else None.
+
+    Args:
+        report: of all ranks.
+        settings: `clipped_warning`, `max_completion_length`, `mask_truncated_completions`.
+    """
+    share = float((~report.finished).float().mean()) if report.count else 0.0
+    if share <= settings.clipped_warning:
+        return None
+    effect, mask = "and their rewards are those of half an answer", ", set grpo.mask_truncated_completions=true"
+    if settings.mask_truncated_completions:
+        effect, mask = "and grpo.mask_truncated_completions leaves them out of the loss", ""
+    return (
+        f"{share:.0%} of {report.count} completions were cut off at grpo.max_completion_length="
+        f"{settings.max_completion_length}, {effect}: raise the length, end answers with grpo.stop{mask}, or start "
+        f"from a parent that ends its answers (said once; grpo.clipped_warning={settings.clipped_warning:g})"
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.prompts import Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,3 +31,12 @@ class Group:
     """What was asked."""
     completions: tuple[Completion, ...]
     """In order of generation."""
+
+
+def place_of(prompt: Prompt) -> int:
+    """Return what identifies a prompt in training, its place in the stream of prompts.
+
+    Its key does not: the key comes again in another source, in another epoch and in the next pass of a source.
+    """
+    assert prompt.place is not None, f"prompt {prompt.key} of a rollout has no place"
+    return prompt.place

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.prompts import Prompt
 from arcvideo.rollout.groups import Completion, Group
 
 

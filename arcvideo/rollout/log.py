@@ -29,6 +29,8 @@ def sample_rows(groups: Sequence[Group], scores: Scores, *, gains: Tensor, count
         rows.append(
             {
                 "key": prompt.key,
+                "source": prompt.source,
+                "place": prompt.place,
                 "task": prompt.task,
                 "question": prompt.question,
                 "truth": dict(prompt.truth),

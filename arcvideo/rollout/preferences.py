@@ -7,15 +7,15 @@ from typing import Any, Protocol
 
 import torch
 
-from arcvideo.objectives.grpo import token_logprobs
 from arcvideo.rollout.encode import encoded
 from arcvideo.rollout.reference import frozen_copy
+from arcvideo.rollout.rows import forward_logprobs
 from arcvideo.rollout.source import Counts, PolicyEngine
 from arcvideo.types import Batch
 
 
 class PairSource(Protocol):
-    """Where pairs come from: `arcvideo.data.source.Source` opened with pairs=True."""
+    """Where pairs come from: `arcvideo.feed.source.Source` opened with pairs=True."""
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's packed rows of a global step."""
@@ -62,12 +62,5 @@ class ReferenceSource:
     def _with_reference(self, model: Any, batch: Batch) -> Batch:
         batch = replace(batch, media=tuple(encoded(batch.media, model=model, features=self.features)))
         moved = batch.to(next(model.parameters()).device)
-        output = self._reference(
-            input_ids=moved.input_ids,
-            position_ids=moved.position_ids,
-            segments=moved.segments,
-            media=moved.media,
-            target_positions=moved.target_positions,
-        )
-        logprobs = token_logprobs(output.logits, target_ids=moved.target_ids, temperature=1.0).cpu()
+        logprobs = forward_logprobs(self._reference, moved, temperature=1.0)
         return replace(batch, extra={**batch.extra, "ref_logprobs": logprobs})

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
-from arcvideo.data.prompts import Prompt
-from arcvideo.data.render import Ids
+from arcvideo.feed.prompts import Prompt
 from arcvideo.model.positions import replace_newlines, xd_positions
 from arcvideo.model.special import SpecialIds
+from arcvideo.render import Ids
 from arcvideo.rollout.cache import fork
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.prompts import Prompt
 from arcvideo.rollout.groups import Group
 from arcvideo.rollout.settings import Sampling
 

@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from arcvideo.data.draw import choose_items
-from arcvideo.data.families import Family
-from arcvideo.data.index import ShardIndex
-from arcvideo.data.load import FAILURES, Loader
-from arcvideo.data.mixture import SourceTable, index_digest, open_mixture
-from arcvideo.data.prompt_plan import evaluation_families
-from arcvideo.data.prompts import Prompt
-from arcvideo.data.random_words import uniforms
-from arcvideo.data.settings import DataSettings, SourceSettings
+from arcvideo.feed.load import FAILURES, Loader
+from arcvideo.feed.prompts import Prompt
 from arcvideo.media.clip import read_clip
+from arcvideo.planning.families import Family
+from arcvideo.planning.mixture import SourceTable, index_digest, open_mixture
+from arcvideo.planning.prompt_plan import evaluation_families
+from arcvideo.planning.random_words import uniforms
+from arcvideo.planning.settings import DataSettings, SourceSettings
+from arcvideo.planning.visits import choose_items
 from arcvideo.rollout.settings import SampleSettings
+from arcvideo.shards.index import ShardIndex
 
 T = TypeVar("T")
 Loaded = tuple[Family, list[Prompt] | Exception]

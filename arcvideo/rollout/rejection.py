@@ -14,15 +14,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from arcvideo.data.families import Family
-from arcvideo.data.members import read_at, read_groups
-from arcvideo.data.prompts import Prompt
-from arcvideo.data.shards import Record, write_shards
+from arcvideo.feed.prompts import Prompt
 from arcvideo.lineage.parents import resolve_parent
 from arcvideo.media.pool import MediaPool
 from arcvideo.model.features import FeatureStore, tower_digest
 from arcvideo.model.loading import load_model
 from arcvideo.objectives.settings import GrpoSettings
+from arcvideo.planning.families import Family
 from arcvideo.processing import ArcVideoProcessor
 from arcvideo.rollout.encode import with_features
 from arcvideo.rollout.journal import Journal, journal_path, read_answers
@@ -32,6 +30,8 @@ from arcvideo.rollout.rewards.score import score
 from arcvideo.rollout.sampler import InProcessSampler
 from arcvideo.rollout.selection import Drawn, items_of, summary
 from arcvideo.rollout.settings import SampleSettings
+from arcvideo.shards.members import read_at, read_groups
+from arcvideo.shards.write import Record, write_shards
 
 DRAWING = (
     "tasks", "tags", "max_clips", "items_per_clip", "num_generations", "style", "temperature", "top_p", "top_k",

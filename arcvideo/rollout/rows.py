@@ -10,13 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from arcvideo.data.collate import collate, collate_groups
+from arcvideo.feed.collate import collate, collate_groups
 from arcvideo.model.special import SpecialIds
 from arcvideo.objectives.grpo import advantages, completion_weights, token_logprobs
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.groups import Group
 from arcvideo.rollout.measure import ZERO_STD, gathered
-from arcvideo.types import Batch
+from arcvideo.types import Batch, model_inputs
 
 
 def rows_of(chosen: Sequence[int], *, spread: Tensor, settings: GrpoSettings) -> list[list[int]]:
@@ -118,11 +118,5 @@ def gains_of(rewards: Tensor, *, tasks: Sequence[str], settings: GrpoSettings) -
 
 def forward_logprobs(model: Any, batch: Batch, *, temperature: float) -> Tensor:
     """(T,) float32 log-probs of the targets, on CPU."""
-    output = model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        segments=batch.segments,
-        media=batch.media,
-        target_positions=batch.target_positions,
-    )
+    output = model(**model_inputs(batch))
     return token_logprobs(output.logits, target_ids=batch.target_ids, temperature=temperature).cpu()

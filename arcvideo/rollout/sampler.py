@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.prompts import Prompt
 from arcvideo.model.special import SPECIALS
 from arcvideo.rollout.draw import draw, filtered, uniforms
 from arcvideo.rollout.forked import ForkedCache

@@ -6,6 +6,7 @@ reports it and the loop needs to know nothing about rollouts.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,14 +17,22 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.prompts import Prompt
 from arcvideo.model.special import special_ids
 from arcvideo.objectives.grpo import METRIC
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.collect import Collected, collect
+from arcvideo.rollout.draw import seed_at
 from arcvideo.rollout.encode import with_features
-from arcvideo.rollout.gates import check_lengths, check_media, check_reference, check_rewards, check_sampler
-from arcvideo.rollout.groups import Group
+from arcvideo.rollout.gates import (
+    check_lengths,
+    check_media,
+    check_reference,
+    check_rewards,
+    check_sampler,
+    clipped_warning,
+)
+from arcvideo.rollout.groups import Group, place_of
 from arcvideo.rollout.held import HeldGroup, from_json, hold, restore_group, to_json
 from arcvideo.rollout.log import RolloutLog, sample_rows
 from arcvideo.rollout.measure import TIMES, gathered, metrics, report
@@ -44,10 +53,10 @@ SAMPLER_GAP = f"{METRIC}rollout/logprob_gap"
 
 
 class PromptSource(Protocol):
-    """Where prompts come from: `arcvideo.data.source.Source`."""
+    """Where prompts come from: `arcvideo.feed.source.Source`."""
 
     def prompts(self, step: int, *, count: int) -> Sequence[Prompt]:
-        """This rank's share of the `count` prompts of a step; a pure function of the step."""
+        """This rank's share of the `count` prompts of a step, each with its place; a pure function of the step."""
         ...
 
     def state(self) -> Counts:
@@ -116,6 +125,7 @@ class RolloutSource:
             with engine.whole_weights() as model:
                 self._reference = frozen_copy(model)
         self._rollout, self._next = -1, 0
+        self._warned = False
         self._before: Counts = {}
         self._batches: list[Batch] = []
         self._held: dict[str, HeldGroup] = {}
@@ -187,6 +197,7 @@ class RolloutSource:
             check_lengths(found, longest=settings.max_completion_length)
         if rollout == 0 and settings.require_reward_spread:
             check_rewards(found)
+        self._warn(clipped_warning(found, settings=settings))
         told = metrics(found)
         batches = [replace(batch, extra={**batch.extra, **told}) for batch in weighted(batches, settings=settings)]
         batches += [empty_row(self._special) for _ in range(rows_per_rank(len(rows), settings=settings) - len(rows))]
@@ -202,14 +213,14 @@ class RolloutSource:
         began = time.perf_counter()
         prompts = with_features(prompts, model=model, features=self.features)
         self._seconds["encode"] += time.perf_counter() - began
-        held = [self._held.get(_name(chunk, prompt)) if self._resumed else None for prompt in prompts]
+        held = [self._known(prompt) if self._resumed else None for prompt in prompts]
         fresh = [prompt for prompt, known in zip(prompts, held, strict=True) if known is None]
         sampled = iter(
             self._sampler.sample(
                 fresh,
                 num_generations=settings.num_generations,
                 settings=self._sampling,
-                seeds=[self.seed * 1_000_003 + chunk] * len(fresh),
+                seeds=[seed_at(place_of(prompt), seed=self.seed) for prompt in fresh],
             )
         )
         groups = [
@@ -218,8 +229,17 @@ class RolloutSource:
         ]
         if settings.num_iterations > 1:
             for group, known in zip(groups, held, strict=True):
-                self._held[_name(chunk, group.prompt)] = known or hold(group)
+                self._held[_name(group.prompt)] = known or hold(group)
         return groups
+
+    def _known(self, prompt: Prompt) -> HeldGroup:
+        """The completions that older weights gave to a prompt, from a checkpoint."""
+        if _name(prompt) not in self._held:
+            raise ValueError(
+                f"the checkpoint holds no completions of prompt {place_of(prompt)} ({prompt.key}), which could not be "
+                "read when its rollout began: put quarantine.jsonl of this stage back, or delete its newest checkpoint"
+            )
+        return self._held[_name(prompt)]
 
     def _gains(self, drawn: Collected) -> Tensor:
         """(n,) advantages of all completions; 0 for groups that are not trained on."""
@@ -235,7 +255,7 @@ class RolloutSource:
         groups = [drawn.groups[number] for number in rows]
         picked = _completions(rows, size=self.settings.num_generations)
         batch = pack(groups, gains=gains[picked], settings=self.settings)
-        names = [_name(drawn.chunks[number], drawn.groups[number].prompt) for number in rows]
+        names = [_name(group.prompt) for group in groups]
         return replace(batch, extra={**batch.extra, **self._logprobs(model, batch=batch, groups=groups, names=names)})
 
     @torch.no_grad()
@@ -264,6 +284,12 @@ class RolloutSource:
         for name, own, part in zip(names, lengths, old.split([sum(own) for own in lengths]), strict=True):
             self._held[name] = replace(self._held[name], old=part.split(own))
 
+    def _warn(self, text: str | None) -> None:
+        """Say it to a person, once a run; ranks other than the first write it to their own logs."""
+        if text is not None and not self._warned:
+            print(f"warning: {text}", file=sys.stderr, flush=True)
+            self._warned = True
+
     def _check(self, batches: Sequence[Batch], *, first: bool) -> None:
         """Refuse to train on numbers that do not belong together."""
         check_sampler(batches, gap=SAMPLER_GAP, bound=self.settings.max_logprob_gap)
@@ -271,9 +297,9 @@ class RolloutSource:
             check_reference(batches)
 
 
-def _name(chunk: int, prompt: Prompt) -> str:
-    """Of a held group."""
-    return f"{chunk}/{prompt.key}"
+def _name(prompt: Prompt) -> str:
+    """Return the name of a prompt's held group in a checkpoint."""
+    return str(place_of(prompt))
 
 
 def _completions(groups: Sequence[int], *, size: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Checkpoints: directories `step-N` that exist entirely or not at all.
 
-Written under a temporary name, every file synced, a manifest of sizes and sha256, then one rename. Tensors are
-safetensors, the rest is JSON: nothing that is loaded can run code. Every rank writes its share of the tensors; rank 0
-waits for the others and renames.
+Written under a temporary name, every file synced, a manifest of sizes and sha256 that carries a digest of itself, then
+one rename. Tensors are safetensors, the rest is JSON: nothing that is loaded can run code. Every rank writes its share
+of the tensors; rank 0 waits for the others and renames.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-FORMAT = 2
+from arcvideo.seals import Damaged, check, forget, remember, seal, sync
+
+FORMAT = 3
 _SHARD_BYTES = 2 << 30
 _CHUNK_BYTES = 16 << 20
 _NAME = re.compile(r"step-(\d+)")
@@ -46,6 +48,8 @@ class Checkpoint:
     """What the runner stored: counters, random states, W&B id."""
     files: tuple[str, ...] = ()
     """What the manifest vouches for; nothing else is read."""
+    written: int = 0
+    """Which one of its folder it is, in the order of writing, restarts included."""
 
     def tensors(self, kind: str) -> Mapping[str, Tensor]:
         """Tensors of `weights` or `optimizer`, read one by one when asked for.
@@ -132,9 +136,9 @@ class CheckpointFolder:
             files |= _other_shares(folder, ranks=share.ranks, give_up=give_up or Event(), patience=patience)
             _write_json(folder / "state.json", dict(share.state))
             files["state.json"] = seal(folder / "state.json")
-            manifest = {"format": FORMAT, "step": share.step, "identity": share.identity, "files": files}
-            _write_json(folder / "manifest.json", manifest)
-            self._publish(folder, step=share.step)
+            facts = {"step": share.step, "identity": share.identity, "written": self._next(), "files": files}
+            _write_json(folder / "manifest.json", sealed_manifest(facts))
+            self._publish(folder, step=share.step, files=files)
         except OSError as error:
             if share.rank == 0:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -143,17 +147,30 @@ class CheckpointFolder:
             ) from error
         self._remove_old()
 
-    def _publish(self, folder: Path, *, step: int) -> None:
-        _sync(folder)
+    def _publish(self, folder: Path, *, step: int, files: Mapping[str, Mapping[str, Any]]) -> None:
+        sync(folder)
         final = self.root / f"step-{step}"
         if final.exists():
             shutil.rmtree(final)
         os.rename(folder, final)
-        _sync(self.root)
+        sync(self.root)
+        for name, fact in files.items():
+            remember(final / name, fact["sha256"])
+
+    def _next(self) -> int:
+        return max((_written(path) for _, path in self._by_step()), default=-1) + 1
 
     def _remove_old(self) -> None:
-        for step, path in self._by_step()[: -self.keep_last]:
-            if not self.keep_every or step % self.keep_every:
+        """Remove all that is older than the `keep_last` newest usable ones.
+
+        Counted in the order of writing and among those that can be resumed: after a restart behind damaged checkpoints
+        the step numbers of the new ones are lower, and what cannot be resumed must not push out what can.
+        """
+        usable = 0
+        for step, path in sorted(self._by_step(), key=lambda found: (_written(found[1]), found[0]), reverse=True):
+            if usable < self.keep_last:
+                usable += _is_usable(path)
+            elif not self.keep_every or step % self.keep_every:
                 shutil.rmtree(path, ignore_errors=True)
 
     def newest(self, *, say: Callable[[str], None] = lambda text: None) -> Checkpoint | None:
@@ -208,17 +225,31 @@ def read_checkpoint(path: Path) -> Checkpoint:
         Unusable: a file is missing, cut, changed or of another version; the message says which.
         CheckpointError: the disk refuses to read.
     """
+    forget(path)
+    return _checked(path)
+
+
+def _checked(path: Path) -> Checkpoint:
+    """As `read_checkpoint`, but files that this process has written or read, and nobody touched since, are believed."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        if manifest["format"] != FORMAT:
-            raise Unusable(f"manifest.json says format {manifest['format']}, this version reads format {FORMAT}")
+        manifest = _read_manifest(path)
         files = manifest["files"]
         if "state.json" not in files:
             raise Unusable("manifest.json does not vouch for state.json")
-        for name, fact in files.items():
-            _verify(path / name, name, fact)
-        state = json.loads((path / "state.json").read_text())
-        step, identity = int(manifest["step"]), str(manifest["identity"])
+        if _NAME.fullmatch(path.name) and path.name != f"step-{manifest['step']}":
+            raise Unusable(f"manifest.json is of step {manifest['step']}: the directory was renamed")
+        check(path, files)
+        state = _parsed(path / "state.json")
+        return Checkpoint(
+            path=path,
+            step=int(manifest["step"]),
+            identity=str(manifest["identity"]),
+            state=state,
+            files=tuple(files),
+            written=int(manifest["written"]),
+        )
+    except Damaged as error:
+        raise Unusable(str(error)) from None
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Unusable(f"{Path(str(error.filename)).name} is missing") from None
     except OSError as error:
@@ -226,20 +257,51 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"could not read checkpoint {path}: {error}. Repair the disk or its permissions, or remove that directory "
             "to continue from an older one"
         ) from error
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unusable(f"manifest.json or state.json is damaged ({type(error).__name__}: {error})") from None
-    return Checkpoint(path=path, step=step, identity=identity, state=state, files=tuple(files))
 
 
-def _verify(file: Path, name: str, fact: Mapping[str, Any]) -> None:
-    """Raise Unusable when the file is not what the manifest says."""
-    if Path(name).name != name:
-        raise Unusable(f"manifest.json names {name!r}, which is outside of its directory")
-    size = file.stat().st_size
-    if size != fact["size"]:
-        raise Unusable(f"{name} has {size} bytes, the manifest says {fact['size']}")
-    if _sha256(file) != fact["sha256"]:
-        raise Unusable(f"{name} was changed: its sha256 is not the manifest's")
+def sealed_manifest(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of manifest.json: step, identity, written and files, with the format and a digest over all of it."""
+    content = {"format": FORMAT, **facts}
+    return {**content, "seal": _digest(content)}
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest = _parsed(path / "manifest.json")
+    if manifest["format"] != FORMAT:
+        raise Unusable(f"manifest.json says format {manifest['format']}, this version reads format {FORMAT}")
+    seal_of_it = manifest.pop("seal")
+    if seal_of_it != _digest(manifest):
+        raise Unusable("manifest.json was changed after it was written")
+    return manifest
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits and deep nesting included
+        raise Unusable(f"{path.name} is damaged ({type(error).__name__}: {error})") from None
+
+
+def _written(path: Path) -> int:
+    """Which one of its folder a checkpoint is; -1 when its manifest does not say."""
+    try:
+        return int(_read_manifest(path)["written"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return -1
+
+
+def _is_usable(path: Path) -> bool:
+    try:
+        _checked(path)
+    except (Unusable, OSError):
+        return False
+    return True
 
 
 def _write_share(folder: Path, share: Share) -> dict[str, dict[str, Any]]:
@@ -309,12 +371,6 @@ def _other_shares(folder: Path, *, ranks: int, give_up: Event, patience: float) 
     return files
 
 
-def seal(path: Path) -> dict[str, Any]:
-    """Sync a file; returns its size and sha256."""
-    _sync(path)
-    return {"size": path.stat().st_size, "sha256": _sha256(path)}
-
-
 def _write_json(path: Path, value: Any) -> None:
     with path.open("w") as file:
         json.dump(value, file, indent=1)
@@ -326,16 +382,3 @@ def _write_whole(path: Path, value: Any) -> None:
     temporary = path.with_suffix(".tmp")
     _write_json(temporary, value)
     os.replace(temporary, path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

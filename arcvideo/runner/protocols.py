@@ -60,17 +60,6 @@ class RunResult:
     """Of the W&B run; None without W&B."""
 
 
-def model_inputs(batch: Batch) -> dict[str, Any]:
-    """What the model's forward reads of a batch."""
-    return {
-        "input_ids": batch.input_ids,
-        "position_ids": batch.position_ids,
-        "segments": batch.segments,
-        "media": batch.media,
-        "target_positions": batch.target_positions,
-    }
-
-
 def summed(parts: Sequence[Counts]) -> Counts:
     """The counts of all ranks together."""
     total: Counts = {}

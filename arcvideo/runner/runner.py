@@ -28,7 +28,7 @@ from arcvideo.runner.facts import facts_of, values_of
 from arcvideo.runner.liveness import GradientWatch, LivenessReport, check_modalities
 from arcvideo.runner.log import RunLog
 from arcvideo.runner.metrics import Sums
-from arcvideo.runner.protocols import BatchSource, Objective, RunResult, model_inputs, summed
+from arcvideo.runner.protocols import BatchSource, Objective, RunResult, summed
 from arcvideo.runner.randomness import random_state, restore_random_state, seed_all
 from arcvideo.runner.ranks import gather_json
 from arcvideo.runner.saving import Saver
@@ -36,7 +36,7 @@ from arcvideo.runner.schedule import lr_ratio
 from arcvideo.runner.settings import LoggerSettings, RunnerSettings, ScheduleSettings
 from arcvideo.runner.signals import Preempted, StopSignals
 from arcvideo.runner.watchdog import Watchdog
-from arcvideo.types import Batch
+from arcvideo.types import Batch, model_inputs
 
 
 class BadNumbers(ValueError):

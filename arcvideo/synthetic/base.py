@@ -20,7 +20,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from arcvideo.data.settings import MediaLayout
+from arcvideo.layout import MediaLayout
 from arcvideo.media.clip import read_clip, to_media
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.features import FeatureStore, tower_digest

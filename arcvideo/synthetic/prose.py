@@ -14,17 +14,17 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from arcvideo.data.collate import Rendered, collate
-from arcvideo.data.render import render_branch
+from arcvideo.feed.collate import Rendered, collate
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.special import special_ids
 from arcvideo.muon import Muon
+from arcvideo.render import render_branch
 from arcvideo.synthetic.questions import letter_items, questions, scene
 from arcvideo.synthetic.script import Script
 from arcvideo.synthetic.towers import descend, split_parameters
 from arcvideo.tasks import make_sample
 from arcvideo.tasks.instructions import SUFFIXES
-from arcvideo.types import Batch
+from arcvideo.types import Batch, model_inputs
 
 _TASKS = ("qa", "mcq", "grounding", "asr", "caption")
 _QUESTIONS_PER_SCENE = 6
@@ -87,12 +87,7 @@ def _scene_family(script: Script, rng: np.random.Generator, *, tokenizer: Any) -
 
 
 def _loss(model: ArcVideoForConditionalGeneration, batch: Batch) -> tuple[Tensor, Tensor]:
-    logits = model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        segments=batch.segments,
-        target_positions=batch.target_positions,
-    ).logits
+    logits = model(**model_inputs(batch)).logits
     losses = nnf.cross_entropy(logits, batch.target_ids, reduction="none")
     hits = (logits.argmax(-1) == batch.target_ids).float()
     weight = batch.target_weights

@@ -13,8 +13,9 @@ import av
 import numpy as np
 from PIL import Image
 
-from arcvideo.data.settings import DataSettings, MediaLayout, SourceSettings
-from arcvideo.data.shards import Record, write_shards
+from arcvideo.planning.settings import DataSettings, SourceSettings
+from arcvideo.layout import MediaLayout
+from arcvideo.shards.write import Record, write_shards
 from arcvideo.model.tokenizer import build_tiny_tokenizer
 
 LAYOUT = MediaLayout(image_size=64, mel_bins=80, audio_positions=400, audio_pooling=10, max_frames=150)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from arcvideo.data.shards import Record, main, write_shards
-from arcvideo.data.source import Source
+from arcvideo.data.shards import main
+from arcvideo.shards.write import Record, write_shards
+from arcvideo.feed.source import Source
 from tests.data import build
 
 MEDIA = Path(os.environ.get("ARCVIDEO_TEST_MEDIA", Path(__file__).resolve().parents[3] / "shared")) / "data"

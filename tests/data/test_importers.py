@@ -9,7 +9,7 @@ import pytest
 
 from arcvideo.data.importers import IMPORTERS, Draft, ImportReport, ImportRequest
 from arcvideo.data.importers.write import write_drafts
-from arcvideo.data.index import ensure_indexes
+from arcvideo.shards.index import ensure_indexes
 from arcvideo.data.shards import main
 from tests.data import build
 

@@ -10,7 +10,7 @@ import torch
 from whisper.model import ModelDimensions
 from whisper.model import Whisper as Network
 
-from arcvideo.data.index import ensure_indexes
+from arcvideo.shards.index import ensure_indexes
 from arcvideo.data.shards import main
 from tests.data import build
 

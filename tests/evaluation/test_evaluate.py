@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from arcvideo.data.prompts import Prompt
 from arcvideo.evaluation import evaluate as evaluation
 from arcvideo.evaluation import scores
 from arcvideo.evaluation.evaluate import choose, evaluate, without_audio
 from arcvideo.evaluation.predictions import read_predictions, read_scores
 from arcvideo.evaluation.settings import METRICS, ON_REQUEST, EvaluationSettings
+from arcvideo.feed.prompts import Prompt
 from arcvideo.rollout.groups import Completion, Group
 from tests.rollout.world import SETTINGS, make_media, make_model, make_prompt, tokenizer
 

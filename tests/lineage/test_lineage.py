@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from arcvideo.lineage.identity import config_diff, diff_text, digest_of, folder_digest, identity, relevant
-from arcvideo.lineage.manifest import Manifest, finished, read_manifest, write_manifest
+from arcvideo.lineage.manifest import FORMAT, Manifest, finished, read_manifest, write_manifest
 from arcvideo.lineage.parents import resolve_parent
+from arcvideo.seals import seal_folder
 
 CONFIG = {"stage": {"name": "sft"}, "optimizer": {"lr": 1e-4}, "runner": {"steps": 5, "log_every": 1}, "run_dir": "a"}
 
@@ -85,15 +89,66 @@ def test_a_stage_whose_frozen_module_changed_cannot_finish(tmp_path: Path) -> No
 
 
 def test_a_foreign_file_is_not_a_manifest(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text('{"format": 2}')
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": FORMAT}))
     with pytest.raises(ValueError, match="not a manifest"):
         finished(tmp_path)
 
 
+def test_a_manifest_of_another_version_says_so(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"format": 2}')
+    with pytest.raises(ValueError, match=f"has format 2, this version reads {FORMAT}"):
+        finished(tmp_path)
+
+
+@pytest.mark.parametrize(("old", "new"), [('"stage": "sft"', '"stage": "dpo"'), ('"seal": "', '"seal": "0')])
+def test_an_edited_manifest_is_refused(tmp_path: Path, old: str, new: str) -> None:
+    path = write_manifest(manifest(), folder=tmp_path)
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ValueError, match=r"manifest\.json was changed after it was written"):
+        finished(tmp_path)
+
+
 def finish(run_dir: Path, stage: str) -> None:
-    (run_dir / stage / "export").mkdir(parents=True)
-    (run_dir / stage / "export" / "config.json").write_text("{}")
-    write_manifest(manifest(stage=stage, identity=f"id-{stage}"), folder=run_dir / stage)
+    export = run_dir / stage / "export"
+    export.mkdir(parents=True)
+    (export / "config.json").write_text("{}")
+    (export / "model.safetensors").write_bytes(bytes(range(200)))
+    write_manifest(manifest(stage=stage, identity=f"id-{stage}", exported=seal_folder(export)), folder=run_dir / stage)
+
+
+def test_a_cut_or_missing_file_of_an_export_is_told_at_once(tmp_path: Path) -> None:
+    finish(tmp_path, "sft")
+    file = tmp_path / "sft" / "export" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(
+        ValueError, match=r"export of sft .* is damaged: model\.safetensors has 199 bytes, it was written"
+    ):
+        resolve_parent(run_dir=tmp_path, stage="cold_start", parent="sft")
+    file.unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors is missing\. Restore that file"):
+        resolve_parent(run_dir=tmp_path, stage="cold_start", parent="x", override=file.parent)
+
+
+def test_a_changed_byte_of_an_export_is_told_before_a_child_trains(tmp_path: Path) -> None:
+    finish(tmp_path, "sft")
+    parent = resolve_parent(run_dir=tmp_path, stage="cold_start", parent="sft")
+    parent.verify()
+    file = tmp_path / "sft" / "export" / "model.safetensors"
+    file.write_bytes(bytes([1]) + file.read_bytes()[1:])
+    os.utime(file, ns=(0, 0))
+    with pytest.raises(ValueError, match=r"model\.safetensors was changed.*parent=<that folder>"):
+        parent.verify()
+
+
+def test_a_child_names_the_bytes_it_starts_from(tmp_path: Path) -> None:
+    finish(tmp_path, "sft")
+    first = resolve_parent(run_dir=tmp_path, stage="cold_start", parent="sft")
+    copied = tmp_path / "elsewhere"
+    shutil.copytree(first.path, copied)
+    assert resolve_parent(run_dir=tmp_path, stage="x", parent="y", override=copied).weights == folder_digest(copied)
+    (first.path / "model.safetensors").write_bytes(b"other")
+    write_manifest(manifest(stage="sft", exported=seal_folder(first.path)), folder=tmp_path / "sft")
+    assert resolve_parent(run_dir=tmp_path, stage="cold_start", parent="sft").weights != first.weights
 
 
 def test_a_stage_starts_from_its_parents_export(tmp_path: Path) -> None:

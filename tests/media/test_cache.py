@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from arcvideo.data.settings import MediaLayout
+from arcvideo.layout import MediaLayout
 from arcvideo.media.cache import FrameCache
 from arcvideo.media.settings import FrameCacheSettings
 from arcvideo.types import Media

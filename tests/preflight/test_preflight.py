@@ -12,11 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.data.cost import pack_cost
-from arcvideo.data.expand import expand_shards
-from arcvideo.data.index import build_index, ensure_indexes
-from arcvideo.data.source import Source
+from arcvideo.feed.source import Source
 from arcvideo.model.tokenizer import load_tokenizer
+from arcvideo.planning.cost import pack_cost
 from arcvideo.preflight.__main__ import main
 from arcvideo.preflight.estimate import estimate
 from arcvideo.preflight.fitting import misfits
@@ -24,6 +22,8 @@ from arcvideo.preflight.machine import Machine, machine_of
 from arcvideo.preflight.memory import host_memory, memory, parameters
 from arcvideo.preflight.volume import volume
 from arcvideo.recipe import load_recipe, planned_stages
+from arcvideo.shards.expand import expand_shards
+from arcvideo.shards.index import build_index, ensure_indexes
 from tests.compose import settings
 from tests.conftest import SmallWorld
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arcvideo.data.index import ensure_indexes
+from arcvideo.shards.index import ensure_indexes
 from tests.data.build import shards
 
 NASTY = "<script>alert('x')</script><answer>B</answer> & \"quotes\" <img src=x onerror=alert(1)>"

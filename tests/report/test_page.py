@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from arcvideo.report.page import write_page
+from arcvideo.report.records import StageRecord
+from arcvideo.report.samples import rollout_examples
 from tests.report.runs import NASTY, finish, make_clips, make_run
 
 
@@ -137,3 +139,17 @@ def test_an_empty_folder_is_one_clear_error(tmp_path: Path) -> None:
     assert made.returncode == 1
     assert made.stderr.startswith("error:")
     assert "Traceback" not in made.stderr
+
+
+def test_two_prompts_of_a_step_with_one_key_are_two_groups() -> None:
+    rows = [
+        {
+            "step": 0, "key": "clip/0", "place": place, "task": "mcq", "question": question, "truth": {"letter": "A"},
+            "completion": text, "rewards": {"format": 1.0}, "advantage": 0.0,
+        }
+        for place, question in ((0, "first question"), (1, "second question"))
+        for text in ("A", "B")
+    ]  # fmt: skip
+    examples = rollout_examples(StageRecord(name="grpo", rollouts=rows))
+    assert [example.questions[0].text for example in examples] == ["first question", "second question"]
+    assert all(answer.label.endswith("of 2") for example in examples for answer in example.questions[0].answers)

@@ -16,17 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.prompts import Prompt
 from arcvideo.objectives.grpo import Grpo
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.source import RolloutSource
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.metrics import read_metrics
-from arcvideo.runner.protocols import model_inputs
 from arcvideo.runner.ranks import World, join
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import OptimizerSettings, RunnerSettings, ScheduleSettings
-from arcvideo.types import Batch
+from arcvideo.types import Batch, model_inputs
 from tests.rollout.test_group_exactness import apart, completions, copies, gradients, logits, packed
 from tests.rollout.test_sampler import likely_end
 from tests.rollout.world import make_media, make_model, make_prompt, make_prompts, tokenizer
@@ -64,7 +63,7 @@ class Stream:
         places = range(step * count + self.world.rank, (step + 1) * count, self.world.size)
         clips = [make_media("clip-a"), make_media("clip-b", frames=3), None]
         self.seen += len(places)
-        return [make_prompt(f"s{place}", media=clips[place % 3]) for place in places]
+        return [replace(make_prompt(f"s{place}", media=clips[place % 3]), place=place) for place in places]
 
     def state(self) -> dict[str, dict[str, int]]:
         return {"seen": {"stream": self.seen}}

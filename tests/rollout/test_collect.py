@@ -24,10 +24,10 @@ def letters(completions: Sequence[str], **columns: Any) -> list[float]:
     return [float(text.count("a")) for text in completions]
 
 
-def group(key: str, *texts: str) -> Group:
+def group(key: str, *texts: str, place: int = 0) -> Group:
     ids = torch.tensor([1])
     return Group(
-        prompt=make_prompt(key),
+        prompt=replace(make_prompt(key), place=place),
         completions=tuple(Completion(ids=ids, logprobs=torch.zeros(1), finished=True, text=text) for text in texts),
     )
 
@@ -39,7 +39,7 @@ def varied(prompt: int) -> bool:
 def chunk_of(number: int, *, rank: int = 0, ranks: int = 1) -> list[Group]:
     """This rank's groups of a chunk; every third prompt of the stream has a better and a worse completion."""
     places = range(number * 4 + rank, (number + 1) * 4, ranks)
-    return [group(f"p{place}", "a", "b" if varied(place) else "a") for place in places]
+    return [group(f"p{place}", "a", "b" if varied(place) else "a", place=place) for place in places]
 
 
 def keys(found: Collected) -> list[str]:
@@ -66,6 +66,27 @@ def test_a_step_owns_its_chunks_and_stops_when_it_has_enough() -> None:
     found, asked = run(0, settings=wide)
     assert asked == [0]  # two of the first four vary
     assert len(found.chosen) == 2
+
+
+def test_prompts_with_equal_keys_are_counted_one_by_one() -> None:
+    found = collect(
+        lambda chunk: [group("twin", "a", "b", place=4 * chunk + number) for number in range(4)],
+        rollout=0,
+        settings=replace(SETTINGS, num_prompts=3),
+        clock=lambda: 0.0,
+    )
+    assert found.chosen == [0, 1, 2]
+
+
+def test_the_groups_kept_are_the_first_of_the_stream_whichever_rank_has_them() -> None:
+    wide = replace(SETTINGS, num_prompts=2)
+    found = collect(
+        lambda chunk: [group(key, "a", "b", place=place) for place, key in ((9, "c"), (3, "a"), (6, "b"))],
+        rollout=0,
+        settings=wide,
+        clock=lambda: 0.0,
+    )
+    assert keys(found) == ["a", "b"]
 
 
 def test_without_refills_nothing_is_drawn_again_and_every_group_stays() -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from arcvideo.model.features import FeatureStore, tower_digest
-from arcvideo.rollout.gates import check_media
+from arcvideo.rollout.gates import check_media, clipped_warning
+from arcvideo.rollout.measure import Report
 from tests.rollout.test_source import SETTINGS, make_source, train_step
 from tests.rollout.world import SETTINGS as MODEL
 from tests.rollout.world import make_prompts
@@ -38,6 +40,40 @@ def test_when_everything_is_cut_off_the_first_rollout_refuses_and_later_ones_tea
         source.batches(0)
     loss, _ = train_step(source, source.batches(1))
     assert loss == 0.0
+
+
+def test_many_completions_cut_off_are_told_once_with_the_remedies(capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_source(replace(SETTINGS, clipped_warning=0.25, max_completion_length=3))
+    for step in range(3):
+        source.batches(step)
+    told = capsys.readouterr().err
+    assert told.count("were cut off at grpo.max_completion_length=3") == 1
+    for remedy in ("raise the length", "grpo.stop", "grpo.mask_truncated_completions=true", "grpo.clipped_warning"):
+        assert remedy in told
+
+
+@pytest.mark.parametrize("bound", [0.5, 1.0])
+def test_as_many_as_the_bound_allows_are_not_told(bound: float) -> None:
+    report = report_of(finished=[True, False])
+    assert clipped_warning(report, settings=replace(SETTINGS, clipped_warning=bound)) is None
+    told = clipped_warning(report, settings=replace(SETTINGS, clipped_warning=0.49, mask_truncated_completions=True))
+    assert told is not None
+    assert "50% of 2 completions" in told
+    assert "set grpo.mask_truncated_completions" not in told  # it is set already
+
+
+def test_a_bound_that_is_no_share_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"grpo\.clipped_warning=50 is a share"):
+        replace(SETTINGS, clipped_warning=50)
+
+
+def report_of(*, finished: list[bool]) -> Report:
+    """Completions that differ in nothing else."""
+    ones = torch.ones(len(finished))
+    return Report(
+        tasks=["mcq"] * len(finished), total=ones, spread=ones, parts={}, failures={}, lengths=ones,
+        finished=torch.tensor(finished), seconds={},
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("cut", [3, 7])

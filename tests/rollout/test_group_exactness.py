@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from arcvideo.data.collate import collate_groups
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.collate import collate_groups
+from arcvideo.feed.prompts import Prompt
 from arcvideo.objectives.grpo import Grpo, completion_weights, token_logprobs
 from arcvideo.objectives.settings import GrpoSettings
-from arcvideo.types import Batch, Segments
+from arcvideo.types import Batch, Segments, model_inputs
 from tests.rollout.world import make_model, make_prompts
 
 GROUP = 4
@@ -59,13 +59,7 @@ def copies(prompts: Sequence[Prompt], groups: list[list[list[int]]]) -> list[Bat
 
 
 def logits(model: Any, batch: Batch) -> Tensor:
-    return model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        segments=batch.segments,
-        media=batch.media,
-        target_positions=batch.target_positions,
-    ).logits
+    return model(**model_inputs(batch)).logits
 
 
 def gradients(model: Any) -> dict[str, Tensor]:

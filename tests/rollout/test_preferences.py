@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from arcvideo.data.settings import DataSettings, SourceSettings
-from arcvideo.data.shards import Record, write_shards
-from arcvideo.data.source import Source
+from arcvideo.feed.source import Source
 from arcvideo.lineage.manifest import read_manifest
 from arcvideo.lineage.parents import resolve_parent
 from arcvideo.objectives.dpo import Dpo
+from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.rollout.preferences import ReferenceSource
+from arcvideo.shards.write import Record, write_shards
 from arcvideo.stage import run_stage
 from arcvideo.tasks import RecordError, make_pair
+from arcvideo.types import model_inputs
 from tests.compose import settings as stage_settings
 from tests.conftest import SmallWorld
 from tests.data.build import mp4, wav
@@ -74,13 +75,7 @@ def test_before_the_first_update_the_reference_equals_the_policy(tmp_path: Path)
     pairs = ReferenceSource(pair_source(tmp_path), engine=Engine(model=model))
     (batch,) = pairs.batches(0)
     assert all(media.patches is not None and media.pixels is None for media in batch.media)
-    output = model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        segments=batch.segments,
-        media=batch.media,
-        target_positions=batch.target_positions,
-    )
+    output = model(**model_inputs(batch))
     loss = Dpo()(output.logits, batch)
     assert float(loss.total / batch.target_weights.sum()) == pytest.approx(np.log(2), rel=1e-5)
     with torch.no_grad():

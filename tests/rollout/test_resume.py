@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.prompts import Prompt
 from arcvideo.rollout.held import from_json, hold, restore_group, to_json
 from arcvideo.rollout.source import RolloutSource
 from arcvideo.runner.protocols import summed
 from tests.rollout.test_source import SETTINGS, likely_end, train_step
-from tests.rollout.world import Engine, make_model, make_prompts, tokenizer
+from tests.rollout.world import Engine, make_model, make_prompts, placed, tokenizer
 
 AGAIN = replace(SETTINGS, num_iterations=3, drop_zero_variance=True, max_refills=1)
 
@@ -28,7 +28,7 @@ class Prompts:
 
     def prompts(self, step: int, *, count: int) -> list[Prompt]:
         self.seen += count
-        return make_prompts()[:count]
+        return placed(make_prompts(), step=step, count=count)
 
     def state(self) -> dict[str, dict[str, int]]:
         return {"seen": {"clips": self.seen}}
@@ -37,9 +37,17 @@ class Prompts:
         self.seen = state["seen"]["clips"]
 
 
-def make_source(model: Any) -> RolloutSource:
+class Twins(Prompts):
+    """As two sources about the same clips give them: every key twice in a step, behind it another clip or question."""
+
+    def prompts(self, step: int, *, count: int) -> list[Prompt]:
+        twins = [replace(prompt, sample=replace(prompt.sample, key="clip/0")) for prompt in make_prompts()]
+        return placed(twins, step=step, count=count)
+
+
+def make_source(model: Any, *, prompts: Prompts | None = None) -> RolloutSource:
     model.language_model.lm_head.register_forward_hook(likely_end)
-    return RolloutSource(Prompts(), engine=Engine(model=model), tokenizer=tokenizer(), settings=AGAIN)
+    return RolloutSource(prompts or Prompts(), engine=Engine(model=model), tokenizer=tokenizer(), settings=AGAIN)
 
 
 def through_a_file(state: Any) -> Any:
@@ -47,14 +55,15 @@ def through_a_file(state: Any) -> Any:
     return json.loads(json.dumps(state))
 
 
-def test_a_run_cut_between_two_updates_continues_bit_for_bit() -> None:
-    source = make_source(make_model())
+@pytest.mark.parametrize("kind", [Prompts, Twins])
+def test_a_run_cut_between_two_updates_continues_bit_for_bit(kind: type[Prompts]) -> None:
+    source = make_source(make_model(), prompts=kind())
     for step in range(2):
         train_step(source, source.batches(step), lr=0.3)
     state, weights = through_a_file(source.state()), copy.deepcopy(source.engine.model.state_dict())
     expected = source.batches(2)
 
-    other = make_source(make_model())  # the reference is the parent's again
+    other = make_source(make_model(), prompts=kind())  # the reference is the parent's again
     other.engine.model.load_state_dict(weights)
     other.restore(state)
     found = other.batches(2)
@@ -83,6 +92,17 @@ def test_without_the_held_completions_the_step_would_differ() -> None:
     other.restore(state)
     with pytest.raises(ValueError, match="before the first update"):  # the gate notices: these are not rollout 0's
         assert not torch.equal(torch.cat([batch.extra["old_logprobs"] for batch in other.batches(1)]), old)
+
+
+def test_a_prompt_whose_completions_are_not_in_the_checkpoint_is_refused_by_name() -> None:
+    source = make_source(make_model())
+    source.batches(0)
+    state = source.state()
+    del state["held"]["2"]
+    other = make_source(make_model())
+    other.restore(state)
+    with pytest.raises(ValueError, match=r"no completions of prompt 2 \(b/0\).*quarantine\.jsonl"):
+        other.batches(1)
 
 
 def test_a_checkpoint_after_the_last_update_of_a_rollout_holds_nothing() -> None:

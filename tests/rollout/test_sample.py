@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from arcvideo.data.expand import expand_shards
-from arcvideo.data.index import ensure_indexes
 from arcvideo.lineage.manifest import read_manifest
 from arcvideo.lineage.parents import resolve_parent
 from arcvideo.rollout.journal import Journal, read_answers
 from arcvideo.rollout.sample import main
 from arcvideo.rollout.selection import Drawn, items_of, kept, passing, summary
 from arcvideo.rollout.settings import SampleSettings
+from arcvideo.shards.expand import expand_shards
+from arcvideo.shards.index import ensure_indexes
 from arcvideo.stage import run_stage
 from tests.compose import settings as stage_settings
 from tests.conftest import SmallWorld

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.prompts import Prompt
 from arcvideo.objectives.grpo import Grpo
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.rewards.builtin import answer_format
 from arcvideo.rollout.sampler import stop_ids
 from arcvideo.rollout.source import RolloutSource
-from arcvideo.types import Batch
+from arcvideo.types import Batch, model_inputs
 from tests.rollout.test_sampler import likely_end
-from tests.rollout.world import Engine, make_model, make_prompts, tokenizer
+from tests.rollout.world import Engine, make_model, make_prompts, placed, tokenizer
 
 SETTINGS = GrpoSettings(
     num_generations=4,
@@ -42,7 +42,7 @@ class Prompts:
 
     def prompts(self, step: int, *, count: int) -> Sequence[Prompt]:
         self.asked.append(step)
-        return make_prompts()[:count]
+        return placed(make_prompts(), step=step, count=count)
 
     def state(self) -> dict[str, dict[str, int]]:
         return {"seen": {"clips": 4 * len(self.asked)}}
@@ -75,13 +75,7 @@ def train_step(source: RolloutSource, batches: Sequence[Batch], *, lr: float = 0
 
 
 def policy_logits(model: Any, batch: Batch) -> Any:
-    return model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        segments=batch.segments,
-        media=batch.media,
-        target_positions=batch.target_positions,
-    ).logits
+    return model(**model_inputs(batch)).logits
 
 
 def test_the_first_update_starts_at_ratio_one_and_kl_zero() -> None:
@@ -174,6 +168,33 @@ def test_asking_for_a_step_twice_gives_the_same_rollout() -> None:
     )
 
 
+def test_the_same_prompt_twice_in_a_step_draws_different_completions() -> None:
+    source = make_source(replace(SETTINGS, num_generations=8))
+    twice = placed([make_prompts()[0]] * 4, step=0, count=4)
+    source.source.prompts = lambda step, *, count: twice  # one source with weight 4, or a step across epochs
+    drawn = completions_of(source.batches(0))
+    assert len({tuple(ids) for ids in drawn}) > 8 * 3  # sampled tokens may coincide now and then, whole groups do not
+    assert len({tuple(tuple(ids) for ids in drawn[start : start + 8]) for start in range(0, 32, 8)}) == 4
+
+
+def completions_of(batches: Sequence[Batch]) -> list[list[int]]:
+    """The token ids of every completion."""
+    return [
+        ids.tolist()
+        for batch in batches
+        for ids in batch.target_ids.split(torch.bincount(batch.target_samples).tolist())
+    ]
+
+
+def test_completions_depend_on_the_place_of_a_prompt_and_not_on_what_else_is_asked() -> None:
+    whole = make_source()
+    drawn = completions_of(whole.batches(0))
+    alone = make_source(replace(SETTINGS, require_reward_spread=False))
+    third = placed(make_prompts(), step=0, count=4)[2:3]  # the others could not be read
+    alone.source.prompts = lambda step, *, count: third
+    assert completions_of(alone.batches(0))[:4] == drawn[8:12]
+
+
 def test_without_beta_no_reference_is_kept_or_run() -> None:
     source = make_source(replace(SETTINGS, beta=0.0))
     assert source._reference is None
@@ -204,6 +225,25 @@ def test_truncated_completions_can_be_left_out() -> None:
     assert int(lengths.max()) == 10
 
 
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "bnpo"])
+def test_nothing_is_learned_from_completions_that_are_left_out(loss_type: str) -> None:
+    settings = replace(SETTINGS, loss_type=loss_type, mask_truncated_completions=True, beta=0.5)
+    source = make_source(settings)
+    learned, left_out = 0, 0
+    for batch in source.batches(0):
+        logits = policy_logits(source.engine.model, batch).detach().requires_grad_()
+        moved = replace(batch, extra={**batch.extra, "old_logprobs": batch.extra["old_logprobs"] - 0.1})
+        loss = Grpo(settings)(logits, moved)
+        loss.total.backward()
+        norms = logits.grad.norm(dim=1)
+        kept = batch.extra["loss_mask"].bool()
+        assert not norms[~kept].any()  # neither the reward's gradient nor the KL's
+        learned, left_out = learned + int((norms[kept] > 0).sum()), left_out + int((~kept).sum())
+        assert float(loss.metrics["entropy"][1]) == float(kept.sum())
+    assert learned
+    assert left_out
+
+
 def test_groups_without_spread_can_be_dropped_but_rows_stay_as_many() -> None:
     equal = replace(SETTINGS, rewards={"format": 1.0}, require_reward_spread=False)
     kept, dropped = make_source(equal).batches(0), make_source(replace(equal, drop_zero_variance=True)).batches(0)
@@ -216,7 +256,9 @@ def test_groups_without_spread_can_be_dropped_but_rows_stay_as_many() -> None:
 @pytest.mark.parametrize("readable", [0, 1, 3])
 def test_prompts_that_could_not_be_read_leave_empty_rows(monkeypatch: pytest.MonkeyPatch, readable: int) -> None:
     source = make_source()
-    monkeypatch.setattr(source.source, "prompts", lambda step, *, count: make_prompts()[:readable])
+    monkeypatch.setattr(
+        source.source, "prompts", lambda step, *, count: placed(make_prompts(), step=step, count=readable)
+    )
     batches = source.batches(0)
     assert [len(batch.target_weights.nonzero()) > 0 for batch in batches] == [readable > 0, readable > 2]
     losses = [Grpo(SETTINGS)(policy_logits(source.engine.model, batch), batch).total.detach() for batch in batches]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arcvideo.data.prompts import Prompt
-from arcvideo.data.render import render_branch, render_prefix
-from arcvideo.data.settings import MediaLayout
+from arcvideo.feed.prompts import Prompt
+from arcvideo.layout import MediaLayout
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import special_ids
 from arcvideo.model.tokenizer import build_tiny_tokenizer
+from arcvideo.render import render_branch, render_prefix
 from arcvideo.types import Media, Sample, Turn
 from tests.model.small import SETTINGS as SMALL
 
@@ -116,6 +116,11 @@ def make_prompts() -> list[Prompt]:
         ),
         make_prompt("t/0", question="red blue?", answer="B"),
     ]
+
+
+def placed(prompts: Sequence[Prompt], *, step: int, count: int) -> list[Prompt]:
+    """The prompts as those of a step, each at its place in the stream."""
+    return [replace(prompt, place=step * count + number) for number, prompt in enumerate(prompts[:count])]
 
 
 class Engine(SimpleNamespace):

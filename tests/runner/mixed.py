@@ -15,11 +15,10 @@ from torch.distributed import distributed_c10d
 
 from arcvideo.objectives.next_token import NextToken
 from arcvideo.runner.engine import Engine
-from arcvideo.runner.protocols import model_inputs
 from arcvideo.runner.ranks import World, gather_json
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import OptimizerSettings, RunnerSettings, ScheduleSettings
-from arcvideo.types import Batch
+from arcvideo.types import Batch, model_inputs
 from tests.runner.job import curve, engine_keys
 from tests.runner.real import KINDS, TRAIN, Cut, packed, real_model
 

@@ -7,14 +7,19 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from arcvideo import seals
 from arcvideo.runner import checkpoint
 from arcvideo.runner.checkpoint import (
     FORMAT,
@@ -23,6 +28,7 @@ from arcvideo.runner.checkpoint import (
     Share,
     Unusable,
     read_checkpoint,
+    sealed_manifest,
     write_tensors,
 )
 from arcvideo.runner.ranks import World
@@ -42,6 +48,12 @@ def share(step: int, *, rank: int = 0, ranks: int = 1) -> Share:
         step=step, identity="me", token="abc", weights=WEIGHTS[rank::ranks], optimizer=OPTIMIZER[rank::ranks],
         state={"x": [1, 0.1]}, rank=rank, ranks=ranks,
     )  # fmt: skip
+
+
+def reseal(path: Path, manifest: dict[str, Any]) -> None:
+    """Write a manifest as if it had been meant."""
+    facts = {name: value for name, value in manifest.items() if name not in ("format", "seal")}
+    path.write_text(json.dumps(sealed_manifest(facts)))
 
 
 def test_what_is_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +135,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, name: str, damage: 
     assert found.step == 1
     (line,) = said
     assert f"{tmp_path / 'step-2'} is passed over: {name}" in line
-    assert {"cut": "bytes, the manifest says", "flip": "was changed", "gone": "is missing"}[damage] in line
+    assert {"cut": "bytes, it was written with", "flip": "was changed", "gone": "is missing"}[damage] in line
 
 
 def test_a_checkpoint_of_an_older_version_is_passed_over_aloud(tmp_path: Path) -> None:
@@ -206,8 +218,8 @@ def test_a_manifest_cannot_point_outside_its_folder(tmp_path: Path) -> None:
     manifest = json.loads(path.read_text())
     manifest["files"]["../elsewhere"] = manifest["files"]["state.json"]
     (tmp_path / "elsewhere").write_bytes((tmp_path / "step-1" / "state.json").read_bytes())
-    path.write_text(json.dumps(manifest))
-    with pytest.raises(Unusable, match=r"names '\.\./elsewhere', which is outside"):
+    reseal(path, manifest)
+    with pytest.raises(Unusable, match=r"'\.\./elsewhere' is a name outside"):
         read_checkpoint(tmp_path / "step-1")
 
 
@@ -245,6 +257,104 @@ def test_frozen_modules_are_not_saved(tmp_path: Path, world: World) -> None:
 def test_a_checkpoint_of_another_identity_is_refused(tmp_path: Path, world: World) -> None:
     train(tmp_path, world=world, steps=2)
     path = tmp_path / "checkpoints" / "step-2" / "manifest.json"
-    path.write_text(path.read_text().replace('"tiny"', '"other"'))
+    reseal(path, json.loads(path.read_text()) | {"identity": "other"})
     with pytest.raises(ValueError, match="another run of this stage"):
         train(tmp_path, world=world, steps=2)
+
+
+def test_a_manifest_that_was_edited_is_told_and_passed_over(tmp_path: Path) -> None:
+    """Every byte of it counts, the step and the identity too."""
+    folder = CheckpointFolder(tmp_path)
+    write(folder, 1)
+    path = tmp_path / "step-1" / "manifest.json"
+    whole = path.read_bytes()
+    for old, new in (
+        (b'"step": 1', b'"step": 7'),
+        (b'"identity": "me"', b'"identity": "us"'),
+        (b'"size": ', b'"size": 1'),
+    ):
+        path.write_bytes(whole.replace(old, new, 1))
+        with pytest.raises(Unusable, match=r"manifest\.json was changed after it was written"):
+            read_checkpoint(path.parent)
+    path.write_bytes(whole)
+    assert read_checkpoint(path.parent).step == 1
+
+
+@pytest.mark.parametrize("text", ['{"format": ' + "9" * 5000 + "}", "[" * 100_000], ids=["digits", "nesting"])
+def test_a_hostile_manifest_is_one_line(tmp_path: Path, text: str) -> None:
+    folder = CheckpointFolder(tmp_path)
+    write(folder, 1)
+    (tmp_path / "step-1" / "manifest.json").write_text(text)
+    said: list[str] = []
+    assert folder.newest(say=said.append) is None
+    assert len(said) == 1
+    write(folder, 2)
+    assert folder.newest().step == 2  # type: ignore[union-attr]
+
+
+def test_a_renamed_directory_is_not_another_step(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    write(folder, 1)
+    (tmp_path / "step-1").rename(tmp_path / "step-9")
+    with pytest.raises(Unusable, match=r"of step 1: the directory was renamed"):
+        read_checkpoint(tmp_path / "step-9")
+
+
+@pytest.mark.parametrize(("keep", "damaged"), [(1, [20]), (2, [15, 20])])
+def test_a_restart_behind_damaged_checkpoints_keeps_what_it_writes(
+    tmp_path: Path, keep: int, damaged: list[int]
+) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=keep)
+    for step in (15, 20):
+        write(folder, step)
+    for step in damaged:
+        flip(tmp_path / f"step-{step}")
+    for step in (5, 10):
+        folder = CheckpointFolder(tmp_path, keep_last=keep)  # a process of its own each time
+        write(folder, step)
+        found = folder.newest()
+        assert found is not None
+        assert found.step == step
+
+
+def flip(directory: Path) -> None:
+    """Turn one bit of the weights, as a disk may."""
+    file = next(directory.glob("weights-*"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(0, 0))
+
+
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), st.integers(1, 6)),
+        st.tuples(st.just("damage"), st.integers(0, 5)),
+        st.tuples(st.just("restart"), st.just(0)),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(actions=ACTIONS, keep=st.integers(1, 3))
+def test_retention_never_removes_the_newest_usable_ones(actions: list[tuple[str, int]], keep: int) -> None:
+    """Over random writes, damage and restarts: of the usable ones in the order of writing, the newest are all there."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        folder, order = CheckpointFolder(root, keep_last=keep), list[int]()
+        for action, number in actions:
+            if action == "write":
+                write(folder, number)
+                order = [step for step in order if step != number] + [number]
+                assert {f"step-{step}" for step in order[-keep:]} <= {path.name for path in root.iterdir()}
+                assert (root / f"step-{order[-1]}").is_dir()
+                assert len([step for step in order if (root / f"step-{step}").exists()]) == len(order[-keep:])
+                order = order[-keep:]
+            elif action == "damage" and number < len(order):
+                flip(root / f"step-{order.pop(number)}")
+            elif action == "restart":
+                seals.forget(root)
+                folder = CheckpointFolder(root, keep_last=keep)
+        usable = folder.newest()
+        assert (usable.step if usable else None) == (max(order) if order else None)

@@ -11,10 +11,10 @@ from arcvideo.model.settings import RECOMPUTES
 from arcvideo.objectives.next_token import NextToken
 from arcvideo.runner.engine import Engine, Refuse
 from arcvideo.runner.optimizer import MuonWithAdamW, build_optimizer, parameter_groups
-from arcvideo.runner.protocols import model_inputs
 from arcvideo.runner.ranks import World
 from arcvideo.runner.settings import OptimizerSettings
 from arcvideo.runner.trainable import tensor_digest, train_only
+from arcvideo.types import model_inputs
 from tests.compose import settings
 from tests.runner.job import TRAIN, build_engine, engine_keys
 from tests.runner.real import Cut, real_model

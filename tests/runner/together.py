@@ -6,12 +6,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from arcvideo.runner.protocols import model_inputs
 from arcvideo.runner.ranks import World, gather_json
 from arcvideo.runner.runner import BadNumbers, Runner
 from arcvideo.runner.settings import RunnerSettings, ScheduleSettings
 from arcvideo.runner.trainable import tensor_digest
-from arcvideo.types import Batch
+from arcvideo.types import Batch, model_inputs
 from tests.runner.job import TRAIN, build_engine
 from tests.runner.tiny import Rows, cross_entropy
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from arcvideo.data.settings import DataSettings, MediaLayout, SourceSettings
-from arcvideo.data.source import Source
+from arcvideo.feed.source import Source
+from arcvideo.layout import MediaLayout
 from arcvideo.model.features import FeatureStore, tower_digest
 from arcvideo.model.loading import load_model
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.tokenizer import load_tokenizer
+from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.synthetic.base import main
 from arcvideo.synthetic.questions import questions, scene
 from arcvideo.synthetic.script import SPOKEN_WORDS, draw_script

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from arcvideo.data.settings import MediaLayout
+from arcvideo.layout import MediaLayout
 from arcvideo.media.audio import mel_chunks
 from arcvideo.media.clip import read_clip, to_media
 from arcvideo.synthetic import draw, sound

@@ -24,7 +24,7 @@ from arcvideo.data.importers.drafts import (
     media_path,
     whole_json,
 )
-from arcvideo.data.render import MEDIA_TAG
+from arcvideo.render import MEDIA_TAG
 from arcvideo.tasks import RecordError
 
 _SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arcvideo.data.members import AUDIO, IMAGE, VIDEO, Problem
+from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, Problem
 from arcvideo.tasks import RecordError, make_sample
 
 _DOTS = str.maketrans({".": "_"})

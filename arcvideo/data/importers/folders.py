@@ -14,7 +14,7 @@ from arcvideo.data.importers.drafts import (
     json_rows,
     media_path,
 )
-from arcvideo.data.members import AUDIO
+from arcvideo.shards.members import AUDIO
 from arcvideo.tasks import RecordError
 
 _OWN_FIELDS = ("key", "media", "items", "text_only")

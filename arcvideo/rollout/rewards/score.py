@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arcvideo.data.prompts import Prompt
+from arcvideo.feed.prompts import Prompt
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.groups import Group
 from arcvideo.rollout.rewards.loading import load_reward

@@ -1,0 +1,317 @@
+"""Source: this rank's batches or prompts of any global step, decoded ahead in the background."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from arcvideo.feed.collate import collate
+from arcvideo.feed.load import FAILURES, Features, Loader
+from arcvideo.feed.prompts import Prompt, Question
+from arcvideo.feed.quarantine import Quarantine
+from arcvideo.layout import MediaLayout
+from arcvideo.media.cache import FrameCache
+from arcvideo.media.fast import check_decoder
+from arcvideo.media.pool import MediaPool
+from arcvideo.model.special import special_ids
+from arcvideo.planning.cost import PackCost
+from arcvideo.planning.families import Family
+from arcvideo.planning.mixture import SourceTable, index_digest, open_mixture
+from arcvideo.planning.plan import Plan
+from arcvideo.planning.prompt_plan import PromptPlan, evaluation_families
+from arcvideo.planning.settings import DataSettings
+from arcvideo.planning.shares import mixture_report, realised, realised_prompts, with_passes
+from arcvideo.shards.members import Problem
+from arcvideo.types import Batch
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Step:
+    """What a background thread made of one step."""
+
+    batches: list[Batch] = field(default_factory=list)
+    prompts: list[Prompt] = field(default_factory=list)
+    planned: Counter[str] = field(default_factory=Counter)
+    """Items per source."""
+    seen: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+    problems: list[tuple[str, Problem]] = field(default_factory=list)
+
+
+class Source:
+    """Batches and prompts as a pure function of the step.
+
+    Nothing is replaced: what cannot be read is left out of its pack, written to the quarantine file and counted, so
+    that planned = seen + quarantined. A rank whose packs lost everything gets a batch without weight.
+    """
+
+    def __init__(
+        self,
+        settings: DataSettings,
+        *,
+        layout: MediaLayout,
+        tokenizer: Any,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        features: Features | None = None,
+        quarantine_file: Path | None = None,
+        supervised: bool = True,
+        pairs: bool = False,
+        progress: bool = False,
+        cost: PackCost | None = None,
+    ) -> None:
+        """Opens (and where needed builds) the indexes.
+
+        Args:
+            seed: of the run: decides order, draws, dropped modalities and random frames.
+            features: stored tower outputs; clips in it are not decoded. Not used with frames=random.
+            quarantine_file: JSON lines, one file for all ranks.
+            supervised: True for `batches`; False for `prompts` and `evaluation`, where sources of style think also
+                draw items without reasoning.
+            pairs: batches of a chosen and a rejected answer, in this order, for each item that has both; pairs weigh
+                the same.
+            cost: how long packs take, for an even load of the ranks; None counts tokens alone.
+
+        Raises:
+            ValueError: settings or data that cannot work, naming key and remedy.
+        """
+        if settings.packs_per_step % world:
+            raise ValueError(f"data.packs_per_step={settings.packs_per_step} must be a multiple of the {world} ranks")
+        check_decoder(settings.decoder)
+        self.settings, self.rank, self.world, self.seed = settings, rank, world, seed
+        self.supervised = supervised
+        self._weighting = "sample" if pairs else settings.length_weighting
+        self.specials = special_ids(tokenizer)
+        opened = open_mixture(
+            settings, layout=layout, tokenizer=tokenizer, supervised=supervised, pairs=pairs, progress=progress
+        )
+        self.tables: list[SourceTable] = with_passes(opened, unit=settings.unit)
+        self.plan = Plan(
+            self.tables,
+            seed=seed,
+            token_budget=settings.token_budget,
+            packs_per_step=settings.packs_per_step,
+            cost=cost,
+        )
+        self._prompt_plan = PromptPlan(self.tables, seed=seed)
+        self.quarantine = Quarantine(self.tables, settings=settings.quarantine, file=quarantine_file)
+        # Threads read, cut mels and render; decoding itself runs in processes that can be killed, also with workers=0.
+        self._media = MediaPool(count=max(1, settings.workers), limits=settings.limits)
+        self._pool = ThreadPoolExecutor(settings.workers, "data") if settings.workers else None
+        self._ahead: dict[tuple[int, int], Future[_Step]] = {}
+        cached = settings.frame_cache.path is not None
+        cache = FrameCache(settings.frame_cache, layout=layout) if cached else None
+        self._loaders = [
+            Loader(
+                table=table,
+                settings=settings,
+                layout=layout,
+                tokenizer=tokenizer,
+                pairs=pairs,
+                features=features,
+                cache=cache,
+                read=self._media.read_clip,
+            )
+            for table in self.tables
+        ]
+        self._booked: set[int] = set()
+        self._counts: dict[str, Counter[str]] = {name: Counter() for name in ("planned", "seen", "quarantined")}
+
+    @property
+    def digest(self) -> str:
+        """Content of all shards, for a stage's identity."""
+        return index_digest(self.tables)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the first epoch; later ones may differ by a few when only some items of a clip are drawn."""
+        return self.plan.first_step(1)
+
+    def prompt_steps_per_epoch(self, count: int) -> int:
+        """Steps of `count` prompts in an epoch."""
+        return max(1, self._prompt_plan.first(1) // count)
+
+    def batches(self, step: int) -> list[Batch]:
+        """This rank's packed rows of a global step; always packs_per_step / world of them.
+
+        Raises:
+            QuarantineBudgetError: too much damage.
+        """
+        assert self.supervised, "open the source with supervised=True"
+        return self._finish(self._ready(step, 0), step=step).batches
+
+    def prompts(self, step: int, *, count: int) -> list[Prompt]:
+        """This rank's share of the `count` prompts of a global step, each with its place in the stream.
+
+        Unreadable ones are missing, not replaced: the others keep their places.
+        """
+        if count % self.world:
+            raise ValueError(f"{count} prompts per step must be a multiple of the {self.world} ranks")
+        return self._finish(self._ready(step, count), step=step).prompts
+
+    def questions(self) -> list[Question]:
+        """What `evaluation` gives on all ranks together, in its order, without reading any clip."""
+        return [
+            self._question(family, item)
+            for number, table in enumerate(self.tables)
+            for family in evaluation_families(table, source=number, per_task=None)
+            for item in family.items
+        ]
+
+    def _question(self, family: Family, item: int) -> Question:
+        table = self.tables[family.source]
+        index, row = table.indexes[table.clip_shard[family.clip]], table.clip_row[family.clip]
+        facts = index.items[table.item_row[item]]
+        return Question(
+            key=f"{table.key(family.clip)}/{facts['number']}",
+            task=table.tasks[table.item_task[item]],
+            tags=tuple(index.tagsets[facts["tagset"]]),
+            instructed=table.settings.style != "plain",
+            has_audio=bool(index.clips[row]["sound_samples"] > 0) and family.modality != "video",
+        )
+
+    def evaluation(self, *, per_task: int | None = None, only: Collection[str] | None = None) -> Iterator[Prompt]:
+        """This rank's block of all items in index order, or of some.
+
+        Args:
+            per_task: that many of each task, spread over the source.
+            only: keys of the items that are wanted; clips without any are not read.
+        """
+        families = [
+            replace(family, items=items)
+            for number, table in enumerate(self.tables)
+            for family in evaluation_families(table, source=number, per_task=per_task)
+            if (items := tuple(i for i in family.items if only is None or self._question(family, i).key in only))
+        ]
+        block = np.array_split(np.arange(len(families)), self.world)[self.rank]
+        for number in block:
+            yield from self._finish(self._load_prompts([families[number]])).prompts
+
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """Per source: what the index holds, bad samples of all ranks; items planned, seen, quarantined on this rank."""
+        return {
+            table.name: {
+                "clips": table.clips,
+                "items": table.items,
+                "over_budget": table.dropped,
+                "clips_with_fewer_frames": table.shortened,
+                "bad_samples": self.quarantine.count(table.name),
+                "reasons": dict(self.quarantine.reasons(table.name)),
+                **{name: counter[table.name] for name, counter in self._counts.items()},
+            }
+            for table in self.tables
+        }
+
+    def mixture(self, steps: int, *, count: int = 0) -> dict[str, dict[str, Any]]:
+        """Requested beside realised mixture of the first steps, all ranks together.
+
+        Args:
+            steps: of `batches`, or of `prompts`.
+            count: prompts of a step; 0 for batches.
+        """
+        if count:
+            found = realised_prompts(self._prompt_plan, steps=steps, count=count)
+        else:
+            found = realised(self.plan, steps=steps)
+        return mixture_report(self.tables, unit=self.settings.unit, found=found)
+
+    def state(self) -> dict[str, dict[str, int]]:
+        """The counts, for a checkpoint; the position itself is the step, which the Runner keeps."""
+        return {name: dict(counter) for name, counter in self._counts.items()}
+
+    def restore(self, state: Mapping[str, Mapping[str, int]]) -> None:
+        """Continues the counts of a checkpoint; steps handed out from here on are counted again."""
+        self._booked.clear()
+        self._counts = {name: Counter(state.get(name, {})) for name in self._counts}
+
+    def close(self) -> None:
+        """Stops the background threads and processes."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._media.close()
+
+    def _ready(self, step: int, count: int) -> _Step:
+        """The step's content; with workers, the following steps are started too."""
+        if self._pool is None:
+            return self._load(step, count)
+        wanted = [(number, count) for number in range(step, step + 1 + self.settings.prefetch_steps)]
+        for key in [key for key in self._ahead if key not in wanted]:
+            self._ahead.pop(key).cancel()
+        for key in wanted:
+            if key not in self._ahead:
+                # Planning touches shared state, so it happens here; threads only read and decode.
+                self._ahead[key] = self._pool.submit(self._load_planned, *self._planned(*key))
+        return self._ahead.pop((step, count)).result()
+
+    def _load(self, step: int, count: int) -> _Step:
+        return self._load_planned(*self._planned(step, count))
+
+    def _planned(self, step: int, count: int) -> tuple[list[tuple[Family, ...]], range | None]:
+        """The families of a step; of prompts also their places in the stream."""
+        if count:
+            share = {"count": count, "rank": self.rank, "world": self.world}
+            return [tuple(self._prompt_plan.step(step, **share))], self._prompt_plan.places(step, **share)
+        return self.plan.step(step, rank=self.rank, world=self.world), None
+
+    def _load_planned(self, packs: list[tuple[Family, ...]], places: range | None) -> _Step:
+        if places is not None:
+            return self._load_prompts([family for pack in packs for family in pack], places=places)
+        done = _Step()
+        for pack in packs:
+            rendered = [row for family in pack for row in self._attempt(family, done, Loader.rendered)]
+            done.batches.append(collate(rendered, specials=self.specials, weighting=self._weighting))
+        return done
+
+    def _load_prompts(self, families: list[Family], *, places: range | None = None) -> _Step:
+        """The families as prompts; with places each family is one item, the prompt at the place beside it."""
+        done = _Step()
+        for number, family in enumerate(families):
+            place = None if places is None else places[number]
+            done.prompts += [replace(prompt, place=place) for prompt in self._attempt(family, done, Loader.prompts)]
+        return done
+
+    def _attempt(self, family: Family, done: _Step, load: Callable[[Loader, Family], list[T]]) -> list[T]:
+        """What `load` makes of the family; nothing and an entry in the books when it fails."""
+        table = self.tables[family.source]
+        name, key = table.name, table.key(family.clip)
+        done.planned[name] += len(family.items)
+        if self.quarantine.unreadable(name, key):
+            done.lost[name] += len(family.items)
+            return []
+        try:
+            loaded = load(self._loaders[family.source], family)
+        except FAILURES as error:
+            problem = Problem(
+                key=key,
+                stage="read" if isinstance(error, OSError) else "media",
+                reason=getattr(error, "reason", type(error).__name__),
+                detail=getattr(error, "detail", str(error)),
+                shard=table.indexes[table.clip_shard[family.clip]].shard.name,
+            )
+            done.lost[name] += len(family.items)
+            done.problems.append((name, problem))
+            return []
+        done.seen[name] += len(family.items)
+        return loaded
+
+    def _finish(self, done: _Step, *, step: int | None = None) -> _Step:
+        """Books a step that is now handed out; not again when it was looked at before, as the liveness proof does."""
+        if step is not None and step in self._booked:
+            return done
+        if step is not None:
+            self._booked.add(step)
+        for name, counter in (("planned", done.planned), ("seen", done.seen), ("quarantined", done.lost)):
+            self._counts[name].update(counter)
+        assert self._counts["planned"] == self._counts["seen"] + self._counts["quarantined"]
+        for source, problem in done.problems:
+            self.quarantine.add(source, problem)
+        return done

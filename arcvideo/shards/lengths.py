@@ -1,0 +1,143 @@
+"""Token counts of every item of a shard, kept beside its index per tokenizer, answer style and wording."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from arcvideo.render import TEXT_FORMAT, encode, fingerprint, render_branch, split_question
+from arcvideo.shards.index import ShardIndex
+from arcvideo.shards.locks import in_turns
+from arcvideo.shards.members import Problem
+from arcvideo.tasks import RecordError, has_pair, make_pair, make_sample
+from arcvideo.tasks.instructions import SUFFIXES
+
+LENGTHS = np.dtype([("before", "<i4"), ("branch", "<i4"), ("targets", "<i4"), ("group", "<i4")])
+"""Tokens before the media, of the branch, and supervised ones; items of a clip with equal text before their media
+share a `group` and so a prefix. branch 0: the item cannot be rendered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Token counts of a shard."""
+
+    path: Path
+    problems: list[Problem]
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(items,) of dtype LENGTHS, mapped anew each time: a map that is kept costs a file descriptor."""
+        rows: np.ndarray = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        return rows
+
+
+def all_lengths(
+    indexes: Sequence[ShardIndex],
+    *,
+    tokenizer: Any,
+    style: str,
+    wording: str,
+    pairs: bool = False,
+    progress: bool = True,
+) -> list[Lengths]:
+    """The token counts of the shards' items, counted once and memory-mapped ever after.
+
+    Processes that ask for the same at the same time, such as the ranks of a run, divide the shards among themselves.
+
+    Args:
+        indexes: of the shards.
+        tokenizer: counts.
+        style: of the questions.
+        wording: of the prompts.
+        pairs: count both answers of items that have a rejected one, and nothing for the others.
+        progress: show a bar.
+
+    Raises:
+        ValueError: counts are missing and the shards' folder cannot be written.
+    """
+    name = f"tokens-{fingerprint(tokenizer)}-{_rules()}-{style}-{wording}" + ("-pairs" if pairs else "")
+    by_shard = {index.shard: index for index in indexes}
+
+    def done(shard: Path) -> bool:
+        return _listed(by_shard[shard], name).exists()  # written last
+
+    def work(shard: Path) -> None:
+        index = by_shard[shard]
+        rows, problems = _count(index, tokenizer=tokenizer, style=style, wording=wording, pairs=pairs)
+        _replace(_rows(index, name), rows)
+        _replace(_listed(index, name), problems)
+
+    missing = [shard for shard in by_shard if not done(shard)]
+    hidden = not progress or len(missing) < 2
+    with tqdm(total=len(missing), desc="count tokens", unit="shard", disable=hidden, leave=False) as bar:
+        in_turns(missing, done=done, work=work, advance=bar.update)
+    return [_read(index, name) for index in indexes]
+
+
+def _rows(index: ShardIndex, name: str) -> Path:
+    return index.folder / f"{name}.npy"
+
+
+def _listed(index: ShardIndex, name: str) -> Path:
+    return index.folder / f"{name}.jsonl"
+
+
+def _read(index: ShardIndex, name: str) -> Lengths:
+    lines = _listed(index, name).read_text(encoding="utf-8").splitlines()
+    return Lengths(path=_rows(index, name), problems=[Problem(**json.loads(line)) for line in lines])
+
+
+@lru_cache(maxsize=1)
+def _rules() -> str:
+    """Changes with the instruction texts and the rendering, so that old counts are not used."""
+    return hashlib.sha256(json.dumps([TEXT_FORMAT, SUFFIXES]).encode()).hexdigest()[:8]
+
+
+def _count(
+    index: ShardIndex, *, tokenizer: Any, style: str, wording: str, pairs: bool
+) -> tuple[np.ndarray, list[Problem]]:
+    rows = np.zeros(len(index.items), dtype=LENGTHS)
+    problems: list[Problem] = []
+    for number, clip in enumerate(index.clips):
+        record, key = index.record(number), index.key(number)
+        media_key = key if clip["media_size"] else None
+        groups: dict[str, int] = {}
+        for row in range(int(clip["item_start"]), int(clip["item_start"] + clip["item_count"])):
+            item = int(index.items[row]["number"])
+            content = record["items"][item]
+            about: dict[str, Any] = {"key": f"{key}/{item}", "media_key": media_key, "style": style}
+            if pairs and not has_pair(content):
+                continue
+            try:
+                samples = make_pair(content, **about) if pairs else (make_sample(content, **about),)
+                before = split_question(samples[0]).before
+                branches = [render_branch(sample, tokenizer=tokenizer, wording=wording) for sample in samples]
+                rows[row] = (
+                    len(encode(before, tokenizer=tokenizer)),
+                    sum(len(branch.ids) for branch in branches),
+                    sum(branch.is_target.sum() for branch in branches),
+                    groups.setdefault(before, len(groups)),
+                )
+            except RecordError as error:
+                problems.append(Problem(key=f"{key}/{item}", stage="tokens", reason=error.reason, detail=error.detail))
+    return rows, problems
+
+
+def _replace(path: Path, content: np.ndarray | list[Problem]) -> None:
+    """Writes a file that is there whole or not at all."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(scratch, "wb") as file:
+        if isinstance(content, np.ndarray):
+            np.save(file, content, allow_pickle=False)
+        else:
+            file.write("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in content).encode())
+    os.replace(scratch, path)
