@@ -103,6 +103,10 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
         loaded.generation_config.eos_token_id = list(dict.fromkeys([*known, *loaded.config.stop_token_ids]))
         return model
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Do nothing: a saved folder names the package, it does not carry a copy of its code."""
+
     def get_input_embeddings(self) -> nn.Embedding:
         return self.language_model.model.embed_tokens
 

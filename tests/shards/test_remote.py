@@ -13,8 +13,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-
 from arcvideo.data.shards import main
+
 from arcvideo.media.settings import ShardCacheSettings
 from arcvideo.planning.mixture import open_mixture
 from arcvideo.shards.expand import expand_shards
