@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from arcvideo.config import CONF_DIR, ConfigError, RunConfig, as_overrides, override_problems, typed
+from arcvideo.config import ConfigError, RunConfig, plain_dict, typed
+from arcvideo.overrides import as_overrides, flag_value, override_problems, settings_words, stages
+from arcvideo.places import CONF_DIR
 
 
 def stage_config(words: Sequence[str]) -> RunConfig:
-    """The typed settings that `python -m arcvideo.train WORDS` would run with.
+    """Return the typed settings that `python -m arcvideo.train WORDS` would run with; flags of sweeps are ignored.
 
     Raises:
         ConfigError: words that cannot run; the message names key and remedy.
@@ -22,32 +28,103 @@ def stage_config(words: Sequence[str]) -> RunConfig:
     problems = override_problems(words)
     if problems:
         raise ConfigError("\n".join(problems))
-    with _initialized():
-        try:
-            composed = compose("config", overrides=as_overrides(words))
-        except HydraException as error:
-            raise ConfigError(str(error).splitlines()[0]) from None
-    return typed(composed)
+    config = typed(composed(words))
+    if config.stage.objective != "grpo" and any(word.startswith("grpo=") for word in settings_words(words)):
+        raise ConfigError("grpo=paper or grpo=safe sets learning rate and KL of stage=grpo; give it to that stage only")
+    return config
 
 
-def grammar_problems(words: Sequence[str]) -> list[str]:
-    """What Hydra cannot read at all in overrides, such as a bracket that is never closed; flags are passed over."""
-    parser, problems = OverridesParser.create(), []
-    for word in words:
-        if "=" not in word or word.startswith("-"):
-            continue
+def composed(words: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
+    """Return what Hydra composes from command-line words.
+
+    Args:
+        with_hydra: with Hydra's own settings under `hydra`.
+
+    Raises:
+        ConfigError: an option, a key or a value that is not there or cannot be read.
+    """
+    name = flag_value(words, "--config-name") or "config"
+    overrides = settings_words(as_overrides(words))
+    with _initialized(words, primary=name) as searched:
+        if searched:
+            overrides = [word for word in overrides if not word.startswith("hydra.searchpath=")] + searched
         try:
-            parser.parse_override(word)
+            return compose(name.removesuffix(".yaml"), overrides=overrides, return_hydra_config=with_hydra)
+        except MissingConfigException as error:
+            known = f"; there are: {', '.join(error.options)}" if error.options else ""
+            raise ConfigError(str(error).splitlines()[0].rstrip(".") + known) from None
         except HydraException as error:
-            problems.append(f"{word}: cannot be read: {str(error).splitlines()[0]}")
-    return problems
+            first = str(error).splitlines()[0]
+            if first.startswith("You must specify 'stage'"):
+                first = f"stage: name one, for example stage=sft; there are: {', '.join(stages(words))}"
+            raise ConfigError(first) from None
 
 
 @contextmanager
-def _initialized() -> Iterator[None]:
-    """Hydra's global state: the one of a running application, or one of our own."""
+def _initialized(words: Sequence[str], *, primary: str) -> Iterator[list[str]]:
+    """Hydra's global state: the one of a running application, or one of our own.
+
+    Yields words for the search path. Hydra's function for composing has no `--config-dir`, so that folder is searched
+    like those of hydra.searchpath; the file of `--config-name` is looked for there first.
+    """
     if GlobalHydra.instance().is_initialized():
-        yield
+        yield []
         return
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
-        yield
+    given, folder, more = flag_value(words, "--config-dir"), CONF_DIR, []
+    if given:
+        own = Path(given).resolve()
+        folder, other = (
+            (own, CONF_DIR) if (own / f"{primary.removesuffix('.yaml')}.yaml").is_file() else (CONF_DIR, own)
+        )
+        said = [word for word in settings_words(words) if word.startswith("hydra.searchpath=")]
+        before = said[-1].partition("=")[2].strip("[]") if said else ""
+        more = [f"hydra.searchpath=[{','.join(filter(None, (f'file://{other}', before)))}]"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(folder)):
+        yield more
+
+
+def search_words() -> list[str]:
+    """Return the words that let another process find the options that this Hydra application finds."""
+    sources = HydraConfig.get().runtime.config_sources
+    own = {f"file://{CONF_DIR}", "pkg://hydra.conf"}
+    paths = [f"{source.schema}://{source.path}" for source in sources if source.schema in ("file", "pkg")]
+    return [f"hydra.searchpath=[{','.join(more)}]"] if (more := [path for path in paths if path not in own]) else []
+
+
+def shown_text(words: Sequence[str], *, kind: str, package: str | None) -> str:
+    """Return settings as YAML: of the job every one, defaults included and references followed.
+
+    Args:
+        kind: job, hydra or all, as behind Hydra's `--cfg`.
+        package: a part of them, such as `optimizer`.
+
+    Raises:
+        ConfigError: they do not compose, or have no such part.
+    """
+    whole: dict[str, Any] = {}
+    if kind in ("job", "all"):
+        whole |= plain_dict(stage_config(words))
+    if kind in ("hydra", "all"):
+        made = composed(words, with_hydra=True)
+        HydraConfig.instance().set_config(made)
+        whole["hydra"] = _resolved(made.hydra)
+    shown = OmegaConf.create(whole)
+    if package in (None, "_global_"):
+        return OmegaConf.to_yaml(shown)
+    part = OmegaConf.select(shown, str(package))
+    if part is None:
+        raise ConfigError(f"--package {package}: no such part of the settings")
+    return f"# @package {package}\n{OmegaConf.to_yaml(part) if OmegaConf.is_config(part) else part}"
+
+
+def _resolved(node: Any) -> Any:
+    """Return plain values with references followed; what is known only while a job runs stays as it is written."""
+    keys = list(node) if OmegaConf.is_dict(node) else range(len(node))
+    found = {}
+    for key in keys:
+        try:
+            value = node[key]
+        except OmegaConfBaseException:
+            value = OmegaConf.to_container(node, resolve=False)[key]  # type: ignore[call-overload,index]
+        found[key] = _resolved(value) if OmegaConf.is_config(value) else value
+    return found if OmegaConf.is_dict(node) else list(found.values())

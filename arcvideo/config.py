@@ -6,8 +6,7 @@ Nothing here imports torch: a wrong key, type or combination is reported before 
 from __future__ import annotations
 
 import dataclasses
-import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from arcvideo.evaluation.settings import EvaluationSettings
 from arcvideo.layout import MediaLayout
 from arcvideo.model.settings import LoraSettings, ModelSettings, lora_problems
 from arcvideo.objectives.settings import DpoSettings, GrpoSettings
+from arcvideo.places import from_home
 from arcvideo.planning.settings import DataSettings
 from arcvideo.rollout.rewards.loading import check_reward
 from arcvideo.runner.settings import (
@@ -31,13 +31,15 @@ from arcvideo.runner.settings import (
 )
 from arcvideo.structured import SettingsError, filled, nearest
 
-CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 OBJECTIVES = ("next_token", "grpo", "dpo")
 # Parts of Hydra's composition that steer it and are no settings of a run.
 _COMPOSITION_KEYS = ("hydra",)
-
-
-_FLAGS_WITH_VALUES = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn")
+_FORMER = {
+    "data": "the pages of conf/stage say what a stage reads: leave it out, or give data.sources.NAME.shards=...",
+    "preset": "stage=NAME with model=NAME chooses a page of conf/stage",
+    "optimizer.module_lrs": "these were factors, and are called optimizer.lr_factors",
+}
+"""Key of former versions -> what is written instead."""
 
 
 class ConfigError(ValueError):
@@ -46,7 +48,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """What a stage is: one of the six (design section 2), or one beside them such as dpo."""
+    """What a stage is: one of the six, or one beside them such as dpo."""
 
     name: str
     """audio_warmup, pretrain, sft, cold_start, grpo, final_sft or dpo; also the name of its directory."""
@@ -119,7 +121,7 @@ class RunConfig:
 
 
 def typed(composed: DictConfig) -> RunConfig:
-    """The typed settings of a composition.
+    """Return the typed settings of a composition: `~/` is expanded, a source that is null is left out.
 
     Raises:
         ConfigError: unknown key, wrong type, missing value or settings that do not go together.
@@ -130,14 +132,25 @@ def typed(composed: DictConfig) -> RunConfig:
         key = f"{error.full_key}: " if error.full_key else ""
         raise ConfigError(key + str(error).splitlines()[0]) from None
     assert isinstance(plain, dict)
+    values = from_home({key: value for key, value in plain.items() if key not in _COMPOSITION_KEYS})
+    data = values.get("data")
+    if isinstance(data, dict) and isinstance(data.get("sources"), dict):
+        data["sources"] = {name: source for name, source in data["sources"].items() if source is not None}
     try:
-        config = filled(RunConfig, {key: value for key, value in plain.items() if key not in _COMPOSITION_KEYS})
+        config = filled(RunConfig, values)
     except SettingsError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(f"{error}{former(str(error).partition(':')[0])}") from None
     problems = list(_problems(config))
     if problems:
         raise ConfigError("\n".join(problems))
     return config
+
+
+def former(key: str) -> str:
+    """Return what is written today for a key of former versions, behind `; `; nothing for any other key."""
+    return next(
+        (f"; {now}" for old, now in _FORMER.items() if key == old or ("." in old and key.startswith(f"{old}."))), ""
+    )
 
 
 def plain_dict(config: RunConfig) -> dict[str, Any]:
@@ -188,89 +201,3 @@ def _reward_problems(config: RunConfig) -> Iterator[str]:
             check_reward(name)
         except ValueError as error:
             yield str(error)
-
-
-def override_problems(arguments: Sequence[str]) -> list[str]:
-    """What is wrong with command-line overrides, before Hydra reads them: unknown keys and unknown group options."""
-    problems = []
-    if any(word.startswith("grpo=") for word in arguments) and not any(_asks_grpo(word) for word in arguments):
-        problems.append("grpo=paper or grpo=safe sets learning rate and KL of stage=grpo; give it to that stage only")
-    swept = bool({"-m", "--multirun"} & set(arguments))
-    for before, argument in zip(("", *arguments), arguments, strict=False):
-        key, equals, value = argument.lstrip("+~").partition("=")
-        if argument.startswith("-") or before in _FLAGS_WITH_VALUES or key.split(".")[0].split("/")[0] == "hydra":
-            continue
-        if not equals:
-            if not argument.startswith("~"):
-                problems.append(f"{argument}: expected KEY=VALUE{_meant(argument)}")
-            continue
-        if "," in value and not swept and not set("[({'\"") & set(value):
-            problems.append(f"{argument}: several values are a sweep: add -m; a list is written {key}=[{value}]")
-            continue
-        group = CONF_DIR / key.replace("@", "/")
-        if group.is_dir():
-            options = sorted(path.relative_to(group).with_suffix("").as_posix() for path in group.rglob("*.yaml"))
-            for choice in value.split(","):
-                if choice and choice not in options and "(" not in value:
-                    problems.append(
-                        f"{key}={choice}: no such option{nearest(choice, options)}; there are: {', '.join(options)}"
-                    )
-        elif not _known(RunConfig, key.split(".")):
-            problems.append(f"{key}: no such setting{nearest(key, list(_keys()))}; `--help` shows all")
-    return problems
-
-
-def _meant(word: str) -> str:
-    """A question after the override that a bare word may have been meant for."""
-    stages = sorted(path.stem for path in (CONF_DIR / "stage").glob("*.yaml"))
-    return f" (did you mean 'stage={word}'?)" if word in stages else ""
-
-
-def _asks_grpo(word: str) -> bool:
-    """Whether a word chooses the stage grpo, among others in a sweep."""
-    key, _, value = word.partition("=")
-    return key == "stage" and "grpo" in value.split(",")
-
-
-def as_overrides(arguments: Sequence[str]) -> list[str]:
-    """The arguments for Hydra: known settings may be given whether or not a YAML file mentions them."""
-    return [
-        f"++{argument}"
-        if "=" in argument and not argument.startswith(("-", "+", "~")) and _is_setting(argument.partition("=")[0])
-        else argument
-        for argument in arguments
-    ]
-
-
-def _is_setting(key: str) -> bool:
-    return key.split(".")[0].split("/")[0] != "hydra" and not (CONF_DIR / key.replace("@", "/")).is_dir()
-
-
-def _known(kind: Any, path: Sequence[str]) -> bool:
-    """Whether a dotted path leads to a field; free dictionaries accept any name below them."""
-    if not path:
-        return True
-    kind = _without_none(kind)
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        names = {entry.name for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
-        return path[0] in names and _known(hints[path[0]], path[1:])
-    if typing.get_origin(kind) is dict:
-        return _known(typing.get_args(kind)[1], path[1:])
-    return kind is Any
-
-
-def _keys(kind: Any = RunConfig, prefix: str = "") -> Iterator[str]:
-    """All dotted names of settings."""
-    for entry in dataclasses.fields(kind):
-        name = f"{prefix}{entry.name}"
-        yield name
-        inner = _without_none(typing.get_type_hints(kind)[entry.name])
-        if dataclasses.is_dataclass(inner):
-            yield from _keys(inner, f"{name}.")
-
-
-def _without_none(kind: Any) -> Any:
-    """The type of a setting that may also be null."""
-    inner = [argument for argument in typing.get_args(kind) if argument is not type(None)]
-    return inner[0] if type(None) in typing.get_args(kind) and len(inner) == 1 else kind

@@ -66,6 +66,19 @@ def _content(content: Any) -> Any:
     return parts
 
 
+def attach(image: Any, video: Any, sound: Any, *, fps: float | None) -> Attached | None:
+    """Return the clip of one question; None when nothing is given.
+
+    Raises:
+        ValueError: an image beside a video.
+    """
+    if image is not None and video is not None:
+        raise ValueError("a question has one picture: give an image or a video")
+    if image is None and video is None and sound is None:
+        return None
+    return Attached(picture=video if image is None else image, sound=sound, fps=fps)
+
+
 def attached(conversation: Sequence[Mapping[str, Any]]) -> Attached | None:
     """Return the clip of a conversation from `messages_of`; None when it talks about none.
 

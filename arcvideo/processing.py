@@ -21,7 +21,7 @@ from arcvideo.media.clip import as_clip, read_clip, to_media
 from arcvideo.media.frames import plan_frames, stamp_text
 from arcvideo.media.overlay import stamp
 from arcvideo.media.read import ClipArrays, resize
-from arcvideo.messages import PLAIN_OPTIONS, Attached, attached, check_options, file_bytes, messages_of, per_row
+from arcvideo.messages import PLAIN_OPTIONS, Attached, attach, attached, check_options, file_bytes, messages_of, per_row
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.loading import CODE_FILE, load_config, share, write_code
 from arcvideo.model.positions import replace_newlines, video_ids, xd_positions
@@ -264,14 +264,15 @@ class ArcVideoProcessor(ProcessorMixin):
         questions = [text] if isinstance(text, str) else list(text)
         given = {name: per_row(value, rows=len(questions)) for name, value in
                  (("images", images), ("videos", videos), ("audio", audio))}  # fmt: skip
-        clips = [media] if media is None or isinstance(media, Media) else list(media)
-        clips = clips * len(questions) if media is None else clips
+        clips = [media] if isinstance(media, Media) else list(media or ())
         if media is not None and any(any(item is not None for item in row) for row in given.values()):
             raise ValueError("give either media or images, videos and audio")
-        if len(clips) != len(questions) or any(len(row) != len(questions) for row in given.values()):
-            raise ValueError(f"{len(questions)} questions need as many clips (None for text alone), got {len(clips)}")
+        counts = {len(row) for row in given.values()} | ({len(clips)} if media is not None else set())
+        if counts != {len(questions)}:
+            raise ValueError(f"{len(questions)} questions need as many clips (None for text alone)")
         if media is None:
-            clips = [self._attach(*row, fps=fps) for row in zip(*given.values(), strict=True)]
+            found = [attach(*row, fps=fps) for row in zip(*given.values(), strict=True)]
+            clips = [None if one is None else self._clip(one) for one in found]
         rows = [self._row(asked, media=clip, task=task) for asked, clip in zip(questions, clips, strict=True)]
         return self._batch(rows, left=padding_side == "left")
 
@@ -330,13 +331,6 @@ class ArcVideoProcessor(ProcessorMixin):
         batch = self(written, media=clips, **options, **(processor_kwargs or {}))
         return batch if return_dict else batch["input_ids"]
 
-    def _attach(self, image: Any, video: Any, sound: Any, *, fps: float | None) -> Media | None:
-        if image is not None and video is not None:
-            raise ValueError("a question has one picture: give an image or a video")
-        if image is None and video is None and sound is None:
-            return None
-        return self._clip(Attached(picture=video if image is None else image, sound=sound, fps=fps))
-
     def _clip(self, given: Attached) -> Media:
         """Return what the towers read of an attached clip."""
         if getattr(given.picture, "ndim", 0) == 4:
@@ -351,7 +345,7 @@ class ArcVideoProcessor(ProcessorMixin):
     def _read(self, file: Any, sound: Any) -> Clip:
         return read_clip(
             file_bytes(file),
-            name=str(file) if isinstance(file, (str, Path)) else type(file).__name__,
+            name=str(file)[:200] if isinstance(file, (str, Path)) else type(file).__name__,
             layout=self.layout,
             sidecar_audio=None if sound is None else file_bytes(sound),
             font=self.font,

@@ -1,4 +1,4 @@
-"""A recipe: a complete run as an ordered list of stage command lines, and where each of its stages stands."""
+"""A recipe: a complete run as an ordered list of stages with their settings, and where each of them stands."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from arcvideo.lineage.identity import folder_digest
 from arcvideo.lineage.manifest import EXPORT_NAME, finished
 from arcvideo.lineage.parents import BASE
 from arcvideo.lineage.state import State, Wanted, state_of, wanted
+from arcvideo.overrides import parsed, words_of
+from arcvideo.places import RECIPES, from_home
 from arcvideo.structured import filled, nearest
-
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,20 +72,21 @@ class Recipe:
     """Where its stages write."""
     about: str = ""
     """One paragraph for whoever runs it."""
-    overrides: list[str] = field(default_factory=list)
-    """Overrides given to every stage."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of every stage, nested or dotted: `model: tiny`, `data: {workers: 4}`."""
     prepare: list[Preparation] = field(default_factory=list)
     """Steps before the first stage."""
-    stages: list[str] = field(default_factory=list)
-    """One command line a stage: `stage=sft runner.steps=100`."""
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    """In order: the name of a stage alone, or `stage: NAME` with settings of its own. `~KEY:` takes out what its page
+    says, `~data.sources:` all of its sources; a source that is null is left out."""
     targets: list[Target] = field(default_factory=list)
     """What the stages should reach; checked at the end."""
     machine: MachineSettings | None = None
     """What it is cut for."""
     extends: str | None = None
-    """Another recipe: its keys hold where this one is silent, its overrides come before this one's."""
-    stage_overrides: dict[str, str] = field(default_factory=dict)
-    """Folder of a stage -> words at the end of its line, for recipes that extend another."""
+    """Another recipe: its keys and settings hold where this one's are silent."""
+    stage_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Folder of a stage -> settings over its own, for recipes that extend another."""
     expect: dict[str, ExpectedSource] = field(default_factory=dict)
     """Source -> what it is expected to hold: an estimate before there are shards."""
     comparisons: list[Comparison] = field(default_factory=list)
@@ -97,7 +98,7 @@ class PlannedStage:
     """One stage of a recipe."""
 
     words: tuple[str, ...]
-    """Words behind `python -m arcvideo.train`."""
+    """Words behind `arcvideo train`."""
     config: RunConfig
     """What they compose to."""
 
@@ -113,40 +114,91 @@ class PlannedStage:
 
 
 def load_recipe(name: str) -> Recipe:
-    """The recipe of that name in recipes/, or at that path.
+    """Return the recipe of that name, in ./recipes or the package's, or at that path.
 
     Raises:
         ValueError: no such recipe, or a key or type that does not fit; the message names it.
     """
-    path = Path(name) if name.endswith(".yaml") else RECIPES / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(found.stem for found in RECIPES.glob("*.yaml"))
-        raise ValueError(f"recipe={name}: no file {path}{nearest(name, known)}; there are: {', '.join(known)}")
+    named = [Path("recipes") / f"{name}.yaml", RECIPES / f"{name}.yaml"]
+    places = [Path(from_home(name))] if name.endswith((".yaml", ".yml")) else named
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        known = recipe_names()
+        raise ValueError(f"recipe={name}: no file {places[-1]}{nearest(name, known)}; there are: {', '.join(known)}")
     try:
-        return filled(Recipe, _content(path))
+        return filled(Recipe, from_home(_content(path)))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
+def recipe_names() -> list[str]:
+    """Return the names that `recipe=` takes here."""
+    return sorted({found.stem for folder in (Path("recipes"), RECIPES) for found in folder.glob("*.yaml")})
+
+
 def _content(path: Path) -> dict[str, Any]:
-    """Keys of a recipe, with those of the recipe that it extends."""
+    """Return the keys of a recipe, with those of the recipe that it extends."""
     own = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(own, dict):
         raise ValueError("expected keys like name, run_dir and stages")
+    _refuse_lines(own)
+    if isinstance(own.get("stages"), list):
+        own["stages"] = [{"stage": row} if isinstance(row, str) else row for row in own["stages"]]
     if own.get("extends") is None:
         return own
-    base = path.with_name(f"{own['extends']}.yaml")
+    near = path.with_name(f"{own['extends']}.yaml")
+    base = near if near.is_file() else RECIPES / f"{own['extends']}.yaml"
     if not base.is_file() or base == path:
-        raise ValueError(f"extends={own['extends']}: no other recipe of that name beside it")
+        raise ValueError(f"extends={own['extends']}: no other recipe of that name")
     below = _content(base)
-    overrides = [*(below.get("overrides") or []), *(own.get("overrides") or [])]
-    return {**below, **own, "overrides": overrides}
+    return {**below, **own, "settings": _over(below.get("settings") or {}, own.get("settings") or {})}
+
+
+def _over(below: Any, above: Any) -> Any:
+    """Return nested settings with others over them."""
+    if not isinstance(below, Mapping) or not isinstance(above, Mapping):
+        return above
+    return {**below, **{key: _over(below.get(key), value) for key, value in above.items()}}
+
+
+def _refuse_lines(content: Mapping[str, Any]) -> None:
+    """Refuse command lines in a recipe, which former versions had.
+
+    Raises:
+        ValueError: naming what to write instead.
+    """
+    if "overrides" in content:
+        raise ValueError(f"overrides: write settings: {_mapping(content['overrides'])}")
+    if "stage_overrides" in content:
+        raise ValueError("stage_overrides: write stage_settings: {STAGE: {KEY: VALUE}}")
+    rows = content.get("stages")
+    for number, row in enumerate(rows if isinstance(rows, list) else ()):
+        if isinstance(row, str) and "=" in row:
+            raise ValueError(f"stages[{number}]: a command line; write {_mapping(shlex.split(row))}")
+        if isinstance(row, Mapping) and not isinstance(row.get("stage"), str):
+            raise ValueError(f"stages[{number}].stage: must be set")
+
+
+def _mapping(words: Any) -> str:
+    """Return words as a mapping of YAML in one line."""
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        return "{KEY: VALUE}"
+    entries = {word.partition("=")[0].lstrip("+"): _read(word) if "=" in word else None for word in words}
+    return yaml.safe_dump(entries, default_flow_style=True, sort_keys=False, width=10_000).strip()
+
+
+def _read(word: str) -> Any:
+    try:
+        value = parsed(word).value()
+    except ValueError:
+        return word.partition("=")[2]
+    return value if isinstance(value, (int, float, bool, list, dict, type(None))) else str(value)
 
 
 def planned_stages(recipe: Recipe, *, extra: Sequence[str] = ()) -> list[PlannedStage]:
-    """The stages of a recipe, composed and checked.
+    """Return the stages of a recipe, composed and checked.
 
     Args:
         extra: overrides for every stage, after the recipe's own; `run_dir=` moves the whole recipe.
@@ -154,27 +206,25 @@ def planned_stages(recipe: Recipe, *, extra: Sequence[str] = ()) -> list[Planned
     Raises:
         ValueError: a stage that cannot run, or two that write the same folder.
     """
+    if any(word.startswith("stage=") for word in (*words_of(recipe.settings), *extra)):
+        raise ValueError("stage= belongs to a recipe's stages only")
+    shared = words_of(_over(recipe.settings, {"run_dir": recipe.run_dir}))
     planned, used = [], set()
-    for line in recipe.stages:
-        own = shlex.split(line)
-        told = [word.partition("=")[2] for word in own if word.startswith(("stage=", "output="))]
-        if sum(word.startswith("stage=") for word in own) != 1:
-            raise ValueError(f"a recipe's stage line needs exactly one stage=NAME: {line}")
-        used.add(told[-1])
-        added = shlex.split(recipe.stage_overrides.get(told[-1], ""))
-        words = [*recipe.overrides, f"run_dir={recipe.run_dir}", *own, *added, *extra]
-        if any(word.startswith("stage=") for word in (*recipe.overrides, *added, *extra)):
-            raise ValueError(f"stage= belongs to a recipe's stage lines only: {shlex.join(words)}")
+    for row in recipe.stages:
+        name = str(row.get("output") or row["stage"])
+        used.add(name)
+        own = words_of(_over(row, recipe.stage_settings.get(name, {})))
+        words = [*shared, *own, *extra]
         planned.append(PlannedStage(words=tuple(words), config=stage_config(words)))
-    unknown = sorted(set(recipe.stage_overrides) - used)
+    unknown = sorted(set(recipe.stage_settings) - used)
     if unknown:
         raise ValueError(
-            f"stage_overrides.{unknown[0]}: {recipe.name} has no such stage; it has {', '.join(sorted(used))}"
+            f"stage_settings.{unknown[0]}: {recipe.name} has no such stage; it has {', '.join(sorted(used))}"
         )
     names = [stage.name for stage in planned]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"two stages of {recipe.name} write the same folder {twice}: give one of them output=NAME")
+        raise ValueError(f"two stages of {recipe.name} write the same folder {twice}: give one of them output: NAME")
     return planned
 
 

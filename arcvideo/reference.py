@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from arcvideo.config import CONF_DIR, RunConfig
+from arcvideo.config import RunConfig
+from arcvideo.places import CONF_DIR
 from arcvideo.recipe import Recipe
 
 

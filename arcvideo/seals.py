@@ -8,21 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from arcvideo.files import sync
+
 Seal = Mapping[str, Any]
 """`size` in bytes and `sha256` in hex of one file."""
 
 
 class Damaged(ValueError):
     """A file that is not what its seal says; one line that names it and what is wrong with it."""
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def seal(path: Path) -> dict[str, Any]:

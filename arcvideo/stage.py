@@ -15,10 +15,12 @@ import torch
 from arcvideo.config import RunConfig, plain_dict
 from arcvideo.evaluation.evaluate import choose, evaluate
 from arcvideo.feed.source import Source
+from arcvideo.files import json_line, read_lines
 from arcvideo.lineage.identity import config_diff
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, read_manifest, write_manifest
 from arcvideo.lineage.parents import Parent
 from arcvideo.lineage.state import Wanted, wanted, write_started
+from arcvideo.model.card import Card, write_card
 from arcvideo.model.features import FeatureStore, tower_digest
 from arcvideo.model.loading import load_model, save_model
 from arcvideo.model.lora import Adapters, add_adapters
@@ -152,6 +154,10 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
         save_model(model, export)
         processor = ArcVideoProcessor(room.tokenizer, layout=config.layout, wording=config.data.wording)
         processor.save_pretrained(export)
+        card = Card(stage=config.stage.name, parent=str(parent.identity or parent.path), identity=str(asked.identity),
+                    steps=result.steps, trained=ready.trained, mixture=mixture, settings=plain_dict(config),
+                    metrics=metrics)  # fmt: skip
+        write_card(export, card)
         manifest = Manifest(
             stage=config.stage.name,
             identity=str(asked.identity),
@@ -184,8 +190,8 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
 def _quarantined(folder: Path, *, sources: Iterable[str]) -> dict[str, int]:
     """Source -> distinct problems that any rank met, before a restart too; each rank writes a file of its own."""
     files = [folder / "quarantine.jsonl", *folder.glob("quarantine-[0-9]*.jsonl")]
-    rows = {row for file in files if file.exists() for row in file.read_text(encoding="utf-8").splitlines()}
-    counts = Counter(json.loads(row)["source"] for row in rows)
+    rows = {json_line(row): row for file in files if file.exists() for row in read_lines(file)}
+    counts = Counter(row["source"] for row in rows.values())
     return {name: counts[name] for name in sources}
 
 

@@ -9,22 +9,24 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Sweep
 from hydra.types import RunMode
 
-from arcvideo.compose import stage_config
+from arcvideo.compose import search_words
 from arcvideo.config import RunConfig
 from arcvideo.lineage.manifest import finished
 from arcvideo.lineage.parents import BASE
+from arcvideo.overrides import DEFAULT_MODEL, as_overrides, beside, parsed, settings_words
 
 PLACES = ("run_dir", "data_dir", "base", "threads", "feature_cache", "logger", "train_parents", "parents")
 """Settings that say where and how a job runs: they do not name its folder."""
-SHARED = ("model", "engine", "data", *PLACES)
-"""Words that a sweep's parents are trained with too; `data.` and the other groups of a stage are not among them."""
+SHARED = ("model", "engine", *PLACES)
+"""Words that a sweep's parents are trained with too."""
 JOB_NAME = "job.json"
 LONGEST_NAME = 100
 
@@ -92,21 +94,24 @@ def job_name(stage: str, *, overrides: dict[str, str]) -> str:
 
 
 def parent_words(overrides: Sequence[str]) -> list[str]:
-    """The words of a job that its parents are trained with too: model, engine, data set, places, and `parents.`'s."""
+    """Return the words of a job that its parents are trained with too: model, engine, places, and `parents.`'s."""
     kept, theirs = [], []
     for word in (override.lstrip("+") for override in overrides):
-        group, _, inner = word.partition("=")[0].partition(".")
-        if group in SHARED and not (inner and group == "data"):
+        group = word.partition("=")[0].partition(".")[0]
+        if group in SHARED:
             kept.append(word)
         if group == "parents":
             theirs.append(word.removeprefix("parents."))
     return kept + theirs
 
 
-def train_parents(config: RunConfig, *, overrides: Sequence[str]) -> None:
+def train_parents(config: RunConfig, *, overrides: Sequence[str], chosen: Mapping[str, str]) -> None:
     """Train the parent stage in a process of its own if it is not finished; that process does the same for its parent.
 
     Jobs that ask at the same time wait for each other: a stage's folder has a lock.
+
+    Args:
+        chosen: group -> option; parents are pages of the same model.
 
     Raises:
         ValueError: inside a job of several processes, where none of them may start others.
@@ -121,21 +126,34 @@ def train_parents(config: RunConfig, *, overrides: Sequence[str]) -> None:
             "several processes cannot train it on the way: run `python -m arcvideo.pipeline` or that stage first"
         )
     shared = [word for word in parent_words(overrides) if not word.startswith("train_parents=")]
-    command = [sys.executable, "-m", "arcvideo.train", f"stage={stage}", *shared]
-    command.append("train_parents=true")
+    if not any(word.startswith("model=") for word in shared) and chosen["model"] != DEFAULT_MODEL:
+        shared.append(f"model={chosen['model']}")
+    words = [f"stage={beside(chosen['stage'], stage=stage)}", *shared, *search_words(), "train_parents=true"]
+    command = [sys.executable, "-m", "arcvideo.train", *words]
     print(f"parent first: {' '.join(command[1:])}", flush=True)
     status = subprocess.run(command, check=False).returncode
     if status:
         sys.exit(status if status > 0 else 128 - status)
 
 
-def first_config(words: Sequence[str]) -> RunConfig:
-    """Settings of the first job that these words start, as far as its words are known.
+def first_words(words: Sequence[str]) -> list[str]:
+    """Return the words of the first job that these words start; what a search draws from a range is left out."""
+    plain = settings_words(words)
+    first = {word: first_choice(given) for word, given in zip(plain, settings_words(as_overrides(words)), strict=True)}
+    return [word for given in words if (word := first.get(given, given)) is not None]
 
-    Raises:
-        ConfigError: they do not compose.
-    """
-    return stage_config([first for word in words if (first := _first_choice(word))])
+
+def first_choice(word: str) -> str | None:
+    """Return an override with the first of the values that are swept; None for a range that a sweeper draws from."""
+    if "=" not in word or word.startswith("~"):
+        return word
+    override = parsed(word)
+    if not override.is_sweep_override():
+        return word
+    swept = override.value()
+    if not isinstance(swept, Sweep) or not override.is_discrete_sweep():
+        return None
+    return f"{word.partition('=')[0]}={next(override.sweep_string_iterator())}"
 
 
 def sweep_folder(words: Sequence[str], *, config: RunConfig) -> Path:
@@ -165,15 +183,3 @@ def report_sweep(folder: Path) -> bool:
 def _pair(word: str) -> tuple[str, str]:
     key, _, value = word.lstrip("+").partition("=")
     return key, value
-
-
-def _first_choice(word: str) -> str | None:
-    """A swept word with its first choice; None for flags, Hydra's own words and ranges."""
-    key, equals, value = word.partition("=")
-    if word.startswith("~"):
-        return word
-    if not equals or word.startswith("-") or key.startswith("hydra"):
-        return None
-    if re.match(r"(choice|range|interval|glob|shuffle|sort|tag)\(", value):
-        return None
-    return f"{key}={value.partition(',')[0]}" if not re.search(r"[\[({'\"]", value) else word

@@ -10,22 +10,37 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
-from arcvideo.compose import grammar_problems
-from arcvideo.config import CONF_DIR, ConfigError, RunConfig, as_overrides, override_problems, plain_dict, typed
+from arcvideo.compose import shown_text, stage_config
+from arcvideo.config import ConfigError, RunConfig, plain_dict, typed
+from arcvideo.ending import Ended
 from arcvideo.lineage.lock import agreed, alone_in, launch
 from arcvideo.lineage.manifest import finished, read_manifest
 from arcvideo.lineage.parents import Parent, resolve_parent
 from arcvideo.lineage.state import State, state_of, wanted
+from arcvideo.overrides import (
+    LAUNCHERS_WORDS,
+    as_overrides,
+    beside,
+    flag_value,
+    grammar_problems,
+    override_problems,
+    quoted,
+    settings_words,
+)
+from arcvideo.places import CONF_DIR
 from arcvideo.plugins import in_submitit, join_job, option_of, plugin_problems, queue_again, sweep_words
 from arcvideo.runner.terminal import one_voice
-from arcvideo.sweep import SweepJob, first_config, lower_is_better, report_sweep, sweep_folder, train_parents
+from arcvideo.sweep import SweepJob, first_words, lower_is_better, report_sweep, sweep_folder, train_parents
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
@@ -40,7 +55,7 @@ def train(composed: DictConfig) -> float | None:
         if job is not None:
             config = job.config
         if config.train_parents:
-            train_parents(config, overrides=list(hydra_now.overrides.task))
+            train_parents(config, overrides=list(hydra_now.overrides.task), chosen=hydra_now.runtime.choices)
         rank, ranks, launched = launch()
         with one_voice(config.stage_dir, rank=rank, ranks=ranks, job=launched):
             value = _run(config)
@@ -51,14 +66,16 @@ def train(composed: DictConfig) -> float | None:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         if job is None:
-            sys.exit(f"error: {error}")
+            raise Ended(1, message=f"error: {error}") from error
         # The other jobs of a sweep go on; the table says what became of this one.
         job.done(None, error=str(error))
         print(f"error: {error}", file=sys.stderr, flush=True)
         return None
     except SystemExit as stop:
         queue_again(stop.code)
-        if job is None or not in_submitit():
+        if job is None:
+            raise Ended(stop.code) from stop
+        if not in_submitit():
             raise
         # A job that only ends would leave its launcher without an answer.
         job.done(None, error=f"ended with {stop.code}; see the output of the job")
@@ -84,6 +101,7 @@ def _run(config: RunConfig) -> float | None:
         parent=config.stage.parent,
         base=Path(config.base),
         override=Path(config.parent) if config.parent else None,
+        make=f"python -m arcvideo.train stage={_beside(config)} run_dir={config.run_dir}",
     )
     _find_shards(config)
     rank, ranks, job = launch()
@@ -98,6 +116,12 @@ def _run(config: RunConfig) -> float | None:
         # Rank 0 may have waited for the lock; what the others see meanwhile is out of date.
         with agreed(config.stage_dir, rank=rank, job=job, word=state.word) as word:
             return _act(config, parent=parent, state=state, word=word)
+
+
+def _beside(config: RunConfig) -> str:
+    """Return how the parent stage is chosen: a page of the same model."""
+    page = HydraConfig.get().runtime.choices.get("stage", "") if HydraConfig.initialized() else ""
+    return beside(page, stage=config.stage.parent)
 
 
 def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float | None:
@@ -118,6 +142,8 @@ def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float
         )
     from arcvideo.stage import measure_stage, run_stage
 
+    if word != "unmeasured":
+        _record(config.stage_dir)
     work = measure_stage if word == "unmeasured" else run_stage
     try:
         work(config, parent=parent)
@@ -126,6 +152,27 @@ def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float
         raise ValueError(f"{_told(error, folder=config.stage_dir)}{_traced(config.stage_dir)}") from error
     done = finished(config.stage_dir)
     return done.value(config.evaluation.optimize) if done else None
+
+
+def _record(folder: Path) -> None:
+    """Write what Hydra composed into the folder of a stage that is about to be trained, as Hydra itself lays it out.
+
+    Hydra would do so before anybody knows whether the stage may run, over the files of a finished one.
+    """
+    if not HydraConfig.initialized() or HydraConfig.get().mode == RunMode.MULTIRUN or launch()[0]:
+        return
+    place = Path(HydraConfig.get().runtime.output_dir)
+    if place.parent != folder.resolve():
+        return  # the user said where Hydra shall write, and it did
+    whole = cast(DictConfig, HydraConfig.instance().cfg)
+    parts = {
+        "config": OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]),
+        "hydra": OmegaConf.masked_copy(whole, ["hydra"]),
+        "overrides": whole.hydra.overrides.task,
+    }
+    (place / ".hydra").mkdir(parents=True, exist_ok=True)
+    for name, part in parts.items():
+        (place / ".hydra" / f"{name}.yaml").write_text(OmegaConf.to_yaml(part), encoding="utf-8")
 
 
 def _told(error: ValueError | OSError, *, folder: Path) -> str:
@@ -165,47 +212,84 @@ def _find_shards(config: RunConfig) -> None:
 
 
 _HELP = f"""{__doc__}
-Stages: audio_warmup, pretrain, sft, cold_start, grpo, final_sft.
+Stages: audio_warmup, pretrain, sft, cold_start, grpo, final_sft, of model=tiny or model=arc_hunyuan_7b.
 
-  python -m arcvideo.train stage=sft --help                every setting of that stage
-  python -m arcvideo.train stage=sft runner.steps=50       another length
-  python -m arcvideo.train stage=sft verify_resume=40      proves that a resumed run has the same bits
-  python -m arcvideo.train -m stage=sft runner.seed=0,1,2  a sweep: parents are trained once, each job has its folder
-  python -m arcvideo.train -m hydra/launcher=submitit_local stage=sft runner.seed=0,1,2   its jobs as processes
-  python -m arcvideo.train -m hydra/sweeper=optuna stage=sft 'optimizer.lr=interval(1e-4,1e-2)'
-                                                           a search for the best evaluation.optimize"""
+  arcvideo train stage=sft --help                every setting of that stage
+  arcvideo train stage=sft runner.steps=50       another length
+  arcvideo train stage=sft verify_resume=40      proves that a resumed run has the same bits
+  arcvideo train -m stage=sft runner.seed=0,1,2  a sweep: parents are trained once, each job has its folder
+  arcvideo train -m hydra/launcher=submitit_local stage=sft runner.seed=0,1,2   its jobs as processes
+  arcvideo train -m hydra/sweeper=optuna stage=sft 'optimizer.lr=interval(1e-4,1e-2)'
+                                                 a search for the best evaluation.optimize
+  arcvideo train --config-dir conf stage=mine    options of your own; +experiment=NAME, hydra.searchpath=[file://conf]
+
+`python -m arcvideo.train` is the same command."""
+_HYDRAS_OWN = ("--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--version")
+"""Flags that Hydra answers without running anything."""
+_SHOWS = ("--cfg", "-c", "--help", "-h")
 
 
 def main() -> None:
     """Check the overrides, then hand over to Hydra."""
-    words = sys.argv[1:]
-    if {"-h", "--help"} & set(words) and not any(word.startswith("stage=") for word in words):
-        print(_HELP)  # Hydra's own help composes the settings, which needs a stage
+    # Launchers of processes add words of their own; Hydra shows settings of single runs only.
+    words = [word for word in sys.argv[1:] if not word.startswith(LAUNCHERS_WORDS)]
+    names = {word.partition("=")[0] for word in words}
+    asks_help = bool({"-h", "--help"} & names)
+    if asks_help and not settings_words(words):
+        print(_HELP)
         return
-    # Python's parser of arguments refuses overrides on both sides of a flag.
-    flags = ("-m", "--multirun")
-    # Hydra shows settings of single runs only.
-    sweep = [word for word in words if word in flags and not {"--cfg", "--help", "--info"} & set(words)]
-    words = sweep + [
-        word for word in words if word not in flags and not word.startswith(("--local_rank", "--local-rank"))
-    ]
-    _refuse(plugin_problems(sys.argv[1:]) + (override_problems(sys.argv[1:]) or grammar_problems(sys.argv[1:])))
-    shown = any(word.startswith("-") and word not in sweep for word in words)
-    sys.argv[1:] = as_overrides(words)
-    if shown or not any(word.startswith("stage=") for word in words):
-        train()  # Hydra shows what was asked for, or which stages there are
+    if names & set(_HYDRAS_OWN):
+        _ask_hydra(words, names=names)
         return
+    shown = bool(names & set(_SHOWS))
+    _refuse(plugin_problems(words) + (override_problems(words) or grammar_problems(words)))
     try:
-        first = first_config(words)
+        if shown:
+            kind = flag_value(words, "--cfg") or "job"
+            text = shown_text(first_words(words), kind=kind, package=flag_value(words, "--package"))
+            print(f"{_HELP}\n\nEvery setting of this stage:\n\n{text}" if asks_help else text, end="")
+            return
+        first = stage_config(first_words(words))
     except ConfigError as error:
         _refuse(str(error).splitlines())
         return
-    if not sweep:
-        train()
+    sweep = bool({"-m", "--multirun"} & names)
+    # Python's parser of arguments refuses overrides on both sides of a flag.
+    plain = [word for word in as_overrides(words) if word not in ("-m", "--multirun")]
+    if sweep:
+        _sweep(plain, first=first)
         return
+    sys.argv[1:] = [*plain, *_places(words, config=first)]
+    train()
+
+
+def _ask_hydra(words: Sequence[str], *, names: set[str]) -> None:
+    """Have Hydra answer what it answers itself."""
+    if names & {"--hydra-help", "--version"}:
+        words = [word for word in words if word.startswith(("-", "hydra"))]
+    elif not names & {"--shell-completion", "-sc"}:
+        _refuse(override_problems(words))
+        words = as_overrides(words)
+    sys.argv[1:] = words
+    train()
+
+
+def _places(words: Sequence[str], *, config: RunConfig) -> list[str]:
+    """Return words that keep Hydra's folder inside the stage's, unless the user said where it shall be.
+
+    Nothing is written there before the stage may run.
+    """
+    given = {word.lstrip("+").partition("=")[0] for word in words}
+    if given & {"hydra.run.dir", "hydra.output_subdir"}:
+        return []
+    return [f"hydra.run.dir={quoted(str(config.stage_dir / 'hydra'))}", "hydra.output_subdir=null"]
+
+
+def _sweep(words: Sequence[str], *, first: RunConfig) -> None:
+    """Run the jobs, then show their table; exit with 1 when one of them failed."""
     folder = sweep_folder(words, config=first)
-    sys.argv += sweep_words(words, lower_is_better=lower_is_better(first.evaluation.optimize))
-    sys.argv.append(f"hydra.sweep.dir={folder}")
+    added = sweep_words(words, lower_is_better=lower_is_better(first.evaluation.optimize))
+    sys.argv[1:] = ["-m", *words, *added, f"hydra.sweep.dir={quoted(str(folder))}"]
     if option_of("hydra/launcher", words) != "basic":
         print(f"output of the jobs: {folder}/.submitit/*/*_log.*", flush=True)
     train()

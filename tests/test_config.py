@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,31 +11,29 @@ from typing import Any
 import pytest
 import yaml
 
-from arcvideo.config import CONF_DIR, ConfigError, RunConfig, override_problems, plain_dict, typed
-from arcvideo.recipe import RECIPES, load_recipe
+from arcvideo.compose import stage_config
+from arcvideo.config import ConfigError, RunConfig, plain_dict
+from arcvideo.overrides import DEFAULT_MODEL, override_problems, stages
+from arcvideo.places import CONF_DIR, RECIPES
+from arcvideo.recipe import load_recipe, planned_stages
 from arcvideo.structured import filled
-from tests.compose import composed, settings
+from tests.compose import settings
 
 
 def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
 
 
-STAGES = options("stage")
+STAGES = stages([])
 MODELS = options("model")
 ENGINES = options("engine")
 ORDER = ["audio_warmup", "pretrain", "sft", "cold_start", "grpo", "final_sft"]
-# A model other than tiny has no data of its own: whoever trains it names some.
-OWN_DATA = "data.sources.mine.shards=shards/*.tar"
 
 
 def refusal(*overrides: str) -> str:
     """What a user is told."""
-    problems = override_problems(overrides)
-    if problems:
-        return "\n".join(problems)
     with pytest.raises(ConfigError) as caught:
-        typed(composed(*overrides))
+        stage_config(overrides)
     return str(caught.value)
 
 
@@ -46,7 +43,8 @@ def refusal(*overrides: str) -> str:
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_composes_at_every_size(stage: str, model: str) -> None:
-    config = settings(f"stage={stage}", f"model={model}", *([] if model == "tiny" else [OWN_DATA]))
+    config = settings(f"stage={stage}", f"model={model}")
+    assert config == settings(f"stage={model}/{stage}")
     assert config.stage.name == stage
     assert config.stage.train
     assert plain_dict(config)["runner"]["steps"] == config.runner.steps
@@ -61,23 +59,21 @@ def test_the_six_stages_follow_each_other() -> None:
 
 def test_every_file_of_conf_is_an_option_that_a_test_composes() -> None:
     reached = {CONF_DIR / "config.yaml"}
-    for group in ("stage", "model", "data", "engine", "logger", "grpo"):
+    for group in ("model", "engine", "logger", "grpo"):
         reached |= {CONF_DIR / group / f"{option}.yaml" for option in options(group)}
     # A launcher replaces Hydra's own; tests/test_sweeps.py composes it.
     reached |= set((CONF_DIR / "hydra" / "launcher").iterdir())
-    reached |= {CONF_DIR / "preset" / model / f"{stage}.yaml" for model in MODELS for stage in STAGES}
+    reached |= {CONF_DIR / "stage" / model / f"{stage}.yaml" for model in MODELS for stage in [*STAGES, "_common"]}
     assert reached == set(CONF_DIR.rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("choice", "lr", "beta"), [("paper", 2e-5, 0.1), ("safe", 1e-6, 0.04)])
 def test_learning_rate_and_kl_of_grpo_are_chosen_with_one_word(model: str, choice: str, lr: float, beta: float) -> None:
-    own = [] if model == "tiny" else [OWN_DATA]
-    config = settings("stage=grpo", f"model={model}", f"grpo={choice}", *own)
+    config = settings("stage=grpo", f"model={model}", f"grpo={choice}")
     assert (config.optimizer.name, config.optimizer.lr, config.grpo.beta) == ("adamw", lr, beta)
-    assert settings("stage=grpo", f"model={model}", f"grpo={choice}", "grpo.beta=0", *own).grpo.beta == 0
-    as_before = settings("stage=grpo", f"model={model}", *own)
-    assert as_before == settings("stage=grpo", f"model={model}", "grpo=default", *own)
+    assert settings("stage=grpo", f"model={model}", f"grpo={choice}", "grpo.beta=0").grpo.beta == 0
+    assert settings("stage=grpo", f"model={model}") == settings("stage=grpo", f"model={model}", "~grpo")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -88,13 +84,36 @@ def test_every_engine_runs_every_stage_with_adamw(stage: str, engine: str) -> No
 
 
 @pytest.mark.parametrize(("group", "option"), [("logger", name) for name in options("logger")])
-def test_every_logger_and_data_option_composes(group: str, option: str) -> None:
+def test_every_logger_option_composes(group: str, option: str) -> None:
     assert settings("stage=sft", f"{group}={option}").logger.wandb in ("disabled", "offline", "online")
 
 
-@pytest.mark.parametrize("option", options("data"))
-def test_every_data_option_composes(option: str) -> None:
-    assert settings("stage=sft", f"data={option}").data.sources
+def test_a_stage_of_the_large_model_lands_in_its_own_folder_with_its_own_engine_and_data() -> None:
+    config = settings("stage=grpo", "model=arc_hunyuan_7b")
+    assert config.stage_dir == Path("runs/arc_hunyuan_7b/grpo")
+    assert config.engine["zero_optimization"]["stage"] == 3
+    assert settings("stage=sft", "model=arc_hunyuan_7b").engine["zero_optimization"]["stage"] == 1
+    assert {source.shards for source in config.data.sources.values()} == {
+        "data/arc_hunyuan_7b/rl_mcq/*.tar",
+        "data/arc_hunyuan_7b/rl_grounding/*.tar",
+    }
+    assert settings("stage=grpo", "model=arc_hunyuan_7b", "engine=zero2").engine["zero_optimization"]["stage"] == 2
+
+
+def test_the_model_that_is_chosen_by_default_is_the_one_that_stages_are_looked_up_for() -> None:
+    defaults = yaml.safe_load((CONF_DIR / "config.yaml").read_text())["defaults"]
+    assert {"model": DEFAULT_MODEL} in defaults
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_all_stages_of_a_model_share_stands_once(model: str) -> None:
+    def leaves(values: Any, key: str = "") -> set[str]:
+        if not isinstance(values, dict):
+            return {f"{key}={values}"}
+        return {leaf for name, value in values.items() for leaf in leaves(value, f"{key}.{name}")}
+
+    pages = [yaml.safe_load((CONF_DIR / "stage" / model / f"{stage}.yaml").read_text()) for stage in STAGES]
+    assert set.intersection(*(leaves(page) for page in pages)) <= {f".defaults=['/stage/{model}/_common', '_self_']"}
 
 
 @pytest.mark.parametrize("path", sorted(CONF_DIR.rglob("*.yaml")), ids=lambda path: path.stem)
@@ -130,6 +149,10 @@ REFUSALS: list[tuple[str, list[str]]] = [
     ("stage=stf", ["stage=stf", "sft", ", ".join(STAGES)]),
     ("model=7b", ["model=7b", ", ".join(MODELS)]),
     ("engine=zero9", ["engine=zero9", ", ".join(ENGINES)]),
+    # what former versions had
+    ("data=tiny_shorts", ["data=tiny_shorts", "data.sources.NAME.shards"]),
+    ("preset=tiny/sft", ["preset", "model=NAME"]),
+    ("optimizer.module_lrs={llm: 0.1}", ["optimizer.module_lrs", "factors", "optimizer.lr_factors"]),
     # wrong types
     ("grpo.beta=abc", ["grpo.beta", "a number", "'abc'"]),
     ("runner.steps=1.5", ["runner.steps", "a whole number", "1.5"]),
@@ -137,7 +160,7 @@ REFUSALS: list[tuple[str, list[str]]] = [
     ("runner.liveness=1", ["runner.liveness", "true or false"]),
     ("optimizer.betas=0.9", ["optimizer.betas", "a list"]),
     ("optimizer.betas=[0.9,x]", ["optimizer.betas[1]", "a number"]),
-    ("optimizer.module_lrs=1", ["optimizer.module_lrs", "a mapping"]),
+    ("optimizer.lr_factors=1", ["optimizer.lr_factors", "a mapping"]),
     ("model.text.hidden_size=wide", ["model.text.hidden_size", "a whole number"]),
     ("data.sources.tiny_shorts.tasks.mcq=much", ["data.sources.tiny_shorts.tasks.mcq", "a number"]),
     ("evaluation=3", ["evaluation", "a group of settings"]),
@@ -147,12 +170,12 @@ REFUSALS: list[tuple[str, list[str]]] = [
     ("runner.log_every=0", ["runner.log_every=0", "at least 1"]),
     ("runner.precision=fp16", ["runner.precision", "fp32, bf16"]),
     ("schedule.name=step", ["schedule.name", "constant, linear, cosine"]),
-    ("schedule.warmup_steps=100000", ["schedule.warmup_steps=100000", "runner.steps"]),
+    ("schedule.warmup_steps=-1", ["schedule.warmup_steps=-1", "not be negative"]),
     ("schedule.min_ratio=2", ["schedule.min_ratio", "between 0 and 1"]),
     ("optimizer.name=sgd", ["optimizer.name", "adamw, muon"]),
     ("optimizer.lr=0", ["optimizer.lr", "above 0"]),
     ("optimizer.betas=[0.9,1.5]", ["optimizer.betas", "[0, 1)"]),
-    ("optimizer.module_lrs={vision: 1}", ["optimizer.module_lrs", "vision_projector"]),
+    ("optimizer.lr_factors={vision: 1}", ["optimizer.lr_factors", "vision_projector"]),
     ("logger.wandb=on", ["logger.wandb", "offline"]),
     ("data.wording=long", ["data.wording", "arc, brief"]),
     ("data.token_budget=0", ["data.token_budget=0", "at least 1"]),
@@ -196,11 +219,11 @@ def test_sizes_that_do_not_fit_each_other_are_refused(override: str, word: str) 
     assert word in refusal("stage=sft", override)
 
 
-def test_a_size_without_data_of_its_own_asks_for_some() -> None:
-    told = refusal("stage=sft", "model=arc_hunyuan_7b")
+def test_a_stage_without_sources_asks_for_some() -> None:
+    told = refusal("stage=sft", "~data.sources")
     assert "data.sources is empty" in told
     (example,) = re.findall(r"data\.sources\.\S+=\S+", told)
-    assert "mine" in settings("stage=sft", "model=arc_hunyuan_7b", example).data.sources
+    assert list(settings("stage=sft", "~data.sources", example).data.sources) == ["mine"]
 
 
 def test_all_problems_are_told_at_once() -> None:
@@ -219,7 +242,7 @@ def test_all_problems_are_told_at_once() -> None:
         ["-m", "stage=sft", "runner.steps=1,2"],
         ["~logger"],
         ["+data.sources.mine.shards=x"],
-        ["preset=tiny/sft"],
+        ["hydra/launcher=basic"],
     ],
     ids=" ".join,
 )
@@ -238,6 +261,7 @@ def mine(config: RunConfig) -> Any:
         ("optimizer.lr=1", lambda config: config.optimizer.lr == 1.0),
         ("evaluation.seed=3", lambda config: config.evaluation.seed == 3),  # not mentioned in any YAML file
         ("data.sources.more.shards=x.tar", lambda config: {"tiny_shorts", "more"} <= set(config.data.sources)),
+        ("data.sources.text=null", lambda config: list(config.data.sources) == ["tiny_shorts"]),
         ("data.sources.tiny_shorts.max_clips=null", lambda config: mine(config).max_clips is None),
         ("engine.gradient_predivide_factor=2", lambda config: config.engine["gradient_predivide_factor"] == 2),
         ("run_dir=here", lambda config: config.stage_dir == Path("here/sft") and config.base == "here/base"),
@@ -255,23 +279,27 @@ RECIPE_FILES = sorted(RECIPES.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPE_FILES, ids=lambda path: path.stem)
-def test_recipes_hold_stage_lines_that_compose(path: Path) -> None:
+def test_recipes_hold_stages_that_compose(path: Path) -> None:
     recipe = load_recipe(path.stem)
-    assert recipe.stages
-    names = []
-    for line in recipe.stages:
-        words = [*recipe.overrides, f"run_dir={recipe.run_dir}", *shlex.split(line)]
-        config = settings(*words)
-        names.append(config.output or config.stage.name)
-    assert len(set(names)) == len(names), "two stages of a recipe write the same folder"
+    planned = planned_stages(recipe)
+    assert planned
+    names = [stage.name for stage in planned]
     assert [target.stage for target in recipe.targets if target.stage not in names] == []
+    assert [stage.words for stage in planned if stage_config(stage.words) != stage.config] == []
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"stagez": []}, ["stagez", "stages"]),
-        ({"stages": "stage=sft"}, ["stages", "a list"]),
+        ({"stages": "sft"}, ["stages", "a list"]),
+        ({"stages": [{"output": "x"}]}, ["stages[0].stage", "must be set"]),
+        (
+            {"stages": ["sft", "stage=sft runner.steps=5 ~data.sources.text"]},
+            ["stages[1]", "write {stage: sft, runner.steps: 5, ~data.sources.text: null}"],
+        ),
+        ({"overrides": ["model=tiny", "feature_cache=false"]}, ["settings: {model: tiny, feature_cache: false}"]),
+        ({"stage_overrides": {"sft": "engine=zero1"}}, ["stage_overrides", "stage_settings"]),
         ({"targets": [{"stage": "sft"}]}, ["targets[0].metric", "must be set"]),
         ({"targets": [{"stage": "sft", "metric": "m", "at_least": "high"}]}, ["targets[0].at_least", "a number"]),
         ({"prepare": [{"name": "x", "command": "y"}]}, ["prepare[0].makes"]),

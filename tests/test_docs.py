@@ -19,11 +19,11 @@ from torch.distributed.run import parse_args
 
 from arcvideo.ask import read_words
 from arcvideo.compose import stage_config
-from arcvideo.config import RunConfig, _known, override_problems
+from arcvideo.overrides import override_problems, setting_type
 from arcvideo.recipe import load_recipe, planned_stages
 from arcvideo.rollout.settings import SampleSettings
 from arcvideo.structured import from_words
-from arcvideo.sweep import _first_choice
+from arcvideo.sweep import first_words
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -86,14 +86,16 @@ def planned(recipe: str, extra: tuple[str, ...]) -> int:
 def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Settings compose, recipes plan, arguments parse; nothing is run."""
     module, *words = shlex.split(line, comments=True)
+    if "my_conf" in line:
+        monkeypatch.chdir(tmp_path)
+        _write_options(tmp_path / "my_conf")
     if words == ["$@"]:
         return
     importlib.import_module(module)
     if module == "arcvideo.train":
         assert override_problems(words) == []
-        plain = [_first_choice(word) or word for word in words if "=" in word and not word.startswith("-")]
-        if any(word.startswith("stage=") for word in plain):
-            stage_config([word for word in plain if not word.startswith("hydra")])
+        if any(word.startswith("stage=") for word in words):
+            stage_config([word for word in first_words(words) if not word.startswith("hydra")])
     elif module in ("arcvideo.pipeline", "arcvideo.preflight"):
         own = ("recipe", "stale", "device", "gpus", "stage", "utilization", "gpu_memory", "host_memory")
         names = [word.removeprefix("recipe=") for word in words if word.startswith("recipe=")]
@@ -113,6 +115,16 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch, tmp
         stage_config(words[first:])
     elif words and not any(word.startswith("[") for word in words):
         _parse(module, words, monkeypatch=monkeypatch)
+
+
+def _write_options(folder: Path) -> None:
+    """Write the folder of options that docs/running.md describes."""
+    (page,) = re.findall(r"```yaml\n(# @package _global_.*?)```", (ROOT / "docs" / "running.md").read_text(), re.DOTALL)
+    experiment = "# @package _global_\ndefaults: [override /stage: tiny/sft]\nrunner: {steps: 7}\n"
+    files = {"stage/mine": page, "engine/ours": "zero_optimization: {stage: 0}\n", "experiment/short": experiment}
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.yaml").write_text(text)
 
 
 def _parse(module: str, words: list[str], *, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +150,7 @@ def test_settings_and_files_that_are_named_exist(path: Path) -> None:
         for word in code.split():
             key = word.partition("=")[0].lstrip("+~'")
             if re.fullmatch(rf"({'|'.join(SECTIONS)})\.[a-z_A-Z.]+", key) and not key.endswith(NO_SETTINGS):
-                if not _known(RunConfig, key.split(".")):
+                if setting_type(key) is None:
                     missing.append(key)
             elif re.fullmatch(rf"({'|'.join(FOLDERS)})/[\w./-]+", word) and not list(ROOT.glob(f"{word}*")):
                 missing.append(word)

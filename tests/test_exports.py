@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
+from arcvideo.model.card import Card, write_card
 from arcvideo.model.loading import save_model
 from arcvideo.processing import ArcVideoProcessor
 from arcvideo.render import render_branch
@@ -90,8 +92,15 @@ def test_trusted_code_stands_in_for_the_import(export, tmp_path):
     )
     done = fresh(code, export, cwd=tmp_path)
     assert done.stdout.split() == ["ArcVideoProcessor", "ArcVideoForConditionalGeneration"], done.stderr
-    hidden = "import sys\nsys.modules['arcvideo'] = None\n" + code
-    refused = fresh(hidden, export, cwd=tmp_path)
+    hidden = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'arcvideo':\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+    )
+    refused = fresh(hidden + code, export, cwd=tmp_path)
     assert refused.returncode
     assert "pip install arcvideo" in refused.stderr
 
@@ -195,6 +204,52 @@ def test_several_chats_are_padded_like_each_alone(export, processor):
 def test_the_last_turn_may_stay_open(processor):
     text = processor.apply_chat_template(asked(answer="It is re"), continue_final_message=True)
     assert text == "<|startoftext|>Which colour?<sep>It is re"
+
+
+@pytest.mark.slow
+def test_the_snippet_of_the_readme_runs(export, tmp_path):
+    (code,) = re.findall(r"```python\n(import arcvideo\n.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len(code.splitlines()) <= 10
+    code = code.replace("runs/tiny_shorts/final_sft/export", str(export)).replace("clip.mp4", str(export / "clip.mp4"))
+    done = fresh(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip(), "it prints an answer"
+
+
+@pytest.mark.slow
+def test_the_snippet_of_a_card_runs(export, tmp_path):
+    write_card(tmp_path, Card(stage="sft", parent="a", identity="b", steps=3, trained=["llm"]))
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), flags=re.DOTALL)
+    code = code.replace("THIS FOLDER", str(export)).replace("clip.mp4", str(export / "clip.mp4"))
+    code = code.replace("max_new_tokens=256", "max_new_tokens=4")
+    done = fresh(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_card_says_where_the_weights_come_from(tmp_path):
+    card = Card(
+        stage="sft",
+        parent="0123abcd",
+        identity="4567ef01",
+        steps=30,
+        trained=["llm", "audio_projector"],
+        mixture={"shorts": {"requested": 1.0, "items": 412, "books": {"seen": 3}}},
+        settings={"optimizer": {"name": "adamw", "lr": 1e-3}, "secret": {"token": "x"}},
+        metrics={"mcq_accuracy": {"value": 0.7534, "n": 300, "low": 0.7, "high": 0.8}},
+    )
+    write_card(tmp_path, card)
+    text = (tmp_path / "README.md").read_text()
+    for said in (
+        "30 steps",
+        "`0123abcd`",
+        "llm, audio_projector",
+        "| shorts | 412 | 1 |",
+        "| `optimizer.lr` | `0.001` |",
+        "| mcq_accuracy | 0.7534 | 300 | 0.7 to 0.8 |",
+        "library_name: transformers",
+    ):
+        assert said in text, text
+    assert "secret" not in text
 
 
 @pytest.mark.filterwarnings("ignore")

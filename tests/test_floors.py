@@ -17,7 +17,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALL_FILES = [*FILES, *sorted((ROOT / "tests").rglob("*.py"))]
 
 FLOORS = (
-    {"types", "structured", "muon", "launcher", "layout", "seals", "registration"},
+    {"types", "structured", "muon", "launcher", "layout", "files", "places", "registration"},
+    {"seals"},
     {"media", "tasks", "model", "objectives", "render", "flops"},
     {"shards"},
     {"planning"},
@@ -26,6 +27,7 @@ FLOORS = (
     {"rollout"},
     {"evaluation"},
     {"config"},
+    {"overrides", "ending"},
     {"compose", "plugins", "torchrun"},
     {"recipe", "sweep", "stage", "ask"},
     {"verify", "reference", "preflight", "pipeline"},
@@ -46,8 +48,8 @@ NEIGHBOURS = {
 """(room, neighbour on the same floor) -> the neighbour's modules it may import."""
 
 FRAMEWORKS = {
-    "hydra": {"train.py", "sweep.py", "compose.py"},
-    "omegaconf": {"train.py", "config.py"},
+    "hydra": {"train.py", "sweep.py", "compose.py", "overrides.py", "ending.py"},
+    "omegaconf": {"train.py", "config.py", "compose.py"},
     "deepspeed": {"runner/engine.py"},
     "wandb": {"runner/metrics.py"},
     "webdataset": {"shards/write.py"},

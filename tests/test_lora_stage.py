@@ -10,12 +10,13 @@ import jsonschema
 import pytest
 import torch
 
-from arcvideo.config import override_problems
+from arcvideo.compose import composed
 from arcvideo.lineage.identity import relevant
 from arcvideo.lineage.manifest import read_manifest
 from arcvideo.model.loading import load_model
+from arcvideo.overrides import override_problems
 from arcvideo.runner.checkpoint import CheckpointFolder
-from tests.compose import composed, settings
+from tests.compose import settings
 from tests.conftest import SmallWorld
 from tests.test_stage import GRPO, OWN_REWARD, ROOT, Finished, run, weights
 
@@ -49,8 +50,7 @@ def test_the_export_is_the_parent_with_the_saved_adapter_under_released_names(sf
     parent = load_model(sft.parent.path)
     adapted = PeftModel.from_pretrained(parent, str(sft.folder / "adapter")).merge_and_unload()
     for name, tensor in adapted.named_parameters():
-        if name.startswith("language_model."):
-            torch.testing.assert_close(after[name], tensor.detach(), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(after[name], tensor.detach(), rtol=1e-6, atol=1e-7, msg=name)
     moved = {name for name in before if name.startswith("language_model.") and not before[name].equal(after[name])}
     assert moved
     assert all(name.endswith(("_proj.weight",)) for name in moved)
@@ -107,7 +107,7 @@ def storages(model: torch.nn.Module) -> dict[int, int]:
 def test_without_adapters_the_identity_is_what_it_was(small_world: SmallWorld) -> None:
     plain = {"stage": {"objective": "next_token"}, "lora": None}
     assert relevant(plain) == {"stage": {"objective": "next_token"}}
-    assert composed("stage=sft", "lora.rank=4").lora == {"rank": 4}
+    assert composed(["stage=sft", "lora.rank=4"]).lora == {"rank": 4}
     assert settings("stage=sft").lora is None
 
 

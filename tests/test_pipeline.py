@@ -16,15 +16,16 @@ from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ensure_indexes
 from tests.conftest import SmallWorld
 
-STAGES = ["stage=audio_warmup", "stage=pretrain", "stage=sft"]
+STAGES = ["audio_warmup", "pretrain", "sft"]
 
 
 @pytest.fixture
 def recipe(small_world: SmallWorld, tmp_path: Path) -> Recipe:
     """Three stages over real shards; nothing has run."""
     ensure_indexes(expand_shards(f"{small_world.data}/*.tar"), progress=False)
-    overrides = [word for word in small_world.overrides if not word.startswith("parent=")]
-    content = {"name": "small", "run_dir": str(tmp_path / "run"), "stages": STAGES, "overrides": overrides}
+    given = (word.partition("=")[::2] for word in small_world.overrides if not word.startswith("parent="))
+    values = {key: yaml.safe_load(value) for key, value in given}
+    content = {"name": "small", "run_dir": str(tmp_path / "run"), "stages": STAGES, "settings": values}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
     return load_recipe(str(tmp_path / "small.yaml"))
 
@@ -117,17 +118,15 @@ def test_the_tree_tells_where_every_stage_stands(recipe: Recipe) -> None:
     finish(recipe, "audio_warmup", "pretrain")
     told = pipeline.status(recipe).splitlines()
     assert told[1].endswith("base  there")
-    assert [line.strip().split("  ")[0] for line in told[2:]] == [
-        f"└─ {name.removeprefix('stage=')}" for name in STAGES
-    ]
+    assert [line.strip().split("  ")[0] for line in told[2:]] == [f"└─ {name}" for name in STAGES]
     assert "finished" in told[2]
     assert "not begun" in told[4]
 
 
 def test_two_stages_may_not_write_one_folder(recipe: Recipe, tmp_path: Path) -> None:
-    twice = {"name": "twice", "run_dir": str(tmp_path), "stages": ["stage=sft", "stage=sft runner.steps=30"]}
+    twice = {"name": "twice", "run_dir": str(tmp_path), "stages": ["sft", {"stage": "sft", "runner": {"steps": 30}}]}
     (tmp_path / "twice.yaml").write_text(yaml.safe_dump(twice))
-    with pytest.raises(ValueError, match=r"write the same folder \['sft'\].*output=NAME"):
+    with pytest.raises(ValueError, match=r"write the same folder \['sft'\].*output: NAME"):
         planned_stages(load_recipe(str(tmp_path / "twice.yaml")))
 
 
@@ -138,7 +137,7 @@ def test_two_stages_may_not_write_one_folder(recipe: Recipe, tmp_path: Path) -> 
         ("recipe=nowhere", "recipe=nowhere"),
         ("recipe=tiny_short", "did you mean 'tiny_shorts'?"),
         ("recipe=tiny_shorts stats", "did you mean 'status'?"),
-        ("recipe=tiny_shorts stage=sft status", "stage= belongs to a recipe's stage lines only"),
+        ("recipe=tiny_shorts stage=sft status", "stage= belongs to a recipe's stages only"),
         ("recipe=tiny_shorts stale=maybe", "choose one of refuse, rerun, keep"),
         ("recipe=tiny_shorts runner.stepz=3 status", "runner.stepz"),
     ],

@@ -3,14 +3,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from arcvideo.config import _keys
+from arcvideo.overrides import setting_keys
 from arcvideo.recipe import Recipe
 from arcvideo.reference import documented, markdown, sections
 
 
 def test_every_setting_is_there_with_its_meaning() -> None:
     rows = {one.key: one for section in sections() for one in section.settings}
-    assert set(_keys()) <= rows.keys()  # the names that the command line knows
+    assert set(setting_keys()) <= rows.keys()  # the names that the command line knows
     assert "data.sources.NAME.items_per_clip" in rows
     assert [key for key, row in rows.items() if not row.meaning] == []
     assert "lora.rank" in rows  # inside settings that may be absent

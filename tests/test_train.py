@@ -108,7 +108,7 @@ def test_a_parent_that_was_interrupted_is_told_from_one_that_never_ran(
 
 
 def test_a_sweep_is_told_the_same_mistake(tmp_path: Path, without_torch: dict[str, str]) -> None:
-    done = train("-m", "stage=sft", "runner.steps=5,many", cwd=tmp_path, env=without_torch)
+    done = train("-m", "stage=sft", "runner.steps=many,5", cwd=tmp_path, env=without_torch)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
 

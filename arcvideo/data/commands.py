@@ -15,20 +15,20 @@ import numpy as np
 from tqdm import tqdm
 
 from arcvideo.data import plots
-from arcvideo.shards.expand import expand_shards
 from arcvideo.data.import_command import add_import, print_problems
-from arcvideo.shards.index import ShardIndex, ensure_indexes
 from arcvideo.data.inspection import View, describe, look, picture, view_table
-from arcvideo.shards.members import Problem
-from arcvideo.planning.pack import best_fit
-from arcvideo.planning.repeated import repeated_keys
-from arcvideo.planning.settings import STYLES, WORDINGS
-from arcvideo.layout import MediaLayout
 from arcvideo.data.transcribe import add_transcribe
+from arcvideo.layout import MediaLayout
 from arcvideo.media.errors import MediaError
 from arcvideo.media.pool import MediaPool
 from arcvideo.media.read import media_digest
 from arcvideo.media.settings import ShardCacheSettings
+from arcvideo.planning.pack import best_fit
+from arcvideo.planning.repeated import repeated_keys
+from arcvideo.planning.settings import STYLES, WORDINGS
+from arcvideo.shards.expand import expand_shards
+from arcvideo.shards.index import ShardIndex, ensure_indexes
+from arcvideo.shards.members import Problem
 from arcvideo.types import Clip
 
 

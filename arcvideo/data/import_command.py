@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from arcvideo.data.importers import IMPORTERS, ImportReport, ImportRequest
 from arcvideo.data.importers.conversations import MetaEntry, meta_entries
 from arcvideo.data.importers.write import write_drafts
+from arcvideo.files import write_lines
 from arcvideo.shards.index import ensure_indexes
 from arcvideo.shards.members import Problem
 
@@ -90,8 +90,7 @@ def _import_one(options: argparse.Namespace, request: ImportRequest, *, kind: st
     except ValueError:
         print_problems(report.problems)
         raise
-    rows = [json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in report.problems]
-    (options.out / f"{name}.quarantine.jsonl").write_text("".join(rows), encoding="utf-8", errors="backslashreplace")
+    write_lines(options.out / f"{name}.quarantine.jsonl", map(asdict, report.problems))
     print(f"{report.rows} rows: {report.used} used in {len(paths)} shards, {len(report.problems)} quarantined")
     assert report.rows == report.used + len(report.problems)
     if report.loose_tags:

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from arcvideo.feed.collate import Rendered, collate
-from arcvideo.planning.families import Family
-from arcvideo.shards.index import ShardIndex
-from arcvideo.feed.load import Loader
-from arcvideo.planning.mixture import SourceTable, open_mixture
-from arcvideo.planning.settings import DataSettings, SourceSettings
-from arcvideo.layout import MediaLayout
 from arcvideo.data.sheet import contact_sheet
+from arcvideo.feed.collate import Rendered, collate
+from arcvideo.feed.load import Loader
+from arcvideo.layout import MediaLayout
 from arcvideo.media.frames import stamp_text, time_spans
 from arcvideo.model.special import special_ids
+from arcvideo.planning.families import Family
+from arcvideo.planning.mixture import SourceTable, open_mixture
+from arcvideo.planning.settings import DataSettings, SourceSettings
+from arcvideo.shards.index import ShardIndex
 from arcvideo.types import Batch
 
 _UNBOUNDED = 1 << 30

@@ -9,15 +9,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from arcvideo.shards.expand import expand_shards
-from arcvideo.shards.index import ShardIndex, ensure_indexes
-from arcvideo.shards.members import read_at, read_groups
 from arcvideo.layout import MediaLayout
-from arcvideo.shards.write import Record, write_shards
 from arcvideo.media.audio import Whisper
 from arcvideo.media.errors import MediaError
 from arcvideo.media.pool import MediaPool
 from arcvideo.media.settings import MediaLimits, ShardCacheSettings
+from arcvideo.shards.expand import expand_shards
+from arcvideo.shards.index import ShardIndex, ensure_indexes
+from arcvideo.shards.members import read_at, read_groups
+from arcvideo.shards.write import Record, write_shards
 
 _LAYOUT = MediaLayout(image_size=64, mel_bins=80)
 

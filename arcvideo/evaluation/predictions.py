@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from arcvideo.files import read_lines, write_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,20 +29,15 @@ class Prediction:
 
 
 def write_predictions(path: Path, *, predictions: Iterable[Prediction]) -> None:
-    """Write one JSON object a line, atomically."""
+    """Write one JSON object a line, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        for prediction in predictions:
-            file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
-    temporary.replace(path)
+    write_lines(path, map(asdict, predictions))
 
 
 def read_predictions(path: Path) -> Iterator[Prediction]:
     """The predictions of a file."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield Prediction(**json.loads(line))
+    for row in read_lines(path):
+        yield Prediction(**row)
 
 
 def read_scores(path: Path, *, metric: str) -> dict[str, float]:

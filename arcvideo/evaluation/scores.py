@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from arcvideo.tasks.answers import answer_text, parse_letter, parse_span, temporal_iou
+from arcvideo.tasks.answers import answer_text, one_answer, parse_letter, parse_span, temporal_iou
 
 Span = tuple[float, float]
 CONSTANT_CANDIDATES = 64
@@ -16,14 +16,17 @@ CONSTANT_CANDIDATES = 64
 
 
 def words(text: str) -> list[str]:
-    """Words without case and punctuation; a CJK character is a word."""
+    """Words without case and punctuation; a CJK character is a word.
+
+    A text without any, such as an emoji, is one word itself: saying nothing is not saying it.
+    """
     plain = []
     for character in unicodedata.normalize("NFKC", text).casefold():
         if "\u3040" <= character <= "\u30ff" or "\u4e00" <= character <= "\u9fff":
             plain.append(f" {character} ")
         else:
             plain.append(character if character.isalnum() or character in "'" else " ")
-    return "".join(plain).split()
+    return "".join(plain).split() or [text.strip()] * bool(text.strip())
 
 
 def edit_distance(first: Sequence[str], second: Sequence[str]) -> int:
@@ -44,13 +47,15 @@ def transcript_edits(prediction: str, *, truth: str) -> tuple[int, int]:
 
 
 def exact(prediction: str, *, truth: str) -> float:
-    """1.0 when the answer has the words of the truth."""
-    return float(words(answer_text(prediction)) == words(truth))
+    """1.0 when the one answer has the words of the truth."""
+    said = one_answer(prediction).value
+    return float(said is not None and words(said) == words(truth))
 
 
 def letter(prediction: str, *, truth: str, options: Sequence[str] | None) -> float:
     """1.0 when the answer names the right option."""
-    return float(parse_letter(prediction, options=options) == truth)
+    said = parse_letter(prediction, options=options)
+    return float(said is not None and said == truth)
 
 
 def overlap(prediction: str, *, truth: Span) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from arcvideo.files import json_line, parsed_lines
 from arcvideo.planning.mixture import SourceTable
 from arcvideo.planning.settings import QuarantineSettings
 from arcvideo.shards.members import Problem
@@ -92,24 +93,27 @@ class Quarantine:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(self._read)
             known = file.read()
-            self._take_over(known.decode(errors="replace"))
+            ends = known.rfind(b"\n") + 1
+            if ends < len(known):  # the half row of a process that died while it wrote
+                file.truncate(self._read + ends)
+                file.seek(0, os.SEEK_END)
+            self._take_over(known[:ends])
             rows = [
-                json.dumps({"source": source, **asdict(problem)}, ensure_ascii=False) + "\n"
+                json_line({"source": source, **asdict(problem)})
                 for source, problem in found
                 if (source, _name(problem)) not in self._written
             ]
-            mend = "" if not known or known.endswith(b"\n") else "\n"  # a process died while it wrote
-            file.write((mend + "".join(rows)).encode())
+            file.write("".join(rows).encode())
+            file.flush()
             self._read = file.tell()
         self._written.update((source, _name(problem)) for source, problem in found)
 
-    def _take_over(self, text: str) -> None:
+    def _take_over(self, data: bytes) -> None:
         """Rows of the file: written by other ranks, or before a restart. The index tells again what it knows itself."""
-        for line in text.splitlines():
-            row = _row(line)
-            if row.get("source") not in self._problems:
-                continue
+        for row in parsed_lines(data, name=str(self._file)):
             source = row.pop("source")
+            if source not in self._problems:
+                continue
             problem = Problem(**row)
             self._written.add((source, _name(problem)))
             if problem.stage in UNREADABLE:
@@ -134,12 +138,3 @@ class Quarantine:
 def _name(problem: Problem) -> str:
     """Equal for the same problem, whoever meets it."""
     return f"{problem.shard} {problem.key} {problem.reason} {problem.detail}"
-
-
-def _row(line: str) -> dict[str, str]:
-    """A row of the file; empty when a stop cut it short."""
-    try:
-        row: dict[str, str] = json.loads(line)
-    except ValueError:
-        return {}
-    return row if isinstance(row, dict) else {}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from arcvideo.files import write_whole
 from arcvideo.launcher import launch_variables
 
 POLL_SECONDS = 1.0
@@ -51,9 +52,7 @@ def agreed(folder: Path, *, rank: int, job: str, word: str) -> Iterator[str]:
         yield _hear(folder, job=job)
         return
     path = _word_file(folder)
-    scratch = path.with_name(f"{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps({"job": job, "word": word}))
-    scratch.replace(path)
+    write_whole(path, json.dumps({"job": job, "word": word}))
     try:
         yield word
     finally:

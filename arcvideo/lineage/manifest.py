@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arcvideo.seals import sync
+from arcvideo.files import write_whole
 
 FORMAT = 3
 MANIFEST_NAME = "manifest.json"
@@ -89,15 +88,8 @@ def write_manifest(manifest: Manifest, *, folder: Path) -> Path:
             "weights must not be used. Look for code that unfreezes parameters after train_only"
         )
     path = folder / MANIFEST_NAME
-    temporary = folder / f".{MANIFEST_NAME}.tmp"
     content = json.loads(json.dumps(dataclasses.asdict(manifest)))
-    with temporary.open("w") as file:
-        json.dump(content | {"seal": _digest(content)}, file, indent=1, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync(folder)
+    write_whole(path, json.dumps(content | {"seal": _digest(content)}, indent=1, sort_keys=True) + "\n")
     return path
 
 

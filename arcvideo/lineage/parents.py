@@ -40,7 +40,13 @@ class Parent:
 
 
 def resolve_parent(
-    *, run_dir: Path, stage: str, parent: str, base: Path | None = None, override: Path | None = None
+    *,
+    run_dir: Path,
+    stage: str,
+    parent: str,
+    base: Path | None = None,
+    override: Path | None = None,
+    make: str = "",
 ) -> Parent:
     """Where `stage` starts from.
 
@@ -50,6 +56,7 @@ def resolve_parent(
         parent: name of its parent stage, or `base`.
         base: folder of the base weights.
         override: a folder of weights to start from instead, e.g. an export elsewhere.
+        make: the command that trains the parent, for messages.
 
     Raises:
         ValueError: the parent is not finished, or its weights are not there; the message says what to run.
@@ -65,7 +72,8 @@ def resolve_parent(
         )
     folder = run_dir / parent
     manifest = finished(folder)
-    remedy = f"run `python -m arcvideo.train stage={parent} run_dir={run_dir}`, or give parent=<folder of weights>"
+    make = make or f"python -m arcvideo.train stage={parent} run_dir={run_dir}"
+    remedy = f"run `{make}`, or give parent=<folder of weights>"
     if manifest is None:
         state = "has not finished" if folder.exists() else "has not run"
         raise ValueError(f"stage {stage} needs {parent}, which {state} in {run_dir}: {remedy}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arcvideo.files import write_whole
 from arcvideo.lineage.code import code_diff, evaluation_code, training_code
 from arcvideo.lineage.identity import config_diff, diff_text, evaluation_digest, identity, relevant
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, finished
@@ -136,9 +137,7 @@ def differences(then: Mapping[str, Any], *, asked: Wanted) -> tuple[str, ...]:
 def write_started(folder: Path, *, asked: Wanted) -> None:
     """Write started.json of a stage that begins now."""
     content = {"config": asked.config, "data": asked.data, "parent": asked.parent, "code": asked.code}
-    temporary = folder / f".{STARTED_NAME}.tmp"
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    temporary.replace(folder / STARTED_NAME)
+    write_whole(folder / STARTED_NAME, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def _data_digest(data: Mapping[str, Any]) -> str | None:

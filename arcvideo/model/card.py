@@ -11,7 +11,7 @@ FILE = "README.md"
 SHOWN = ("stage", "data", "optimizer", "schedule", "runner", "lora", "grpo", "dpo", "next_token")
 """Blocks of the settings that the card lists; all of them stand in the stage's manifest."""
 
-USE = '''```python
+USE = """```python
 import arcvideo  # registers the classes; or pass trust_remote_code=True below
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -21,7 +21,7 @@ question = [{"type": "video", "url": "clip.mp4"}, {"type": "text", "text": "What
 inputs = processor.apply_chat_template([{"role": "user", "content": question}], tokenize=True, return_dict=True)
 answer = model.generate(**inputs, max_new_tokens=256)
 print(processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-```'''
+```"""
 """How an export is used; the package arcvideo must be installed."""
 
 

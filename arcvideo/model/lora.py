@@ -141,7 +141,8 @@ base_model: {config.base_model_name_or_path or "unknown"}
 ---
 # Adapter
 
-Low-rank adapters (rank {config.r}, alpha {config.lora_alpha}) on the linear layers that match `{config.target_modules}`.
+Low-rank adapters (rank {config.r}, alpha {config.lora_alpha}) on the linear layers that match
+`{config.target_modules}`.
 Modules that were trained whole and are stored beside them (`modules_to_save`): {parts}.
 
 ```python

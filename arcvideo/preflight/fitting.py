@@ -10,7 +10,8 @@ from itertools import product
 from pathlib import Path
 
 from arcvideo.compose import stage_config
-from arcvideo.config import CONF_DIR, ConfigError, RunConfig
+from arcvideo.config import ConfigError, RunConfig
+from arcvideo.places import CONF_DIR
 from arcvideo.preflight.estimate import Estimate, fits, step_unit
 from arcvideo.preflight.machine import GIB, Machine
 from arcvideo.preflight.memory import checkpoint_disk

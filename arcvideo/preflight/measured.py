@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from arcvideo.config import RunConfig
+from arcvideo.files import read_lines
 from arcvideo.lineage.manifest import Manifest, finished
 from arcvideo.preflight.estimate import Estimate
 from arcvideo.preflight.machine import GIB, Machine
@@ -58,7 +58,7 @@ def error_table(rows: list[Measured]) -> str:
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_lines(path) if path.exists() else []
 
 
 def _largest(rows: list[dict[str, Any]], key: str) -> float | None:

@@ -6,7 +6,6 @@ forbids the browser to load anything or to run any.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from arcvideo.files import write_whole
 from arcvideo.report import facts
 from arcvideo.report.curves import curve
 from arcvideo.report.records import StageRecord, read_json, read_stage, stage_names
@@ -60,9 +60,7 @@ def rendered(template: str, **content: Any) -> str:
 
 def save(path: Path, text: str) -> Path:
     """Write a page so that it is there whole or as it was; returns its path."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, text)
     return path
 
 

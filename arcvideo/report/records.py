@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arcvideo import files
+
 Row = dict[str, Any]
 
 
@@ -81,13 +83,5 @@ def read_json(path: Path) -> Row:
 
 
 def read_lines(path: Path) -> list[Row]:
-    """Objects of a JSONL file; a last line cut short by a kill is left out."""
-    rows: list[Row] = []
-    if not path.exists():
-        return rows
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    """Return the objects of a file of JSON lines; none when there is no file."""
+    return files.read_lines(path) if path.exists() else []

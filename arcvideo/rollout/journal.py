@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arcvideo.files import json_line, parsed_lines
 from arcvideo.rollout.selection import Drawn
 
 
@@ -47,10 +47,11 @@ class Answers:
 
 
 def read_answers(path: Path) -> Answers:
-    """What stands in a journal, whoever writes it; empty without one. A half line at its end does not count."""
+    """Return what stands in a journal, whoever writes it; empty without one. A half line at its end does not count."""
     answers = Answers()
-    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:
-        answers.take(json.loads(line))
+    data = path.read_bytes() if path.exists() else b""
+    for line in parsed_lines(data[: data.rfind(b"\n") + 1], name=str(path)):
+        answers.take(line)
     return answers
 
 
@@ -74,7 +75,7 @@ class Journal:
             _same(self.answers.origin, dict(origin), path=path)
         if path.exists():
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="ascii")
         if not self.answers.origin:
             self._append([{"origin": dict(origin)}])
 
@@ -98,7 +99,7 @@ class Journal:
 
     def _append(self, lines: Iterable[dict[str, Any]]) -> None:
         lines = list(lines)
-        self._file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        self._file.write("".join(map(json_line, lines)))
         self._file.flush()
         for line in lines:
             self.answers.take(line)

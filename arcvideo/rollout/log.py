@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from arcvideo.files import json_line, read_lines, write_lines
 from arcvideo.rollout.groups import Completion, Group
 from arcvideo.rollout.rewards.score import Scores
 from arcvideo.rollout.timeline import Asked, draw
@@ -69,9 +69,8 @@ class RolloutLog:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._drop_from(step)
-        with self.path.open("a", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps({"step": step} | row, ensure_ascii=False) + "\n")
+        with self.path.open("a", encoding="ascii") as file:
+            file.writelines(json_line({"step": step} | row) for row in rows)
         asked = [_asked(group) for group in groups if group.prompt.truth.get("span") is not None][:PICTURED]
         if asked:
             draw(asked, title=f"step {step}", path=self.path.with_suffix(".png"))
@@ -80,9 +79,8 @@ class RolloutLog:
         """Forget this step and later ones, unless this process has just written the step before."""
         assert self.path is not None
         if step < self._next or self._next < 0:
-            old = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-            kept = [line for line in old if line.endswith("}") and json.loads(line)["step"] < step]
-            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            old = read_lines(self.path) if self.path.exists() else []
+            write_lines(self.path, (row for row in old if row["step"] < step))
         self._next = step + 1
 
 

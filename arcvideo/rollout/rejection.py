@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from arcvideo.feed.prompts import Prompt
+from arcvideo.files import write_whole
 from arcvideo.lineage.parents import resolve_parent
 from arcvideo.media.pool import MediaPool
 from arcvideo.model.features import FeatureStore, tower_digest
@@ -207,7 +208,5 @@ def _summarise(settings: SampleSettings, *, units: int, origin: dict[str, Any]) 
         rows += answers.rows.values()
         lost += len(answers.lost)
     found = {"origin": origin, "chosen": how, "lost": lost, "tasks": summary(rows, settings=settings)}
-    scratch = out / f".{settings.name}.summary.{os.getpid()}"
-    scratch.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    scratch.replace(out / f"{settings.name}.summary.json")
+    write_whole(out / f"{settings.name}.summary.json", json.dumps(found, indent=1) + "\n")
     return found

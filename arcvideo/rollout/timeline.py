@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from arcvideo.files import whole
 from arcvideo.tasks import answers
 
 Span = tuple[float, float]
@@ -46,9 +46,8 @@ def draw(asked: Sequence[Asked], *, title: str, path: Path) -> None:
     for panel, height in zip(asked, heights, strict=True):
         _panel(canvas, panel, top=top, font=font)
         top += height
-    partial = path.with_name(f".{path.name}.partial")
-    image.save(partial, "PNG")
-    os.replace(partial, path)
+    with whole(path) as partial:
+        image.save(partial, "PNG")
 
 
 def _panel(

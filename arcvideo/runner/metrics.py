@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from arcvideo.files import json_line, read_lines, write_lines
 from arcvideo.runner.settings import LoggerSettings
 
 _WAITING = 10_000
@@ -35,14 +36,12 @@ class MetricsFile:
         """
         self.path = path
         kept = [line for line in _lines(path) if line["step"] < keep_below]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(_dump(line) for line in kept))
-        os.replace(temporary, path)
+        write_lines(path, map(_plain, kept))
         self._file = path.open("a")
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one object; it must have `step`."""
-        self._file.write(_dump(values))
+        self._file.write(json_line(_plain(values)))
         self._file.flush()
 
     def close(self) -> None:
@@ -50,12 +49,11 @@ class MetricsFile:
         self._file.close()
 
 
-def _dump(values: Mapping[str, Any]) -> str:
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     # JSON has no nan and inf; a string keeps the line readable by any parser.
-    plain = {
+    return {
         key: str(value) if isinstance(value, float) and not _finite(value) else value for key, value in values.items()
     }
-    return json.dumps(plain) + "\n"
 
 
 def _finite(value: float) -> bool:
@@ -63,16 +61,7 @@ def _finite(value: float) -> bool:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            # Only the last line can be cut short, by a kill while it was written.
-            break
-    return lines
+    return read_lines(path) if path.exists() else []
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

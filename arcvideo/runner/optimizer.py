@@ -29,7 +29,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         by_adamw = [group for group in self.param_groups if not group["muon"]]
         self._inner: list[torch.optim.Optimizer] = []
         if by_muon:
-            self._inner.append(Muon(by_muon, lr=settings.muon_lr, momentum=settings.muon_momentum))
+            self._inner.append(Muon(by_muon, lr=settings.matrix_lr, momentum=settings.muon_momentum))
         if by_adamw:
             self._inner.append(torch.optim.AdamW(by_adamw, lr=settings.lr, betas=_betas(settings), eps=settings.eps))
         self.param_groups = [group for inner in self._inner for group in inner.param_groups]
@@ -64,7 +64,7 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], *, settings: Opt
         module, decays = module_of(name), parameter.ndim >= 2
         muon = settings.name == "muon" and _is_muon(name, parameter)
         if (module, decays, muon) not in groups:
-            peak = (settings.muon_lr if muon else settings.lr) * settings.module_lrs.get(base_of(module), 1.0)
+            peak = (settings.matrix_lr if muon else settings.lr) * settings.lr_factors.get(base_of(module), 1.0)
             groups[module, decays, muon] = {
                 "params": [],
                 "module": module,

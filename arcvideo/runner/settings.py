@@ -51,20 +51,25 @@ class OptimizerSettings:
     name: str = "adamw"
     """adamw, or muon (2-D matrices of the decoder by Muon, the rest and all adapters by AdamW; ZeRO 0 only)."""
     lr: float = 2e-5
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of everything that is trained, whichever optimizer moves it."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     """AdamW's two decay rates."""
     eps: float = 1e-8
     """AdamW's epsilon."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices; norms, biases and other 1-D tensors get none."""
-    muon_lr: float = 2e-4
-    """Peak learning rate of Muon (its update is rescaled to AdamW's RMS), read when name=muon."""
+    muon_lr: float | None = None
+    """Another peak learning rate for what Muon moves; null takes lr, since Muon's update is rescaled to AdamW's RMS."""
     muon_momentum: float = 0.95
     """Nesterov momentum of Muon."""
-    module_lrs: dict[str, float] = field(default_factory=dict)
-    """Learning-rate multiplier per module name (llm, vision_projector, audio_projector, vit, whisper); the adapters of
-    a module have that module's."""
+    lr_factors: dict[str, float] = field(default_factory=dict)
+    """Module (llm, vision_projector, audio_projector, vit, whisper) -> what its learning rate is multiplied by; 1 for
+    those left out. The adapters of a module have that module's."""
+
+    @property
+    def matrix_lr(self) -> float:
+        """Peak learning rate of what Muon moves."""
+        return self.lr if self.muon_lr is None else self.muon_lr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +79,8 @@ class ScheduleSettings:
     name: str = "cosine"
     """constant, linear or cosine; each after a linear warm-up."""
     warmup_steps: int = 0
-    """Steps of linear warm-up; the first step already has a learning rate above zero."""
+    """Steps of linear warm-up; the first step already has a learning rate above zero. Of a run that is not longer than
+    this, the first half."""
     min_ratio: float = 0.1
     """Share of the peak learning rate left at the last step (linear and cosine)."""
 
@@ -163,17 +169,18 @@ def optimizer_problems(optimizer: OptimizerSettings, engine: EngineSettings) -> 
     problems: list[str] = []
     _choice(problems, "optimizer.name", optimizer.name, OPTIMIZERS)
     for key in ("lr", "muon_lr", "eps"):
-        if getattr(optimizer, key) <= 0:
-            problems.append(f"optimizer.{key}={getattr(optimizer, key)} must be above 0")
+        value = getattr(optimizer, key)
+        if value is not None and value <= 0:
+            problems.append(f"optimizer.{key}={value} must be above 0")
     if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
         problems.append(f"optimizer.betas={list(optimizer.betas)} must be two numbers in [0, 1)")
     if optimizer.weight_decay < 0:
         problems.append(f"optimizer.weight_decay={optimizer.weight_decay} must not be negative")
-    for name, ratio in optimizer.module_lrs.items():
-        _choice(problems, "optimizer.module_lrs key", name, MODULES)
-        if ratio <= 0:
+    for name, factor in optimizer.lr_factors.items():
+        _choice(problems, "optimizer.lr_factors key", name, MODULES)
+        if factor <= 0:
             problems.append(
-                f"optimizer.module_lrs.{name}={ratio} must be above 0; to freeze it leave it out of the trained modules"
+                f"optimizer.lr_factors.{name}={factor} must be above 0; to freeze it leave it out of stage.train"
             )
     if optimizer.name == "muon" and zero_stage(engine) != 0:
         problems.append(
@@ -201,8 +208,6 @@ def runner_problems(
             problems.append(f"runner.{key}={getattr(runner, key)} must be at least {least}")
     if not 0 <= schedule.min_ratio <= 1:
         problems.append(f"schedule.min_ratio={schedule.min_ratio} must be between 0 and 1")
-    if not 0 <= schedule.warmup_steps < max(runner.steps, 1):
-        problems.append(
-            f"schedule.warmup_steps={schedule.warmup_steps} must be between 0 and runner.steps - 1 ({runner.steps - 1})"
-        )
+    if schedule.warmup_steps < 0:
+        problems.append(f"schedule.warmup_steps={schedule.warmup_steps} must not be negative")
     return problems

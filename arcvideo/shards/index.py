@@ -25,8 +25,9 @@ from arcvideo.shards.locks import in_turns, locked
 from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, Group, Member, Problem, read_at, read_groups
 from arcvideo.shards.probe import NO_MEDIA, Extent, MediaFacts, Probed, ProbeJob, ProbePool
 from arcvideo.tasks import RecordError, make_sample
+from arcvideo.tasks.fields import check_times
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the meaning of a stored column changes, so that old indexes are built again."""
 
 CLIP = np.dtype(
@@ -220,7 +221,11 @@ class _Table:
             stage = "media" if isinstance(error, MediaError) else "record"
             self.problems.append(Problem(key=group.key, stage=stage, reason=error.reason, detail=error.detail))
             return
-        good = [row for number, item in enumerate(items) if (row := self._item(item, key=group.key, number=number))]
+        good = [
+            row
+            for number, item in enumerate(items)
+            if (row := self._item(item, key=group.key, number=number, media=media))
+        ]
         if not good:
             return
         start, key = len(self.keys), group.key.encode()
@@ -229,11 +234,12 @@ class _Table:
         self.items += good
         self.content.update(hashlib.sha256(text).digest())
 
-    def _item(self, item: Any, *, key: str, number: int) -> tuple[Any, ...] | None:
+    def _item(self, item: Any, *, key: str, number: int, media: _Media) -> tuple[Any, ...] | None:
         key = f"{key}/{number}"
         try:
             make_sample(item, key=key, media_key=key, style="plain")
             make_sample(item, key=key, media_key=key, style="think")
+            check_times(item, seconds=media.facts.duration)
             tags = item.get("tags") or []
             if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
                 raise RecordError("bad_tags", "'tags' must be a list of strings")

@@ -60,6 +60,31 @@ def interval(value: Any, *, name: str) -> tuple[float, float]:
     return float(numbers[0]), float(numbers[1])
 
 
+PAST_END = 1.0
+"""Seconds that a time may lie behind the end of its clip: annotations round, containers round otherwise."""
+
+
+def check_times(item: Any, *, seconds: float) -> None:
+    """Refuse times that are not in the clip: a model cannot see them, and no answer about the clip can reach them.
+
+    Args:
+        item: An item of a record that makes a Sample.
+        seconds: Length of its clip; 0 when it has none.
+
+    Raises:
+        RecordError: `span_outside`.
+    """
+    spans = [item["span"]] if item.get("span") is not None else [event[:2] for event in item.get("events") or ()]
+    for start, end in spans if seconds > 0 else ():
+        if start >= seconds:
+            raise RecordError("span_outside", f"[{start:g}, {end:g}] begins after the end of the clip, {seconds:.2f} s")
+        if end > seconds + PAST_END:
+            raise RecordError(
+                "span_outside",
+                f"[{start:g}, {end:g}] ends after the end of the clip, {seconds:.2f} s; cut it there if that is meant",
+            )
+
+
 def styled_answer(item: Mapping[str, Any], *, answer: str, style: str) -> str:
     """The answer as it is trained: alone (plain), or behind the item's reasoning (think, draft).
 

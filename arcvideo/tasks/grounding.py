@@ -11,11 +11,13 @@ from arcvideo.types import Sample
 
 
 def grounding(item: Mapping[str, Any], *, key: str, media_key: str | None, style: str = "plain") -> Sample:
-    """Fields: `question`, `span` ([start, end] in seconds)."""
+    """Fields: `question`, `span` ([start, end] in seconds, start before end)."""
     question = required_text(item, "question")
     if item.get("span") is None:
         raise RecordError("no_answer", "field 'span' is missing")
     span = interval(item["span"], name="span")
+    if span[0] == span[1]:
+        raise RecordError("empty_span", f"'span' {list(span)} has no length, so no answer can overlap it")
     return Sample(
         key=key,
         task="grounding",

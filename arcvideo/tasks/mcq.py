@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
+from arcvideo.tasks.answers import read_letter
 from arcvideo.tasks.fields import RecordError, conversation, required_text, styled_answer
 from arcvideo.types import Sample
 
+_LABELS = [
+    rf"[(\uff08]?[{letter}{chr(ord(letter) + 0xFEE0)}]\s*[.):\u3001\uff0e\uff1a\uff09]" for letter in ascii_uppercase
+]
+"""What public files write before the options: `A.`, `A)`, `(A)`, `A:` and their full-width forms."""
+
 
 def mcq(item: Mapping[str, Any], *, key: str, media_key: str | None, style: str = "plain") -> Sample:
-    """Fields: `question`, `options` (2 to 26 texts), `answer` (a letter).
+    """Fields: `question`, `options` (2 to 26 texts, or an object of letters and texts), `answer` (a letter).
+
+    Letters that the options carry themselves, and a list of the options at the end of the question, are taken away
+    before the options are listed. The answer is read as an answer is: `B`, `B.`, `(B)`, `B. blue` and `blue` name B.
 
     `draft`, an object with `options` and `answer`, takes their place in the style of that name.
     """
     if style == "draft":
         item = {**item, **_draft(item.get("draft"))}
-    answer = required_text(item, "answer").strip().upper()
+    answer = required_text(item, "answer")
     question = required_text(item, "question")
     options = _options(item.get("options"))
     letters = ascii_uppercase[: len(options)]
-    if len(answer) != 1 or answer not in letters:
-        raise RecordError("bad_answer", f"the answer must be one of the letters {letters}, got {item['answer']!r}")
+    letter = read_letter(answer, options=options)
+    if letter.value is None:
+        raise RecordError(
+            "bad_answer", f"the answer must be one of the letters {letters}, got {answer!r}: {letter.problem}"
+        )
     listed = "\n".join(f"{letter}.{option}" for letter, option in zip(letters, options, strict=True))
+    question = f"{_without_list(question, options=options)}\n{listed}"
     return Sample(
         key=key,
         task="mcq",
-        turns=conversation(
-            item, question=f"{question}\n{listed}", answer=styled_answer(item, answer=answer, style=style)
-        ),
+        turns=conversation(item, question=question, answer=styled_answer(item, answer=letter.value, style=style)),
         media_key=media_key,
-        truth={"letter": answer, "options": options},
+        truth={"letter": letter.value, "options": options},
         instruction="mcq" if style != "plain" else "none",
     )
 
@@ -47,9 +59,31 @@ def _draft(value: Any) -> dict[str, Any]:
 
 
 def _options(value: Any) -> tuple[str, ...]:
-    good = isinstance(value, list) and all(isinstance(option, str) and option.strip() for option in value)
-    if not good or not 2 <= len(value) <= len(ascii_uppercase):
+    texts = value
+    if isinstance(value, Mapping):  # {"A": "red", "B": "blue"}
+        letters = list(ascii_uppercase[: len(value)])
+        texts = [value[letter] for letter in letters] if set(value) == set(letters) else None
+    good = isinstance(texts, list) and all(isinstance(option, str) and option.strip() for option in texts)
+    if not good or not 2 <= len(texts) <= len(ascii_uppercase):
         raise RecordError("bad_options", f"'options' must be a list of 2 to 26 non-empty strings, got {value!r}")
-    if len({option.strip() for option in value}) < len(value):
+    texts = _unlabelled(texts)
+    if len({option.strip() for option in texts}) < len(texts):
         raise RecordError("bad_options", f"'options' repeats a text, so the right letter is ambiguous: {value!r}")
-    return tuple(value)
+    return tuple(texts)
+
+
+def _unlabelled(options: Sequence[str]) -> list[str]:
+    """Return the options without the letters they carry, when each carries its own."""
+    labels = [re.match(rf"\s*{label}\s*(?=\S)", option) for label, option in zip(_LABELS, options, strict=False)]
+    if not all(labels):
+        return list(options)
+    return [option[label.end() :] for option, label in zip(options, labels, strict=True) if label]
+
+
+def _without_list(question: str, *, options: Sequence[str]) -> str:
+    """Return the question without a list of all its options, each behind its letter, that it ends with."""
+    listed = r"[\s,;]*".join(
+        rf"{label}\s*{re.escape(option.strip())}" for label, option in zip(_LABELS, options, strict=False)
+    )
+    found = re.search(rf"\s*(?:(?:options|choices|\u9009\u9879)\s*[:\uff1a])?\s*{listed}\s*\Z", question, re.IGNORECASE)
+    return question[: found.start()] if found and question[: found.start()].strip() else question

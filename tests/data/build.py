@@ -13,10 +13,10 @@ import av
 import numpy as np
 from PIL import Image
 
-from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.layout import MediaLayout
-from arcvideo.shards.write import Record, write_shards
 from arcvideo.model.tokenizer import build_tiny_tokenizer
+from arcvideo.planning.settings import DataSettings, SourceSettings
+from arcvideo.shards.write import Record, write_shards
 
 LAYOUT = MediaLayout(image_size=64, mel_bins=80, audio_positions=400, audio_pooling=10, max_frames=150)
 
@@ -77,7 +77,7 @@ def items(seed: int) -> list[dict[str, Any]]:
         {"task": "mcq", "question": "what is shown?", "options": options, "answer": "ABCD"[seed % 4], **think},
         {"task": "grounding", "question": "when is red shown?", "span": [0.0, 1.0 + seed % 2], **think},
         {"task": "summary", "title": "red", "answer": "it is red", **think},
-        {"task": "chapters", "events": [[0, 1, "red"], [1, 2, "blue"]], **think},
+        {"task": "chapters", "events": [[0, 1, "red"], [0.6, 1.4, "blue"]], **think},
     ]
 
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from arcvideo.data.shards import main
-from arcvideo.shards.write import Record, write_shards
 from arcvideo.feed.source import Source
+from arcvideo.shards.write import Record, write_shards
 from tests.data import build
 
 MEDIA = Path(os.environ.get("ARCVIDEO_TEST_MEDIA", Path(__file__).resolve().parents[3] / "shared")) / "data"

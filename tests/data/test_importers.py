@@ -9,8 +9,8 @@ import pytest
 
 from arcvideo.data.importers import IMPORTERS, Draft, ImportReport, ImportRequest
 from arcvideo.data.importers.write import write_drafts
-from arcvideo.shards.index import ensure_indexes
 from arcvideo.data.shards import main
+from arcvideo.shards.index import ensure_indexes
 from tests.data import build
 
 

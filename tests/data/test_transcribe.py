@@ -10,8 +10,8 @@ import torch
 from whisper.model import ModelDimensions
 from whisper.model import Whisper as Network
 
-from arcvideo.shards.index import ensure_indexes
 from arcvideo.data.shards import main
+from arcvideo.shards.index import ensure_indexes
 from tests.data import build
 
 

@@ -53,3 +53,17 @@ def test_chance_levels_use_the_best_answer_that_ignores_the_clip() -> None:
     assert scores.most_frequent_share([("q", "red"), ("q", "Red"), ("q", "blue"), ("other", "one")]) == 0.75
     assert scores.constant_transcript_error(["a b", "a c", "a b"]) == pytest.approx(1 / 6)
     assert scores.constant_transcript_error(["a", "b c d"]) <= 1.0
+
+
+def test_nothing_said_is_never_as_right_as_nothing_known() -> None:
+    assert scores.letter("who knows", truth=None, options=None) == 0.0  # type: ignore[arg-type]
+    assert scores.exact("", truth="\N{THUMBS UP SIGN}") == 0.0
+    assert scores.exact("\N{THUMBS UP SIGN}", truth="\N{THUMBS UP SIGN}") == 1.0
+    assert scores.word_f1("", truth="!") == 0.0
+    assert scores.transcript_edits("", truth="\N{MUSICAL NOTE}") == (1, 1)
+
+
+def test_a_transcript_that_runs_on_is_wrong_by_all_that_it_adds() -> None:
+    text = "<answer>red blue</answer><answer>green white</answer>"
+    assert scores.transcript_edits(text, truth="red blue") == (2, 2)
+    assert scores.exact(text, truth="red blue") == 0.0

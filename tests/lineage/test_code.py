@@ -99,7 +99,18 @@ def test_stages_are_stale_exactly_when_what_decides_their_weights_is_edited(
 
 def test_everything_that_training_reaches_is_judged() -> None:
     """A room that training comes to need is named: it decides weights, or it stands here because it does not."""
-    idle = {"config", "structured", "launcher", "lineage", "evaluation", "report", "flops", "processing", "seals"}
+    idle = {
+        "config",
+        "structured",
+        "launcher",
+        "lineage",
+        "evaluation",
+        "report",
+        "flops",
+        "processing",
+        "files",
+        "seals",
+    }
     reached, waiting = set(), [code.TRAINING]
     while waiting:
         name = waiting.pop()

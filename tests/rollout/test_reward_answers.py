@@ -49,8 +49,13 @@ def span_worth(text: str, *, reward: str = "temporal_iou", truth: tuple[float, f
         ("<think><answer>A</answer></think>", 0.0),  # not in disguise either
         ("<think>so A", 0.0),  # cut off while thinking
         ("<think><answer>B</answer></think><answer>A</answer>", 1.0),
-        ("<answer>A</answer><answer>B</answer>", 1.0),  # the first block counts; `format` refuses the second
+        ("<answer>A</answer><answer>B</answer>", 0.0),  # two answers are none
+        ("<answer>A</answer><answer>A</answer>", 0.0),
         ("<answer>B</answer><answer>A</answer>", 0.0),
+        ("<think>so <answer>A</answer>", 0.0),  # in a thought that never closes
+        ("<answer>A", 0.0),  # cut off
+        ("red", 1.0),
+        ("blue", 0.0),
         ("Which colour is seen?\nA.red\nB.blue", 0.0),  # the question copied
         ("<answer>C</answer>", 0.0),
         ("<answer>D.green</answer>", 0.0),
@@ -84,7 +89,7 @@ def test_adversarial_choices(text: str, worth: float) -> None:
         ("<think>00:00:02 - 00:00:06</think>", 0.0),
         ("<think><answer>00:00:02 - 00:00:06</answer></think>", 0.0),
         ("<think>00:00:02 - 00:00:06", 0.0),
-        ("<answer>00:00:00 - 00:00:01, 00:00:02 - 00:00:06</answer>", 0.0),  # the first of two spans counts
+        ("<answer>00:00:00 - 00:00:01, 00:00:02 - 00:00:06</answer>", 0.0),  # two spans are none
         ("<answer>00:00:00 - 00:00:01</answer><answer>00:00:02 - 00:00:06</answer>", 0.0),
         ("<answer>-2 - 6</answer>", 0.0),
     ],
@@ -189,3 +194,38 @@ def test_no_thought_earns_anything(thought: str, truth: tuple[float, float]) -> 
     assert span_worth(text, truth=truth) == 0.0
     answered = f"{text}<answer>{clock_span(truth)}</answer>"
     assert span_worth(answered, truth=truth) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "worth"),
+    [
+        ("mcq", "<answer>A</answer>", 1.0),
+        ("mcq", "B", 1.0),  # right or wrong
+        ("mcq", "A or B", 0.0),
+        ("mcq", "A cat", 0.0),
+        ("grounding", "00:00:02 - 00:00:03", 1.0),
+        ("grounding", "00:00:02 - 00:00:03, 00:00:04 - 00:00:05", 0.0),
+        ("asr", "<answer>red blue</answer>", 1.0),
+        ("asr", "<answer>red</answer><answer>blue</answer>", 0.0),
+        ("asr", "red.</think><answer>blue", 0.0),
+        ("asr", "<think>red", 0.0),
+        ("asr", "", 0.0),
+    ],
+)
+def test_one_answer_pays_for_an_answer_that_can_be_read(task: str, text: str, worth: float) -> None:
+    notes: dict[str, Any] = {}
+    options = ("red", "blue") if task == "mcq" else None
+    scores = REWARDS["one_answer"]([text], task=[task], options=[options], log_extra=notes.__setitem__)
+    assert scores == [worth]
+    assert (notes["problem"] == [None]) == (worth == 1.0)
+
+
+@pytest.mark.parametrize("text", ["", "A", "00:00:02 - 00:00:06"])
+def test_an_item_without_truth_is_refused_instead_of_scored(text: str) -> None:
+    with pytest.raises(ValueError, match="no 'letter'"):
+        REWARDS["mcq_accuracy"]([text], task=["mcq"], letter=[None])
+    with pytest.raises(ValueError, match="no 'letter'"):
+        REWARDS["mcq_accuracy"]([text], task=["mcq"])
+    for span in (None, (2.0, 2.0)):
+        with pytest.raises(ValueError, match="no answer can overlap"):
+            REWARDS["temporal_iou"]([text], task=["grounding"], span=[span])

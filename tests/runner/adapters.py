@@ -40,7 +40,7 @@ def train_adapters(
     before = frozen_hashes(model, frozen=FROZEN)
     engine = Engine(
         model, world=world, settings=engine_keys(stage), precision=precision, clip_norm=0.5,
-        optimizer=OptimizerSettings(lr=1e-2, module_lrs={"llm": 2.0}),
+        optimizer=OptimizerSettings(lr=1e-2, lr_factors={"llm": 2.0}),
     )  # fmt: skip
     source = DyingRows(rank=world.rank, ranks=world.size)
     source.die_at = die_at

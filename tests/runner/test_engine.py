@@ -137,7 +137,7 @@ def test_muon_moves_decoder_matrices_and_adamw_the_rest(world: World) -> None:
 def test_norms_and_biases_get_no_weight_decay_and_modules_their_own_rate() -> None:
     model = Tiny()
     train_only(model, TRAIN)
-    settings = OptimizerSettings(lr=1.0, weight_decay=0.1, module_lrs={"audio_projector": 0.5})
+    settings = OptimizerSettings(lr=1.0, weight_decay=0.1, lr_factors={"audio_projector": 0.5})
     for group in parameter_groups(model.named_parameters(), settings=settings):
         assert group["weight_decay"] == (0.1 if group["params"][0].ndim >= 2 else 0.0)
         assert group["lr"] == (0.5 if group["module"] == "audio_projector" else 1.0)

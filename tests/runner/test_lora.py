@@ -86,7 +86,7 @@ def test_the_table_shows_adapters_beside_what_they_sit_on() -> None:
     model = Tiny()
     add_adapters(model, settings=LORA, prefixes=("language_model.",))
     train_only(model, TRAINED)
-    rates = peak_lrs(model.named_parameters(), settings=OptimizerSettings(lr=1e-3, module_lrs={"llm": 0.5}))
+    rates = peak_lrs(model.named_parameters(), settings=OptimizerSettings(lr=1e-3, lr_factors={"llm": 0.5}))
     rows = {row.module: row for row in trainable_table(model, lrs=rates)}
     adapters = sum(value.numel() for name, value in model.named_parameters() if module_of(name) == "llm.lora")
     assert (rows["llm"].trained, rows["llm.lora"].trained) == (False, True)

@@ -151,6 +151,15 @@ def test_schedules_warm_up_to_the_peak_and_end_at_the_floor(name: str) -> None:
     assert ratios[-1] == pytest.approx(1.0 if name == "constant" else 0.2)
 
 
+def test_of_a_run_that_is_not_longer_than_its_warm_up_the_first_half_warms_up() -> None:
+    schedule = ScheduleSettings(name="linear", warmup_steps=20, min_ratio=0.0)
+    for steps in (1, 4, 20):
+        ratios = [lr_ratio(step, schedule=schedule, steps=steps) for step in range(steps)]
+        assert ratios.index(1.0) == steps // 2
+        assert min(ratios[: steps // 2 + 1]) > 0
+    assert lr_ratio(20, schedule=schedule, steps=21) == 1.0
+
+
 def test_the_table_of_modules_follows_the_parameters() -> None:
     model = Tiny()
     rows = train_only(model, ["llm"])
@@ -205,9 +214,9 @@ def test_logger_files_fill_the_settings() -> None:
             {"optimizer": OptimizerSettings(name="muon"), "engine": {"zero_optimization": {"stage": 2}}},
             "optimizer.name=muon",
         ),
-        ({"optimizer": OptimizerSettings(module_lrs={"lm": 1.0})}, "optimizer.module_lrs"),
+        ({"optimizer": OptimizerSettings(lr_factors={"lm": 1.0})}, "optimizer.lr_factors"),
         ({"runner": RunnerSettings(precision="fp16")}, "runner.precision"),
-        ({"schedule": ScheduleSettings(warmup_steps=100)}, "schedule.warmup_steps"),
+        ({"schedule": ScheduleSettings(warmup_steps=-1)}, "schedule.warmup_steps"),
         ({"logger": LoggerSettings(wandb="on")}, "logger.wandb"),
     ],
 )  # fmt: skip

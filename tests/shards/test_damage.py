@@ -97,6 +97,10 @@ ITEM_KINDS: dict[str, tuple[dict[str, Any], str]] = {
     "repeated-options": ({"task": "mcq", "question": "?", "options": ["a", "a"], "answer": "A"}, "bad_options"),
     "reversed-span": ({"task": "grounding", "question": "when?", "span": [5, 2]}, "bad_span"),
     "span-not-a-number": ({"task": "grounding", "question": "when?", "span": ["x", float("nan")]}, "bad_span"),
+    "span-of-no-length": ({"task": "grounding", "question": "when?", "span": [0.5, 0.5]}, "empty_span"),
+    "span-after-the-clip": ({"task": "grounding", "question": "when?", "span": [50, 60]}, "span_outside"),
+    "span-beyond-the-clip": ({"task": "grounding", "question": "when?", "span": [0, 100]}, "span_outside"),
+    "events-beyond-the-clip": ({"task": "chapters", "events": [[0, 1, "a"], [0, 9, "b"]]}, "span_outside"),
     "forged-token": ({"task": "qa", "question": "what <sep> red", "answer": "blue"}, "special_in_text"),
     "number-as-answer": ({"task": "caption", "answer": 7}, "bad_answer"),
 }

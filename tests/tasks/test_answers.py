@@ -44,7 +44,18 @@ def test_letter_is_read(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "blue", "A and B", "A, B", "A or B", "Blue", "A blue car", "I think so", "(A) or (B)", "B. blue or C. green"],
+    [
+        "",
+        "blue or red",
+        "A and B",
+        "A, B",
+        "A or B",
+        "Bluer",
+        "A blue car",
+        "I think so",
+        "(A) or (B)",
+        "B. blue or C. green",
+    ],
 )
 def test_ambiguous_letters_are_refused(text: str) -> None:
     assert parse_letter(text, options=OPTIONS) is None
@@ -55,6 +66,20 @@ def test_options_bound_the_letter_and_check_its_text() -> None:
     assert parse_letter("E") == "E"
     assert parse_letter("B blue", options=OPTIONS) == "B"
     assert parse_letter("B. red", options=OPTIONS) is None
+    assert parse_letter("Blue.", options=OPTIONS) == "B"
+    assert parse_letter("Blue.") is None
+
+
+def test_texts_of_options_that_hold_letters_or_other_texts_are_told_apart() -> None:
+    nested = ["red", "red circle", "Both A and B", "None of A"]
+    assert parse_letter("B. red circle", options=nested) == "B"
+    assert parse_letter("A. red circle", options=nested) is None
+    assert parse_letter("C. Both A and B", options=nested) == "C"
+    assert parse_letter("both A and B", options=nested) == "C"
+    assert parse_letter("A and B", options=nested) is None
+    assert parse_letter("The right answer is: B", options=["right", "left"]) == "B"
+    assert parse_letter("B", options=["B", "A"]) == "B"  # a letter is a letter, whatever a text says
+    assert parse_letter("B. red", options=["Red", "red"]) == "B"  # texts that differ in case alone name nothing
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from arcvideo.tasks import TASKS, RecordError, make_sample
 from arcvideo.tasks.answers import parse_letter, parse_span, split_answer
+from arcvideo.tasks.fields import check_times
 from arcvideo.tasks.instructions import SUFFIXES, suffix
 from arcvideo.types import Sample
 
@@ -68,6 +69,54 @@ def test_answers_are_read_back_as_the_truth() -> None:
     assert parse_span(grounding.turns[0].answer) == grounding.truth["span"]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"options": ["A. red", "B. blue"]},
+        {"options": ["(A) red", "(B) blue"]},
+        {"options": ["\uff21\uff0ered", "\uff22\uff0eblue"]},
+        {"options": {"A": "red", "B": "blue"}},
+        {"question": "which?\nA. red\nB. blue"},
+        {"question": "which? Options: (A) red (B) blue", "options": ["A. red", "B. blue"]},
+        {"answer": "B."},
+        {"answer": "(B)"},
+        {"answer": "\uff22"},
+        {"answer": "B. blue"},
+        {"answer": "blue"},
+    ],
+)
+def test_an_option_has_one_letter_however_the_file_writes_it(changes: dict[str, Any]) -> None:
+    made = sample("mcq", **changes)
+    assert made.turns[0].question == "which?\nA.red\nB.blue"
+    assert (made.turns[0].answer, made.truth) == ("B", {"letter": "B", "options": ("red", "blue")})
+
+
+def test_letters_that_not_every_option_carries_are_its_text() -> None:
+    question = sample("mcq", options=["A. Lincoln", "Obama"]).turns[0].question
+    assert question == "which?\nA.A. Lincoln\nB.Obama"
+
+
+@pytest.mark.parametrize(
+    ("item", "fits"),
+    [
+        ({"span": [1, 4]}, True),
+        ({"span": [1, 5]}, True),  # annotations round
+        ({"span": [1, 5.1]}, False),
+        ({"span": [4, 5]}, False),
+        ({"events": [[0, 1, "a"], [3, 9, "b"]]}, False),
+        ({"events": [[0, 1, "a"], [3, 4, "b"]]}, True),
+        ({"answer": "x"}, True),
+    ],
+)
+def test_times_must_lie_in_the_clip(item: dict[str, Any], fits: bool) -> None:
+    check_times(item, seconds=0.0)  # without a clip there is nothing to compare with
+    if fits:
+        check_times(item, seconds=4.0)
+    else:
+        with pytest.raises(RecordError, match="span_outside"):
+            check_times(item, seconds=4.0)
+
+
 def test_further_turns_follow() -> None:
     assert [turn.answer for turn in sample("qa").turns] == ["a cat", "because"]
 
@@ -81,11 +130,16 @@ def test_further_turns_follow() -> None:
         ("qa", {"question": ""}, "no_question"),
         ("qa", {"turns": ["x"]}, "bad_turns"),
         ("mcq", {"answer": "C"}, "bad_answer"),
-        ("mcq", {"answer": "blue"}, "bad_answer"),
+        ("mcq", {"answer": "green"}, "bad_answer"),
+        ("mcq", {"answer": "B. red"}, "bad_answer"),
+        ("mcq", {"answer": "A or B"}, "bad_answer"),
+        ("mcq", {"options": {"A": "red", "C": "blue"}}, "bad_options"),
+        ("mcq", {"options": ["A. red", "B. red"]}, "bad_options"),
         ("mcq", {"options": ["red"]}, "bad_options"),
         ("mcq", {"options": ["red", "red"]}, "bad_options"),
         ("grounding", {"span": None}, "no_answer"),
         ("grounding", {"span": [5, 2]}, "bad_span"),
+        ("grounding", {"span": [5, 5]}, "empty_span"),
         ("grounding", {"span": [0, float("nan")]}, "bad_span"),
         ("chapters", {"events": []}, "no_answer"),
         ("chapters", {"events": [[0, 1]]}, "bad_events"),

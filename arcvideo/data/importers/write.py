@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from arcvideo.data.importers.drafts import Draft, ImportReport
+from arcvideo.media.errors import MediaError
 from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, Problem
 from arcvideo.shards.probe import Extent, Probed, ProbeJob, ProbePool
 from arcvideo.shards.write import Record, write_shards
-from arcvideo.media.errors import MediaError
+from arcvideo.tasks.fields import RecordError, check_times
 
 
 @dataclass(kw_only=True)
@@ -111,11 +112,11 @@ def _record(draft: Draft, found: Probed | MediaError | None, *, part: _Part) -> 
         return None
     items = []
     for item, label in zip(draft.items, draft.labels, strict=True):
-        late = _begins_after_the_end(item, found)
-        if late:
-            part.problems.append(asdict(_problem(label, reason="span_outside", detail=late)))
-        else:
+        try:
+            check_times(item, seconds=found.facts.duration if isinstance(found, Probed) else 0.0)
             items.append(item)
+        except RecordError as error:
+            part.problems.append(asdict(_problem(label, reason=error.reason, detail=error.detail)))
     part.used += len(items)
     return Record(key=draft.key, content={**draft.extra, "items": items}, media=media) if items else None
 
@@ -133,15 +134,6 @@ def _media(draft: Draft, path: Path, found: Probed | MediaError | None) -> dict[
         assert draft.sound is not None
         media[_extension(draft.sound)] = draft.sound.read_bytes()
     return media
-
-
-def _begins_after_the_end(item: Any, found: Probed | MediaError | None) -> str:
-    """What is wrong with an item whose time begins after its clip has ended."""
-    if not isinstance(found, Probed):
-        return ""
-    spans = [item["span"]] if "span" in item else [event[:2] for event in item.get("events", ())]
-    late = [span for span in spans if span[0] >= found.facts.duration]
-    return f"{late[0]} begins after the end of the clip, {found.facts.duration:.2f} s" if late else ""
 
 
 def _problem(label: str, *, reason: str, detail: str) -> Problem:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-from arcvideo.rollout.rewards.builtin import answer_format, mcq_accuracy
+from arcvideo.rollout.rewards.builtin import answer_format, mcq_accuracy, one_answer
 from arcvideo.rollout.rewards.length import repetition, soft_overlong
 from arcvideo.rollout.rewards.protocol import Reward
 from arcvideo.rollout.rewards.spans import temporal_iou, temporal_iou_edges, temporal_recall
@@ -18,6 +18,7 @@ REWARDS: dict[str, Reward] = {
     "temporal_iou": temporal_iou,
     "temporal_iou_edges": temporal_iou_edges,
     "format": answer_format,
+    "one_answer": one_answer,
 }
 """Name -> reward."""
 MAKERS: dict[str, Callable[..., Reward]] = {

@@ -7,8 +7,7 @@ from typing import Any
 
 from arcvideo.rollout.rewards.protocol import LogExtra, Reward, quiet
 from arcvideo.tasks import answers
-
-Span = tuple[float, float]
+from arcvideo.tasks.answers import Span
 
 
 def temporal_iou(completions: Sequence[str], **columns: Any) -> list[float | None]:
@@ -64,22 +63,27 @@ def _scored(
     read: list[str | None] = []
     problems: list[str | None] = []
     for text, kind, truth, seconds in zip(completions, task, span or nothing, duration or nothing, strict=True):
-        said = answers.parse_span(text) if kind == "grounding" else None
-        read.append(f"{said[0]:g} - {said[1]:g} s" if said else None)
-        problems.append(_span_problem(text) if kind == "grounding" and said is None else None)
         if kind != "grounding":
+            said = answers.Reading[Span]()
             scores.append(None)
         else:
+            said = answers.read_span(text)
+            true = _truth(truth)
             # A clip lasts at least as long as what happens in it.
-            scores.append(worth(said, truth, max(seconds or 0.0, truth[1])) if said else 0.0)
+            scores.append(worth(said.value, true, max(seconds or 0.0, true[1])) if said.value else 0.0)
+        read.append(f"{said.value[0]:g} - {said.value[1]:g} s" if said.value else None)
+        problems.append(said.problem)
     log_extra("read", read)
     log_extra("problem", problems)
     return scores
 
 
-def _span_problem(text: str) -> str:
-    """Why no span could be read."""
-    if not answers.answer_text(text):
-        return "empty answer"
-    bounds = answers.parse_bounds(text)
-    return f"reversed span {bounds[0]:g} - {bounds[1]:g} s" if bounds else "no time range"
+def _truth(span: Any) -> Span:
+    """Return the span an answer is compared with.
+
+    Raises:
+        ValueError: it is missing or has no length.
+    """
+    if span is None or not span[0] < span[1]:
+        raise ValueError(f"the truth has the span {span!r}, which no answer can overlap; mend or leave out the item")
+    return float(span[0]), float(span[1])

@@ -1,0 +1,28 @@
+"""The command line of shards: `python -m arcvideo.data.shards COMMAND`.
+
+index    makes the sidecar indexes            inspect  shows a clip as the model will see it
+verify   decodes and hashes every clip        stats    counts tasks, seconds, tokens
+import   turns other people's formats into shards
+transcribe  adds what Whisper hears
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from arcvideo.data import commands
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    options = commands.parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (ValueError, OSError) as error:  # a full disk, a file where a folder should be
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""Files that are there whole or as they were, and JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; what the block writes there gets its name when the block ends.
+
+    It is on the disk before it gets the name, so that a crash, too, leaves the new file or the old one. When the block
+    fails, nothing is left of it. Several processes may write the same file; the last one wins.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file that is there whole or as it was; text as UTF-8."""
+    with whole(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """Return one row of a file of JSON lines, with its end; ASCII, so that no text in it can end a line or be refused.
+
+    U+2028 ends a line for `str.splitlines`, and half of a surrogate pair cannot be written as UTF-8.
+    """
+    return json.dumps(row) + "\n"
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a file of JSON lines, whole."""
+    with whole(path) as temporary, temporary.open("w", encoding="ascii") as file:
+        file.writelines(map(json_line, rows))
+
+
+def read_lines(path: Path) -> list[Any]:
+    r"""Return the rows of a file of JSON lines, which end in "\n" and nothing else.
+
+    A row that a stop cut short can only be the last one; it is left out, and stderr says so.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a row that is not JSON; names the file and the line.
+    """
+    return parsed_lines(path.read_bytes(), name=str(path))
+
+
+def parsed_lines(data: bytes, *, name: str) -> list[Any]:
+    """Return the rows of JSON lines that were read already; `name` stands for them in messages, as in `read_lines`."""
+    *lines, rest = data.split(b"\n")
+    rows = [_row(line, name=f"{name}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    if rest.strip():
+        try:
+            rows.append(_row(rest, name=name))
+        except ValueError:
+            print(f"{name}: its last row was cut short when a process stopped; left out", file=sys.stderr)
+    return rows
+
+
+def _row(line: bytes, *, name: str) -> Any:
+    try:
+        return json.loads(line.decode("utf-8", errors="surrogatepass"))
+    except (ValueError, RecursionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{name}: not JSON ({reason}); repair the line, or delete it") from None

@@ -1,0 +1,332 @@
+"""Words of the command line before Hydra reads them: what is wrong with them, and what they are for Hydra."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from arcvideo.config import RunConfig, former
+from arcvideo.places import CONF_DIR
+from arcvideo.structured import nearest
+
+DEFAULT_MODEL = "tiny"
+"""The model of conf/config.yaml."""
+FLAGS_WITH_VALUES = {
+    "--cfg": "-c",
+    "--info": "-i",
+    "--package": "-p",
+    "--config-dir": "-cd",
+    "--config-path": "-cp",
+    "--config-name": "-cn",
+    "--experimental-rerun": "",
+}
+"""Hydra's flags that are followed by a word, and their short forms."""
+FLAGS = {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"}
+FLAGS |= {"--shell-completion", "-sc"}
+"""Hydra's other flags."""
+LAUNCHERS_WORDS = ("--local_rank", "--local-rank")
+"""What launchers of processes add."""
+
+
+def flag_value(words: Sequence[str], flag: str) -> str | None:
+    """Return the last value of one of `FLAGS_WITH_VALUES`, written `--flag value` or `--flag=value`."""
+    names, value = {flag, FLAGS_WITH_VALUES[flag]} - {""}, None
+    for place, word in enumerate(words):
+        name, equals, given = word.partition("=")
+        if name in names:
+            value = given if equals else next(iter(words[place + 1 :]), None)
+    return value
+
+
+def settings_words(words: Sequence[str]) -> list[str]:
+    """Return the words without flags and the values of flags."""
+    short = [name for name in FLAGS_WITH_VALUES.values() if name]
+    waiting = (*FLAGS_WITH_VALUES, *short)
+    pairs = zip(("", *words), words, strict=False)
+    return [word for before, word in pairs if not word.startswith("-") and before not in waiting]
+
+
+# --- options of groups ---
+
+
+def folders(words: Sequence[str] = ()) -> list[Path]:
+    """Return the folders that Hydra looks for options in: those of the user's, then the package's own."""
+    given = flag_value(words, "--config-dir")
+    found = [Path(given)] if given else []
+    for word in words:
+        if word.lstrip("+").startswith("hydra.searchpath="):
+            entries = re.split(r"[\[\],]", word.partition("=")[2])
+            found += [folder for entry in entries if (folder := _folder(entry.strip(" '\"")))]
+    return [*found, CONF_DIR]
+
+
+def _folder(entry: str) -> Path | None:
+    """Return the folder of an entry of hydra.searchpath: `file://DIR`, `pkg://a.b` or a plain path."""
+    scheme, _, rest = entry.rpartition("://")
+    if scheme == "pkg":
+        try:
+            spec = importlib.util.find_spec(rest)
+        except ModuleNotFoundError:
+            return None
+        places = list(spec.submodule_search_locations or ()) if spec else []
+        return Path(places[0]) if places else None
+    return Path(os.path.expanduser(rest)) if rest and scheme in ("", "file") else None
+
+
+def options(group: str, *, among: Sequence[Path]) -> list[str]:
+    """Return the options of a group, as they are chosen; names that begin with `_` are shared by others."""
+    found = {
+        path.relative_to(folder / group).with_suffix("").as_posix()
+        for folder in among
+        for path in (folder / group).rglob("*.yaml")
+        if not path.name.startswith("_")
+    }
+    return sorted(found)
+
+
+def is_group(key: str, *, among: Sequence[Path]) -> bool:
+    """Return whether a key chooses a file of values."""
+    return "." not in key and any((folder / key.partition("@")[0]).is_dir() for folder in among)
+
+
+def model_of(words: Sequence[str]) -> str:
+    """Return the model that these words choose, which says where stages are looked up."""
+    chosen = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("model=")]
+    return chosen[-1] if chosen else DEFAULT_MODEL
+
+
+def stages(words: Sequence[str]) -> list[str]:
+    """Return the names that `stage=` takes beside MODEL/STAGE: those of the chosen model and the user's own."""
+    found = (name.removeprefix(f"{model_of(words)}/") for name in options("stage", among=folders(words)))
+    return sorted({name for name in found if "/" not in name})
+
+
+def beside(page: str, *, stage: str) -> str:
+    """Return how a stage is chosen that stands beside another one's page: `sft` for tiny, else `MODEL/sft`."""
+    model, slash, _ = page.rpartition("/")
+    return stage if model in ("", DEFAULT_MODEL) else f"{model}{slash}{stage}"
+
+
+def _page(stage: str, *, words: Sequence[str], among: Sequence[Path]) -> str:
+    """Return the option that a stage stands for: `tiny/sft` for sft with model=tiny."""
+    inside = f"{model_of(words)}/{stage}"
+    known = options("stage", among=among)
+    return inside if stage not in known and inside in known else stage
+
+
+# --- what is wrong ---
+
+
+def override_problems(arguments: Sequence[str]) -> list[str]:
+    """Return what is wrong with command-line overrides, before Hydra reads them: unknown keys and options."""
+    among, swept = folders(arguments), bool({"-m", "--multirun"} & set(arguments))
+    problems = [
+        f"{word}: no such flag; settings are words like optimizer.lr=1e-4"
+        for word in arguments
+        if word.startswith("-") and not _is_flag(word)
+    ]
+    if problems:
+        return problems
+    given = flag_value(arguments, "--config-dir")
+    if given and not Path(given).is_dir():
+        problems.append(f"--config-dir={given}: no such folder")
+    for argument in settings_words(arguments):
+        problems += _word_problems(argument, arguments=arguments, among=among, swept=swept)
+    return problems
+
+
+def _is_flag(word: str) -> bool:
+    name = word.partition("=")[0]
+    short = set(FLAGS_WITH_VALUES.values())
+    return name in FLAGS or name in FLAGS_WITH_VALUES or name in short or word.startswith(LAUNCHERS_WORDS)
+
+
+def _word_problems(argument: str, *, arguments: Sequence[str], among: Sequence[Path], swept: bool) -> Iterator[str]:
+    key, equals, value = argument.lstrip("+~").partition("=")
+    if key.split(".")[0].split("/")[0] == "hydra":
+        return
+    if not equals:
+        if not argument.startswith("~"):
+            yield f"{argument}: expected KEY=VALUE{_meant(argument, arguments=arguments)}"
+        return
+    kind, group = setting_type(key), is_group(key, among=among)
+    if "," in value and not swept and not set("[({'\"") & set(value):
+        text = kind is str and not group
+        remedy = f"a text with commas is quoted: \"{key}='{value}'\"" if text else f"a list is written {key}=[{value}]"
+        yield f"{argument}: several values are a sweep: add -m; {remedy}"
+    elif group and not value.startswith("{"):
+        known = stages(arguments) if key == "stage" else options(key.partition("@")[0], among=among)
+        if key == "stage" and "," in model_of(arguments):
+            yield "model and stage cannot be swept one by one: write -m stage=tiny/sft,arc_hunyuan_7b/sft"
+            return
+        for choice in value.split(","):
+            page = _page(choice, words=arguments, among=among) if key == "stage" else choice
+            unknown = page not in options(key.partition("@")[0], among=among)
+            if key == "stage" and model_of(arguments) not in options("model", among=among):
+                return  # that is told about the model
+            if choice and unknown and "(" not in value:
+                yield f"{key}={choice}: no such option{nearest(choice, known)}; there are: {', '.join(known)}"
+    elif kind is None:
+        yield f"{key}: no such setting{former(key) or nearest(key, list(setting_keys()))}; `--help` shows all"
+    elif former(key) and not value.startswith("{"):
+        yield f"{key}={value}: no such option{former(key)}"
+
+
+def _meant(word: str, *, arguments: Sequence[str]) -> str:
+    """Return a question after the override that a bare word may have been meant for."""
+    return f" (did you mean 'stage={word}'?)" if word in stages(arguments) else ""
+
+
+def grammar_problems(words: Sequence[str]) -> list[str]:
+    """Return what Hydra cannot read at all in overrides, such as a bracket that is never closed."""
+    problems = []
+    for word in settings_words(as_overrides(words)):
+        key, equals, value = word.partition("=")
+        if not equals:
+            continue
+        try:
+            parsed(word)
+        except HydraException as error:
+            said = str(error).splitlines()[0]
+            quoted = f"{key.lstrip('+')}='{value}'"
+            problems.append(f'{word.lstrip("+")}: cannot be read: {said}; a text with such signs is quoted: "{quoted}"')
+    return problems
+
+
+# --- what Hydra is given ---
+
+
+def as_overrides(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments for Hydra.
+
+    Known settings may be given whether or not a YAML file mentions them, a stage by its name alone, and a text without
+    quotes even where Hydra's grammar asks for them.
+    """
+    among, plain = folders(arguments), settings_words(arguments)
+    return [_as_override(word, arguments=arguments, among=among) if word in plain else word for word in arguments]
+
+
+def _as_override(word: str, *, arguments: Sequence[str], among: Sequence[Path]) -> str:
+    key, equals, value = word.partition("=")
+    name = key.lstrip("+")
+    if not equals or word.startswith("~"):
+        return word
+    if name == "stage":
+        known = re.sub(r"[\w./-]+", lambda found: _page(found[0], words=arguments, among=among), value)
+        return f"{key}={known}"
+    kind = setting_type(name)
+    if is_group(name, among=among) and not value.startswith("{"):
+        return word
+    if kind is None and name.split(".")[0] != "hydra":
+        return word
+    if kind is str and not _readable(f"{name}={value}"):
+        word = f"{key}={quoted(value)}"
+    return word if key.startswith("+") or kind is None else f"++{word}"
+
+
+def _readable(word: str) -> bool:
+    try:
+        parsed(word)
+    except HydraException:
+        return False
+    return True
+
+
+def parsed(word: str) -> Override:
+    """Return an override as Hydra reads it.
+
+    Raises:
+        HydraException: it cannot be read.
+    """
+    return OverridesParser.create().parse_override(word)
+
+
+def quoted(text: str) -> str:
+    """Return a text as Hydra's grammar takes any text."""
+    return "'" + re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'") + "'"
+
+
+def words_of(settings: dict[str, Any], *, prefix: str = "") -> list[str]:
+    """Return nested settings as words, `{"runner": {"steps": 5}}` as `runner.steps=5`; keys with `~` delete."""
+    words: list[str] = []
+    for key, value in settings.items():
+        name = f"~{prefix}{key[1:]}" if key.startswith("~") else f"{prefix}{key}"
+        if key.startswith("~") and value is None:
+            words.append(name)
+        elif isinstance(value, dict) and value and all(re.fullmatch(r"~?[\w./-]+", str(inner)) for inner in value):
+            words += words_of({str(inner): entry for inner, entry in value.items()}, prefix=f"{name}.")
+        else:
+            words.append(f"{name}={_written(value)}")
+    return sorted(words, key=lambda word: not word.startswith("~"))  # what is taken out makes room for what comes
+
+
+def _written(value: Any) -> str:
+    """Return a value in Hydra's grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        entries = [f"{_escaped(str(key))}:{_written(entry)}" for key, entry in value.items()]
+        return "{" + ",".join(entries) + "}"
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(_written(entry) for entry in value)}]"
+    if not isinstance(value, str):
+        return repr(value)
+    try:
+        plain = parsed(f"x={value}").value() == value and not set(",[](){}'\"") & set(value)
+    except HydraException:
+        plain = False
+    return value if plain and value else quoted(value)
+
+
+def _escaped(key: str) -> str:
+    """Return a key of a mapping in Hydra's grammar, which has no quotes for keys."""
+    return re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", key)
+
+
+# --- the settings there are ---
+
+
+def setting_type(key: str, kind: Any = RunConfig) -> Any:
+    """Return the type of a dotted setting without `None`; None when there is no such setting.
+
+    Free dictionaries accept any name below them.
+    """
+    for name in key.split("."):
+        if dataclasses.is_dataclass(kind):
+            hints = typing.get_type_hints(kind)
+            if name not in hints or name not in {entry.name for entry in dataclasses.fields(kind)}:
+                return None
+            kind = _without_none(hints[name])
+        elif typing.get_origin(kind) is dict:
+            kind = _without_none(typing.get_args(kind)[1])
+        elif kind is not Any:
+            return None
+    return kind
+
+
+def setting_keys(kind: Any = RunConfig, *, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of all settings."""
+    for entry in dataclasses.fields(kind):
+        name = f"{prefix}{entry.name}"
+        yield name
+        inner = _without_none(typing.get_type_hints(kind)[entry.name])
+        if dataclasses.is_dataclass(inner):
+            yield from setting_keys(inner, prefix=f"{name}.")
+
+
+def _without_none(kind: Any) -> Any:
+    """Return the type of a setting that may also be null."""
+    inner = [argument for argument in typing.get_args(kind) if argument is not type(None)]
+    return inner[0] if type(None) in typing.get_args(kind) and len(inner) == 1 else kind

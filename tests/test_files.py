@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from arcvideo.files import json_line, read_lines, whole, write_lines, write_whole
+
+ODD = ["plain", "a\u2028b\u2029c\x85d", "half \ud83d of a pair", "tab\tand\nnewline", "\x00\x1c\x0b", "红色"]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_any_text_comes_back_as_it_was(tmp_path: Path, text: str) -> None:
+    rows = [{"key": text, text: 1}, {"key": "next"}]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    assert read_lines(tmp_path / "rows.jsonl") == rows
+    assert json_line({"key": text}).isascii()
+
+
+def test_rows_that_others_wrote_with_open_characters_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes('{"a": "x\u2028y\x85"}\r\n\n{"b": "红"}\n'.encode())
+    assert read_lines(path) == [{"a": "x\u2028y\x85"}, {"b": "红"}]
+
+
+def test_a_last_row_that_was_cut_short_is_left_out_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.jsonl"
+    whole_rows = [{"text": f"row {number} 红"} for number in range(3)]
+    data = "".join(map(json_line, whole_rows)).encode()
+    for cut in range(data.rindex(b"\n", 0, -1) + 2, len(data) - 1):
+        path.write_bytes(data[:cut])
+        assert read_lines(path) == whole_rows[:2]
+        assert capsys.readouterr().err == f"{path}: its last row was cut short when a process stopped; left out\n"
+    path.write_bytes(data[:-1])  # complete but for its end
+    assert read_lines(path) == whole_rows
+
+
+@pytest.mark.parametrize("line", [b"{", b"\xff\xff", b"[" * 100_000, b"\x00"])
+def test_damage_between_rows_names_file_and_line(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + line + b'\n{"b": 2}\n')
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 2: not JSON \(.*\); repair the line, or delete it$"):
+        read_lines(path)
+
+
+def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    write_whole(path, "old")
+    with suppress(RuntimeError), whole(path) as temporary:
+        temporary.write_text("half")
+        assert path.read_text() == "old"
+        raise RuntimeError
+    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+    assert path.read_text() == "old"
+    write_whole(path, b"new")
+    assert path.read_text() == "new"
+
+
+def test_others_may_read_what_was_written(tmp_path: Path) -> None:
+    old = os.umask(0o022)
+    try:
+        write_whole(tmp_path / "a", "x")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+def test_what_is_not_finished_is_no_file_of_its_kind(tmp_path: Path) -> None:
+    """A killed process leaves its temporary file; a folder of weights must not take it for weights."""
+    with whole(tmp_path / "model.safetensors") as temporary:
+        temporary.touch()
+        assert list(tmp_path.glob("*.safetensors")) == []
