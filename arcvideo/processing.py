@@ -103,7 +103,7 @@ class ArcVideoProcessor(ProcessorMixin):
             raise ValueError("save the processor to a directory and upload that")
         directory = Path(save_directory)
         save_tokenizer(self.tokenizer, directory)
-        (directory / "chat_template.jinja").write_text(self.chat_template)
+        (directory / "chat_template.jinja").write_text(str(self.chat_template))
         (directory / PROCESSOR_FILE).write_text(self.to_json_string())
         write_code(directory)
         share(directory)

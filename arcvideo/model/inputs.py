@@ -77,11 +77,11 @@ def _fits(given: torch.Size, rows: torch.Size) -> bool:
     return given == rows or tuple(given) == (1,)
 
 
-def running_positions(shape: torch.Size, *, past: int, attention_mask: Tensor | None, device: torch.device) -> Tensor:
-    """Return the running index of tokens, padding not counted: shaped like the ids."""
+def running_positions(shape: torch.Size, *, past: int, attention_mask: Tensor | None, like: Tensor) -> Tensor:
+    """Return the running index of tokens, padding not counted: shaped like the ids, on the device of `like`."""
     length = shape[-1]
     if attention_mask is None:
-        return torch.arange(past, past + length, device=device).expand(shape)
+        return torch.arange(past, past + length, device=like.device).expand(shape)
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
 
 

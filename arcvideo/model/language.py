@@ -7,7 +7,6 @@ A leading batch is optional.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,20 +16,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from arcvideo.model.attention import Plan, attend, attend_openly
 from arcvideo.model.norms import RMSNorm
+from arcvideo.model.output import Trace
 from arcvideo.model.recompute import run_layer
 from arcvideo.model.settings import TextSettings
 
 Rope = tuple[Tensor, Tensor]
-
-
-@dataclass
-class Trace:
-    """What a forward pass is asked to keep."""
-
-    hidden: list[Tensor] = field(default_factory=list)
-    """The embeddings, then each layer's output, the last one normed; (..., L, D)."""
-    attentions: list[Tensor] | None = None
-    """Each layer's attention weights (B, H, Q, K); None when they are not asked for."""
 
 
 def rope_tables(positions: Tensor, *, settings: TextSettings, dtype: torch.dtype) -> Rope:
@@ -144,13 +134,13 @@ class Decoder(nn.Module):
         recompute = self.recompute if cache is None else "none"
         for layer in self.layers:
             if trace is not None:
-                trace.hidden.append(x)
+                trace.keep(x)
                 x = layer(x, rope, plan, cache, trace.attentions)
             else:
                 x = run_layer(layer, x, rope, plan, cache, recompute=recompute)
         x = self.norm(x)
         if trace is not None:
-            trace.hidden.append(x)
+            trace.keep(x)
         return x
 
 

@@ -23,8 +23,8 @@ from arcvideo.model.fused import ArcVideoMediaMixin
 from arcvideo.model.generation import ArcVideoGenerationMixin, generation_config
 from arcvideo.model.initialization import initialize
 from arcvideo.model.inputs import check_batch, four_axes, insert, running_positions
-from arcvideo.model.language import LanguageModel, Trace
-from arcvideo.model.output import ArcVideoOutput, cross_entropy
+from arcvideo.model.language import LanguageModel
+from arcvideo.model.output import ArcVideoOutput, Trace, cross_entropy, seen_states
 from arcvideo.model.plans import batch_plan, document_segments, packed_plan
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.vision import VisionModel
@@ -41,7 +41,7 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
 
     config_class = ArcVideoConfig
     main_input_name = "input_ids"
-    input_modalities = ("image", "video", "audio", "text")
+    input_modalities: ClassVar[list[str]] = ["image", "video", "audio", "text"]
     accepts_loss_kwargs = True
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -177,24 +177,21 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
         Args:
             input_ids: newline ids already replaced; image ids are filled with fused tokens in order.
             attention_mask: (B, cached + L) 1 for tokens, 0 for padding.
-            position_ids: (4, L) or (B, 4, L); (L,) or (B, L) for text, the same on every axis; by default the running
-                index (text, cached decoding).
+            position_ids: (4, L) or (B, 4, L); shaped like the ids: the same on every axis; the running index without.
             past_key_values: a transformers cache; batches only. New tokens follow its tokens.
             inputs_embeds: (B, L, D) in place of input_ids, fused tokens already inside.
             labels: shaped like input_ids, -100 where not supervised: adds `loss`, shifted by one.
             use_cache: make a cache when none is given.
-            logits_to_keep: of a batch, only the last so many positions, or those of a tensor (n,); 0 for all.
+            logits_to_keep: only the last so many positions, or those of a tensor (n,); 0 for all.
             media: clips, in the order of their image tokens.
-            pixel_values: (F, 3, S, S) normalised frames of one clip, instead of `media`; needs mels.
-            mels: (C, M, T) or (C * M, T) log-mel of that clip.
-            duration: seconds of its audio that count, at most those there are; all of them by default.
-            segments: how a packed row is cut; one plain segment by default. Packed rows only.
+            pixel_values, mels, duration: one clip in place of `media`: normalised frames (F, 3, S, S), mel (C, M, T)
+                or (C * M, T), and the seconds of it that count; all of them by default.
+            segments: how a packed row is cut; one plain segment by default.
             target_positions: (T,) positions of a packed row whose logits are wanted.
             supervised_only: compute logits (T, V) only at the T positions whose next label is supervised.
             features: disk cache of tower outputs.
-            num_items_in_batch: supervised tokens of all micro-batches of a step: the loss is the sum over its number.
-            output_hidden_states: return the embeddings and what each layer makes of them, the last one normed.
-            output_attentions: return each layer's attention weights; batches without packing only.
+            num_items_in_batch: targets of all micro-batches of a step: the loss is the sum over their number.
+            output_hidden_states, output_attentions: return what each layer makes; weights of batches only.
             return_dict: False for a tuple.
 
         Raises:
@@ -207,67 +204,61 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
             packed_only={"segments": segments, "target_positions": target_positions},
             has_media=bool(media) or pixel_values is not None,
         )
-        if inputs_embeds is None:
-            assert input_ids is not None
-            fused = self._fused(
-                packed,
-                media,
-                pixel_values=pixel_values,
-                mels=mels,
-                duration=duration,
-                features=features,
-                device=input_ids.device,
-            )
         cache = DynamicCache(config=self.config) if use_cache and past_key_values is None else past_key_values
         past = 0 if cache is None else int(cache.get_seq_length())
-        if inputs_embeds is None:
+        if input_ids is not None:
+            how: dict[str, Any] = {"features": features, "device": input_ids.device}
+            fused = self._fused(packed, media, pixel_values=pixel_values, mels=mels, duration=duration, **how)
             inputs_embeds = self._embed(input_ids, fused, decoding=past > 0)
+        assert inputs_embeds is not None
         shape = inputs_embeds.shape[:-1]
         if position_ids is None:
-            position_ids = running_positions(
-                shape, past=past, attention_mask=attention_mask, device=inputs_embeds.device
-            )
+            position_ids = running_positions(shape, past=past, attention_mask=attention_mask, like=inputs_embeds)
         trace = self._trace(output_hidden_states, output_attentions)
-        plan = self._plan(
-            input_ids,
-            inputs_embeds,
-            segments,
-            cache=cache,
-            attention_mask=attention_mask,
-            written_out=trace is not None and trace.attentions is not None,
-        )
-        hidden = self.language_model.model(
-            inputs_embeds, positions=four_axes(position_ids, shape=shape), plan=plan, cache=cache, trace=trace
-        )
-        head = self.language_model.lm_head
-        loss = None
-        if supervised_only and labels is not None:
-            targets = labels[..., 1:].flatten()
-            supervised = (targets != -100).nonzero().squeeze(1)
-            logits = head(hidden[..., :-1, :].flatten(0, -2).index_select(0, supervised))
-            loss = cross_entropy(logits, targets[supervised], count=num_items_in_batch)
-        else:
-            chosen = hidden if target_positions is None else hidden.index_select(0, target_positions)
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = head(chosen[..., kept, :])
-            if labels is not None:
-                targets = labels[..., 1:].flatten()
-                loss = cross_entropy(logits[..., :-1, :].flatten(0, -2), targets, count=num_items_in_batch)
+        shown = trace is not None and trace.attentions is not None
+        rule: dict[str, Any] = {"cache": cache, "attention_mask": attention_mask, "written_out": shown}
+        plan = self._plan(input_ids, inputs_embeds, segments, **rule)
+        positions = four_axes(position_ids, shape=shape)
+        hidden = self.language_model.model(inputs_embeds, positions=positions, plan=plan, cache=cache, trace=trace)
+        kept = target_positions if target_positions is not None else logits_to_keep
+        loss, logits = self._scores(hidden, labels, kept=kept, few=supervised_only, count=num_items_in_batch)
         output = ArcVideoOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=cache,
-            hidden_states=None if trace is None or not output_hidden_states else tuple(trace.hidden),
-            attentions=None if trace is None or trace.attentions is None else tuple(trace.attentions),
-            last_hidden_state=hidden,
+            loss=loss, logits=logits, past_key_values=cache, last_hidden_state=hidden, **seen_states(trace)
         )
         named = self.config.return_dict if return_dict is None else return_dict
         return output if named else output.to_tuple()
 
+    def _scores(
+        self,
+        hidden: Tensor,
+        labels: Tensor | None,
+        *,
+        kept: int | Tensor,
+        few: bool,
+        count: Tensor | int | None,
+    ) -> tuple[Tensor | None, Tensor]:
+        """Return loss and logits: at the kept positions, or with `few` at those whose next label is supervised."""
+        head = self.language_model.lm_head
+        if few and labels is not None:
+            targets = labels[..., 1:].flatten()
+            supervised = (targets != -100).nonzero().squeeze(1)
+            logits = head(hidden[..., :-1, :].flatten(0, -2).index_select(0, supervised))
+            return cross_entropy(logits, targets[supervised], count=count), logits
+        if isinstance(kept, Tensor):
+            chosen = hidden.index_select(-2, kept)
+        else:
+            chosen = hidden[..., slice(-kept, None), :]
+        logits = head(chosen)
+        if labels is None:
+            return None, logits
+        return cross_entropy(logits[..., :-1, :].flatten(0, -2), labels[..., 1:].flatten(), count=count), logits
+
     def _trace(self, hidden: bool | None, attentions: bool | None) -> Trace | None:
         hidden = self.config.output_hidden_states if hidden is None else hidden
         attentions = self.config.output_attentions if attentions is None else attentions
-        return Trace(attentions=[] if attentions else None) if hidden or attentions else None
+        if not hidden and not attentions:
+            return None
+        return Trace(hidden=[] if hidden else None, attentions=[] if attentions else None)
 
     def _embed(self, input_ids: Tensor, fused: Tensor | None, *, decoding: bool) -> Tensor:
         """Return (..., L, D) with fused tokens in place of image ids."""

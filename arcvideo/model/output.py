@@ -29,6 +29,30 @@ class ArcVideoOutput(ModelOutput):
     """(L, D) or (B, L, D), after the last norm."""
 
 
+@dataclass
+class Trace:
+    """What a forward pass is asked to keep."""
+
+    hidden: list[Tensor] | None = None
+    """The embeddings, then each layer's output, the last one normed; (..., L, D). None when they are not asked for."""
+    attentions: list[Tensor] | None = None
+    """Each layer's attention weights (B, H, Q, K); None when they are not asked for."""
+
+    def keep(self, hidden: Tensor) -> None:
+        """Keep one more hidden state, if they are asked for."""
+        if self.hidden is not None:
+            self.hidden.append(hidden)
+
+
+def seen_states(trace: Trace | None) -> dict[str, Any]:
+    """Return the fields of `ArcVideoOutput` that a trace fills."""
+    kept = trace or Trace()
+    return {
+        "hidden_states": None if kept.hidden is None else tuple(kept.hidden),
+        "attentions": None if kept.attentions is None else tuple(kept.attentions),
+    }
+
+
 def cross_entropy(logits: Tensor, targets: Tensor, *, count: Tensor | int | None = None) -> Tensor:
     """Return the mean cross-entropy of (T, V) logits, in at least fp32; targets of -100 do not count.
 
