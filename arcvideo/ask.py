@@ -161,13 +161,28 @@ def readings(text: str, *, task: str) -> list[str]:
     return found or (["time: none that can be read"] if task == "grounding" else [])
 
 
-def notes(media: Media, *, seconds: float, layout: MediaLayout) -> list[str]:
-    """Return what a user should know about how the file is seen and heard."""
+def notes(media: Media, *, seconds: float, layout: MediaLayout, sound: float = 0.0) -> list[str]:
+    """Return what a user should know about how the file is seen and heard.
+
+    Args:
+        media: what the model gets.
+        seconds: of the file, those of the picture where it has one.
+        layout: of the model.
+        sound: seconds of the file's sound.
+    """
+    from arcvideo.media.frames import behind_picture
+
     lines = []
     if not media.has_video:
         lines.append("no picture: the model sees zeros (docs/modalities.md)")
     if not media.has_audio:
         lines.append("no sound: the model hears zeros (docs/modalities.md)")
+    behind = behind_picture(sound=sound, picture=seconds) if media.has_video and media.has_audio else 0.0
+    if behind:
+        lines.append(
+            f"the picture ends at {seconds:.0f} s: {behind:.0f} s of sound behind it are not heard; "
+            "give the sound as a file of its own (ffmpeg -i FILE -vn sound.wav) to have it heard"
+        )
     frames, heard = layout.max_frames, layout.max_seconds
     if media.has_video and seconds > frames:
         lines.append(f"{seconds:.0f} s in {frames} frames: each stands for {seconds / frames:.1f} s")
@@ -189,6 +204,7 @@ def ask(settings: AskSettings, *, out: TextIO, err: TextIO) -> str:
     """
     import torch
 
+    from arcvideo.media.sound import SAMPLE_RATE
     from arcvideo.model.loading import load_model
     from arcvideo.processing import ArcVideoProcessor
     from arcvideo.rollout.sampler import banned_ids, stop_ids
@@ -201,7 +217,8 @@ def ask(settings: AskSettings, *, out: TextIO, err: TextIO) -> str:
     if settings.video:
         clip = processor.read(settings.video, sound=settings.audio or None)
         media = processor.media(clip, modality=settings.modality)
-        for note in notes(media, seconds=clip.duration, layout=processor.layout):
+        sound = 0.0 if clip.waveform is None else clip.waveform.numel() / SAMPLE_RATE
+        for note in notes(media, seconds=clip.duration, layout=processor.layout, sound=sound):
             print(f"note: {note}", file=err)
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
@@ -234,7 +251,7 @@ def ask(settings: AskSettings, *, out: TextIO, err: TextIO) -> str:
 
 
 def _question(settings: AskSettings) -> str:
-    """Return the question, the standard one of the task where none was given (spec 3.3)."""
+    """Return the question, the standard one of the task where none was given."""
     from arcvideo.tasks.chapters import QUESTION as CHAPTERS
     from arcvideo.tasks.summary import QUESTION as SUMMARY
 

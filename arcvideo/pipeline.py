@@ -3,6 +3,7 @@
   python -m arcvideo.pipeline recipe=NAME [override ...]          overrides go to every stage
   python -m arcvideo.pipeline recipe=NAME status [override ...]   where each stage stands, and why
   ... stale=refuse | rerun | keep                                 what to do with stages that were finished otherwise
+  ... given.NAME=VALUE                                            another value for a `given` of the recipe
 
 Finished stages are skipped and an interrupted one continues from its newest checkpoint. A stage that was finished with
 other settings, data, parent or code is refused, with the difference shown. Each stage runs in a process of its own
@@ -192,12 +193,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     policies = [word.removeprefix("stale=") for word in words if word.startswith("stale=")] or ["refuse"]
     if len(policies) != 1 or policies[0] not in STALE_POLICIES:
         sys.exit(f"error: stale={','.join(policies)}: choose one of {', '.join(STALE_POLICIES)}")
-    extra = [word for word in words if not word.startswith(("recipe=", "stale=")) and word != "status"]
+    extra = [word for word in words if not word.startswith(("recipe=", "stale=", "given.")) and word != "status"]
     strange = [word for word in extra if "=" not in word and not word.startswith("~")]
     if strange:
         sys.exit(f"error: {strange[0]}: expected status, or KEY=VALUE{nearest(strange[0], ['status'])}")
     try:
-        recipe = load_recipe(names[0])
+        given = [word.removeprefix("given.").partition("=") for word in words if word.startswith("given.")]
+        recipe = load_recipe(names[0], given={name: value for name, _, value in given})
         if "status" in words:
             print(status(recipe, extra=extra))
             return

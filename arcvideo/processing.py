@@ -34,7 +34,7 @@ from arcvideo.types import Clip, Media, Sample, Turn
 PROCESSOR_FILE = "processor_config.json"
 
 INSTRUCTIONS = {"mcq": "mcq", "grounding": "grounding", "qa": "general", "summary": "general", "chapters": "general"}
-"""Task -> instruction suffix (spec 3.2); `none` asks without one."""
+"""Task -> instruction suffix; `none` asks without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +190,7 @@ class ArcVideoProcessor(ProcessorMixin):
         return shown(to_media(clip, layout=self.layout), modality=modality)
 
     def prompt(self, question: str, *, media: Media | None = None, task: str = "qa") -> Prompt:
-        """Return one question behind its clip, up to and including `<sep>` (spec 3.1).
+        """Return one question behind its clip, up to and including `<sep>`.
 
         Args:
             question: may hold `<video>` where the frames stand; they come first otherwise.

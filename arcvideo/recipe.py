@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import yaml
@@ -91,6 +92,8 @@ class Recipe:
     """Source -> what it is expected to hold: an estimate before there are shards."""
     comparisons: list[Comparison] = field(default_factory=list)
     """Differences between stages that are shown at the end."""
+    given: dict[str, str] = field(default_factory=dict)
+    """Words that `$NAME` stands for in all texts of the recipe; `pipeline ... given.NAME=VALUE` changes one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +116,11 @@ class PlannedStage:
         return self.folder.name
 
 
-def load_recipe(name: str) -> Recipe:
+def load_recipe(name: str, *, given: Mapping[str, str] | None = None) -> Recipe:
     """Return the recipe of that name, in ./recipes or the package's, or at that path.
+
+    Args:
+        given: other values for some of its `given`.
 
     Raises:
         ValueError: no such recipe, or a key or type that does not fit; the message names it.
@@ -126,7 +132,7 @@ def load_recipe(name: str) -> Recipe:
         known = recipe_names()
         raise ValueError(f"recipe={name}: no file {places[-1]}{nearest(name, known)}; there are: {', '.join(known)}")
     try:
-        return filled(Recipe, from_home(_content(path)))
+        return filled(Recipe, from_home(put_in(_content(path), given=given or {})))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
     except ValueError as error:
@@ -195,6 +201,34 @@ def _read(word: str) -> Any:
     except ValueError:
         return word.partition("=")[2]
     return value if isinstance(value, (int, float, bool, list, dict, type(None))) else str(value)
+
+
+def put_in(content: dict[str, Any], *, given: Mapping[str, str]) -> dict[str, Any]:
+    """Return a recipe's keys with the values of its `given`, or other ones, in place of `$NAME`.
+
+    Raises:
+        ValueError: a name that the recipe does not have.
+    """
+    own = content.get("given") or {}
+    for name in given:
+        if name not in own:
+            close, known = nearest(name, list(own)), ", ".join(own)
+            raise ValueError(f"given.{name}: the recipe has no such name{close}; it has {known}")
+    words = {name: str(value) for name, value in {**own, **given}.items()}
+    found = _put_in({key: value for key, value in content.items() if key != "given"}, words)
+    return {**found, "given": words} if own else found
+
+
+def _put_in(value: Any, words: Mapping[str, str]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _put_in(one, words) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_put_in(one, words) for one in value]
+    if not isinstance(value, str):
+        return value
+    whole = words.get(value.removeprefix("$")) if value.startswith("$") else None
+    # Alone it keeps its type: a seed is a number.
+    return Template(value).safe_substitute(words) if whole is None else yaml.safe_load(whole)
 
 
 def planned_stages(recipe: Recipe, *, extra: Sequence[str] = ()) -> list[PlannedStage]:

@@ -1,4 +1,4 @@
-"""Token ids and the supervised mask of a sample, made together in one pass (spec 2.6 and 3.1).
+"""Token ids and the supervised mask of a sample, made together in one pass.
 
 A conversation about a clip is `<|startoftext|>` [text before] `<vid>` frames `</vid>` [text after, instruction]
 `<sep>` answer `<|endoftext|>`, further turns without a new start. It is cut behind `</vid>`: the prefix belongs to the

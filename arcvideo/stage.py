@@ -1,4 +1,4 @@
-"""One stage from its settings to its manifest: the composition root, design section 6 read from top to bottom."""
+"""One stage from its settings to its manifest: the composition root."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from arcvideo.planning.cost import pack_cost
 from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.planning.shares import mixture_text
 from arcvideo.processing import ArcVideoProcessor
+from arcvideo.progress import watched
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.metrics import Artifact, record_lineage
 from arcvideo.runner.optimizer import peak_lrs
@@ -379,7 +380,9 @@ def _evaluate(model: ArcVideoForConditionalGeneration, *, room: _Room) -> dict[s
     alone = replace(room, world=replace(room.world, rank=0, size=1))
     source = _source(held_out, room=alone, supervised=False, name="quarantine-held-out")
     chosen = choose(source.questions(), settings=settings)
-    prompts = list(source.evaluation(only={key for keys in chosen.values() for key in keys}))
+    asked = {key for keys in chosen.values() for key in keys}
+    found = source.evaluation(only=asked)
+    prompts = list(watched(found, what="held-out questions", total=len(asked), unit="question"))
     source.close()
     model.eval()
     measured = evaluate(

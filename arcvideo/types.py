@@ -65,7 +65,7 @@ class Media:
 
     key: str
     frame_count: int
-    """F: frames, which is also the number of groups of audio rows (fusion rule, spec 1.7): one a second, or as many as
+    """F: frames, which is also the number of groups of audio rows (the fusion rule): one a second, or as many as
     max_num_frame or the plan grants, each standing for more than a second."""
     seconds: int
     """Seconds of audio that count: whole seconds, at least 1."""
@@ -112,7 +112,7 @@ class Batch:
     input_ids: Tensor
     """(L,) int64, newline ids already replaced by the image id."""
     position_ids: Tensor
-    """(4, L) int64: index, column, row, frame (spec 2.6), restarting per segment at its parent's end."""
+    """(4, L) int64: index, column, row, frame, restarting per segment at its parent's end."""
     segments: Segments
     media: tuple[Media, ...]
     """In the order in which their image tokens stand in the row."""

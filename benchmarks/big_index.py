@@ -6,7 +6,6 @@ texts repeat.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import resource
 import shutil
@@ -22,7 +21,7 @@ from arcvideo.layout import MediaLayout
 from arcvideo.model.tokenizer import build_tiny_tokenizer
 from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.shards.expand import expand_shards
-from arcvideo.shards.index import ensure_indexes, index_folder
+from arcvideo.shards.index import ensure_indexes, index_folder, seal_index
 from arcvideo.shards.lengths import all_lengths
 from arcvideo.shards.write import Record, write_shards
 
@@ -50,8 +49,7 @@ def write_index(folder: Path, *, samples: int) -> None:
         shutil.copytree(index.folder, index_folder(shard))
         keys[:, :4] = np.frombuffer(f"{number:04d}".encode(), dtype=np.uint8)
         np.save(index_folder(shard) / "keys.npy", keys.ravel())
-        meta = index_folder(shard) / "meta.json"
-        meta.write_text(json.dumps({**json.loads(meta.read_text()), "digest": f"{number:064x}"}))
+        seal_index(index_folder(shard), {**index.meta, "digest": f"{number:064x}"})
 
 
 def _records() -> Iterator[Record]:

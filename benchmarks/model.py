@@ -39,7 +39,7 @@ def long_sample() -> Tensor:
 
 
 def token_by_token(ids: Tensor) -> Tensor:
-    """Return (4, L) positions by the rule of spec 2.6, read literally."""
+    """Return (4, L) positions by the rule of `model/positions.py`, read literally."""
     tokens = ids.tolist()
     axes = [[index] * 4 for index in range(len(tokens))]
     frame, begin, row, column = -1, None, 0, 0

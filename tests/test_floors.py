@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALL_FILES = [*FILES, *sorted((ROOT / "tests").rglob("*.py"))]
 
 FLOORS = (
-    {"types", "structured", "muon", "launcher", "layout", "files", "places", "registration"},
+    {"types", "structured", "muon", "launcher", "layout", "files", "progress", "places", "registration"},
     {"seals"},
     {"media", "tasks", "model", "objectives", "render", "flops"},
     {"shards"},

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,17 @@ def _index(options: argparse.Namespace) -> int:
     for index in _open(options, workers=options.workers):
         meta = index.meta
         print(f"{index.shard}: {meta['clips']} clips, {meta['items']} items, {meta['quarantined']} quarantined")
+        _print_unheard([index])
         print_problems(index.problems())
     return 0
+
+
+def _print_unheard(indexes: Sequence[ShardIndex]) -> None:
+    """Say how much sound is left out because the picture ends before it (docs/modalities.md)."""
+    clips = sum(index.meta["unheard_clips"] for index in indexes)
+    if clips:
+        seconds = sum(index.meta["unheard_seconds"] for index in indexes)
+        print(f"unheard  {seconds:.0f} s of sound behind the picture's end in {clips} clips: no model hears them")
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -133,11 +142,13 @@ def _stats(options: argparse.Namespace) -> int:
     tasks: Counter[str] = Counter()
     tags: Counter[str] = Counter()
     lengths = []
+    unrendered: list[Problem] = []
     for index in indexes:
         items = np.asarray(index.items)
         for tagset, count in zip(*np.unique(items["tagset"], return_counts=True), strict=True):
             tags.update(dict.fromkeys(index.tagsets[tagset], int(count)))
         table = view_table(index, view=view)
+        unrendered += [problem for problem in table.quarantined if problem.stage == "tokens"]
         tasks.update(table.tasks[task] for task in table.item_task)
         media = table.media_tokens[table.item_clip]
         lengths.append(np.where(media > 0, 1 + table.item_before + media, 0) + table.item_branch)
@@ -152,7 +163,8 @@ def _stats(options: argparse.Namespace) -> int:
     for name, counter in (("task", tasks), ("tag", tags)):
         for value, count in counter.most_common():
             print(f"{name:<8} {value:<24} {count}")
-    print_problems([problem for index in indexes for problem in index.problems()])
+    _print_unheard(indexes)
+    print_problems([*(problem for index in indexes for problem in index.problems()), *unrendered])
     if options.plot is not None:
         panels = [
             plots.histogram(seconds, title="clips by length", unit="s"),
@@ -214,7 +226,7 @@ def _view(options: argparse.Namespace, index: ShardIndex, *, token_budget: int |
 def _texts(value: Any) -> Iterator[str]:
     """All strings in a JSON value."""
     if isinstance(value, str):
-        yield value
+        yield value.encode("utf-8", "replace").decode()  # a refused item may hold half a character
     elif isinstance(value, (list, dict)):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _texts(part)

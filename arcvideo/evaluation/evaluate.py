@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from arcvideo.evaluation import scores
 from arcvideo.evaluation.bootstrap import Metric, interval
@@ -16,6 +15,7 @@ from arcvideo.evaluation.predictions import Prediction, write_predictions
 from arcvideo.evaluation.settings import EvaluationSettings
 from arcvideo.feed.prompts import Prompt, Question
 from arcvideo.model.settings import AudioSettings
+from arcvideo.progress import watched
 from arcvideo.rollout.sampler import InProcessSampler
 from arcvideo.rollout.settings import Sampling
 from arcvideo.tasks.answers import split_answer, temporal_iou
@@ -145,15 +145,13 @@ def _answers(
     order = sorted(wanted, key=lambda key: (key[0], wanted[key].sample.media_key or "", key[1]))
     greedy = Sampling(max_new_tokens=settings.max_new_tokens, temperature=0.0, batch_prompts=settings.batch_prompts)
     found: dict[tuple[bool, str], str] = {}
-    bar = tqdm(total=len(order), desc="evaluate", unit="answer", leave=False, disable=None)
-    for start in range(0, len(order), settings.batch_prompts):
+    starts = range(0, len(order), settings.batch_prompts)
+    for start in watched(starts, what="evaluating", total=len(starts), unit="part"):
         keys = order[start : start + settings.batch_prompts]
         groups = sampler.sample(
             [wanted[key] for key in keys], num_generations=1, settings=greedy, seeds=[0] * len(keys)
         )
         found |= {key: group.completions[0].text for key, group in zip(keys, groups, strict=True)}
-        bar.update(len(keys))
-    bar.close()
     return found
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from arcvideo.evaluation.bootstrap import Interval, paired_difference
+from arcvideo.evaluation.bootstrap import Interval, interval
+from arcvideo.evaluation.predictions import Prediction, read_predictions
 
 Metrics = Mapping[str, Mapping[str, float]]
 """metric -> {"value", "low", "high", "chance", "n"}."""
+
+
+ERRORS = frozenset({"transcript_token_error"})
+"""Metrics of which less is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +35,20 @@ class Target:
     above_metric: str | None = None
     """The lower end of the interval must lie above the value of this metric of the same stage."""
     above_stage: str | None = None
-    """The paired bootstrap's 95 % interval of the difference to that stage must lie above zero."""
+    """The paired bootstrap's 95 % interval of the difference to that stage must lie above zero (below it for an error:
+    `above` and `below` mean better and worse)."""
     not_below_stage: str | None = None
     """The paired bootstrap's 95 % interval of the difference to that stage must not lie below zero."""
+    within: float | None = None
+    """With `not_below_stage`: the whole interval must lie above minus this. So it shows that little is lost, where
+    without it a loss must only not be shown."""
+
+    def __post_init__(self) -> None:
+        """Check the combination; the message names the remedy."""
+        if self.within is not None and (self.not_below_stage is None or self.within <= 0):
+            raise ValueError(
+                f"{self.stage} {self.metric}: within={self.within:g} must be above 0 and stand beside not_below_stage"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +109,21 @@ def _judge(target: Target, *, metrics: Mapping[str, Metrics], run_dir: Path) -> 
         checks.append((measured["low"] > other, f"low {measured['low']:.3f} > {target.above_metric} {other:.3f}"))
     for stage, strict in ((target.above_stage, True), (target.not_below_stage, False)):
         if stage is not None:
-            mean, low, high = _difference(target.metric, stage=target.stage, minus=stage, run_dir=run_dir)
-            met = low > 0 if strict else high >= 0
-            checks.append((met, f"minus {stage}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]"))
+            found = _difference(target.metric, stage=target.stage, minus=stage, run_dir=run_dir)
+            checks.append(_against(found, target=target, stage=stage, strict=strict))
     return Verdict(target=target, met=all(met for met, _ in checks), reason="; ".join(text for _, text in checks))
+
+
+def _against(found: Interval, *, target: Target, stage: str, strict: bool) -> tuple[bool, str]:
+    """Whether a difference to another stage is what the target asks for, and the words that say so."""
+    mean, low, high = found
+    text = f"minus {stage}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    worst, best = (-high, -low) if target.metric in ERRORS else (low, high)
+    if strict:
+        return worst > 0, text
+    if target.within is None:
+        return best >= 0, text
+    return worst > -target.within, f"{text}, at most {target.within:g} worse"
 
 
 def _difference(metric: str, *, stage: str, minus: str, run_dir: Path) -> Interval:
@@ -105,12 +131,13 @@ def _difference(metric: str, *, stage: str, minus: str, run_dir: Path) -> Interv
     if ours.keys() != theirs.keys() or not ours:
         raise ValueError(f"{metric}: {stage} and {minus} were measured on different items; evaluate them again")
     keys = sorted(ours)
-    return paired_difference([ours[key] for key in keys], [theirs[key] for key in keys])
+    return interval(
+        [ours[key].score - theirs[key].score for key in keys],
+        weights=[ours[key].weight for key in keys],
+        resamples=2000,
+    )
 
 
-def _scores(stage_dir: Path, *, metric: str) -> dict[str, float]:
-    """Score per item of one metric, from predictions.jsonl."""
-    lines: list[dict[str, Any]] = [
-        json.loads(line) for line in (stage_dir / "predictions.jsonl").read_text().splitlines()
-    ]
-    return {row["key"]: float(row["score"]) for row in lines if row["metric"] == metric}
+def _scores(stage_dir: Path, *, metric: str) -> dict[str, Prediction]:
+    """What was answered to each item of one metric."""
+    return {row.key: row for row in read_predictions(stage_dir / "predictions.jsonl") if row.metric == metric}

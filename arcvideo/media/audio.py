@@ -1,4 +1,4 @@
-"""Waveform rules and the log-mel that the audio encoder reads (spec 2.4). The only media file that imports whisper."""
+"""Waveform rules and the log-mel that the audio encoder reads. The only media file that imports whisper."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import av
@@ -12,16 +12,15 @@ import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.video.stream import VideoStream
-from PIL import Image, ImageOps
 
 from arcvideo.media.errors import MediaError
 from arcvideo.media.fast import fast_frames
-from arcvideo.media.picture import Choose, VideoFacts, check_pixels, decode_frames, is_mirrored, read_timeline
+from arcvideo.media.picture import Choose, VideoFacts, decode_frames, has_alpha, is_mirrored, read_timeline
+from arcvideo.media.riff import check_riff_size, skipped_frames
 from arcvideo.media.settings import MediaLimits
 from arcvideo.media.sound import decode_sound
+from arcvideo.media.still import is_still, read_still
 from arcvideo.media.streams import best_audio, best_video
-
-_IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,27 +51,49 @@ def decode(data: bytes, *, name: str, choose: Choose, limits: MediaLimits, decod
         raise MediaError("no_media", f"{name}: is empty")
     if len(data) > limits.max_bytes:
         raise MediaError("too_large", f"{name}: {len(data)} bytes, the limit is {limits.max_bytes}")
-    _check_riff_size(data, name=name)
-    if data.startswith(_IMAGE_MAGIC) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
-        return _decode_image(data, name=name, choose=choose, limits=limits)
+    check_riff_size(data, name=name)
+    if is_still(data):
+        return _decode_still(data, name=name, choose=choose, limits=limits)
+    try:
+        return _decode_streams(data, name=name, choose=choose, limits=limits, decoder=decoder, strict=True)
+    except MediaError as error:
+        if error.reason != "corrupt":
+            raise
+        # The decoder of H.264 takes remarks about references for errors, such as those to pictures before a cut. So a
+        # closer look decides: every frame is decoded, and whatever leans on a damaged one is refused.
+        with suppress(MediaError):
+            return _decode_streams(data, name=name, choose=choose, limits=limits, decoder="pyav", strict=False)
+        raise
+
+
+def _decode_streams(
+    data: bytes, *, name: str, choose: Choose, limits: MediaLimits, decoder: str, strict: bool
+) -> Decoded:
     with _opened(data, name) as container:
         video, audio = best_video(container), best_audio(container)
         if video is None and audio is None:
             raise MediaError("no_media", f"{name}: has neither a video nor an audio stream")
+        if not strict and (video is None or video.codec_context.name != "h264"):
+            raise MediaError("corrupt", f"{name}: a closer look is for H.264 alone")
         _check_length(container, name=name, limits=limits)
         packets = _packets(container, video, audio)
         timeline, frames, waveform = None, None, None
         if video is not None:
-            timeline = read_timeline(packets[video.index], video, name=name, limits=limits)
+            skipped = skipped_frames(data, stream=video.index)
+            timeline = read_timeline(
+                packets[video.index], video, name=name, limits=limits, skipped=skipped, strict=strict
+            )
         if audio is not None:
             origin = None if timeline is None else timeline.start
             waveform = decode_sound(packets[audio.index], audio, origin=origin, name=name, limits=limits)
         if video is not None and timeline is not None:
             chosen, own = choose(timeline.facts), packets[video.index]
-            if decoder == "torchcodec" and not is_mirrored(own, video, name=name):
+            if decoder == "torchcodec" and not (has_alpha(video) or is_mirrored(own, video, name=name)):
                 frames = fast_frames(data, video, timeline=timeline, chosen=chosen, name=name, limits=limits)
             if frames is None:
-                frames = decode_frames(own, video, timeline=timeline, chosen=chosen, name=name, limits=limits)
+                frames = decode_frames(
+                    own, video, timeline=timeline, chosen=chosen, name=name, limits=limits, strict=strict
+                )
     return Decoded(facts=timeline.facts if timeline else None, frames=frames, waveform=waveform)
 
 
@@ -83,13 +104,6 @@ def _packets(container: InputContainer, *streams: VideoStream | AudioStream | No
     for packet in container.demux(wanted):
         packets[packet.stream.index].append(packet)  # packet.stream_index is 0 for draining packets
     return packets
-
-
-def _check_riff_size(data: bytes, *, name: str) -> None:
-    """WAV, AVI and WebP state their own size, which demuxers forgive silently; 0 and all ones mean a live stream."""
-    size = int.from_bytes(data[4:8], "little")
-    if data[:4] == b"RIFF" and 0 < size < 0xFFFFFFFF and len(data) + 1 < size + 8:  # + 1: an omitted padding byte
-        raise MediaError("truncated", f"{name}: {len(data)} of {size + 8} bytes")
 
 
 @contextmanager
@@ -110,17 +124,9 @@ def _check_length(container: InputContainer, *, name: str, limits: MediaLimits) 
         raise MediaError("too_long", f"{name}: {seconds:.1f} s, the limit is {limits.max_seconds} s")
 
 
-def _decode_image(data: bytes, *, name: str, choose: Choose, limits: MediaLimits) -> Decoded:
+def _decode_still(data: bytes, *, name: str, choose: Choose, limits: MediaLimits) -> Decoded:
     """A still: one frame that stands for the first second."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            check_pixels(image.width, image.height, name=name, limits=limits)
-            frame = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except Image.DecompressionBombError as error:
-        raise MediaError("too_large", f"{name}: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
-        raise MediaError(reason, f"{name}: {error}") from error
+    frame = read_still(data, name=name, limits=limits)
     facts = VideoFacts(frame_count=1, fps=1.0, duration=1.0)
     chosen = choose(facts)
     frames = [chosen.finish(frame, slot) for slot in range(len(chosen.indices))]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from arcvideo.media.picture import Selection, Timeline, check_pixels
+from arcvideo.media.picture import Selection, Timeline
 from arcvideo.media.settings import DECODERS, MediaLimits
-from arcvideo.media.streams import in_seconds
+from arcvideo.media.streams import check_pixels, in_seconds
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream

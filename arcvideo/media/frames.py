@@ -1,4 +1,4 @@
-"""Which frames of a video stand for it: one a second, or `max_frames` wider intervals (spec 2.1)."""
+"""Which frames of a video stand for it: one a second, or `max_frames` wider intervals."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 POLICIES = ("middle", "random")
+_ROUNDED = 1.0
+"""Seconds by which sound and picture of a whole file differ in length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,17 @@ def time_spans(*, duration: float, max_frames: int) -> tuple[tuple[float, float]
         return tuple((float(i), float(i + 1)) for i in range(max(1, math.ceil(duration))))
     part = duration / max_frames
     return tuple((i * part, (i + 1) * part) for i in range(max_frames))
+
+
+def behind_picture(*, sound: float, picture: float) -> float:
+    """Return the seconds of sound that nobody hears because the picture has ended; 0 for those that containers round.
+
+    Args:
+        sound: its seconds.
+        picture: its seconds; there is a second of sound for each that it begins.
+    """
+    behind = sound - max(1, math.ceil(picture))
+    return behind if behind > _ROUNDED else 0.0
 
 
 def stamp_text(span: tuple[float, float]) -> str:

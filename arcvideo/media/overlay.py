@@ -1,4 +1,4 @@
-"""The time stamp in the top right corner of every frame (spec 2.2).
+"""The time stamp in the top right corner of every frame.
 
 The released model was trained with Arial, which is not free; the bundled DejaVu Sans is a little wider. Give the
 path of an Arial file as `font` to feed the released weights the very same pixels.

@@ -14,9 +14,10 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from arcvideo.media.errors import MediaError
-from arcvideo.media.restart import can_skip_unreferenced, restart_points
+from arcvideo.media.restart import can_skip_unreferenced, restart_points, starts_whole
 from arcvideo.media.settings import MediaLimits
-from arcvideo.media.streams import check_tail, in_seconds
+from arcvideo.media.still import on_white
+from arcvideo.media.streams import check_pixels, check_tail, in_seconds
 
 _PACKET_IS_FRAME = ("h264", "hevc", "av1", "libdav1d", "vp9", "libvpx-vp9", "mpeg4", "mjpeg", "gif")
 """Decoders whose packets show one frame each; others (VP8 has hidden ones) are counted by decoding."""
@@ -65,8 +66,26 @@ class Timeline:
     facts: VideoFacts
 
 
-def read_timeline(packets: list[av.Packet], stream: VideoStream, *, name: str, limits: MediaLimits) -> Timeline:
+def read_timeline(
+    packets: list[av.Packet],
+    stream: VideoStream,
+    *,
+    name: str,
+    limits: MediaLimits,
+    skipped: int = 0,
+    strict: bool = True,
+) -> Timeline:
     """When the frames are shown; read off the packets where each of them shows one frame, so mostly without decoding.
+
+    Frames without a time (leading pictures behind a cut, which no player shows) have no place and are left out.
+
+    Args:
+        packets: of the stream.
+        stream: not decoded from yet.
+        name: for messages.
+        limits: what the file may cost.
+        skipped: frames that the header counts although the file leaves them out on purpose.
+        strict: whether what the decoder remarks is an error; see `decode_frames`.
 
     Raises:
         MediaError: no frames, no times, fewer packets than the header promises, too large or too long.
@@ -74,19 +93,23 @@ def read_timeline(packets: list[av.Packet], stream: VideoStream, *, name: str, l
     codec = stream.codec_context
     check_pixels(codec.width, codec.height, name=name, limits=limits)
     codec.thread_count = limits.decode_threads
-    # Damaged picture data is an error here, where the decoder's default is to paint over it.
-    codec.options = {"err_detect": "explode"}
+    if strict:
+        # Damaged picture data is an error here, where the decoder's default is to paint over it.
+        codec.options = {"err_detect": "explode"}
     lengths: dict[int, int] = {}
-    end = 0.0
-    for item in _plainly_shown(packets) if codec.name in _PACKET_IS_FRAME else _all_decoded(packets, stream, name=name):
-        time = item.pts if item.pts is not None else item.dts
+    end, untimed = 0.0, 0
+    for item in _shown(packets, stream, name=name, strict=strict):
+        time = _time(item)
         if time is None:
-            raise MediaError("unreadable", f"{name}: a video without time stamps (a raw stream?); remux it")
+            untimed += 1
+            continue
         lengths[time] = item.duration or 0
         end = max(end, in_seconds(stream, time + lengths[time]))
+    if untimed > len(lengths):
+        raise MediaError("unreadable", f"{name}: a video without time stamps (a raw stream?); remux it")
     if not lengths:
         raise MediaError("no_media", f"{name}: the video stream is empty")
-    present = sum(bool(packet.size) for packet in packets)
+    present = skipped + sum(bool(packet.size) or _time(packet) is not None for packet in packets)
     if stream.frames > present:
         raise MediaError("truncated", f"{name}: {present} of {stream.frames} video frames are in the file")
     check_tail(stream, name=name, end=end)
@@ -103,8 +126,19 @@ def decode_frames(
     chosen: Selection,
     name: str,
     limits: MediaLimits,
+    strict: bool = True,
 ) -> list[np.ndarray]:
     """The chosen frames, finished, one per slot.
+
+    Args:
+        packets: of the stream.
+        stream: the one `timeline` was read from, with the same `strict`.
+        timeline: of the stream.
+        chosen: which frames, and what becomes of them.
+        name: for messages.
+        limits: what the file may cost.
+        strict: whether whatever the decoder remarks is an error. Otherwise a frame is refused when it, or any other
+            that it could lean on, was painted over or did not decode.
 
     Raises:
         MediaError: one of them, or one it refers to, does not decode.
@@ -113,7 +147,7 @@ def decode_frames(
     for slot, index in enumerate(chosen.indices):
         slots.setdefault(timeline.ticks[index], []).append(slot)
     frames: dict[int, np.ndarray] = {}
-    for time, frame in _frames_at(packets, stream, wanted=set(slots), name=name, limits=limits):
+    for time, frame in _frames_at(packets, stream, wanted=set(slots), name=name, limits=limits, strict=strict):
         frames |= {slot: chosen.finish(frame, slot) for slot in slots[time]}
     if len(frames) < len(chosen.indices):
         missing = len(chosen.indices) - len(frames)
@@ -131,19 +165,37 @@ def is_mirrored(packets: list[av.Packet], stream: VideoStream, *, name: str) -> 
     return a * d - b * c < 0
 
 
-def check_pixels(width: int, height: int, *, name: str, limits: MediaLimits) -> None:
-    if width * height > limits.max_pixels:
-        raise MediaError("too_large", f"{name}: frames of {width}x{height}, the limit is {limits.max_pixels} pixels")
+def has_alpha(stream: VideoStream) -> bool:
+    """Return whether the picture has an opacity."""
+    return _is_transparent(stream.codec_context.format)
 
 
-def _plainly_shown(packets: list[av.Packet]) -> Iterator[av.Packet]:
-    return (packet for packet in packets if packet.size and not packet.is_discard)
+def _is_transparent(pixels: av.VideoFormat | None) -> bool:
+    return pixels is not None and any(component.is_alpha for component in pixels.components)
 
 
-def _all_decoded(packets: list[av.Packet], stream: VideoStream, *, name: str) -> Iterator[av.VideoFrame]:
+def _shown(
+    packets: list[av.Packet], stream: VideoStream, *, name: str, strict: bool
+) -> Iterator[av.Packet | av.VideoFrame]:
+    """What is shown: packets where each of them is one frame, else the frames that decoding gives."""
+    plain = [packet for packet in packets if packet.size and not packet.is_discard]
+    if stream.codec_context.name in _PACKET_IS_FRAME:
+        # A raw stream has no times at all: decoding would not find any either.
+        timed = {_time(packet) is not None for packet in plain} != {True, False}
+        if timed and starts_whole(packets, stream):
+            return iter(plain)
+    return _all_decoded(packets, stream, name=name, strict=strict)
+
+
+def _all_decoded(
+    packets: list[av.Packet], stream: VideoStream, *, name: str, strict: bool = True
+) -> Iterator[av.VideoFrame]:
     """Every frame; leaves the decoder as if it had seen none."""
+    begun = strict
     for packet in (*(packet for packet in packets if packet.size), None):
-        yield from _decoded(packet, codec=stream.codec_context, name=name)
+        for frame in _decoded(packet, codec=stream.codec_context, name=name, begun=begun):
+            begun = True
+            yield frame
     stream.codec_context.flush_buffers()
 
 
@@ -163,7 +215,7 @@ def _facts(stream: VideoStream, ticks: tuple[int, ...], *, last: int, name: str,
 
 
 def _frames_at(
-    packets: list[av.Packet], stream: VideoStream, *, wanted: set[int], name: str, limits: MediaLimits
+    packets: list[av.Packet], stream: VideoStream, *, wanted: set[int], name: str, limits: MediaLimits, strict: bool
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(time stamp, RGB frame) of the wanted time stamps, each once.
 
@@ -171,28 +223,46 @@ def _frames_at(
     wanted one, and frames that no other frame refers to. Neither changes anything in the others. Only the wanted
     ones are converted to RGB.
     """
-    codec, skip = stream.codec_context, can_skip_unreferenced(stream)
+    codec, skip = stream.codec_context, strict and can_skip_unreferenced(stream)
     groups = list(_groups([packet for packet in packets if packet.size], starts=restart_points(packets, stream)))
     for group in groups:
         # Only codecs with known restart points are cut, and those show their packets' own times.
         awaited = set(wanted) if len(groups) == 1 else {time for packet in group if (time := _time(packet)) in wanted}
         if not awaited:
             continue
+        seen: list[int] = []
+        taken = spoiled = False
         for packet in (*group, None):  # None: give out what was held back for reordering
             if skip and packet is not None:
                 codec.skip_frame = "DEFAULT" if _time(packet) in (None, *awaited) else "NONREF"
-            for frame in _decoded(packet, codec=codec, name=name):
-                shown = frame.pts if frame.pts is not None else frame.dts
-                if shown not in awaited:
-                    continue
-                if frame.is_corrupt:
+            for frame in _decoded(packet, codec=codec, name=name, begun=strict or bool(seen)):
+                shown = _time(frame)
+                if not strict:
+                    seen += [shown] if shown is not None else []
+                    # From a key frame to the next any frame may lean on any other, whichever is shown first.
+                    whole = frame.key_frame and not frame.is_corrupt
+                    taken, spoiled = (False, False) if whole else (taken, spoiled or frame.is_corrupt)
+                if (frame.is_corrupt and shown in awaited) or (spoiled and (taken or shown in awaited)):
                     raise MediaError("corrupt", f"{name}: the frame at {frame.time:.2f} s is damaged")
+                if shown is None or shown not in awaited:
+                    continue
                 check_pixels(frame.width, frame.height, name=name, limits=limits)
                 awaited.remove(shown)
+                taken = taken or not frame.key_frame
                 yield shown, _upright(frame, threads=limits.decode_threads)
-            if not awaited:
+            if strict and not awaited:
                 break
+        if not strict:
+            _check_complete(group, seen=seen, name=name)
         codec.flush_buffers()
+
+
+def _check_complete(packets: Sequence[av.Packet], *, seen: Sequence[int], name: str) -> None:
+    """Complain about a packet without its frame, but for those before the first frame shown, which a cut explains."""
+    first = min(seen, default=0)
+    lost = {time for packet in packets if (time := _time(packet)) is not None and time >= first} - set(seen)
+    if lost:
+        raise MediaError("corrupt", f"{name}: {len(lost)} frames do not decode")
 
 
 def _groups(packets: list[av.Packet], *, starts: list[int]) -> Iterator[list[av.Packet]]:
@@ -200,20 +270,28 @@ def _groups(packets: list[av.Packet], *, starts: list[int]) -> Iterator[list[av.
         yield packets[first:last]
 
 
-def _time(packet: av.Packet) -> int | None:
-    return packet.pts if packet.pts is not None else packet.dts
+def _time(item: av.Packet | av.VideoFrame) -> int | None:
+    return item.pts if item.pts is not None else item.dts
 
 
-def _decoded(packet: av.Packet | None, *, codec: VideoCodecContext, name: str) -> Sequence[av.VideoFrame]:
+def _decoded(
+    packet: av.Packet | None, *, codec: VideoCodecContext, name: str, begun: bool = True
+) -> Sequence[av.VideoFrame]:
+    """The frames that a packet gives; before the first one (not `begun`) a packet may fail, as behind a cut."""
     try:
         return codec.decode(packet)
     except av.error.InvalidDataError as error:
+        if not begun:
+            return ()
         raise MediaError("corrupt", f"{name}: the picture data is damaged ({error.strerror})") from error
 
 
 def _upright(frame: av.VideoFrame, *, threads: int) -> np.ndarray:
     """(H, W, 3) uint8, turned and mirrored as the file's display matrix says (phones write vertical video turned)."""
-    pixels = frame.reformat(format="rgb24", threads=threads).to_ndarray()
+    if _is_transparent(frame.format):
+        pixels = on_white(frame.reformat(format="rgba", threads=threads).to_ndarray())
+    else:
+        pixels = frame.reformat(format="rgb24", threads=threads).to_ndarray()
     a, b, c, d = display_matrix(frame)
     if abs(a) >= abs(b):
         turned = pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

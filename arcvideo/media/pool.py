@@ -22,10 +22,13 @@ from arcvideo.media.clip import as_clip, read_request
 from arcvideo.media.errors import MediaError
 from arcvideo.media.read import ClipArrays, ReadRequest
 from arcvideo.media.settings import Layout, MediaLimits
+from arcvideo.media.tries import FROM_OUTSIDE, TRIES, TRIES_FROM_OUTSIDE
 from arcvideo.types import Clip
 
 _START_SECONDS = 120.0
 _PIECE = 1 << 20
+_PAUSE = 0.5
+"""Seconds before a file is read again whose process was ended from outside, doubled each time: memory gets free."""
 
 
 class MediaPool:
@@ -57,12 +60,13 @@ class MediaPool:
         """As `arcvideo.media.clip.read_clip`, in another process; waits for a free one.
 
         Raises:
-            MediaError: as there, and `timeout` past the deadline, `crashed` when the process died.
+            MediaError: as there, and `timeout` past the deadline, `crashed` when the process died, both after the file
+                was read again in a new process: a good clip is not given up because somebody killed its decoder.
         """
         request = read_request(name=name, layout=layout, policy=policy, seed=seed, font=font, decoder=decoder)
         worker = self._idle.get()
         try:
-            return as_clip(worker.read(data, request=request, sidecar_audio=sidecar_audio))
+            return as_clip(_patient(worker, data, request=request, sidecar_audio=sidecar_audio))
         finally:
             self._idle.put(worker)
 
@@ -89,6 +93,8 @@ class MediaWorker:
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._owner = 0
+        self.ended_by = 0
+        """Signal that ended the last process which died, 0 for none."""
 
     def read(self, data: bytes, *, request: ReadRequest, sidecar_audio: bytes | None = None) -> ClipArrays:
         """The clip, or the MediaError that the process met; a process that does not answer in time is killed."""
@@ -107,6 +113,7 @@ class MediaWorker:
                     self._end()
             except TimeoutError:
                 self._end()
+                self.ended_by = 0
                 seconds = self._limits.deadline_seconds
                 raise MediaError("timeout", f"{request.name}: not decoded within {seconds} s") from None
             except (BrokenPipeError, EOFError):
@@ -171,8 +178,24 @@ class MediaWorker:
         log.seek(0)
         lines = log.read().decode(errors="replace").strip().splitlines()
         self._end()
+        self.ended_by = max(0, -code)
         how = signal.Signals(-code).name if code < 0 else f"exit {code}"
         return ": ".join([how, *lines[-1:]])
+
+
+def _patient(worker: MediaWorker, data: bytes, *, request: ReadRequest, sidecar_audio: bytes | None) -> ClipArrays:
+    """What the worker reads, tried again where its process crashed, was killed, or did not answer."""
+    tried = 0
+    while True:
+        try:
+            return worker.read(data, request=request, sidecar_audio=sidecar_audio)
+        except MediaError as error:
+            outside = error.reason == "crashed" and worker.ended_by in FROM_OUTSIDE
+            tried += 1
+            if error.reason not in ("crashed", "timeout") or tried >= (TRIES_FROM_OUTSIDE if outside else TRIES):
+                raise
+            if outside:
+                time.sleep(_PAUSE * 2 ** (tried - 1))
 
 
 def _send(process: subprocess.Popen[bytes], data: bytes, *, deadline: float) -> None:

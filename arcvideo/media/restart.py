@@ -31,6 +31,20 @@ def restart_points(packets: Sequence[av.Packet], stream: VideoStream) -> list[in
     return [0, *keys]
 
 
+def starts_whole(packets: Sequence[av.Packet], stream: VideoStream) -> bool:
+    """Return whether the first picture needs nothing before it, and nothing behind it does either.
+
+    False for a piece that was cut out of a longer stream between open groups of pictures: the decoder then leaves out
+    frames at its beginning, and only decoding tells which.
+    """
+    codec = stream.codec_context
+    first = next((packet for packet in packets if packet.size), None)
+    if first is None or codec.name not in _RESETTING_NALS:
+        return True
+    prefix = _length_prefix(codec.name, codec.extradata or b"")
+    return _has_nal(bytes(first), codec.name, prefix=prefix, types=_RESETTING_NALS[codec.name])
+
+
 def can_skip_unreferenced(stream: VideoStream) -> bool:
     """Whether the frames that this decoder calls unreferenced are referred to by no frame at all.
 

@@ -9,6 +9,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from arcvideo.media.errors import MediaError
+from arcvideo.media.settings import MediaLimits
 
 _EXACT_DURATION = ("mov",)
 """Containers whose header tells the duration of each stream, so that a missing tail can be noticed."""
@@ -46,6 +47,12 @@ def check_tail(stream: AudioStream | VideoStream, *, name: str, end: float) -> N
         promised = _clock_seconds(stream.metadata.get("DURATION", ""))
     if end < promised - _TAIL_SECONDS:
         raise MediaError("truncated", f"{name}: the {stream.type} ends at {end:.2f} s of {promised:.2f} s")
+
+
+def check_pixels(width: int, height: int, *, name: str, limits: MediaLimits) -> None:
+    """Complain about a frame over the limit."""
+    if width * height > limits.max_pixels:
+        raise MediaError("too_large", f"{name}: frames of {width}x{height}, the limit is {limits.max_pixels} pixels")
 
 
 def _clock_seconds(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Audio added onto visual tokens (spec 1.7). Shapes: F frames, n tokens of a frame, R audio rows, D width."""
+"""Audio added onto visual tokens. Shapes: F frames, n tokens of a frame, R audio rows, D width."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def audio_for_frames(
             spreads it over those.
         rows_per_second: audio rows of a second.
         exact: with more seconds than frames, give each frame the rows of its own span. The released rule rounds every
-            share up, so that the sound runs ahead of the picture and the last frames hear nothing (spec 1.7).
+            share up, so that the sound runs ahead of the picture and the last frames hear nothing.
 
     Raises:
         ValueError: too few rows, or a number of frames that the rule cannot serve.

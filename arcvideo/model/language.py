@@ -1,4 +1,4 @@
-"""The dense decoder with four-axis rope (spec 1.8). Attribute names are the released key names.
+"""The dense decoder with four-axis rope. Attribute names are the released key names.
 
 Shapes: L tokens (or B, L), D width, H query heads, G key heads, h head width, V vocabulary.
 A leading batch is optional.

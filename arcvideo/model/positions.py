@@ -1,4 +1,4 @@
-"""Frame layout and the four rope axes (index, column, row, frame) of a token sequence (spec 2.6).
+"""Frame layout and the four rope axes (index, column, row, frame) of a token sequence.
 
 Imports numpy and torch only: data workers use it.
 """

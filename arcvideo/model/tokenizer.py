@@ -21,7 +21,7 @@ RELEASED_PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""The GPT-4 pieces, except that every digit stands alone (spec 1.9)."""
+"""The GPT-4 pieces, except that every digit stands alone."""
 
 CHAT_TEMPLATE = (
     "{{ '<|startoftext|>' }}{% for message in messages %}"
@@ -161,7 +161,7 @@ def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | 
 
 
 def _released_specials() -> list[str]:
-    """Return the 217 special strings in id order from 127957 (spec 1.9)."""
+    """Return the 217 special strings in id order from 127957."""
     head = ["end", "start", "bos", "eos", "pad", "img_open", "img_close", "newline"]
     # sep, vid and /vid changed places with extras 31, 32 and 33, and newline with the image placeholder.
     names = [SPECIALS[name] for name in head] + [f"<|extra_{n}|>" for n in (31, 32, 33)] + [SPECIALS["image"]]

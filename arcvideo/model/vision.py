@@ -36,7 +36,7 @@ class PatchEmbeddings(nn.Module):
         if grid == self.side:
             return table_PW
         image = table_PW.to(torch.promote_types(table_PW.dtype, torch.float32)).view(1, self.side, self.side, -1)
-        # The scale factor itself, not the target size, places the samples: (grid + 0.1) / side (spec 1.4).
+        # The scale factor itself, not the target size, places the samples: (grid + 0.1) / side.
         scale = (grid + 0.1) / self.side
         resized = nnf.interpolate(
             image.permute(0, 3, 1, 2), scale_factor=(scale, scale), mode="bilinear", align_corners=False

@@ -156,7 +156,7 @@ def content_digest(sources: Iterable[tuple[str, Sequence[ShardIndex]]]) -> str:
 
 
 def frame_counts(duration: np.ndarray, *, max_frames: int | Ints) -> Ints:
-    """Frames of clips of these lengths in seconds (spec 2.1): one a second, at least 1, at most max_frames."""
+    """Frames of clips of these lengths in seconds: one a second, at least 1, at most max_frames."""
     return np.clip(np.ceil(duration), 1, max_frames).astype(np.int64)
 
 

@@ -27,7 +27,7 @@ from arcvideo.rollout.prefill import prefill
 from arcvideo.rollout.settings import Sampling
 
 STOP_STRINGS = ("<|endoftext|>", "<|eos|>")
-"""Tokens that end a completion (spec 1.9)."""
+"""Tokens that end a completion."""
 COMPACT_SHARE = 0.75
 """The batch shrinks when fewer than this share of its rows is unfinished; shrinking copies the rows' own tokens."""
 

@@ -1,8 +1,8 @@
 """The sidecar index of a shard: everything that planning needs, made once, memory-mapped ever after.
 
 `<shard>.index/` holds `clips.npy`, `items.npy`, `keys.npy` (all readable without pickle), `quarantine.jsonl` and
-`meta.json`, which is written last. What cannot be used is a row of the quarantine list: clips + items of good records
-and quarantined rows together account for everything found in the tar.
+`meta.json`, which is written last and seals the others. What cannot be used is a row of the quarantine list: clips +
+items of good records and quarantined rows together account for everything found in the tar.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -20,11 +21,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from arcvideo.files import read_lines, write_lines
 from arcvideo.media.errors import MediaError
+from arcvideo.media.frames import behind_picture
+from arcvideo.media.sound import SAMPLE_RATE
+from arcvideo.shards.items import checked_sample
 from arcvideo.shards.locks import in_turns, locked
-from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, Group, Member, Problem, read_at, read_groups
-from arcvideo.shards.probe import NO_MEDIA, Extent, MediaFacts, Probed, ProbeJob, ProbePool
-from arcvideo.tasks import RecordError, make_sample
+from arcvideo.shards.members import Group, Problem, as_utf8, read_at, read_groups
+from arcvideo.shards.probe import Probed, ProbePool
+from arcvideo.shards.record import RecordMedia, json_member, parse_record, probe_job, record_media
+from arcvideo.shards.seal import check, digests, sealed, unsealed
+from arcvideo.tasks import RecordError
 from arcvideo.tasks.fields import check_times
 
 FORMAT = 3
@@ -40,6 +47,8 @@ CLIP = np.dtype(
 )  # fmt: skip
 """One row per usable record. Sizes 0 mean absent; `sound_*` is a separate sound file that is used with the media;
 `sound_samples` counts the samples at 16 kHz that decoding gives, 0 without sound."""
+
+_FILES = ("clips.npy", "items.npy", "keys.npy", "quarantine.jsonl")
 
 ITEM = np.dtype([("clip", "<i8"), ("number", "<i4"), ("task", "<i2"), ("tagset", "<i4"), ("think", "?")])
 """One row per usable item; `number` is its place in the record, `task` and `tagset` point into meta.json."""
@@ -109,8 +118,8 @@ class ShardIndex:
         return data, read_at(self.shard, offset=int(clip["sound_offset"]), size=int(clip["sound_size"]))
 
     def problems(self) -> list[Problem]:
-        lines = (self.folder / "quarantine.jsonl").read_text().splitlines()
-        return [Problem(**{**json.loads(line), "shard": self.shard.name}) for line in lines]
+        rows = read_lines(self.folder / "quarantine.jsonl")
+        return [Problem(**{**row, "shard": self.shard.name}) for row in rows]
 
 
 def index_folder(shard: Path) -> Path:
@@ -120,23 +129,48 @@ def index_folder(shard: Path) -> Path:
 @lru_cache(maxsize=3 * 16)
 def _column(folder: Path, name: str, digest: str) -> np.ndarray:
     column = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-    if json.loads((folder / "meta.json").read_text())["digest"] != digest:
+    if _read_meta(folder)["digest"] != digest:
         raise OSError(f"{folder}: the index was made again while it was in use; start again")
     return column
 
 
+def _read_meta(folder: Path) -> dict[str, Any]:
+    path = folder / "meta.json"
+    return unsealed(path.read_text(encoding="utf-8"), name=path)
+
+
 def open_index(shard: Path) -> ShardIndex | None:
-    """The index of a shard, None when there is none or the shard has changed since."""
+    """The index of a shard, None when there is none, the shard has changed since, or the index is damaged.
+
+    Every file is compared with its digest, whole once per machine and by size and time afterwards.
+    """
     folder = index_folder(shard)
     try:
-        meta = json.loads((folder / "meta.json").read_text())
-        if meta.get("made_from") != _made_from(shard):
+        stored = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        if not isinstance(stored, dict) or stored.get("made_from") != _made_from(shard):
             return None
+        meta = _read_meta(folder)
+        check(folder, meta["files"])
         for name in ("clips", "items", "keys"):
             _column(folder, name, meta["digest"])
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        _column.cache_clear()  # it may hold maps of the damaged files
+        _tell(f"{folder}: damaged, made again: {error}")
         return None
     return ShardIndex(shard=shard, meta=meta)
+
+
+@lru_cache(maxsize=1000)
+def _tell(line: str) -> None:
+    """Print a line once, however often an index is asked for before it is made again."""
+    print(line, file=sys.stderr)
+
+
+def seal_index(folder: Path, meta: Mapping[str, Any]) -> None:
+    """Write `meta.json` of an index whose other files are complete, with their digests."""
+    (folder / "meta.json").write_text(sealed({**meta, "files": digests(folder, _FILES)}), encoding="utf-8")
 
 
 def ensure_indexes(shards: Sequence[Path], *, workers: int = 0, progress: bool = True) -> list[ShardIndex]:
@@ -173,7 +207,7 @@ def _build(shard: Path, *, pool: ProbePool, progress: bool = False) -> None:
     made_from = _made_from(shard)
     groups, problems = read_groups(shard)
     table = _Table(problems=problems)
-    probed = pool.map(_probe_job(group, shard=shard) for group in groups)
+    probed = pool.map(probe_job(group, shard=shard) for group in groups)
     clips = tqdm(probed, desc=shard.name, unit="clip", total=len(groups), disable=not progress, leave=False)
     for group, found in zip(groups, clips, strict=True):
         table.add(group, shard=shard, found=found)
@@ -210,16 +244,16 @@ class _Table:
             found: what probing its media gave; None when there was nothing that could be probed.
         """
         try:
-            source = _json_member(group)
+            source = json_member(group)
             text = read_at(shard, offset=source.offset, size=source.size)
             record = parse_record(text)
-            media = _media(group, record=record, found=found)
+            media = record_media(group, record=record, found=found)
             items = record.get("items")
             if not isinstance(items, list) or not items:
                 raise RecordError("no_items", "'items' must be a non-empty list")
         except (RecordError, MediaError) as error:
             stage = "media" if isinstance(error, MediaError) else "record"
-            self.problems.append(Problem(key=group.key, stage=stage, reason=error.reason, detail=error.detail))
+            self.problems.append(Problem(key=group.key, stage=stage, reason=error.reason, detail=as_utf8(error.detail)))
             return
         good = [
             row
@@ -234,18 +268,15 @@ class _Table:
         self.items += good
         self.content.update(hashlib.sha256(text).digest())
 
-    def _item(self, item: Any, *, key: str, number: int, media: _Media) -> tuple[Any, ...] | None:
+    def _item(self, item: Any, *, key: str, number: int, media: RecordMedia) -> tuple[Any, ...] | None:
         key = f"{key}/{number}"
         try:
-            make_sample(item, key=key, media_key=key, style="plain")
-            make_sample(item, key=key, media_key=key, style="think")
+            checked_sample(item, key=key, has_media=True)
             check_times(item, seconds=media.facts.duration)
-            tags = item.get("tags") or []
-            if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-                raise RecordError("bad_tags", "'tags' must be a list of strings")
         except RecordError as error:
-            self.problems.append(Problem(key=key, stage="item", reason=error.reason, detail=error.detail))
+            self.problems.append(Problem(key=key, stage="item", reason=error.reason, detail=as_utf8(error.detail)))
             return None
+        tags = item.get("tags") or []
         task = self.tasks.setdefault(item["task"], len(self.tasks))
         tagset = self.tagsets.setdefault(tuple(sorted(set(tags))), len(self.tagsets))
         return (len(self.clips), number, task, tagset, bool(item.get("think")))
@@ -261,90 +292,12 @@ class _Table:
         np.save(folder / "clips.npy", clips, allow_pickle=False)
         np.save(folder / "items.npy", items, allow_pickle=False)
         np.save(folder / "keys.npy", keys, allow_pickle=False)
-        rows = [json.dumps(asdict(problem), ensure_ascii=False) for problem in self.problems]
-        (folder / "quarantine.jsonl").write_text("".join(row + "\n" for row in rows))
+        write_lines(folder / "quarantine.jsonl", map(asdict, self.problems))
         meta = {"made_from": made_from, "digest": digest.hexdigest(), "tasks": list(self.tasks), "tagsets": tagsets}
-        counts = {"clips": len(clips), "items": len(items), "quarantined": len(rows)}
-        (folder / "meta.json").write_text(json.dumps({**meta, **counts}))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Media:
-    """Where a record's media lie and what they are."""
-
-    main: Member | None = None
-    sound: Member | None = None
-    digest: bytes = bytes(32)
-    facts: MediaFacts = NO_MEDIA
-
-    def columns(self) -> tuple[Any, ...]:
-        main, sound = self.main, self.sound
-        return (
-            *((main.offset, main.size) if main else (0, 0)),
-            *((sound.offset, sound.size) if sound else (0, 0)),
-            np.frombuffer(self.digest, dtype=np.uint8),
-            self.facts.duration,
-            self.facts.has_video,
-            self.facts.sound_samples,
-        )
-
-
-def _json_member(group: Group) -> Member:
-    found = [member for member in group.members if member.extension == "json"]
-    if len(found) != 1:
-        raise RecordError("no_json" if not found else "several_json", f"{len(found)} .json members")
-    return found[0]
-
-
-def parse_record(data: bytes) -> dict[str, Any]:
-    """The JSON object of a record.
-
-    Raises:
-        RecordError: `broken_json`.
-    """
-    try:
-        record = json.loads(data.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise RecordError("broken_json", str(error)) from error
-    if not isinstance(record, dict):
-        raise RecordError("broken_json", f"the record must be an object, got {type(record).__name__}")
-    return record
-
-
-def _media_members(group: Group) -> tuple[list[Member], list[Member]]:
-    """Pictures (videos or stills) and sounds."""
-    pictures = [member for member in group.members if member.extension in VIDEO | IMAGE]
-    sounds = [member for member in group.members if member.extension in AUDIO]
-    return pictures, sounds
-
-
-def _probe_job(group: Group, *, shard: Path) -> ProbeJob | None:
-    """What to probe: one picture and at most one sound, or one sound; None when the members are otherwise."""
-    pictures, sounds = _media_members(group)
-    if len(pictures) > 1 or len(sounds) > 1 or not (pictures or sounds):
-        return None
-    main, *rest = [
-        Extent(path=shard, name=member.name, offset=member.offset, size=member.size) for member in (*pictures, *sounds)
-    ]
-    return ProbeJob(main=main, sound=rest[0] if rest else None)
-
-
-def _media(group: Group, *, record: Mapping[str, Any], found: Probed | MediaError | None) -> _Media:
-    """Where the record's media lie and what probing found."""
-    pictures, sounds = _media_members(group)
-    if not pictures and not sounds:
-        if record.get("text_only") is True:
-            return _Media()
-        other = ", ".join(member.name for member in group.members if member.extension != "json")
-        raise RecordError(
-            "no_media",
-            f"{other} is of no known type" if other else 'no media file; say "text_only": true when that is meant',
-        )
-    if len(pictures) > 1 or len(sounds) > 1:
-        names = ", ".join(member.name for member in (*pictures, *sounds))
-        raise RecordError("several_media", f"more than one picture or sound: {names}")
-    assert found is not None
-    if isinstance(found, MediaError):
-        raise found
-    sound = sounds[0] if found.uses_sound else None
-    return _Media(main=(pictures or sounds)[0], sound=sound, digest=found.digest, facts=found.facts)
+        unheard = [
+            behind_picture(sound=row["sound_samples"] / SAMPLE_RATE, picture=row["duration"])
+            for row in clips[clips["has_video"]]
+        ]
+        counts = {"clips": len(clips), "items": len(items), "quarantined": len(self.problems)}
+        told = {"unheard_clips": sum(1 for seconds in unheard if seconds), "unheard_seconds": float(sum(unheard))}
+        seal_index(folder, {**meta, **counts, **told})

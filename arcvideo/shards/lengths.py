@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from arcvideo.files import read_lines, whole, write_lines, write_whole
 from arcvideo.render import TEXT_FORMAT, encode, fingerprint, render_branch, split_question
 from arcvideo.shards.index import ShardIndex
 from arcvideo.shards.locks import in_turns
 from arcvideo.shards.members import Problem
+from arcvideo.shards.seal import check, digests, sealed, unsealed
 from arcvideo.tasks import RecordError, has_pair, make_pair, make_sample
 from arcvideo.tasks.instructions import SUFFIXES
 
@@ -68,13 +70,16 @@ def all_lengths(
     by_shard = {index.shard: index for index in indexes}
 
     def done(shard: Path) -> bool:
-        return _listed(by_shard[shard], name).exists()  # written last
+        return _is_whole(by_shard[shard], name)
 
     def work(shard: Path) -> None:
         index = by_shard[shard]
         rows, problems = _count(index, tokenizer=tokenizer, style=style, wording=wording, pairs=pairs)
-        _replace(_rows(index, name), rows)
-        _replace(_listed(index, name), problems)
+        with whole(_rows(index, name)) as temporary, open(temporary, "wb") as file:
+            np.save(file, rows, allow_pickle=False)
+        write_lines(_listed(index, name), map(asdict, problems))
+        files = digests(index.folder, (_rows(index, name).name, _listed(index, name).name))
+        write_whole(_seal(index, name), sealed({"files": files}))  # written last
 
     missing = [shard for shard in by_shard if not done(shard)]
     hidden = not progress or len(missing) < 2
@@ -91,9 +96,25 @@ def _listed(index: ShardIndex, name: str) -> Path:
     return index.folder / f"{name}.jsonl"
 
 
+def _seal(index: ShardIndex, name: str) -> Path:
+    return index.folder / f"{name}.seal.json"
+
+
+def _is_whole(index: ShardIndex, name: str) -> bool:
+    """Whether the counts are there and as they were written; otherwise they are made again."""
+    path = _seal(index, name)
+    try:
+        check(index.folder, unsealed(path.read_text(encoding="utf-8"), name=path)["files"])
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError) as error:
+        print(f"{index.folder}: token counts damaged, made again: {error}", file=sys.stderr)
+        return False
+    return True
+
+
 def _read(index: ShardIndex, name: str) -> Lengths:
-    lines = _listed(index, name).read_text(encoding="utf-8").splitlines()
-    return Lengths(path=_rows(index, name), problems=[Problem(**json.loads(line)) for line in lines])
+    return Lengths(path=_rows(index, name), problems=[Problem(**row) for row in read_lines(_listed(index, name))])
 
 
 @lru_cache(maxsize=1)
@@ -130,14 +151,3 @@ def _count(
             except RecordError as error:
                 problems.append(Problem(key=f"{key}/{item}", stage="tokens", reason=error.reason, detail=error.detail))
     return rows, problems
-
-
-def _replace(path: Path, content: np.ndarray | list[Problem]) -> None:
-    """Writes a file that is there whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(scratch, "wb") as file:
-        if isinstance(content, np.ndarray):
-            np.save(file, content, allow_pickle=False)
-        else:
-            file.write("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in content).encode())
-    os.replace(scratch, path)

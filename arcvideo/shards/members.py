@@ -5,18 +5,30 @@ Everything suspicious is a Problem that names the member, never an exception tha
 
 from __future__ import annotations
 
-import tarfile
+import errno
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-VIDEO = frozenset({"mp4", "m4v", "mov", "mkv", "webm", "avi"})
-AUDIO = frozenset({"wav", "mp3", "m4a", "flac", "ogg", "opus", "aac"})
-IMAGE = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
+from arcvideo.shards.tarwalk import Entry, Gap, walk
+
+_VIDEO = "mp4 m4v mov qt mkv webm avi gif mpg mpeg m2v vob ts mts m2ts wmv asf flv f4v 3gp 3g2 ogv mxf nut dv media"
+_AUDIO = "wav mp3 m4a m4b flac ogg oga opus aac aif aiff aifc wma ac3 amr mka mp2 mpga au caf w64 wv"
+_OTHER = "json jsonl txt cls csv tsv srt vtt ass xml html md yaml yml toml log md5 sha256 lab url"
+VIDEO = frozenset(_VIDEO.split())
+"""`media` is for files whose type nobody knows: like every other, they are what their content says."""
+AUDIO = frozenset(_AUDIO.split())
+IMAGE = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "avif"})
+OTHER = frozenset(_OTHER.split())
+"""What stands beside media and is none."""
 PICKLED = frozenset({"pyd", "pkl", "pickle", "pth", "pt", "npy", "npz", "ten"})
 """Members that plain webdataset decoders would unpickle, or hand to a loader that may."""
-_BLOCK = 512
 _MAX_JSON = 64 << 20
+_PASSING = {errno.EIO, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
+"""Errors that may pass by themselves, on network file systems above all; a good clip is not given up for one."""
+_PAUSES = (0.1, 1.0)
+"""Seconds before a read is tried again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,31 +66,60 @@ class Group:
 def read_groups(shard: Path) -> tuple[list[Group], list[Problem]]:
     """The records of a tar in order, and what is wrong with its members. Only headers are read.
 
-    A key names one record: when it comes again, the first record is kept and the other is one problem.
+    A key names one record: when it comes again, the first record is kept and each other one is a problem. A record
+    whose members lie apart is one problem, and so is each record that dots in its name cut short.
     """
-    groups: dict[str, Group] = {}
-    problems: dict[str, Problem] = {}
-    order: list[Group] = []
-    last, again = "", False
+    runs: dict[str, list[Group]] = {}
+    refused: dict[str, Problem] = {}
+    problems: list[Problem] = []
+    last: Group | None = None
     for found in _walk(shard, size=shard.stat().st_size):
         if isinstance(found, Problem):
-            problems.setdefault(found.key, found)
+            if found.stage == "shard":
+                problems.append(found)
+            else:
+                refused.setdefault(found.key, found)
             continue
         key = record_key(found.name)
-        if key not in groups:
-            groups[key], again = Group(key=key), False
-            order.append(groups[key])
-        elif key != last or any(member.extension == found.extension for member in groups[key].members):
-            if key != last or not again:
-                detail = f"{found.name} comes again at byte {found.offset}; the first record of the key is kept"
-                problem = Problem(key=key, stage="record", reason="duplicate_key", detail=detail)
-                problems[f"{key}@{found.offset}"] = problem
-            again = True
-        last = key
-        if not again:
-            groups[key].members.append(found)
-    good = [group for group in order if group.key not in problems]
-    return good, list(problems.values())
+        if last is None or last.key != key or any(member.extension == found.extension for member in last.members):
+            last = Group(key=key)
+            runs.setdefault(key, []).append(last)
+        last.members.append(found)
+    good = []
+    for key, groups in runs.items():
+        if key in refused:
+            continue
+        kept, why = _judged(groups)
+        problems += why
+        good += kept
+    return good, [*refused.values(), *problems]
+
+
+def _judged(groups: list[Group]) -> tuple[list[Group], list[Problem]]:
+    """What is used of the members with one key, in as many groups as they stand together, and why the rest is not."""
+    members = [member for group in groups for member in group.members]
+    extensions = [member.extension for member in members]
+    dotted = {member.name.rpartition(".")[0]: member for member in members if "." in member.extension}
+    if dotted and "json" not in extensions and any(name.endswith(".json") for name in extensions):
+        detail = "a key ends at the first dot of a name, so other records have the same; write it with _ for its dots"
+        return [], [Problem(key=stem, stage="record", reason="dotted_key", detail=detail) for stem in dotted]
+    first = groups[0]
+    whole = any(member.extension == "json" for member in first.members) and len(first.members) > 1
+    if len(groups) > 1 and not whole and len(set(extensions)) == len(extensions):
+        places = ", ".join(f"{member.name} at byte {member.offset}" for member in members)
+        detail = f"its members do not stand together ({places}); write the tar with --sort=name"
+        return [], [Problem(key=first.key, stage="record", reason="scattered", detail=detail)]
+    again = [
+        Problem(
+            key=group.key,
+            stage="record",
+            reason="duplicate_key",
+            detail=f"{group.members[0].name} comes again at byte {group.members[0].offset}; "
+            "the first record of the key is kept",
+        )
+        for group in groups[1:]
+    ]
+    return [first], again
 
 
 def record_key(name: str) -> str:
@@ -89,45 +130,43 @@ def record_key(name: str) -> str:
 
 
 def _walk(shard: Path, *, size: int) -> Iterator[Member | Problem]:
-    end = 0
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for info in tar:
-                end = tar.offset
-                # Hidden files, such as those that macOS puts beside each member, are no records to webdataset either.
-                if not info.isdir() and not PurePosixPath(info.name).name.startswith("."):
-                    yield _checked(info, size=size)
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header of the shard in memory
-    except (tarfile.TarError, OSError, ValueError, UnicodeError, EOFError) as error:
-        yield Problem(key=shard.name, stage="shard", reason="broken_tar", detail=f"after byte {end}: {error}")
-        return
-    # tarfile stops without a word at a damaged header or a missing end, and takes both for the end of the archive.
-    with open(shard, "rb") as file:
-        file.seek(end)
-        mark = file.read(_BLOCK)
-    if len(mark) < _BLOCK or mark.strip(b"\0"):
-        reason = "broken_tar" if len(mark) == _BLOCK else "truncated_tar"
-        detail = f"no end mark after byte {end}: records behind it are lost; write the shard again"
-        yield Problem(key=shard.name, stage="shard", reason=reason, detail=detail)
+    for found in walk(shard):
+        if isinstance(found, Gap):
+            yield Problem(key=shard.name, stage="shard", reason=found.reason, detail=found.detail)
+        # Hidden files, such as those that macOS puts beside each member, are no records to webdataset either.
+        elif found.kind != "folder" and not PurePosixPath(found.name).name.startswith("."):
+            yield _checked(found, size=size)
 
 
-def _checked(info: tarfile.TarInfo, *, size: int) -> Member | Problem:
+def _checked(entry: Entry, *, size: int) -> Member | Problem:
     """The member, or why it is refused."""
-    parts = PurePosixPath(info.name).parts
-    extension = PurePosixPath(info.name).name.partition(".")[2].lower()
-    kind = extension.rpartition(".")[2]
-    key = record_key(info.name)
-    if info.name.startswith("/") or ".." in parts or "\\" in info.name or "\0" in info.name:
-        return Problem(key=key, stage="record", reason="unsafe_name", detail=f"member {info.name!r}")
-    if info.issparse() or not info.isreg():
-        return Problem(key=key, stage="record", reason="not_a_file", detail=f"member {info.name!r} is no plain file")
-    if kind in PICKLED:
-        return Problem(key=key, stage="record", reason="pickled", detail=f"member {info.name!r} could hold a pickle")
-    if info.offset_data + info.size > size:
-        return Problem(key=key, stage="record", reason="truncated", detail=f"member {info.name!r} is cut short")
-    if extension == "json" and info.size > _MAX_JSON:
-        return Problem(key=key, stage="record", reason="too_large", detail=f"{info.name!r} has {info.size} bytes")
-    return Member(name=info.name, extension=extension, offset=info.offset_data, size=info.size)
+    path = PurePosixPath(entry.name)
+    extension = path.name.partition(".")[2].lower()
+    key, shown = record_key(entry.name), as_utf8(entry.name)
+
+    def refused(reason: str, detail: str) -> Problem:
+        return Problem(key=as_utf8(key), stage="record", reason=reason, detail=detail)
+
+    if entry.fault:
+        return refused("bad_header", f"member {shown!r}: {entry.fault}")
+    if shown != entry.name:
+        return refused("broken_name", f"member {shown!r}: its name is not UTF-8; write the tar with names that are")
+    if path.is_absolute() or ".." in path.parts or "\\" in entry.name or "\0" in entry.name:
+        return refused("unsafe_name", f"member {shown!r}")
+    if entry.kind != "file":
+        return refused("not_a_file", f"member {shown!r} is no plain file")
+    if extension.rpartition(".")[2] in PICKLED:
+        return refused("pickled", f"member {shown!r} could hold a pickle")
+    if entry.offset + entry.size > size:
+        return refused("truncated", f"member {shown!r} is cut short")
+    if extension == "json" and entry.size > _MAX_JSON:
+        return refused("too_large", f"{shown!r} has {entry.size} bytes")
+    return Member(name=entry.name, extension=extension, offset=entry.offset, size=entry.size)
+
+
+def as_utf8(text: str) -> str:
+    """The text with everything that UTF-8 cannot hold written as an escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_at(shard: Path, *, offset: int, size: int) -> bytes:
@@ -136,9 +175,20 @@ def read_at(shard: Path, *, offset: int, size: int) -> bytes:
     Raises:
         OSError: the shard cannot be read or ends early.
     """
-    with open(shard, "rb", buffering=0) as file:
-        file.seek(offset)
-        data = file.read(size)
-    if data is None or len(data) != size:
+    for pause in (*_PAUSES, None):
+        try:
+            data = _read(shard, offset=offset, size=size)
+            break
+        except OSError as error:
+            if error.errno not in _PASSING or pause is None:
+                raise
+            time.sleep(pause)
+    if len(data) != size:
         raise OSError(f"{shard}: {size} bytes expected at {offset}; the shard changed since it was indexed")
     return data
+
+
+def _read(shard: Path, *, offset: int, size: int) -> bytes:
+    with open(shard, "rb") as file:
+        file.seek(offset)
+        return file.read(size)

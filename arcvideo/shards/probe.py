@@ -26,6 +26,7 @@ from arcvideo.media.picture import Selection, VideoFacts
 from arcvideo.media.read import media_digest
 from arcvideo.media.settings import MediaLimits
 from arcvideo.media.sound import SAMPLE_RATE
+from arcvideo.media.tries import FROM_OUTSIDE, TRIES, TRIES_FROM_OUTSIDE
 
 _START_SECONDS = 120.0
 """Time a new process has to import what it needs."""
@@ -142,6 +143,8 @@ class _Prober:
     process: subprocess.Popen[bytes]
     job: ProbeJob | None = None
     number: int = -1
+    tried: int = 0
+    """Times that the job was given to a process before."""
     deadline: float = 0.0
 
     def fileno(self) -> int:
@@ -167,6 +170,12 @@ class _Prober:
         if not line.endswith(b"\n"):
             raise EOFError
         return _read_answer(line)
+
+    def was_killed(self) -> bool:
+        """Whether somebody ended it, which is not the fault of its file."""
+        with suppress(subprocess.TimeoutExpired):
+            return -self.process.wait(timeout=1.0) in FROM_OUTSIDE
+        return False
 
     def end(self) -> None:
         self.process.kill()
@@ -231,13 +240,13 @@ class ProbePool:
     def _has_room(self) -> bool:
         return len(self._probers) < self.count or any(prober.job is None for prober in self._probers)
 
-    def _give(self, number: int, job: ProbeJob) -> None:
+    def _give(self, number: int, job: ProbeJob, *, tried: int = 0) -> None:
         """Hands a job to an idle process, or to a new one."""
         prober = next((prober for prober in self._probers if prober.job is None), None)
         if prober is None:
             prober = self._started()
             self._probers.append(prober)
-        prober.number, prober.job = number, job
+        prober.number, prober.job, prober.tried = number, job, tried
         prober.deadline = time.monotonic() + self.limits.deadline_seconds
         prober.send(job)
 
@@ -264,22 +273,27 @@ class ProbePool:
         ready = wait([prober.fileno() for prober in busy], timeout=max(0.0, patience))
         found: dict[int, Probed | MediaError] = {}
         for prober in busy:
-            assert prober.job is not None
-            name = prober.job.main.name
+            job = prober.job
+            assert job is not None
             if prober.fileno() in ready:
                 try:
                     found[prober.number] = prober.receive()
                     prober.job = None
                     continue
                 except EOFError:
-                    found[prober.number] = MediaError("crashed", f"{name}: the decoder died")
+                    tries = TRIES_FROM_OUTSIDE if prober.was_killed() else TRIES
+                    error = MediaError("crashed", f"{job.main.name}: the decoder died")
             elif time.monotonic() < prober.deadline:
                 continue
             else:
-                seconds = self.limits.deadline_seconds
-                found[prober.number] = MediaError("timeout", f"{name}: not examined within {seconds} s")
+                seconds, tries = self.limits.deadline_seconds, TRIES
+                error = MediaError("timeout", f"{job.main.name}: not examined within {seconds} s")
             prober.end()
             self._probers.remove(prober)
+            if prober.tried + 1 < tries:
+                self._give(prober.number, job, tried=prober.tried + 1)
+            else:
+                found[prober.number] = error
         return found
 
 

@@ -11,11 +11,14 @@ import fcntl
 import hashlib
 import os
 import re
+import select
+import sys
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import urlparse
 
 from tqdm import tqdm
@@ -26,13 +29,19 @@ from arcvideo.shards.write import open_url, url_schemes
 _CHUNK = 1 << 20
 _END_MARK = 1024
 """Zero bytes that end every tar."""
+_SLOWEST = 1 << 10
+"""Bytes a second below which a download counts as stalled."""
 _CURL = {
     6: "the host is unknown",
     7: "the host does not answer",
     18: "the download ended early",
     22: "the server refused it (HTTP 404 or another error)",
     28: "no answer in time",
+    52: "the server closed without an answer",
+    56: "the connection broke off",
 }
+_FINAL = {6, 22}
+"""Endings of curl that another try does not change; it repeats what servers call temporary by itself."""
 _LEASES: dict[tuple[int, Path], _Lease] = {}
 
 
@@ -57,6 +66,7 @@ class ShardCache:
             raise ValueError("remote shards need a folder for their copies: set data.shard_cache.path")
         self._root = Path(settings.path).expanduser().absolute()
         self._limit = int(settings.max_gib * 2**30)
+        self._settings = settings
 
     def path(self, url: str) -> Path:
         """Where the copy of a shard lies, or will lie.
@@ -87,15 +97,14 @@ class ShardCache:
                         os.utime(path, ns=(_now(path), path.stat().st_mtime_ns))
                         return path
                 self._download(url, path)
-        except OSError as error:
+        except OSError as error:  # a full disk, a folder of somebody else
             raise ValueError(f"data.shard_cache.path={self._root}: cannot be used: {error}") from error
         return path
 
     def _download(self, url: str, path: Path) -> None:
         partial = path.with_name(f".{path.name}.partial")  # the lock leaves one writer
         try:
-            with open(partial, "wb") as file:
-                content = _copy(url, file, limit=self._limit)
+            content = self._patient(url, partial)
             with open(partial, "rb") as file:
                 file.seek(max(0, partial.stat().st_size - _END_MARK))
                 if file.read() != bytes(_END_MARK):
@@ -107,6 +116,20 @@ class ShardCache:
                 os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+    def _patient(self, url: str, partial: Path) -> bytes:
+        """Write what the URL gives, tried again a bounded number of times; returns its sha256."""
+        for tried in range(self._settings.retries + 1):
+            with open(partial, "wb") as file:
+                try:
+                    return _copy(url, file, limit=self._limit, patience=self._settings.stall_seconds)
+                except _BrokenOff as error:
+                    if error.final or tried == self._settings.retries:
+                        often = f" ({tried + 1} tries)" if tried else ""
+                        raise ValueError(f"{url}: cannot be fetched: {error}{often}") from error
+                    print(f"{url}: {error}; again in {2**tried} s", file=sys.stderr)
+            time.sleep(2**tried)
+        raise AssertionError("unreachable")
 
     def _make_room(self, size: int, *, url: str) -> None:
         """Removes what was not used for longest and is in nobody's lease."""
@@ -126,8 +149,24 @@ class ShardCache:
             )
 
 
-def _copy(url: str, file: IO[bytes], *, limit: int) -> bytes:
-    """Writes what the URL gives; returns its sha256."""
+class _BrokenOff(Exception):
+    """A download that did not arrive."""
+
+    def __init__(self, detail: str, *, final: bool) -> None:
+        super().__init__(detail)
+        self.final = final
+        """Whether another try would end the same."""
+
+
+def _copy(url: str, file: IO[bytes], *, limit: int, patience: float) -> bytes:
+    """Writes what the URL gives; returns its sha256.
+
+    Args:
+        url: of a shard.
+        file: empty.
+        limit: bytes.
+        patience: seconds without progress after which it is given up.
+    """
     content, size = hashlib.sha256(), 0
     name = Path(urlparse(url).path).name
     try:
@@ -136,7 +175,7 @@ def _copy(url: str, file: IO[bytes], *, limit: int) -> bytes:
         raise ValueError(f"{url}: cannot be fetched: {error}") from error
     with tqdm(desc=f"fetch {name}", unit="B", unit_scale=True, leave=False) as bar:
         try:
-            while chunk := stream.read(_CHUNK):
+            for chunk in _chunks(stream, patience=patience):
                 size += len(chunk)
                 if size > limit:
                     raise ValueError(f"{url}: larger than data.shard_cache.max_gib={limit / 2**30:g}; raise it")
@@ -144,17 +183,59 @@ def _copy(url: str, file: IO[bytes], *, limit: int) -> bytes:
                 file.write(chunk)
                 bar.update(len(chunk))
             stream.close()  # tells how the program behind it ended
+        except TimeoutError as error:
+            raise _BrokenOff(f"stalled after {size} bytes: {error}", final=False) from error
         except OSError as error:
-            raise ValueError(f"{url}: cannot be fetched: {_reason(error)}") from error
+            if error.errno is not None:  # of our own disk
+                raise
+            raise _BrokenOff(_reason(error), final=_status(error) in _FINAL) from error
+        finally:
+            _end(stream)
     return content.digest()
 
 
-def _reason(error: OSError) -> str:
+def _chunks(stream: Any, *, patience: float) -> Iterator[bytes]:
+    """Yield what the program behind a stream writes, as it comes.
+
+    Raises:
+        TimeoutError: next to nothing came for `patience` seconds.
+    """
+    pipe = stream.stream.fileno()
+    begun, came = time.monotonic(), 0
+    while True:
+        rest = begun + patience - time.monotonic()
+        if rest <= 0:
+            if came < _SLOWEST * patience:
+                raise TimeoutError(f"{came} bytes in {patience:g} s")
+            begun, came = time.monotonic(), 0
+            continue
+        if not select.select([pipe], [], [], rest)[0]:
+            continue
+        chunk = os.read(pipe, _CHUNK)
+        if not chunk:
+            return
+        came += len(chunk)
+        yield chunk
+
+
+def _end(stream: Any) -> None:
+    """End the program behind a stream, if it is still there."""
+    if stream.proc.poll() is None:
+        stream.proc.kill()
+        with suppress(OSError):
+            stream.close()
+
+
+def _status(error: OSError) -> int:
     found = re.search(r"exit (-?\d+)", str(error))
-    if found is None:
+    return int(found[1]) if found is not None else 0
+
+
+def _reason(error: OSError) -> str:
+    status = _status(error)
+    if not status or "curl" not in str(error):
         return str(error)
-    status = int(found[1])
-    return _CURL.get(status, f"its program ended with status {status}") if "curl" in str(error) else str(error)
+    return _CURL.get(status, f"its program ended with status {status}")
 
 
 def _is_copy(path: Path) -> bool:

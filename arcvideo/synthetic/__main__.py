@@ -8,6 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+from tqdm import tqdm
+
+from arcvideo.progress import lines
 from arcvideo.synthetic.settings import TinyShortsSettings
 from arcvideo.synthetic.write import write_dataset
 
@@ -33,16 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _make(out: Path, *, settings: TinyShortsSettings, workers: int) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     total = settings.clips + settings.test_clips + settings.texts
-    columns = (TextColumn("TinyShorts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     started = time.perf_counter()
-    with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("clips", total=total)
-        dataset = write_dataset(
-            out, settings=settings, workers=workers, progress=lambda count: bar.advance(task, count)
-        )
+    if sys.stderr.isatty():
+        with tqdm(total=total, desc="TinyShorts", unit="clip", leave=False) as bar:
+            dataset = write_dataset(out, settings=settings, workers=workers, progress=bar.update)
+    else:
+        told = lines(what="TinyShorts", total=total, unit="clip")
+        dataset = write_dataset(out, settings=settings, workers=workers, progress=told)
     took = f"written in {time.perf_counter() - started:.1f} s" if dataset.written else "already there"
     print(f"{out}: {total} records in {len(dataset.shards)} shards, {took}, digest {dataset.digest[:12]}")
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import yaml
-from tqdm import tqdm
 
 from arcvideo.layout import MediaLayout
 from arcvideo.media.clip import read_clip, to_media
@@ -29,6 +28,7 @@ from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import special_ids
 from arcvideo.model.tokenizer import build_tiny_tokenizer, save_tokenizer
+from arcvideo.progress import watched
 from arcvideo.structured import filled
 from arcvideo.synthetic.prose import corpus, train_language
 from arcvideo.synthetic.script import script_from
@@ -98,7 +98,7 @@ def _known(folder: Path, *, layout: MediaLayout, workers: int) -> list[Known]:
     jobs = [(name, content, truth, layout) for name, content, truth in members]
     with ProcessPoolExecutor(max_workers=workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         found = pool.map(_decode, jobs, chunksize=16)
-        return list(tqdm(found, total=len(jobs), desc="decode", unit="clip", disable=None))
+        return list(watched(found, what="decoding", total=len(jobs), unit="clip"))
 
 
 def _members(shard: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
@@ -130,7 +130,8 @@ def _fill_features(model: ArcVideoForConditionalGeneration, clips: Sequence[Know
     model.requires_grad_(False)
     towers = (model.vision_model.vit, model.speech_encoder)
     store = FeatureStore(root, tower_digest(towers, settings=model.settings))
-    for start in tqdm(range(0, len(clips), 16), desc="features", unit="batch", disable=None):
+    starts = range(0, len(clips), 16)
+    for start in watched(starts, what="features", total=len(starts), unit="part"):
         model.embed_media([clip.media for clip in clips[start : start + 16]], features=store)
     return float(len(clips))
 

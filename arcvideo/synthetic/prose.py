@@ -28,6 +28,8 @@ from arcvideo.types import Batch, model_inputs
 
 _TASKS = ("qa", "mcq", "grounding", "asr", "caption")
 _QUESTIONS_PER_SCENE = 6
+_STYLES = ("plain", "think")
+"""In turn: the released language model, too, can think aloud before it sees or hears anything."""
 _NO_PREFIX = np.zeros(0, dtype=np.int64)
 
 
@@ -37,7 +39,7 @@ def corpus(scripts: Sequence[Script]) -> Iterator[str]:
         yield scene(script)
         for item in questions(script):
             yield "\n" + item["question"]
-            yield from (item[key] for key in ("answer", "draft", "think") if isinstance(item.get(key), str))
+            yield from (item[key] for key in ("answer", "think"))
             yield "\n".join(f"{letter}.{text}" for letter, text in zip("ABCD", item.get("options", ()), strict=False))
     yield from (f"\n{text}" for text in SUFFIXES["brief"].values() if text)
 
@@ -52,7 +54,7 @@ def train_language(
 
     def loss(step: int) -> tuple[Tensor, Tensor]:
         letters_only = step < steps // 3
-        styles = ["plain"] * 32 if letters_only else ["plain", "think"] * 5
+        styles = ["plain"] * 32 if letters_only else [*_STYLES] * 5
         families = [_letter_family(rng, tokenizer=tokenizer, style=style) for style in styles]
         if not letters_only:
             chosen = rng.choice(len(scripts), size=8, replace=False)
@@ -75,7 +77,8 @@ def _scene_family(script: Script, rng: np.random.Generator, *, tokenizer: Any) -
     items = [item for item in questions(script) if item["task"] in _TASKS]
     chosen = rng.permutation(len(items))[:_QUESTIONS_PER_SCENE]
     samples = tuple(
-        make_sample(items[index], key=f"{script.key}/{index}", media_key=script.key, style="plain") for index in chosen
+        make_sample(items[index], key=f"{script.key}/{index}", media_key=script.key, style=_STYLES[number % 2])
+        for number, index in enumerate(chosen)
     )
     told = tokenizer.encode(scene(script), add_special_tokens=False)
     return Rendered(

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from arcvideo.model.media import normalize_pixels
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.muon import Muon
+from arcvideo.progress import watched
 from arcvideo.synthetic.script import COLORS, DURATION, KINDS, SCREEN_WORDS, SOUNDS, SPOKEN_WORDS, Script
 from arcvideo.types import Media
 
@@ -174,8 +174,7 @@ def descend(
     """Minimise `loss(step) -> (loss, accuracy)` with a short warm-up and a linear decay; returns the mean accuracy."""
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     accuracy = 0.0
-    bar = tqdm(range(steps), desc=what, unit="step", disable=None)
-    for step in bar:
+    for step in watched(range(steps), what=what, total=steps, unit="step"):
         ratio = min(1.0, (step + 1) / 20) * max(0.02, 1 - step / steps)
         for optimizer, lrs in zip(optimizers, peaks, strict=True):
             for group, lr in zip(optimizer.param_groups, lrs, strict=True):
@@ -186,8 +185,6 @@ def descend(
             optimizer.step()
             optimizer.zero_grad()
         accuracy += (float(hit) - accuracy) / min(step + 1, 20)
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{float(value.detach()):.3f}", accuracy=f"{accuracy:.3f}")
     return accuracy
 
 

@@ -1,6 +1,6 @@
 """Instruction suffixes: what the question ends with when reasoning and an answer block are asked for.
 
-`arc` is the wording of the released model, verbatim (reference: spec 3.2). `brief` costs a small model few tokens.
+`arc` is the wording of the released model, verbatim. `brief` costs a small model few tokens.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def test_sharegpt_rows_of_all_dialects(media: Path) -> None:
 
     rows: list[Any] = [
         {"id": "x", "video": "a.mp4", "conversations": turns("<video>\nwhat?", "red", "where?", "left")},
-        {"id": "y", "images": ["still.png"], "conversations": turns("<image>\nwhat?", "an <image>")},
+        {"id": "y", "images": ["still.png"], "conversations": turns("<image>\nwhat?", "a cat")},
         {"id": "z", "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "what?"},
                                  {"role": "assistant", "content": "text"}]},
         {"id": "two", "images": ["still.png", "a.png"], "conversations": turns("what?", "red")},
@@ -91,7 +91,7 @@ def test_sharegpt_rows_of_all_dialects(media: Path) -> None:
     drafts, report = drafted("sharegpt", media, json.dumps(rows), name="sharegpt.json")
     first, still, text = drafts
     assert first.items[0]["turns"] == [{"question": "where?", "answer": "left"}]
-    assert (still.items[0]["question"], still.items[0]["answer"]) == ("<video>\nwhat?", "an <image>")
+    assert (still.items[0]["question"], still.items[0]["answer"]) == ("<video>\nwhat?", "a cat")
     assert (text.key, text.media, text.items[0]["question"]) == ("text-z", None, "Be brief.\nwhat?")
     assert reasons(report) == {"two": "several_media", "odd": "no_answer", "entry 5": "broken_json"}
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from arcvideo.evaluation.predictions import Prediction, write_predictions
-from arcvideo.evaluation.targets import Comparison, compare
+from arcvideo.evaluation.targets import Comparison, Target, compare, judge
 
 
 def measured(run_dir: Path, stage: str, scores: dict[str, float]) -> None:
@@ -24,3 +26,51 @@ def test_a_comparison_is_the_paired_difference_of_two_stages_on_the_same_items(t
     measured(tmp_path, "dpo", {"a": 0.25})
     with pytest.raises(ValueError, match="summary_f1: sft and dpo were measured on different items"):
         compare([Comparison(metric="summary_f1", stage="sft", minus="dpo")], run_dir=tmp_path)
+
+
+def answered(run_dir: Path, stage: str, scores: Sequence[float], *, metric: str = "mcq_accuracy") -> None:
+    """A stage that answered as many items of three words each, with these scores."""
+    rows = [
+        Prediction(
+            metric=metric, key=f"clip-{number}/0", question="?", truth="A", prediction="A", score=score, weight=weight
+        )
+        for number, score in enumerate(scores)
+        for weight in (3.0 if metric == "transcript_token_error" else 1.0,)
+    ]
+    write_predictions(run_dir / stage / "predictions.jsonl", predictions=rows)
+
+
+def verdict(run_dir: Path, **wanted: Any) -> bool:
+    target = Target(stage="after", **wanted)
+    measured = {"after": {target.metric: {"value": 0.5, "low": 0.4, "high": 0.6, "chance": 0.25, "n": 40.0}}}
+    return judge([target], metrics=measured, run_dir=run_dir)[0].met
+
+
+def test_a_stage_within_a_margin_has_shown_that_it_lost_less_than_that(tmp_path: Path) -> None:
+    answered(tmp_path, "before", [1.0] * 20 + [0.0] * 20)
+    answered(tmp_path, "after", [0.9] * 20 + [0.0] * 20)  # 0.05 worse, within 0.034 and 0.066 by the bootstrap
+    assert not verdict(tmp_path, metric="mcq_accuracy", not_below_stage="before", within=0.04)
+    assert verdict(tmp_path, metric="mcq_accuracy", not_below_stage="before", within=0.08)
+
+
+def test_without_a_margin_a_loss_must_only_not_be_shown(tmp_path: Path) -> None:
+    answered(tmp_path, "before", [1.0, 0.0] * 20)
+    answered(tmp_path, "after", [0.0, 1.0] * 19 + [0.0, 0.0])
+    assert verdict(tmp_path, metric="mcq_accuracy", not_below_stage="before")
+    assert not verdict(tmp_path, metric="mcq_accuracy", not_below_stage="before", within=0.05)
+
+
+def test_of_an_error_less_is_better(tmp_path: Path) -> None:
+    answered(tmp_path, "before", [3.0] * 40, metric="transcript_token_error")
+    answered(tmp_path, "after", [0.0] * 40, metric="transcript_token_error")
+    assert verdict(tmp_path, metric="transcript_token_error", above_stage="before")
+    answered(tmp_path, "after", [3.3] * 40, metric="transcript_token_error")  # 0.1 a word worse
+    assert not verdict(tmp_path, metric="transcript_token_error", not_below_stage="before")
+    assert not verdict(tmp_path, metric="transcript_token_error", not_below_stage="before", within=0.05)
+    assert verdict(tmp_path, metric="transcript_token_error", not_below_stage="before", within=0.15)
+
+
+@pytest.mark.parametrize("wanted", [{"within": 0.1}, {"within": 0.0, "not_below_stage": "sft"}])
+def test_a_margin_needs_a_stage_and_a_size(wanted: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"within=.* must be above 0 and stand beside not_below_stage"):
+        Target(stage="grpo", metric="mcq_accuracy", **wanted)

@@ -200,7 +200,7 @@ CHECK = [
     323, 1620, 4320, 304, 366, 9399, 29, 694, 9399, 29, 9681, 11, 602, 1770, 2637, 366, 27963, 29, 33811, 1920, 1618,
     694, 27963, 1822, 9399, 29, 4320, 1618, 694, 9399, 14611, 128000,
 ]  # fmt: skip
-"""An engine's test prompt: start, newline, a Chinese question, newline, the general instruction, sep (spec 1.9)."""
+"""An engine's test prompt: start, newline, a Chinese question, newline, the general instruction, sep."""
 
 
 def test_the_released_ranks_give_the_check_sequence():

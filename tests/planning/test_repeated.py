@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from arcvideo.data.shards import main
 
+from arcvideo.data.shards import main
 from arcvideo.feed.quarantine import QuarantineBudgetError
 from arcvideo.feed.source import Source
 from arcvideo.planning.mixture import open_mixture

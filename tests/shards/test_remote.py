@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from arcvideo.data.shards import main
 
+from arcvideo.data.shards import main
 from arcvideo.media.settings import ShardCacheSettings
 from arcvideo.planning.mixture import open_mixture
 from arcvideo.shards.expand import expand_shards
@@ -185,3 +187,32 @@ def test_processes_that_ask_at_the_same_time_get_one_whole_copy(
     assert len(set(paths)) == 1
     assert asked["shard-000000.tar"] == 1
     assert Path(paths[0]).read_bytes() == (folder / "shard-000000.tar").read_bytes()
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + bytes(512)])
+def test_a_server_that_says_nothing_more_is_given_up_and_each_try_is_told(
+    tmp_path: Path, answer: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        held: list[socket.socket] = []
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    held.append(server.accept()[0])
+                    held[-1].sendall(answer)
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        settings = ShardCacheSettings(path=str(tmp_path / "cache"), stall_seconds=0.5, retries=1)
+        with pytest.raises(ValueError, match=r"stalled after \d+ bytes: .* \(2 tries\)"):
+            ShardCache(settings).fetch(f"http://127.0.0.1:{server.getsockname()[1]}/a.tar")
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for connection in held:
+            connection.close()
+    assert len(held) == 2
+    assert capsys.readouterr().err.count("again in 1 s") == 1
+    assert not [path for path in (tmp_path / "cache").iterdir() if "partial" in path.name]

@@ -10,7 +10,7 @@ import pytest
 from arcvideo.synthetic.questions import Item, letter_items, questions
 from arcvideo.synthetic.script import Script, draw_script
 from arcvideo.tasks import TASKS, make_sample
-from arcvideo.tasks.answers import parse_span, temporal_iou
+from arcvideo.tasks.answers import parse_span
 
 SCRIPTS = [
     *(draw_script(split="train", index=index, seed=5) for index in range(150)),
@@ -124,28 +124,41 @@ def test_spans_are_those_of_the_script() -> None:
         assert 0 <= item["span"][0] < item["span"][1] <= script.duration
 
 
-def test_drafts_pass_the_filter_and_are_not_all_exact() -> None:
-    overlaps = []
+def test_thoughts_about_spans_are_of_two_kinds_and_both_true() -> None:
+    kinds = {"named": 0, "looked for": 0}
     for script, item in all_items("grounding"):
-        draft = parse_span(item["draft"])
-        assert draft is not None
-        assert 0 <= draft[0] < draft[1] <= script.duration
-        overlaps.append(temporal_iou(draft, tuple(item["span"])))
-    assert min(overlaps) > 0.6
-    assert 0.1 < sum(overlap == 1.0 for overlap in overlaps) / len(overlaps) < 0.9
+        name = item["question"].removeprefix("When is the ").rsplit(" ", 1)[0]
+        if item["think"].startswith(name):
+            ((start, end),) = names_at(script, name)
+            seconds = [int(text[-2:]) for text in item["think"].removeprefix(name).split()]
+            assert seconds == list(range(start, end))
+            kinds["named"] += 1
+        else:
+            subject = next(tag.removeprefix("topic:") for tag in item["tags"] if tag.startswith("topic:"))
+            assert item["think"] == f"I look for the {subject}."
+            kinds["looked for"] += 1
+    assert min(kinds.values()) > 0.4 * sum(kinds.values())
 
 
-def test_drafted_options_keep_the_right_text_and_favour_the_first_place() -> None:
-    letters = []
+def test_thoughts_about_options_are_of_two_kinds_and_both_true() -> None:
+    lettered = []
     for _, item in all_items("mcq"):
-        draft = item["draft"]
-        assert sorted(draft["options"]) == sorted(item["options"])
-        assert draft["options"]["ABCD".index(draft["answer"])] == item["options"]["ABCD".index(item["answer"])]
-        letters.append(draft["answer"])
-    shares = [letters.count(letter) / len(letters) for letter in "ABCD"]
-    assert shares == sorted(shares, reverse=True)
-    assert shares[0] > 0.4
-    assert shares[3] > 0
+        right = item["options"]["ABCD".index(item["answer"])]
+        assert item["think"] in (f"It is {right}.", f"{right} {item['answer']}.")
+        lettered.append(item["think"].endswith(f"{item['answer']}."))
+    assert 0.4 < sum(lettered) / len(lettered) < 0.6
+
+
+def test_the_thought_about_speech_is_what_is_said() -> None:
+    for script, item in all_items("qa"):
+        if "topic:speech" in item["tags"]:
+            said = " ".join(word.text for word in script.speech)
+            assert item["think"] == f"I hear {said}."
+
+
+def test_no_item_carries_a_draft() -> None:
+    """Answers that are wrong on purpose would give a later stage something to mend."""
+    assert [item for _, item in all_items() if "draft" in item] == []
 
 
 def test_transcripts_and_captions_are_what_is_said_and_shown() -> None:

@@ -15,9 +15,11 @@ from arcvideo.data.importers.drafts import (
     ImportRequest,
     existing,
     found_media,
+    media_key,
     media_path,
     whole_json,
 )
+from arcvideo.shards.text import open_text, rows, whole
 from arcvideo.tasks import RecordError
 
 GROUNDING_QUESTION = "When does this happen in the video: {}"
@@ -30,43 +32,31 @@ def import_webvid(request: ImportRequest, *, report: ImportReport) -> Iterator[D
     Raises:
         ValueError: a file or folder is missing, or the file lacks the columns.
     """
-    folder = request.media_folder()
+    request.media_folder()
     drafting = Drafting(report=report, audio=request.audio)
     for path in existing(request.annotations):
-        # Bytes that are no UTF-8 survive as surrogates, so that one bad row does not hide the others.
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows = csv.DictReader(file)
-            if not {"videoid", "name"} <= set(rows.fieldnames or ()):
-                raise ValueError(f"{path}: a WebVid file has the columns videoid and name, found {rows.fieldnames}")
-            for row in rows:
+        with open_text(path, encoding=request.encoding, newline="") as file:
+            table = csv.DictReader(file)
+            if not {"videoid", "name"} <= set(table.fieldnames or ()):
+                raise ValueError(f"{path}: a WebVid file has the columns videoid and name, found {table.fieldnames}")
+            for row in table:
                 report.rows += 1
-                label = str(row.get("videoid") or f"line {rows.line_num}")
+                label = str(row.get("videoid") or f"line {table.line_num}")
                 try:
-                    media = _webvid_media(row, folder=folder)
-                    caption = {"task": "caption", "answer": _clean(row["name"])}
-                    drafting.add(caption, label=label, name=str(media.relative_to(folder).with_suffix("")), media=media)
+                    media = _webvid_media(row, request=request)
+                    caption = {"task": "caption", "answer": whole(row["name"] or "")}
+                    drafting.add(caption, label=label, name=media_key(media, request=request), media=media)
                 except RecordError as error:
-                    report.refuse(label, reason=error.reason, detail=f"line {rows.line_num}: {error.detail}")
+                    report.refuse(label, reason=error.reason, detail=f"line {table.line_num}: {error.detail}")
     return drafting.drafts()
 
 
-def _webvid_media(row: Mapping[str, Any], *, folder: Path) -> Path:
-    flat = media_path(f"{row['videoid']}.mp4" if row["videoid"] else None, folder=folder)
+def _webvid_media(row: Mapping[str, Any], *, request: ImportRequest) -> Path:
+    flat = media_path(f"{row['videoid']}.mp4" if row["videoid"] else None, request=request)
     if row.get("page_dir"):
-        nested = media_path(f"{row['page_dir']}/{row['videoid']}.mp4", folder=folder)
+        nested = media_path(f"{row['page_dir']}/{row['videoid']}.mp4", request=request)
         return nested if nested.is_file() or not flat.is_file() else flat
     return flat
-
-
-def _clean(text: Any) -> Any:
-    """The text.
-
-    Raises:
-        RecordError: `broken_text`: it is not UTF-8.
-    """
-    if isinstance(text, str) and any("\ud800" <= sign <= "\udfff" for sign in text):
-        raise RecordError("broken_text", "the text is not UTF-8")
-    return text
 
 
 def import_charades_sta(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
@@ -75,21 +65,21 @@ def import_charades_sta(request: ImportRequest, *, report: ImportReport) -> Iter
     Raises:
         ValueError: a file or folder is missing.
     """
-    folder = request.media_folder()
+    request.media_folder()
     drafting = Drafting(report=report, audio=request.audio)
     for path in existing(request.annotations):
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), start=1):
+        for number, line in rows(path, encoding=request.encoding):
             if not line.strip():
                 continue
             report.rows += 1
             label = f"line {number}"
             try:
-                found = _CHARADES.fullmatch(_clean(line.strip()))
+                found = _CHARADES.fullmatch(whole(line.strip()))
                 if found is None:
                     raise RecordError("bad_row", f"expected VIDEO START END##sentence, got {line.strip()[:80]!r}")
                 span = [_number(found["start"]), _number(found["end"])]
                 item = _grounding(found["sentence"], span=span)
-                media = found_media(found["video"], folder=folder)
+                media = found_media(found["video"], request=request)
                 drafting.add(item, label=f"{found['video']} {label}", name=found["video"], media=media)
             except RecordError as error:
                 report.refuse(label, reason=error.reason, detail=error.detail)
@@ -103,15 +93,15 @@ def import_activitynet(request: ImportRequest, *, report: ImportReport) -> Itera
     Raises:
         ValueError: a file or folder is missing, or a file does not have that form.
     """
-    folder = request.media_folder()
+    request.media_folder()
     drafting = Drafting(report=report, audio=request.audio)
     for path in existing(request.annotations):
-        content = whole_json(path)
+        content = whole_json(path, encoding=request.encoding)
         if not isinstance(content, dict):
             raise ValueError(f"{path}: an ActivityNet-Captions file is one object with a key for each video")
         for video, entry in content.items():
             try:
-                media = found_media(video, folder=folder)
+                media = found_media(video, request=request)
                 events = _events(entry)
             except RecordError as error:
                 report.rows += 1

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import os
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arcvideo.shards.items import check_renders, checked_sample
 from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, Problem
-from arcvideo.tasks import RecordError, make_sample
+from arcvideo.shards.text import json_of, open_text, read_text, whole
+from arcvideo.shards.text import rows as text_rows
+from arcvideo.tasks import RecordError
 
 _DOTS = str.maketrans({".": "_"})
 
@@ -21,6 +27,8 @@ class ImportReport:
     rows: int = 0
     used: int = 0
     problems: list[Problem] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+    """What was left out of rows that are used -> in how many of them."""
     loose_tags: int = 0
     """Questions whose `<video>` is not followed by a newline; the released trainer fails on them, we accept them."""
 
@@ -41,6 +49,14 @@ class ImportRequest:
     """Folder of sound files, used for videos without sound."""
     task: str = "summary"
     """Task of a conversation: summary or qa."""
+    outside: bool = False
+    """Whether media may lie outside of `videos`, at absolute paths or behind `..`."""
+    encoding: str | None = None
+    """Of text files; None looks at their first bytes and takes UTF-8 otherwise."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Field -> column of the format `table`."""
+    staging: Path | None = None
+    """Folder for media that lie inside of the annotations; it is emptied when the import is done."""
 
     def media_folder(self) -> Path:
         """The folder of the media.
@@ -68,6 +84,8 @@ class Draft:
     """None for text only."""
     sound: Path | None = None
     """Sound that is used when `media` has none."""
+    names_sound: bool = False
+    """Whether a row names that sound, so that leaving it out is worth a word."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of the record."""
 
@@ -82,6 +100,7 @@ class Drafting:
     _labels: dict[Path | str, list[str]] = field(default_factory=dict)
     _media: dict[Path | str, tuple[Path | None, str]] = field(default_factory=dict)
     _extra: dict[Path | str, Mapping[str, Any]] = field(default_factory=dict)
+    _sounds: dict[Path | str, Path] = field(default_factory=dict)
 
     def add(
         self,
@@ -90,6 +109,7 @@ class Drafting:
         label: str,
         name: str,
         media: Path | None,
+        sound: Path | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         """Keeps an item; items about the same media become one record.
@@ -98,13 +118,16 @@ class Drafting:
             label: what the item is called when it is refused, now or later.
             name: the record's key, before dots are replaced and doubles are told apart.
             media: its file, None for text only.
+            sound: a sound file that the row names beside it, used when `media` has none.
             extra: further fields of the record; those given with its first item count.
 
         Raises:
             RecordError: the item cannot become a sample.
         """
-        make_sample(item, key=label, media_key=None if media is None else name)
+        check_renders(checked_sample(item, key=label, has_media=media is not None))
         place = name if media is None else media
+        if sound is not None and self._sounds.setdefault(place, sound) != sound:
+            raise RecordError("several_media", f"an earlier row gives {media} another sound, {self._sounds[place]}")
         self._items.setdefault(place, []).append(item)
         self._labels.setdefault(place, []).append(label)
         self._media.setdefault(place, (media, name))
@@ -120,14 +143,20 @@ class Drafting:
                 items=tuple(items),
                 labels=tuple(self._labels[place]),
                 media=media,
-                sound=sound_beside(media.stem, folder=self.audio) if media is not None else None,
+                sound=self._sound(place, media),
+                names_sound=place in self._sounds,
                 extra=self._extra[place],
             )
 
+    def _sound(self, place: Path | str, media: Path | None) -> Path | None:
+        if media is None:
+            return None
+        return self._sounds.get(place) or sound_beside(media.stem, folder=self.audio)
+
 
 def record_name(name: str) -> str:
-    """A record key: keys end at the first dot of a name, so dots would cut them."""
-    return "/".join(part.translate(_DOTS) for part in name.split("/"))
+    """A record key: relative, and without dots, because keys end at the first dot of a name."""
+    return "/".join(part.translate(_DOTS) for part in name.replace("\\", "_").split("/") if part) or "_"
 
 
 def _free(name: str, *, taken: set[str]) -> str:
@@ -140,28 +169,52 @@ def _free(name: str, *, taken: set[str]) -> str:
     return free
 
 
-def media_path(name: Any, *, folder: Path) -> Path:
+def media_path(name: Any, *, request: ImportRequest) -> Path:
     """Where a media file named by an annotation lies.
 
     Raises:
         RecordError: `no_media`, `unsafe_name`: a name that leaves the folder.
     """
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name or "\0" in name:
         raise RecordError("no_media", "no media file is named")
-    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
-        raise RecordError("unsafe_name", f"media {name!r}")
-    return folder / name
+    if re.match(r"(?:https?|s3|gs|hf|data):", name):
+        raise RecordError("no_media", f"{name[:80]!r} is no file: download it, and name the file")
+    folder = request.media_folder()
+    path = Path(os.path.normpath(folder / Path(name.removeprefix("file://")).expanduser()))
+    if not request.outside and not path.is_relative_to(os.path.normpath(folder)):
+        detail = f"media {name!r} lies outside of --videos {folder}; name a folder above it, or give --outside"
+        raise RecordError("unsafe_name", detail)
+    return _spelled(path)
 
 
-def found_media(stem: str, *, folder: Path) -> Path:
-    """The media file with this base name, whatever its type; a path that does not exist when there is none.
+def _spelled(path: Path) -> Path:
+    """The path as the disk has it: accents may be one sign or two there (files from a Mac)."""
+    if not path.exists():
+        for form in ("NFC", "NFD"):
+            other = Path(unicodedata.normalize(form, str(path)))
+            if other.exists():
+                return other
+    return path
+
+
+def media_key(path: Path, *, request: ImportRequest) -> str:
+    """What the record of a media file is called: its name in the folder, without its type."""
+    folder = Path(os.path.normpath(request.media_folder()))
+    return str((path.relative_to(folder) if path.is_relative_to(folder) else path).with_suffix(""))
+
+
+def found_media(stem: str, *, request: ImportRequest) -> Path:
+    """The media file with this base name, whatever its type, in whatever case; a path that does not exist when there is
+    none.
 
     Raises:
         RecordError: `unsafe_name`.
     """
-    wanted = media_path(f"{stem}.mp4", folder=folder)
+    wanted = media_path(f"{stem}.mp4", request=request)
     kinds = ("mp4", *sorted((VIDEO | AUDIO | IMAGE) - {"mp4"}))
-    return next((path for kind in kinds if (path := folder / f"{stem}.{kind}").is_file()), wanted)
+    base = str(wanted).removesuffix(".mp4")
+    written = (f"{base}.{kind}" for kind in (*kinds, *(kind.upper() for kind in kinds)))
+    return next((_spelled(Path(name)) for name in written if _spelled(Path(name)).is_file()), wanted)
 
 
 def sound_beside(stem: str, *, folder: Path | None) -> Path | None:
@@ -171,18 +224,23 @@ def sound_beside(stem: str, *, folder: Path | None) -> Path | None:
     return next((path for kind in sorted(AUDIO) if (path := folder / f"{stem}.{kind}").is_file()), None)
 
 
-def json_rows(paths: Iterable[Path], *, report: ImportReport) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_rows(request: ImportRequest, *, report: ImportReport) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, object) of every object in JSON-lines files and in files that hold one JSON list; the rest is refused."""
-    for path in existing(paths):
-        with open(path, "rb") as file:
-            while (first := file.read(1)).isspace():
-                pass
-        rows = _list_rows(path, report=report) if first == b"[" else _line_rows(path, report=report)
-        for place, row in rows:
-            if isinstance(row, dict):
-                yield place, row
-            else:
-                report.refuse(place, reason="broken_json", detail="not an object")
+    for path in existing(request.annotations):
+        yield from json_objects(path, request=request, report=report)
+
+
+def json_objects(path: Path, *, request: ImportRequest, report: ImportReport) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The same of one file."""
+    with open_text(path, encoding=request.encoding) as file:
+        while (first := file.read(1)).isspace():
+            pass
+    is_list = first == "["
+    for place, row in (_list_rows if is_list else _line_rows)(path, request=request, report=report):
+        if isinstance(row, dict):
+            yield place, row
+        else:
+            report.refuse(place, reason="broken_json", detail="not an object")
 
 
 def existing(paths: Iterable[Path]) -> Iterator[Path]:
@@ -197,25 +255,24 @@ def existing(paths: Iterable[Path]) -> Iterator[Path]:
         yield path
 
 
-def _line_rows(path: Path, *, report: ImportReport) -> Iterator[tuple[str, Any]]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            report.rows += 1
-            try:
-                yield f"line {number}", json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError) as error:
-                report.refuse(f"line {number}", reason="broken_json", detail=str(error))
+def _line_rows(path: Path, *, request: ImportRequest, report: ImportReport) -> Iterator[tuple[str, Any]]:
+    for number, line in text_rows(path, encoding=request.encoding):
+        if not line.strip():
+            continue
+        report.rows += 1
+        try:
+            yield f"line {number}", json_of(whole(line))
+        except RecordError as error:
+            report.refuse(f"line {number}", reason=error.reason, detail=error.detail)
 
 
-def _list_rows(path: Path, *, report: ImportReport) -> Iterator[tuple[str, Any]]:
-    for number, row in enumerate(whole_json(path)):
+def _list_rows(path: Path, *, request: ImportRequest, report: ImportReport) -> Iterator[tuple[str, Any]]:
+    for number, row in enumerate(whole_json(path, encoding=request.encoding)):
         report.rows += 1
         yield f"entry {number}", row
 
 
-def whole_json(path: Path) -> Any:
+def whole_json(path: Path, *, encoding: str | None = None) -> Any:
     """The content of a JSON file.
 
     Raises:
@@ -223,6 +280,6 @@ def whole_json(path: Path) -> Any:
     """
     (path,) = existing([path])
     try:
-        return json.loads(path.read_bytes().decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is not JSON: {error}") from None
+        return json_of(read_text(path, encoding=encoding))
+    except RecordError as error:
+        raise ValueError(f"{path}: is not JSON: {error.detail}") from None

@@ -12,9 +12,11 @@ from arcvideo.data.importers.drafts import (
     ImportRequest,
     existing,
     json_rows,
+    media_key,
     media_path,
 )
 from arcvideo.shards.members import AUDIO
+from arcvideo.shards.text import read_text
 from arcvideo.tasks import RecordError
 
 _OWN_FIELDS = ("key", "media", "items", "text_only")
@@ -28,16 +30,16 @@ def import_records(request: ImportRequest, *, report: ImportReport) -> Iterator[
     Raises:
         ValueError: a file or folder is missing.
     """
-    folder = request.media_folder()
+    request.media_folder()
     drafting = Drafting(report=report, audio=request.audio)
-    for place, row in json_rows(request.annotations, report=report):
+    for place, row in json_rows(request, report=report):
         label = str(row.get("key", place))
         try:
             name = row.get("media")
             if name is None and row.get("text_only") is not True:
                 raise RecordError("no_media", 'no "media"; say "text_only": true when that is meant')
-            media = None if name is None else media_path(name, folder=folder)
-            key = row.get("key", label if media is None else str(media.relative_to(folder).with_suffix("")))
+            media = None if name is None else media_path(name, request=request)
+            key = row.get("key", label if media is None else media_key(media, request=request))
             if not isinstance(key, str) or not key or key.startswith("/") or ".." in Path(key).parts:
                 raise RecordError("unsafe_name", f"key {key!r}")
             items = row.get("items")
@@ -69,7 +71,7 @@ def import_transcripts(request: ImportRequest, *, report: ImportReport) -> Itera
     for root in request.annotations:
         if not root.is_dir():
             raise ValueError(f"{root}: no such folder of sound files and transcripts")
-        texts = dict(_transcripts(root, report=report))
+        texts = dict(_transcripts(root, request=request, report=report))
         sounds = sorted(path for path in root.rglob("*") if path.suffix.lower().lstrip(".") in AUDIO)
         for sound in sounds:
             report.rows += 1
@@ -88,19 +90,19 @@ def import_transcripts(request: ImportRequest, *, report: ImportReport) -> Itera
     return drafting.drafts()
 
 
-def _transcripts(root: Path, *, report: ImportReport) -> Iterator[tuple[Path, str]]:
+def _transcripts(root: Path, *, request: ImportRequest, report: ImportReport) -> Iterator[tuple[Path, str]]:
     """(path of the sound without its extension, transcript)."""
-    for path in existing(sorted(root.rglob("*.txt"))):
+    for path in existing(sorted(path for path in root.rglob("*") if path.suffix.lower() == ".txt")):
         try:
-            text = path.read_bytes().decode("utf-8")
-        except UnicodeDecodeError as error:
+            text = read_text(path, encoding=request.encoding)
+        except RecordError as error:
             report.rows += 1
-            report.refuse(str(path.relative_to(root)), reason="broken_text", detail=str(error))
+            report.refuse(str(path.relative_to(root)), reason=error.reason, detail=error.detail)
             continue
-        if not path.name.endswith(".trans.txt"):
+        if not path.name.lower().endswith(".trans.txt"):
             yield path.with_suffix(""), text.strip()
             continue
-        for line in text.splitlines():
+        for line in text.split("\n"):
             name, _, said = line.strip().partition(" ")
             if name:
                 yield path.parent / name, said.strip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice, tee
 from pathlib import Path
@@ -68,7 +68,7 @@ def write_drafts(
         now.shard = path.name
         parts.append(now)
         with open(ledger, "a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(now), ensure_ascii=False) + "\n")
+            file.write(json.dumps(asdict(now)) + "\n")
         now = _Part()
 
     out.mkdir(parents=True, exist_ok=True)
@@ -79,6 +79,8 @@ def write_drafts(
         def records() -> Iterator[Record]:
             for draft, result in zip(for_records, found, strict=True):
                 record = _record(draft, result, part=now)
+                if draft.names_sound and isinstance(result, Probed) and not result.uses_sound:
+                    report.ignored["sound beside a video that has its own"] += len(draft.items)
                 now.drafts += 1
                 now.digest = _digest(now.digest, draft)
                 advance(1)
@@ -95,8 +97,8 @@ def write_drafts(
 
 
 def _job(draft: Draft) -> ProbeJob | None:
-    """What to examine; None when there is nothing, or nothing that could be stored."""
-    if draft.media is None or _extension(draft.media) not in VIDEO | AUDIO | IMAGE or not draft.media.is_file():
+    """What to examine; None when there is nothing."""
+    if draft.media is None or not draft.media.is_file():
         return None
     sound = None if draft.sound is None else Extent(path=draft.sound, name=draft.sound.name)
     return ProbeJob(main=Extent(path=draft.media, name=draft.media.name), sound=sound)
@@ -125,23 +127,22 @@ def _media(draft: Draft, path: Path, found: Probed | MediaError | None) -> dict[
     if isinstance(found, MediaError):
         raise found
     if found is None:
-        known = _extension(path) in VIDEO | AUDIO | IMAGE
-        raise MediaError(
-            "no_media" if known else "unreadable", f"{path}: {'no such file' if known else 'unknown type'}"
-        )
-    media = {_extension(path): path.read_bytes()}
+        raise MediaError("no_media", f"{path}: no such file")
+    media = {_type(path, known=VIDEO | AUDIO | IMAGE, other="media"): path.read_bytes()}
     if found.uses_sound:
         assert draft.sound is not None
-        media[_extension(draft.sound)] = draft.sound.read_bytes()
+        media[_type(draft.sound, known=AUDIO, other="mka")] = draft.sound.read_bytes()
     return media
+
+
+def _type(path: Path, *, known: Collection[str], other: str) -> str:
+    """The extension to store a file under; what it is, its content says."""
+    extension = path.suffix.lower().lstrip(".")
+    return extension if extension in known else other
 
 
 def _problem(label: str, *, reason: str, detail: str) -> Problem:
     return Problem(key=label, stage="import", reason=reason, detail=detail)
-
-
-def _extension(path: Path) -> str:
-    return path.suffix.lower().lstrip(".")
 
 
 def _digest(before: str, draft: Draft) -> str:
@@ -157,7 +158,7 @@ def _finished(ledger: Path, *, drafts: Sequence[Draft], out: Path) -> list[_Part
         return []
     parts: list[_Part] = []
     place = 0
-    for line in ledger.read_text(encoding="utf-8").splitlines():
+    for line in ledger.read_text(encoding="utf-8").split("\n"):
         try:
             part = _Part(**json.loads(line))
         except (ValueError, TypeError):
@@ -172,6 +173,6 @@ def _finished(ledger: Path, *, drafts: Sequence[Draft], out: Path) -> list[_Part
         parts.append(part)
         place += part.drafts
     scratch = ledger.with_name(f".{ledger.name}.partial")
-    scratch.write_text("".join(json.dumps(asdict(part), ensure_ascii=False) + "\n" for part in parts))
+    scratch.write_text("".join(json.dumps(asdict(part)) + "\n" for part in parts))
     os.replace(scratch, ledger)
     return parts

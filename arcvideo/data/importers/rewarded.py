@@ -1,0 +1,72 @@
+"""Sets for reinforcement learning in the form of Video-R1 and Open-R1-Video, and ShareGPT4Video's captions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from arcvideo.data.importers.drafts import Draft, Drafting, ImportReport, ImportRequest, json_rows
+from arcvideo.data.importers.tables import add_row
+from arcvideo.tasks import RecordError
+
+_MEDIA = ("path", "video", "video_path", "video_filename", "image")
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
+_TAGS = re.compile(r"<(?:video|image)>\n?")
+
+
+def import_video_r1(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
+    """Rows {"problem", "solution", "path", "options", "process"}: a problem with options becomes mcq, another qa; the
+    answer stands in `<answer>` of the solution, reasoning in `<think>` of `process` or of the solution.
+
+    Raises:
+        ValueError: a file or folder is missing.
+    """
+    request.media_folder()
+    drafting = Drafting(report=report, audio=request.audio)
+    for place, row in json_rows(request, report=report):
+        label = str(row.get("problem_id", row.get("id", place)))
+        try:
+            add_row(_problem(row), label=label, drafting=drafting, request=request)
+        except RecordError as error:
+            report.refuse(label, reason=error.reason, detail=f"{place}: {error.detail}")
+    return drafting.drafts()
+
+
+def _problem(row: Mapping[str, Any]) -> dict[str, Any]:
+    solution, process = str(row.get("solution", row.get("answer")) or ""), str(row.get("process") or "")
+    answer = _ANSWER.search(solution)
+    think = _THINK.search(process) or _THINK.search(solution)
+    return {
+        "video": next((row[field] for field in _MEDIA if row.get(field)), None),
+        "question": _TAGS.sub("", str(row.get("problem", row.get("question")) or "")).strip(),
+        "options": row.get("options") or None,
+        "answer": (answer[1] if answer else solution).strip(),
+        "think": think[1].strip() if think else None,
+    }
+
+
+def import_sharegpt4video(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
+    """Rows {"video_path", "captions": [{"idx", "content"}]}: the caption of the whole video, which has the index -1.
+
+    Raises:
+        ValueError: a file or folder is missing.
+    """
+    request.media_folder()
+    drafting = Drafting(report=report, audio=request.audio)
+    for place, row in json_rows(request, report=report):
+        label = str(row.get("video_id", place))
+        try:
+            captions = row.get("captions")
+            listed = captions if isinstance(captions, list) else []
+            found = [
+                part.get("content") for part in listed if isinstance(part, Mapping) and str(part.get("idx")) == "-1"
+            ]
+            if not found:
+                raise RecordError("no_answer", "no caption with the index -1, which is that of the whole video")
+            cells = {"video": row.get("video_path"), "caption": found[0]}
+            add_row(cells, label=label, drafting=drafting, request=request)
+        except RecordError as error:
+            report.refuse(label, reason=error.reason, detail=f"{place}: {error.detail}")
+    return drafting.drafts()

@@ -1,0 +1,263 @@
+"""Tables: CSV, TSV, JSON, JSON lines, Parquet and Arrow with one question, caption or time span a row.
+
+Which column says what is a mapping, given with `--map` or known for a public set (`TABLES`: a line each). Audio and
+Video columns of Hugging Face datasets hold the file itself or its path.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from arcvideo.data.importers.drafts import (
+    Draft,
+    Drafting,
+    ImportReport,
+    ImportRequest,
+    existing,
+    found_media,
+    json_objects,
+    media_key,
+    media_path,
+)
+from arcvideo.shards.text import open_text, whole
+from arcvideo.tasks import RecordError
+
+FIELDS = (
+    "video",
+    "audio",
+    "id",
+    "task",
+    "question",
+    "options",
+    "answer",
+    "think",
+    "caption",
+    "transcript",
+    "start",
+    "end",
+)
+"""What a column may be mapped to."""
+_GROUNDING = "When does this happen in the video: {}"
+_GUESSES = {
+    "video": ("video", "media", "file", "path", "video_path", "file_name", "filename", "image", "video_id", "videoid"),
+    "audio": ("audio", "audio_path"),
+    "id": ("id", "question_id"),
+    "question": ("question", "q", "problem", "query", "prompt"),
+    "options": ("options", "choices", "candidates"),
+    "answer": ("answer", "a", "response", "solution"),
+    "caption": ("caption", "text", "description"),
+    "transcript": ("transcript", "transcription", "sentence"),
+    "start": ("start", "start_time", "begin"),
+    "end": ("end", "end_time", "stop"),
+}
+"""Names that columns have when nobody says which is which."""
+TABLES: dict[str, dict[str, str]] = {
+    "video-chatgpt": {"video": "video_id", "question": "q", "answer": "a"},
+    "video-mme": {"video": "videoID", "question": "question", "options": "options", "answer": "answer"},
+    "daily-omni": {"video": "video_id", "question": "Question", "options": "Choice", "answer": "Answer"},
+}
+"""Public set -> its columns."""
+_PARQUET = (".parquet", ".pq")
+_ARROW = (".arrow", ".feather", ".ipc")
+
+
+def import_table(
+    request: ImportRequest, *, report: ImportReport, columns: Mapping[str, str] | None = None
+) -> Iterator[Draft]:
+    """One item of each row, by the columns it has: options -> mcq, start and end -> grounding, a question -> qa,
+    a caption -> caption, a transcript -> asr.
+
+    Args:
+        request: its `columns` go before `columns`.
+        report: what becomes of the rows.
+        columns: field -> column of a known set; None guesses the columns that `request` does not name.
+
+    Raises:
+        ValueError: a file or folder is missing, or a column that is named.
+    """
+    unknown = set(request.columns) - set(FIELDS)
+    if unknown:
+        raise ValueError(f"--map {sorted(unknown)[0]}=...: no such field; there are {', '.join(FIELDS)}")
+    request.media_folder()
+    drafting = Drafting(report=report, audio=request.audio)
+    for path in existing(request.annotations):
+        mapping: dict[str, str] | None = None
+        for place, row in _rows(path, request=request, report=report):
+            if mapping is None:
+                mapping = _mapping(row, path=path, given={**(columns or {}), **request.columns}, guess=columns is None)
+            cells = {field: row.get(column) for field, column in mapping.items()}
+            label = str(cells.get("id") or place)
+            try:
+                add_row(cells, label=label, drafting=drafting, request=request)
+            except RecordError as error:
+                report.refuse(label, reason=error.reason, detail=f"{place}: {error.detail}")
+    return drafting.drafts()
+
+
+def table_importers() -> dict[str, Callable[..., Iterator[Draft]]]:
+    """Format -> reader, of `table` and of the sets whose columns are known."""
+    return {"table": import_table} | {name: partial(import_table, columns=map_) for name, map_ in TABLES.items()}
+
+
+def add_row(cells: Mapping[str, Any], *, label: str, drafting: Drafting, request: ImportRequest) -> None:
+    """Keep the item of a row.
+
+    Args:
+        cells: field of FIELDS -> what the row has there.
+        label: of the row.
+        drafting: keeps it.
+        request: says where media lie.
+
+    Raises:
+        RecordError: the row cannot be used.
+    """
+    media = _media(cells.get("video"), request=request)
+    sound = _media(cells.get("audio"), request=request)
+    main, beside = (media, sound) if media is not None else (sound, None)
+    if main is None:
+        raise RecordError("no_media", "the row names no media file")
+    staged = request.staging is not None and main.is_relative_to(request.staging)
+    key = main.stem if staged else media_key(main, request=request)
+    drafting.add({**_item(cells), "id": label}, label=label, name=key, media=main, sound=beside)
+
+
+def _item(cells: Mapping[str, Any]) -> dict[str, Any]:
+    """The item of a row, of the task that its columns are for."""
+    has = {field for field in cells if cells[field] not in (None, "", [])}
+    extra = {field: _words(cells[field]) for field in ("think",) if field in has}
+    task = str(cells["task"]) if "task" in has else ""
+    if task in ("", "mcq") and "options" in has:
+        answer = _words(cells.get("answer"))
+        return {"task": "mcq", "question": _words(cells.get("question")), "options": _options(cells["options"]),
+                "answer": answer, **extra}  # fmt: skip
+    if task in ("", "grounding") and {"start", "end"} <= has:
+        about = _words(cells.get("question")) or _GROUNDING.format(_words(cells.get("caption")))
+        return {"task": "grounding", "question": about, "span": [_seconds(cells["start"]), _seconds(cells["end"])],
+                **extra}  # fmt: skip
+    if task in ("", "qa") and "question" in has:
+        return {"task": "qa", "question": _words(cells["question"]), "answer": _words(cells.get("answer")), **extra}
+    for name, field in (("caption", "caption"), ("asr", "transcript"), ("summary", "caption")):
+        if task in ("", name) and field in has:
+            return {"task": name, "answer": _words(cells[field]), **extra}
+    raise RecordError("no_answer", f"nothing to answer; the row has {sorted(has)}: say which column is what, --map")
+
+
+def _options(value: Any) -> Any:
+    """A list of texts: as it is, or as JSON or a list of lines in a cell of a table."""
+    if isinstance(value, str):
+        try:
+            read = json.loads(value)
+        except ValueError:
+            read = [line.strip() for line in value.split("\n") if line.strip()]
+        return read
+    return value
+
+
+def _words(value: Any) -> Any:
+    """The text of a cell; numbers count as what they look like, everything else is judged by the task."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    return whole(value) if isinstance(value, str) else value
+
+
+def _seconds(value: Any) -> Any:
+    """Seconds of a number, a text of one, or `HH:MM:SS.f`."""
+    if isinstance(value, str):
+        parts = value.strip().split(":")
+        if len(parts) <= 3 and all(re.fullmatch(r"\d+(\.\d+)?", part) for part in parts):
+            return sum(float(part) * 60**power for power, part in enumerate(reversed(parts)))
+        raise RecordError("bad_span", f"{value!r} is no number of seconds")
+    return value
+
+
+def _media(value: Any, *, request: ImportRequest) -> Path | None:
+    """The file that a cell names or holds; a name without a type is looked for."""
+    if value in (None, "", []):
+        return None
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    if isinstance(value, Mapping):
+        if isinstance(value.get("bytes"), bytes):
+            return _staged(value["bytes"], name=str(value.get("path") or ""), request=request)
+        value = value.get("path")
+    if isinstance(value, bytes):
+        return _staged(value, name="", request=request)
+    path = media_path(value, request=request)
+    return path if path.is_file() or path.suffix else found_media(str(value), request=request)
+
+
+def _staged(data: bytes, *, name: str, request: ImportRequest) -> Path:
+    """A file of these bytes, until the import is done."""
+    assert request.staging is not None
+    stem = re.sub(r"[^\w-]", "_", Path(name).stem) or "clip"
+    path = request.staging / f"{stem}-{hashlib.sha256(data).hexdigest()[:12]}{Path(name).suffix.lower() or '.media'}"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return path
+
+
+def _mapping(row: Mapping[str, Any], *, path: Path, given: Mapping[str, str], guess: bool) -> dict[str, str]:
+    """Field -> column of a table."""
+    for field, column in given.items():
+        if column not in row:
+            raise ValueError(f"{path}: no column {column!r} for {field}; there are {', '.join(row)}; see --map")
+    mapping = dict(given)
+    lower = {column.strip().lower(): column for column in row}
+    for field, names in (_GUESSES if guess else {}).items():
+        found = next((lower[name] for name in names if name in lower and lower[name] not in mapping.values()), None)
+        if field not in mapping and found is not None:
+            mapping[field] = found
+    if not {"video", "audio"} & set(mapping):
+        raise ValueError(
+            f"{path}: which column names the media file? There are {', '.join(row)}: --map video=COLUMN,question=COLUMN"
+        )
+    return mapping
+
+
+def _rows(path: Path, *, request: ImportRequest, report: ImportReport) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    kind = path.suffix.lower()
+    if kind in (*_PARQUET, *_ARROW):
+        yield from _columnar(path, report=report)
+    elif kind in (".csv", ".tsv"):
+        with open_text(path, encoding=request.encoding, newline="") as file:
+            rows = csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ",")
+            for row in rows:
+                report.rows += 1
+                yield f"line {rows.line_num}", {str(name): value for name, value in row.items() if name is not None}
+    else:
+        yield from json_objects(path, request=request, report=report)
+
+
+def _columnar(path: Path, *, report: ImportReport) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The rows of a Parquet or Arrow file, a few at a time: they may hold videos."""
+    try:
+        import pyarrow
+        from pyarrow import ipc, parquet
+    except ImportError as error:
+        raise ValueError(f"{path}: needs pyarrow (pip install pyarrow)") from error
+    number = 0
+    try:
+        if path.suffix.lower() in _PARQUET:
+            batches = parquet.ParquetFile(path).iter_batches(batch_size=16)
+        else:
+            source = pyarrow.memory_map(str(path))
+            try:
+                reader = ipc.open_file(source)
+                batches = (reader.get_batch(place) for place in range(reader.num_record_batches))
+            except pyarrow.ArrowInvalid:  # what Hugging Face datasets keep on disk is a stream
+                batches = iter(ipc.open_stream(pyarrow.memory_map(str(path))))
+        for batch in batches:
+            for place in range(batch.num_rows):
+                report.rows += 1
+                number += 1
+                yield f"row {number}", {name: batch.column(name)[place].as_py() for name in batch.schema.names}
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path}: cannot be read after row {number}: {error}") from None

@@ -1,0 +1,109 @@
+"""A record as it lies in a shard: its JSON, and which of its members are its media."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arcvideo.media.errors import MediaError
+from arcvideo.shards.members import AUDIO, IMAGE, OTHER, VIDEO, Group, Member
+from arcvideo.shards.probe import NO_MEDIA, Extent, MediaFacts, Probed, ProbeJob
+from arcvideo.shards.text import json_value
+from arcvideo.tasks import RecordError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordMedia:
+    """Where a record's media lie and what they are."""
+
+    main: Member | None = None
+    sound: Member | None = None
+    digest: bytes = bytes(32)
+    facts: MediaFacts = NO_MEDIA
+
+    def columns(self) -> tuple[Any, ...]:
+        main, sound = self.main, self.sound
+        return (
+            *((main.offset, main.size) if main else (0, 0)),
+            *((sound.offset, sound.size) if sound else (0, 0)),
+            np.frombuffer(self.digest, dtype=np.uint8),
+            self.facts.duration,
+            self.facts.has_video,
+            self.facts.sound_samples,
+        )
+
+
+def json_member(group: Group) -> Member:
+    found = [member for member in group.members if member.extension == "json"]
+    if len(found) != 1:
+        raise RecordError("no_json" if not found else "several_json", f"{len(found)} .json members")
+    return found[0]
+
+
+def parse_record(data: bytes) -> dict[str, Any]:
+    """The JSON object of a record.
+
+    Raises:
+        RecordError: `broken_json`.
+    """
+    record = json_value(data)
+    if not isinstance(record, dict):
+        raise RecordError("broken_json", f"the record must be an object, got {type(record).__name__}")
+    return record
+
+
+def _media_members(group: Group) -> tuple[list[Member], list[Member]]:
+    """Pictures (videos or stills) and sounds; a single member of unknown type is tried as a picture."""
+    pictures = [member for member in group.members if member.extension in VIDEO | IMAGE]
+    sounds = [member for member in group.members if member.extension in AUDIO]
+    if not pictures and not sounds:
+        unknown = [member for member in group.members if member.extension.rpartition(".")[2] not in OTHER]
+        pictures = unknown if len(unknown) == 1 else []
+    return pictures, sounds
+
+
+def probe_job(group: Group, *, shard: Path) -> ProbeJob | None:
+    """What to probe: one picture and at most one sound, or one sound; None when the members are otherwise."""
+    pictures, sounds = _media_members(group)
+    if len(pictures) > 1 or len(sounds) > 1 or not (pictures or sounds):
+        return None
+    main, *rest = [
+        Extent(path=shard, name=member.name, offset=member.offset, size=member.size) for member in (*pictures, *sounds)
+    ]
+    return ProbeJob(main=main, sound=rest[0] if rest else None)
+
+
+def record_media(group: Group, *, record: Mapping[str, Any], found: Probed | MediaError | None) -> RecordMedia:
+    """Where the record's media lie and what probing found."""
+    pictures, sounds = _media_members(group)
+    known = VIDEO | IMAGE | AUDIO
+    if isinstance(found, MediaError) and (pictures or sounds)[0].extension not in known:
+        if record.get("text_only") is True:
+            return RecordMedia()
+        raise RecordError("no_media", f"{found.detail}; types that are known: {known_types()}")
+    if not pictures and not sounds:
+        if record.get("text_only") is True:
+            return RecordMedia()
+        other = ", ".join(member.name for member in group.members if member.extension != "json")
+        if not other:
+            raise RecordError("no_media", 'no media file; say "text_only": true when that is meant')
+        raise RecordError("no_media", f"{other}: no known type of media; {known_types()}")
+    if len(pictures) > 1 or len(sounds) > 1:
+        names = ", ".join(member.name for member in (*pictures, *sounds))
+        raise RecordError("several_media", f"more than one picture or sound: {names}")
+    assert found is not None
+    if isinstance(found, MediaError):
+        raise found
+    sound = sounds[0] if found.uses_sound else None
+    return RecordMedia(main=(pictures or sounds)[0], sound=sound, digest=found.digest, facts=found.facts)
+
+
+def known_types() -> str:
+    """The extensions of media, for a message."""
+    return "; ".join(
+        f"{name} {' '.join(sorted(types))}" for name, types in (("video", VIDEO), ("sound", AUDIO), ("picture", IMAGE))
+    )

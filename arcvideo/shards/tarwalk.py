@@ -1,0 +1,254 @@
+"""The headers of a tar, one after the other, so that every byte of the file is accounted for.
+
+Read within bounds, because shards come from strangers: no recursion, no pattern search over a header, and no memory
+that a header asks for. Python's own reader stops without a word at a zeroed block or at the first of two joined
+archives; here whatever is no member is a Gap with its place, and reading goes on behind it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+BLOCK = 512
+_EXTENDED = 1 << 20
+"""Bytes that an extended header may have: a path is at most 4096, and nothing else in it is wanted."""
+_CHAIN = 16
+"""Extended headers that one member may have."""
+_PADDING = 1 << 20
+"""Zeros that may end an archive: tar fills its last record, of up to 2048 blocks."""
+_PIECE = 1 << 20
+_MAGIC = b"ustar"
+_MAGIC_AT = 257
+_PLAIN = b"0\x007"
+"""Types of plain files."""
+_WITHOUT_DATA = b"123456"
+"""Links, devices, folders and pipes: whatever size they state, no data follow."""
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\3\4": "zip"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A member's header."""
+
+    name: str
+    """Bytes that are no UTF-8 are lone surrogates."""
+    kind: str
+    """file, folder, or other."""
+    offset: int
+    """Where its data begin."""
+    size: int
+    fault: str = ""
+    """What is wrong with its extended headers, so that name and size may be false."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """Bytes that are no member."""
+
+    reason: str
+    """broken_tar, joined_tar, truncated_tar, empty_tar or zero_tail."""
+    start: int
+    end: int
+    detail: str
+
+
+def walk(path: Path) -> Iterator[Entry | Gap]:
+    """Yield the members of a tar in order, and what lies between and behind them other than one end mark.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb", buffering=0) as file:
+        yield from _Walk(file.fileno(), os.fstat(file.fileno()).st_size).entries()
+
+
+@dataclass
+class _Walk:
+    file: int
+    """Descriptor."""
+    size: int
+    at: int = 0
+    """Where the next header is expected."""
+
+    def entries(self) -> Iterator[Entry | Gap]:
+        members = 0
+        while True:
+            block = self._block(self.at)
+            if len(block) < BLOCK:
+                what = _no_header(block, at=self.at) if block else "no end mark"
+                yield self._gap("truncated_tar", self.size, f"{what}: records behind it are lost; write it again")
+                return
+            if not block.strip(b"\0"):
+                end = self._nonzero(self.at)
+                if end >= self.size:
+                    yield from self._end(members=members)
+                    return
+                if _numbers(self._block(end)) is None:
+                    yield self._hole("zeroed", start=end)
+                    if self.at >= self.size:
+                        return
+                else:
+                    detail = "zeros, then the archive goes on: two tars joined, or a hole; what follows is read"
+                    yield self._gap("joined_tar", end, detail)
+                    self.at = end
+                continue
+            found = self._member()
+            if found is None:
+                yield self._hole(_no_header(block, at=self.at), start=self.at + BLOCK)
+                if self.at >= self.size:
+                    return
+                continue
+            members += 1
+            yield found
+
+    def _end(self, *, members: int) -> Iterator[Gap]:
+        """What there is to say about the zeros up to the end of the file."""
+        if not members:
+            yield self._gap("empty_tar", self.size, "zeros and no member: never filled, or lost; write it again")
+        elif self.size - self.at > _PADDING:
+            detail = "more zeros than a tar ends with: space that was reserved and never filled; write it again"
+            yield self._gap("zero_tail", self.size, detail)
+
+    def _hole(self, what: str, *, start: int) -> Gap:
+        """The bytes up to the next header, looked for from `start`; reading goes on there."""
+        end = self._header(start)
+        told = "records in it are lost" if end < self.size else "records in it and behind it are lost"
+        gap = self._gap("broken_tar", end, f"{what}: {told}; write it again")
+        self.at = end
+        return gap
+
+    def _gap(self, reason: str, end: int, detail: str) -> Gap:
+        return Gap(reason=reason, start=self.at, end=end, detail=f"bytes {self.at} to {end}: {detail}")
+
+    def _member(self) -> Entry | None:
+        """The member whose headers begin here; None when they are none. Reading goes on behind its data."""
+        at, extended, fault = self.at, dict[str, str](), ""
+        for _ in range(_CHAIN):
+            block = self._block(at)
+            numbers = _numbers(block)
+            if numbers is None:
+                return None
+            size, kind = numbers, block[156:157]
+            if kind not in b"xgLK":
+                break
+            if size > _EXTENDED:
+                fault = f"an extended header of {size} bytes, the limit is {_EXTENDED}"
+            else:
+                fault = _extend(extended, os.pread(self.file, size, at + BLOCK), kind=kind) or fault
+            at += BLOCK + _padded(size)
+        else:
+            fault, kind = f"more than {_CHAIN} extended headers", b"?"
+            block, size = bytes(BLOCK), 0
+        try:
+            size = int(extended.get("size", size))
+        except ValueError:
+            fault = f"a size that is no number: {extended['size'][:40]!r}"
+        if size < 0:
+            fault, size = f"a size below 0: {size}", 0
+        entry = _entry(block, kind=kind, extended=extended, offset=at + BLOCK, size=size, fault=fault)
+        while kind == b"S" and self._block(at)[482 if at == entry.offset - BLOCK else 504 : 505][:1] == b"\1":
+            at += BLOCK  # further blocks of a sparse file's map
+        data = 0 if kind in _WITHOUT_DATA else _padded(size)
+        self.at = at + BLOCK + data
+        return entry
+
+    def _block(self, at: int) -> bytes:
+        return os.pread(self.file, BLOCK, at)
+
+    def _nonzero(self, at: int) -> int:
+        """Where the first block from here begins that is not zero; the end of the file when there is none."""
+        while piece := os.pread(self.file, _PIECE, at):
+            rest = piece.lstrip(b"\0")
+            if rest:
+                return at + (len(piece) - len(rest)) // BLOCK * BLOCK
+            at += len(piece)
+        return self.size
+
+    def _header(self, at: int) -> int:
+        """Where the next header from here begins; the end of the file when there is none."""
+        while piece := os.pread(self.file, _PIECE + BLOCK, at):
+            found = piece.find(_MAGIC)
+            while found >= 0:
+                start = found - _MAGIC_AT
+                if start >= 0 and start % BLOCK == 0 and _numbers(piece[start : start + BLOCK]) is not None:
+                    return at + start
+                found = piece.find(_MAGIC, found + 1)
+            at += _PIECE
+        return self.size
+
+
+def _numbers(block: bytes) -> int | None:
+    """The size that a header states; None when it is no header."""
+    if len(block) < BLOCK:
+        return None
+    stated, size = _number(block[148:156]), _number(block[124:136])
+    if stated is None or size is None:
+        return None
+    total = sum(block) - sum(block[148:156]) + 8 * 32
+    if stated != total:  # some old writers add signed bytes
+        high = sum(byte >= 128 for byte in block[:148]) + sum(byte >= 128 for byte in block[156:])
+        if stated != total - 256 * high:
+            return None
+    return size
+
+
+def _number(text: bytes) -> int | None:
+    """Octal digits, or a big number in base 256; None for anything else and for numbers below 0."""
+    if text[:1] == b"\x80":
+        number = int.from_bytes(text[1:], "big")
+        return number if number < 1 << 62 else None
+    digits = text.partition(b"\0")[0].strip()
+    if digits.strip(b"01234567"):
+        return None
+    return int(digits or b"0", 8)
+
+
+def _extend(extended: dict[str, str], data: bytes, *, kind: bytes) -> str:
+    """Take over what an extended header says of the next member; returns what is wrong with it."""
+    if kind == b"L":
+        extended["path"] = _text(data.partition(b"\0")[0])
+        return ""
+    if kind == b"K":
+        return ""
+    at = 0
+    while at < len(data) and data[at]:
+        space = data.find(b" ", at, at + 20)
+        digits = data[at:space] if space > 0 else b""
+        if not digits.isdigit():
+            return "an extended header that is none"
+        end = at + int(digits)
+        name, equals, value = data[space + 1 : end - 1].partition(b"=")
+        if end <= space or end > len(data) or not equals or data[end - 1 : end] != b"\n":
+            return "an extended header that is none"
+        extended[_text(name[:100])] = _text(value)
+        at = end
+    return ""
+
+
+def _entry(block: bytes, *, kind: bytes, extended: dict[str, str], offset: int, size: int, fault: str) -> Entry:
+    name = _text(block[:100].partition(b"\0")[0])
+    prefix = _text(block[345:500].partition(b"\0")[0])
+    if prefix and block[_MAGIC_AT : _MAGIC_AT + 6] == b"ustar\0" and kind != b"S":
+        name = f"{prefix}/{name}"
+    name = extended.get("GNU.sparse.name", extended.get("path", name))
+    name = name or f"header before byte {offset}"
+    sparse = kind == b"S" or any(key.startswith("GNU.sparse") for key in extended)
+    folder = kind == b"5" or (kind in (b"\0", b"0") and name.endswith("/"))
+    what = "folder" if folder else "file" if kind in _PLAIN and not sparse else "other"
+    return Entry(name=name, kind=what, offset=offset, size=size, fault=fault)
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def _no_header(block: bytes, *, at: int) -> str:
+    packed = next((name for magic, name in _COMPRESSED.items() if block.startswith(magic)), "")
+    return f"compressed with {packed}; unpack it, shards are plain tars" if packed and not at else "no tar header"

@@ -1,0 +1,27 @@
+"""Progress of long steps in a log: often enough to see that something happens, and never twice the same."""
+
+from __future__ import annotations
+
+import io
+
+from arcvideo import progress
+from arcvideo.progress import lines, watched
+
+
+def test_items_pass_unchanged_and_in_order() -> None:
+    assert list(watched(iter("abc"), what="letters", total=3, unit="letter", log=io.StringIO())) == ["a", "b", "c"]
+
+
+def test_a_log_gets_a_line_whenever_the_time_has_passed(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    log = io.StringIO()
+    advance = lines(what="towers", total=10, unit="step", log=log, seconds=5.0)
+    for _ in range(10):
+        now[0] += 2.0
+        advance(1)
+    assert log.getvalue().splitlines() == [
+        "towers: 3 of 10 steps, 14 s left",
+        "towers: 6 of 10 steps, 8 s left",
+        "towers: 9 of 10 steps, 2 s left",
+    ]
