@@ -8,7 +8,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all torture check format docs clean bench-data bench-grpo bench-model bench-plan
+.PHONY: help env demo pilot test test-slow test-all test-gpu machines torture check format docs clean bench-data bench-grpo bench-model bench-plan
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,18 +27,29 @@ $(VENV)/ready: requirements.lock pyproject.toml
 
 env: $(VENV)/ready  ## Create the environment (.venv) from the pinned versions
 
-demo: $(VENV)/ready  ## TinyShorts, six stages, the table of what each stage moved (about 10 minutes on two cores)
+demo: $(VENV)/ready  ## TinyShorts, six stages, the table of what each stage moved (a quarter of an hour on two cores)
 	$(BIN)/python -m arcvideo.pipeline recipe=tiny_shorts
 
 pilot: $(VENV)/ready  ## The paper's pilot on TinyShorts: SFT, DPO, GRPO then SFT from one parent (a few minutes behind the demo)
 	$(BIN)/python -m arcvideo.pipeline recipe=pilot_tiny
 
 test: $(VENV)/ready  ## The test suite, without the slow tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" --durations=15
+
+CAPABILITIES ?= default avx2 avx512
+THREADS ?= 1 2 4
+COPIES ?= 1
+TESTS ?=
+
+machines: $(VENV)/ready  ## The tests under each CPU capability and thread count (CAPABILITIES=avx2 THREADS="1 2" TESTS=tests/model)
+	$(BIN)/python -m tests.machines --capabilities="$(CAPABILITIES)" --threads="$(THREADS)" --copies=$(COPIES) $(TESTS)
 
 test-gpu: $(VENV)/ready  ## Tests that need a CUDA device, then one step of a depth slice at real widths
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m benchmarks.slice
+
+test-slow: $(VENV)/ready  ## The slow tests alone, but for those that landing leaves out
+	$(BIN)/python -m pytest -m "slow and not gpu and not nightly" --durations=25 $(PYTEST_WORDS) $(TESTS)
 
 test-all: $(VENV)/ready  ## The test suite with the slow tests
 	$(BIN)/python -m pytest -m "not gpu"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from arcvideo.places import words_from_home
 from arcvideo.structured import SettingsError, from_words, words_help
 from arcvideo.tasks.answers import answer_text, clock_span, parse_letter, parse_span
 
@@ -272,7 +273,7 @@ def main(words: list[str] | None = None) -> int:
     """Answer, or say in one line what is wrong; returns the exit status."""
     from arcvideo.media.errors import MediaError
 
-    words = sys.argv[1:] if words is None else words
+    words = words_from_home(sys.argv[1:] if words is None else words)
     if not words or {"-h", "--help"} & set(words):
         print(f"{__doc__}\n{words_help(AskSettings)}")
         return 0

@@ -15,13 +15,13 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from arcvideo.children import REQUEUE_EXIT_CODE, run_child, stop_with_status
 from arcvideo.evaluation.targets import compare, judge
 from arcvideo.recipe import PlannedStage, Recipe, Standing, load_recipe, planned_stages, standing
 from arcvideo.structured import nearest
@@ -162,10 +162,13 @@ def _launcher() -> list[str]:
 
 def _call(command: list[str], *, what: str) -> None:
     """Run a process; its failure is ours, with its status."""
-    status = subprocess.run(command, check=False).returncode
-    if status:
+    status = run_child(command)
+    if status == REQUEUE_EXIT_CODE:
+        print(f"{what} was asked to stop; the same command continues from there", file=sys.stderr)
+    elif status:
         print(f"error: {what} ended with status {status}; the same command continues from there", file=sys.stderr)
-        sys.exit(status if status > 0 else 128 - status)
+    if status:
+        sys.exit(status)
 
 
 def _remember(stages: Sequence[PlannedStage], *, name: str, seconds: float) -> None:
@@ -187,6 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if {"-h", "--help"} & set(words):
         print(__doc__)
         return
+    stop_with_status()
     names = [word.removeprefix("recipe=") for word in words if word.startswith("recipe=")]
     if len(names) != 1:
         sys.exit("error: name one recipe: python -m arcvideo.pipeline recipe=tiny_shorts")
@@ -206,6 +210,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         met = run(recipe, extra=extra, stale=policies[0])
     except ValueError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues from there", file=sys.stderr)
+        sys.exit(130)
     sys.exit(0 if met else 3)
 
 

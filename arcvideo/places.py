@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_TOP = Path(__file__).resolve().parent.parent
-CONF_DIR = _TOP / "conf"
-"""Hydra's groups and config.yaml."""
-RECIPES = _TOP / "recipes"
-"""The recipes that have a name."""
+CONF_DIR = (Path(__file__).parent / "conf").resolve()
+"""Hydra's groups and config.yaml; in the repository a link to conf/ at its top, in an installed package the files."""
+RECIPES = (Path(__file__).parent / "recipes").resolve()
+"""The recipes that have a name; a link, likewise."""
 
 
 def from_home(value: Any) -> Any:
@@ -26,3 +25,12 @@ def from_home(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [from_home(entry) for entry in value]
     return value
+
+
+def words_from_home(words: Sequence[str]) -> list[str]:
+    """Return words of a command line with `~/` expanded, at their beginning or behind their first `=`."""
+    found = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        found.append(f"{key}={from_home(value)}" if equals else from_home(word))
+    return found

@@ -147,5 +147,10 @@ def _default(field: dataclasses.Field[Any]) -> str:
     return json.dumps(value)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print the page."""
     print(markdown(), end="")
+
+
+if __name__ == "__main__":
+    main()

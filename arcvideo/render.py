@@ -75,11 +75,6 @@ def split_question(sample: Sample) -> Question:
     return Question(before=before, after=after.removeprefix("\n") if tags else after)
 
 
-def prefix_length(*, frame_count: int, before_tokens: int, layout: MediaLayout) -> int:
-    """Tokens that `render_prefix` returns."""
-    return 1 + before_tokens + media_length(frame_count, layout=layout)
-
-
 def media_length(frame_count: N, *, layout: MediaLayout) -> N:
     """Tokens from `<vid>` to `</vid>`, of one number of frames or an array of them."""
     return 2 + frame_count * (layout.tokens_per_frame + 2)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 from hydra.core.override_parser.types import Sweep
 from hydra.types import RunMode
 
+from arcvideo.children import run_child
 from arcvideo.compose import search_words
 from arcvideo.config import RunConfig
 from arcvideo.lineage.manifest import finished
@@ -131,9 +131,8 @@ def train_parents(config: RunConfig, *, overrides: Sequence[str], chosen: Mappin
     words = [f"stage={beside(chosen['stage'], stage=stage)}", *shared, *search_words(), "train_parents=true"]
     command = [sys.executable, "-m", "arcvideo.train", *words]
     print(f"parent first: {' '.join(command[1:])}", flush=True)
-    status = subprocess.run(command, check=False).returncode
-    if status:
-        sys.exit(status if status > 0 else 128 - status)
+    if status := run_child(command):
+        sys.exit(status)
 
 
 def first_words(words: Sequence[str]) -> list[str]:

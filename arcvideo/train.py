@@ -1,7 +1,20 @@
-"""Train one stage: `python -m arcvideo.train stage=sft`, with Hydra overrides and `-m` for sweeps.
+"""Train one stage: `arcvideo train stage=sft`, with Hydra overrides and `-m` for sweeps.
 
 The stage starts from its parent stage's export, continues its own newest checkpoint, and is finished when its
 manifest is written. A finished stage is not trained again. Settings are checked before torch is imported.
+
+Stages: audio_warmup, pretrain, sft, cold_start, grpo, final_sft, of model=tiny or model=arc_hunyuan_7b.
+
+  arcvideo train stage=sft --help                every setting of that stage
+  arcvideo train stage=sft runner.steps=50       another length
+  arcvideo train stage=sft verify_resume=40      proves that a resumed run has the same bits
+  arcvideo train -m stage=sft runner.seed=0,1,2  a sweep: parents are trained once, each job has its folder
+  arcvideo train -m hydra/launcher=submitit_local stage=sft runner.seed=0,1,2   its jobs as processes
+  arcvideo train -m hydra/sweeper=optuna stage=sft 'optimizer.lr=interval(1e-4,1e-2)'
+                                                 a search for the best evaluation.optimize
+  arcvideo train --config-dir conf stage=mine    options of your own; +experiment=NAME, hydra.searchpath=[file://conf]
+
+`python -m arcvideo.train` is the same command.
 """
 
 from __future__ import annotations
@@ -20,6 +33,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from arcvideo.children import stop_with_status
 from arcvideo.compose import shown_text, stage_config
 from arcvideo.config import ConfigError, RunConfig, plain_dict, typed
 from arcvideo.ending import Ended
@@ -39,6 +53,7 @@ from arcvideo.overrides import (
 )
 from arcvideo.places import CONF_DIR
 from arcvideo.plugins import in_submitit, join_job, option_of, plugin_problems, queue_again, sweep_words
+from arcvideo.report.closing import closing_text
 from arcvideo.runner.terminal import one_voice
 from arcvideo.sweep import SweepJob, first_words, lower_is_better, report_sweep, sweep_folder, train_parents
 
@@ -151,6 +166,10 @@ def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float
         # One line is for whoever set something wrong; where it came from is for whoever looks closer.
         raise ValueError(f"{_told(error, folder=config.stage_dir)}{_traced(config.stage_dir)}") from error
     done = finished(config.stage_dir)
+    if done is not None and not launch()[0]:
+        print(
+            closing_text(config.stage_dir, steps=done.steps, seconds=done.seconds, identity=done.identity), flush=True
+        )
     return done.value(config.evaluation.optimize) if done else None
 
 
@@ -211,19 +230,6 @@ def _find_shards(config: RunConfig) -> None:
             raise ValueError(f"{key}.{error}; {remedy}") from None
 
 
-_HELP = f"""{__doc__}
-Stages: audio_warmup, pretrain, sft, cold_start, grpo, final_sft, of model=tiny or model=arc_hunyuan_7b.
-
-  arcvideo train stage=sft --help                every setting of that stage
-  arcvideo train stage=sft runner.steps=50       another length
-  arcvideo train stage=sft verify_resume=40      proves that a resumed run has the same bits
-  arcvideo train -m stage=sft runner.seed=0,1,2  a sweep: parents are trained once, each job has its folder
-  arcvideo train -m hydra/launcher=submitit_local stage=sft runner.seed=0,1,2   its jobs as processes
-  arcvideo train -m hydra/sweeper=optuna stage=sft 'optimizer.lr=interval(1e-4,1e-2)'
-                                                 a search for the best evaluation.optimize
-  arcvideo train --config-dir conf stage=mine    options of your own; +experiment=NAME, hydra.searchpath=[file://conf]
-
-`python -m arcvideo.train` is the same command."""
 _HYDRAS_OWN = ("--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--version")
 """Flags that Hydra answers without running anything."""
 _SHOWS = ("--cfg", "-c", "--help", "-h")
@@ -231,12 +237,21 @@ _SHOWS = ("--cfg", "-c", "--help", "-h")
 
 def main() -> None:
     """Check the overrides, then hand over to Hydra."""
+    stop_with_status()
+    try:
+        _main()
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues from the newest checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def _main() -> None:
     # Launchers of processes add words of their own; Hydra shows settings of single runs only.
     words = [word for word in sys.argv[1:] if not word.startswith(LAUNCHERS_WORDS)]
     names = {word.partition("=")[0] for word in words}
     asks_help = bool({"-h", "--help"} & names)
     if asks_help and not settings_words(words):
-        print(_HELP)
+        print(__doc__)
         return
     if names & set(_HYDRAS_OWN):
         _ask_hydra(words, names=names)
@@ -247,7 +262,7 @@ def main() -> None:
         if shown:
             kind = flag_value(words, "--cfg") or "job"
             text = shown_text(first_words(words), kind=kind, package=flag_value(words, "--package"))
-            print(f"{_HELP}\n\nEvery setting of this stage:\n\n{text}" if asks_help else text, end="")
+            print(f"{__doc__}\nEvery setting of this stage:\n\n{text}" if asks_help else text, end="")
             return
         first = stage_config(first_words(words))
     except ConfigError as error:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from arcvideo.evaluation.targets import ERRORS
 from benchmarks.demo import DEMO, SHARED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,14 +137,28 @@ def differences(runs: Sequence[Record]) -> str:
 
 
 def targets(runs: Sequence[Record]) -> str:
-    """How many runs met each target."""
-    lines = ["| stage | metric | target | met |", "|---|---|---|---|"]
-    for same in zip(*(run["summary"]["targets"] for run in runs), strict=True):
+    """How many runs met each target, and how near to its bound the nearest came."""
+    lines = ["| stage | metric | target | met | nearest run |", "|---|---|---|---|---|"]
+    for rows in zip(*(run["summary"]["targets"] for run in runs), strict=True):
+        taken = rows[0]["stage"] in SHARED
+        same = [row for row, run in zip(rows, runs, strict=True) if run["shares"] is None or not taken]
         wanted = {key: value for key, value in same[0].items() if key not in ("stage", "metric", "met", "reason")}
         text = ", ".join(name if value is True else f"{name} {value}" for name, value in wanted.items())
         met = sum(row["met"] for row in same)
-        lines.append(f"| `{same[0]['stage']}` | {NAMES[same[0]['metric']]} | {text} | {met} of {len(same)} |")
+        cells = [f"`{same[0]['stage']}`", NAMES[same[0]["metric"]], text, f"{met} of {len(same)}", _nearest(same)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _nearest(same: Sequence[Mapping[str, Any]]) -> str:
+    """Of the runs' verdicts on one target the figure nearest to its bound: a value, or the worse end of an interval."""
+    one = same[0]
+    if "within" in one:
+        ends = [re.findall(r"[+-]\d\.\d+", row["reason"].partition("[")[2])[:2] for row in same]
+        losses = [float(high) if one["metric"] in ERRORS else -float(low) for low, high in ends]
+        return f"{max(losses):+.3f} worse"
+    values = [float(row["reason"].split()[0]) for row in same if "at_least" in one or "at_most" in one]
+    return f"{(min if 'at_least' in one else max)(values):.3f}" if values else ""
 
 
 def seconds(runs: Sequence[Record]) -> str:
@@ -187,7 +202,7 @@ def _values(runs: Iterable[Record], *, stage: str, metric: str) -> list[float]:
 def _spread(values: Sequence[float], *, sign: bool = False) -> str:
     if not values:
         return ""
-    form = "{:+.2f}" if sign else "{:.2f}"
+    form = "{:+.3f}" if sign else "{:.2f}"
     middle, low, high = (form.format(value) for value in (statistics.median(values), min(values), max(values)))
     return middle if low == high else f"{middle} ({low} to {high})"
 

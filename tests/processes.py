@@ -1,14 +1,30 @@
-"""Processes of a test, which end with it: whatever they have started in turn, and however the test ends."""
+"""Processes of a test, which end with it, whatever they have started in turn and however the test ends; their ports."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+_HELD: list[socket.socket] = []
+
+
+def free_port() -> int:
+    """A port for a process that the tests start; nobody else is given it while this process lives.
+
+    The socket stays bound, so the kernel hands the port to no one who asks for any. As it does not listen and allows
+    its address to be used again (set after binding, or it might share another's), a server that names the port gets it.
+    """
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _HELD.append(held)
+    return int(held.getsockname()[1])
 
 
 def children(parent: int) -> list[int]:

@@ -15,7 +15,13 @@ from benchmarks.demo import DEMO, name_of
 def record(value: float, *, low: float = 0.01, seed: int = 0) -> dict[str, Any]:
     cell = {"value": value, "low": value, "high": value, "chance": 0.25, "n": 300}
     difference = {"metric": "mcq_accuracy", "stage": "grpo", "minus": "sft", "mean": value, "low": low, "high": 0.9}
-    target = {"stage": "sft", "metric": "mcq_accuracy", "at_least": 0.6, "met": value >= 0.6, "reason": "..."}
+    target = {
+        "stage": "sft",
+        "metric": "mcq_accuracy",
+        "at_least": 0.6,
+        "met": value >= 0.6,
+        "reason": f"{value:.3f} >= 0.6",
+    }
     summary = {
         "stages": {"sft": {"mcq_accuracy": cell}, "grpo": {}},
         "seconds": {"data": 30.0, "sft": 60.0 * value},
@@ -61,19 +67,40 @@ def test_a_cell_is_the_median_and_the_range_of_the_runs() -> None:
 
 def test_a_difference_says_in_how_many_runs_its_interval_leaves_zero() -> None:
     # 0.7 -+ 4.30 * 0.2 / sqrt(3)
-    line = "| +0.70 (+0.50 to +0.90) | +0.700 [+0.203, +1.197] | 2 of 3 | 0 of 3 |"
+    line = "| +0.700 (+0.500 to +0.900) | +0.700 [+0.203, +1.197] | 2 of 3 | 0 of 3 |"
     assert line in demo_page.differences(RUNS)
 
 
 def test_a_stage_that_was_taken_from_another_run_is_not_counted_again() -> None:
     shared = {**record(0.1, seed=3), "shares": "seed-0-avx2"}
     assert demo_page.stage_table([*RUNS, shared], stage="sft") == demo_page.stage_table(RUNS, stage="sft")
-    assert "+0.60 (+0.10 to +0.90)" in demo_page.differences([*RUNS, shared])
+    assert "+0.600 (+0.100 to +0.900)" in demo_page.differences([*RUNS, shared])
+    assert "| at_least 0.6 | 2 of 3 | 0.500 |" in demo_page.targets([*RUNS, shared])
     assert "3 of them made clips, base weights and all six stages" in demo_page.about([*RUNS, shared])
 
 
 def test_missed_targets_are_counted() -> None:
-    assert "| at_least 0.6 | 2 of 3 |" in demo_page.targets(RUNS)
+    assert "| at_least 0.6 | 2 of 3 | 0.500 |" in demo_page.targets(RUNS)
+
+
+def test_the_nearest_run_is_the_one_with_the_worse_end_of_its_interval() -> None:
+    def row(metric: str, reason: str) -> dict[str, Any]:
+        return {
+            "stage": "grpo",
+            "metric": metric,
+            "not_below_stage": "sft",
+            "within": 0.1,
+            "met": True,
+            "reason": reason,
+        }
+
+    reasons = (
+        "minus sft: +0.01 [-0.02, +0.05], at most 0.1 worse",
+        "minus sft: +0.02 [-0.04, +0.03], at most 0.1 worse",
+    )
+    for metric, nearest in (("mcq_accuracy", "+0.040 worse"), ("transcript_token_error", "+0.050 worse")):
+        runs = [{"shares": None, "summary": {"targets": [row(metric, reason)]}} for reason in reasons]
+        assert demo_page.targets(runs).splitlines()[-1].endswith(f"| 2 of 2 | {nearest} |")
 
 
 def test_only_the_text_between_the_marks_is_written() -> None:

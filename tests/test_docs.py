@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import parse_args
 
+from arcvideo.__main__ import COMMANDS
 from arcvideo.ask import read_words
 from arcvideo.compose import stage_config
 from arcvideo.overrides import override_problems, setting_type
@@ -49,12 +50,19 @@ NO_SETTINGS = (".", ".json", ".jsonl", ".py", "model.generate")
 """Ends of words that look like settings."""
 
 
+MODULES = {name: command.module.removesuffix(".__main__") for name, command in COMMANDS.items()}
+"""Word behind `arcvideo` -> its module."""
+
+
 class Parsed(Exception):
     """The arguments were accepted."""
 
 
 def commands(path: Path) -> Iterator[str]:
-    """Command lines with `-m arcvideo.X` in code blocks and inline code; a line ending in a backslash goes on."""
+    """Command lines with `-m arcvideo.X` or `arcvideo X` in code blocks and inline code, as module and words.
+
+    A line ending in a backslash goes on.
+    """
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".yaml":
         text = "\n".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
@@ -63,6 +71,8 @@ def commands(path: Path) -> Iterator[str]:
         line for line in text.splitlines() if re.match(r"\s*([A-Z_]+=\S+ |[A-Z_]+=\"[^\"]*\" )?(python|torchrun)", line)
     ]
     inline = re.findall(r"`([^`\n]*-m arcvideo[^`\n]*)`", text)
+    short = re.findall(r"(?:^ *|`)arcvideo (\w+)((?: [^`\n]*)?)", text, re.MULTILINE)
+    yield from (f"{MODULES[name]}{re.split(r' {3,}', words)[0]}" for name, words in short if name in MODULES)
     for line in [*lines, *inline]:
         found = re.search(r"-m (arcvideo[\w.]*.*)", line)
         if found:
@@ -95,13 +105,17 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch, tmp
     if module == "arcvideo.train":
         assert override_problems(words) == []
         if any(word.startswith("stage=") for word in words):
-            stage_config([word for word in first_words(words) if not word.startswith("hydra")])
+            stage_config(
+                [word for word in first_words(words) if not word.startswith(("hydra/", "hydra.l", "hydra.sw"))]
+            )
     elif module in ("arcvideo.pipeline", "arcvideo.preflight"):
         own = ("recipe", "stale", "device", "gpus", "stage", "utilization", "gpu_memory", "host_memory")
         names = [word.removeprefix("recipe=") for word in words if word.startswith("recipe=")]
         extra = [word for word in words if word.partition("=")[0] not in own and word != "status"]
         if names and names[0] not in ("NAME", "..."):
             assert planned(names[0], tuple(extra))
+    elif module == "arcvideo.preflight.trace":
+        assert stage_config(words)
     elif module in ("arcvideo.ask", "arcvideo.rollout.sample"):
         (checkpoint,) = [word.removeprefix("checkpoint=") for word in words if word.startswith("checkpoint=")] or [""]
         monkeypatch.chdir(tmp_path)

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALL_FILES = [*FILES, *sorted((ROOT / "tests").rglob("*.py"))]
 
 FLOORS = (
-    {"types", "structured", "muon", "launcher", "layout", "files", "progress", "places", "registration"},
+    {"registration", "types", "structured", "muon", "launcher", "layout", "files", "progress", "places", "children"},
     {"seals"},
     {"media", "tasks", "model", "objectives", "render", "flops"},
     {"shards"},
@@ -31,7 +31,9 @@ FLOORS = (
     {"compose", "plugins", "torchrun"},
     {"recipe", "sweep", "stage", "ask"},
     {"verify", "reference", "preflight", "pipeline"},
-    {"train", "data"},  # what is typed and imported by nobody; train checks settings before torch is imported
+    # What is typed and imported by nobody; train checks settings before torch is imported.
+    {"completion", "train", "data"},
+    {"__main__"},
 )
 """From the ground up. A room is a folder or a single file of the package."""
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -18,7 +17,7 @@ import yaml
 
 from arcvideo.runner.signals import REQUEUE_EXIT_CODE
 from tests.conftest import SmallWorld
-from tests.processes import children, finished, running
+from tests.processes import children, finished, free_port, running
 
 LAUNCH = Path(__file__).resolve().parent.parent / "launch"
 FILES = sorted(LAUNCH.iterdir())
@@ -95,12 +94,6 @@ def test_skypilot_names_its_machines_and_starts_a_script_that_is_there() -> None
 def environment(**more: str) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PYTHONPATH": str(LAUNCH.parent), "PATH": path, **more}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def losses(folder: Path) -> list[float]:

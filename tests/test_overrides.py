@@ -10,6 +10,8 @@ import pytest
 from arcvideo.compose import composed, shown_text, stage_config
 from arcvideo.config import ConfigError
 from arcvideo.overrides import as_overrides, grammar_problems, override_problems, words_of
+from arcvideo.places import words_from_home
+from arcvideo.recipe import load_recipe, planned_stages
 from arcvideo.sweep import first_words
 
 PAGE = """# @package _global_
@@ -81,6 +83,21 @@ def test_a_text_needs_no_quotes_of_hydras(value: str) -> None:
     word = f"data.sources.tiny_shorts.shards={value}"
     assert override_problems([word]) == grammar_problems([word]) == []
     assert stage_config(["stage=sft", word]).data.sources["tiny_shorts"].shards == value
+
+
+def test_a_tilde_is_the_home_wherever_a_path_may_stand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["stage=sft", "run_dir=~/runs", "data_dir=~/data", "parent=~/weights", "data.shard_cache.path=~/copies"]
+    config = stage_config(words)
+    assert (config.stage_dir, config.base) == (tmp_path / "runs" / "sft", f"{tmp_path}/runs/base")
+    assert (config.parent, config.data.shard_cache.path) == (f"{tmp_path}/weights", f"{tmp_path}/copies")
+    assert config.data.sources["tiny_shorts"].shards == f"{tmp_path}/data/train-*.tar"
+    (tmp_path / "mine.yaml").write_text("{name: mine, run_dir: ~/mine, stages: [sft]}\n")
+    (stage,) = planned_stages(load_recipe("~/mine.yaml"))
+    assert stage.folder == tmp_path / "mine" / "sft"
+    home = str(tmp_path)
+    expanded = [f"--out={home}/x", f"{home}/y", f"video={home}/z", "a~/b"]
+    assert words_from_home(["--out=~/x", "~/y", "video=~/z", "a~/b"]) == expanded
 
 
 def test_a_text_may_refer_to_other_settings() -> None:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 import shutil
+import signal
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from arcvideo import pipeline
+from arcvideo.config import plain_dict
+from arcvideo.evaluation.predictions import Prediction, write_predictions
 from arcvideo.lineage.manifest import Manifest, write_manifest
 from arcvideo.recipe import Recipe, load_recipe, planned_stages, standing
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ensure_indexes
 from tests.conftest import SmallWorld
+from tests.processes import children, running
 
 STAGES = ["audio_warmup", "pretrain", "sft"]
 
@@ -146,3 +155,86 @@ def test_a_mistake_is_one_line(words: str, told: str) -> None:
     with pytest.raises(SystemExit, match="error: ") as caught:
         pipeline.main(shlex.split(words))
     assert told in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_pipeline_alone_saves_and_leaves_no_orphan(recipe: Recipe, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "arcvideo.pipeline", f"recipe={tmp_path / 'small.yaml'}", "runner.steps=5000",
+               "runner.save_every=0"]  # fmt: skip
+    log, folder = tmp_path / "log", Path(recipe.run_dir) / "audio_warmup"
+    with log.open("w") as out, running(command, cwd=tmp_path, stdout=out, stderr=out, env={**os.environ}) as pipeline:
+        deadline = time.monotonic() + 600
+        while "step 2/5000" not in log.read_text():
+            assert pipeline.poll() is None, log.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        (stage,) = children(pipeline.pid)
+        pipeline.send_signal(signal.SIGTERM)
+        assert pipeline.wait(300) == 85
+    assert not Path(f"/proc/{stage}").exists()
+    assert list((folder / "checkpoints").glob("step-*"))
+    assert not (folder / "manifest.json").exists()
+    assert "audio_warmup was asked to stop; the same command continues" in log.read_text()
+
+
+# --- the verdict ---
+
+
+def measured(folder: Path, *, metric: str, scores: list[float]) -> None:
+    """What an evaluation of a stage leaves."""
+    mean = sum(scores) / len(scores)
+    found = {metric: {"value": mean, "low": mean - 0.1, "high": mean + 0.1, "chance": 0.25, "n": len(scores)}}
+    (folder / "evaluation.json").write_text(json.dumps(found))
+    rows = [
+        Prediction(metric=metric, key=f"clip-{place:02}/0", question="?", truth="A", prediction="A", score=score)
+        for place, score in enumerate(scores)
+    ]
+    write_predictions(folder / "predictions.jsonl", predictions=rows)
+
+
+SFT = {"stage": "sft", "metric": "mcq_accuracy"}
+PRETRAIN = {"stage": "pretrain", "metric": "mcq_accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("targets", "met"),
+    [
+        ([SFT | {"at_least": 0.7, "above_stage": "pretrain"}, PRETRAIN | {"at_most": 0.3}], [True, True]),
+        ([SFT | {"at_least": 0.9}, PRETRAIN | {"at_most": 0.3}], [False, True]),
+        ([SFT | {"at_least": 0.7}, PRETRAIN | {"above_stage": "sft"}], [True, False]),
+        ([SFT | {"at_least": 0.7}, {"stage": "sft", "metric": "grounding_miou", "at_most": 1.0}], [True, False]),
+        ([SFT | {"at_least": 0.7}, {"stage": "audio_warmup", "metric": "mcq_accuracy", "at_most": 1.0}], [True, False]),
+        ([], []),
+    ],
+    ids=["met", "missed", "below its parent", "no such metric", "no evaluation", "no targets"],
+)
+def test_a_missed_target_ends_the_pipeline_with_status_3_and_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], targets: list[dict[str, Any]], met: list[bool]
+) -> None:
+    path, run_dir = tmp_path / "small.yaml", tmp_path / "run"
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    places = {"base": str(tmp_path / "base"), "data_dir": str(tmp_path / "data")}
+    content = {"name": "small", "run_dir": str(run_dir), "stages": STAGES, "settings": places, "targets": targets}
+    path.write_text(yaml.safe_dump(content))
+    for stage in planned_stages(load_recipe(str(path))):
+        (stage.folder / "export").mkdir(parents=True)
+        manifest = Manifest(
+            stage=stage.name, identity=stage.name, parent="x", parent_path="x", code={}, data="x",
+            config=plain_dict(stage.config),
+        )  # fmt: skip
+        write_manifest(manifest, folder=stage.folder)
+    measured(run_dir / "sft", metric="mcq_accuracy", scores=[1.0, 1.0, 1.0, 0.0] * 10)
+    measured(run_dir / "pretrain", metric="mcq_accuracy", scores=[1.0, 0.0, 0.0, 0.0] * 10)
+    with pytest.raises(SystemExit) as ended:
+        pipeline.main([f"recipe={path}", "stale=keep"])  # their shards are gone, so nothing is compared
+    assert ended.value.code == (0 if all(met) else 3)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["passed"] is all(met)
+    assert [row["met"] for row in summary["targets"]] == met
+    said = capsys.readouterr().out
+    assert said.count("MISSED") == met.count(False)
+    for target, good in zip(targets, met, strict=True):
+        (line,) = [line for line in said.splitlines() if f"{target['stage']}: {target['metric']}" in line]
+        assert line.startswith("met" if good else "MISSED")
+    assert (run_dir / "report.html").exists()

@@ -150,8 +150,7 @@ def _stats(options: argparse.Namespace) -> int:
         table = view_table(index, view=view)
         unrendered += [problem for problem in table.quarantined if problem.stage == "tokens"]
         tasks.update(table.tasks[task] for task in table.item_task)
-        media = table.media_tokens[table.item_clip]
-        lengths.append(np.where(media > 0, 1 + table.item_before + media, 0) + table.item_branch)
+        lengths.append(table.tokens)
     tokens = np.concatenate(lengths)
     print(f"tokens   {_quantiles(tokens)} (an item with its own prefix)")
     fitting = tokens[tokens <= options.token_budget]

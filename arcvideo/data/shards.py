@@ -12,11 +12,12 @@ import sys
 from collections.abc import Sequence
 
 from arcvideo.data import commands
+from arcvideo.places import words_from_home
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    options = commands.parser().parse_args(arguments)
+    options = commands.parser().parse_args(words_from_home(sys.argv[1:] if arguments is None else arguments))
     try:
         return int(options.run(options))
     except (ValueError, OSError) as error:  # a full disk, a file where a folder should be

@@ -99,7 +99,7 @@ class Loader:
 
     def _samples(self, clip: int, items: tuple[int, ...]) -> tuple[Sample, ...]:
         table = self.table
-        index, row = table.indexes[table.clip_shard[clip]], int(table.clip_row[clip])
+        index, row = table.place(clip)
         record, key = index.record(row), index.key(row)
         media_key = key if table.media_tokens[clip] else None
         numbers = [int(index.items[table.item_row[item]]["number"]) for item in items]
@@ -113,13 +113,13 @@ class Loader:
         return tuple(samples)
 
     def _tags(self, clip: int, item: int) -> tuple[str, ...]:
-        index = self.table.indexes[self.table.clip_shard[clip]]
+        index, _ = self.table.place(clip)
         return tuple(index.tagsets[index.items[self.table.item_row[item]]["tagset"]])
 
     def _seconds(self, clip: int) -> float:
         """Length of the clip, from the index."""
-        table = self.table
-        return float(table.indexes[table.clip_shard[clip]].clips[table.clip_row[clip]]["duration"])
+        index, row = self.table.place(clip)
+        return float(index.clips[row]["duration"])
 
     def media(self, clip: int, *, modality: str = "both", seed: int = 0) -> Media:
         """What the towers read of a clip; from the feature store when it is there.
@@ -143,7 +143,8 @@ class Loader:
     def _expected(self, clip: int, *, modality: str, seed: int) -> Media:
         """The clip's Media as far as the index knows it, without tensors."""
         table, layout = self.table, self._layout(clip)
-        row = table.indexes[table.clip_shard[clip]].clips[table.clip_row[clip]]
+        index, number = table.place(clip)
+        row = index.clips[number]
         frames, duration, samples = int(table.frames[clip]), float(row["duration"]), int(row["sound_samples"])
         if samples:
             seconds = fit_waveform(
@@ -189,8 +190,8 @@ class Loader:
         return media
 
     def _fresh(self, clip: int, *, seed: int) -> Media:
-        index, layout = self.table.indexes[self.table.clip_shard[clip]], self._layout(clip)
-        data, sound = index.media_bytes(int(self.table.clip_row[clip]))
+        (index, row), layout = self.table.place(clip), self._layout(clip)
+        data, sound = index.media_bytes(row)
         decoded = self.read(
             data,
             name=f"{self.table.key(clip)} in {index.shard.name}",

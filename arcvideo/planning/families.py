@@ -11,6 +11,7 @@ import numpy.typing as npt
 from arcvideo.planning.cost import PackCost
 from arcvideo.planning.mixture import Ints, SourceTable
 from arcvideo.planning.pack import greedy_cuts
+from arcvideo.planning.sizes import attention_pairs, audio_chunks
 from arcvideo.planning.visits import MODALITY_NAMES, Visits
 
 _ITEMS = ("item", "branch")
@@ -62,13 +63,16 @@ class Families:
             seed=int(self.seed[number]),
         )
 
-    def cost(self, cost: PackCost) -> Ints:
-        """(F,) work of each family, in tokens' worth; whole numbers add up alike on every machine."""
+    @property
+    def pairs(self) -> npt.NDArray[np.float64]:
+        """(F,) query-key pairs of each family."""
         squares = np.concatenate([[0], np.cumsum(self.branch * self.branch)])
-        own = self.tokens - self.prefix
-        pairs = (self.prefix * (self.prefix + 1) + squares[self.hi] - squares[self.lo] + own) / 2 + own * self.prefix
-        chunks = -(-self.frames // cost.chunk_seconds)  # one frame a second
-        work = self.tokens + cost.pair * pairs + cost.frame * self.frames + cost.chunk * chunks
+        return attention_pairs(self.prefix, self.tokens - self.prefix, squares[self.hi] - squares[self.lo])
+
+    def cost(self, cost: PackCost) -> Ints:
+        """Return (F,) work of each family, in tokens' worth; whole numbers add up alike on every machine."""
+        chunks = audio_chunks(self.frames, seconds=cost.chunk_seconds)
+        work = self.tokens + cost.pair * self.pairs + cost.frame * self.frames + cost.chunk * chunks
         return np.rint(work).astype(np.int64)
 
     def halved(self, number: int) -> Families:
@@ -88,7 +92,7 @@ def cut_families(table: SourceTable, visits: Visits, *, source: int, budget: int
     order = np.lexsort((visits.item, table.item_group[visits.item], visit))
     item, visit = visits.item[order], visit[order]
     group, branch = table.item_group[item], table.item_branch[item]
-    prefix_of_item = _prefix(table, item=item, clip=visits.clip[visit])
+    prefix_of_item = table.prefix(item, visits.clip[visit])
     first = np.ones(len(item), dtype=bool)
     first[1:] = (visit[1:] != visit[:-1]) | (group[1:] != group[:-1]) | (prefix_of_item[1:] == 0)
     lo = np.flatnonzero(first)
@@ -113,12 +117,6 @@ def cut_families(table: SourceTable, visits: Visits, *, source: int, budget: int
         item=item,
         branch=branch,
     )
-
-
-def _prefix(table: SourceTable, *, item: Ints, clip: Ints) -> Ints:
-    """Tokens before the branch of each item: start token, text before, media; 0 for text only."""
-    media = table.media_tokens[clip]
-    return np.where(media > 0, 1 + table.item_before[item] + media, 0)
 
 
 def joined(parts: Sequence[Families]) -> Families:

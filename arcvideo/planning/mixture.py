@@ -13,6 +13,7 @@ import numpy.typing as npt
 from arcvideo.layout import MediaLayout
 from arcvideo.planning.repeated import repeated_keys
 from arcvideo.planning.settings import DataSettings, SourceSettings
+from arcvideo.planning.sizes import prefix_tokens
 from arcvideo.render import media_length
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ShardIndex, ensure_indexes
@@ -78,8 +79,22 @@ class SourceTable:
         """(I,) clip of each item."""
         return np.repeat(np.arange(self.clips), np.diff(self.item_start))
 
+    def place(self, clip: int) -> tuple[ShardIndex, int]:
+        """Return the index of a clip's shard, and the clip's row in it."""
+        return self.indexes[self.clip_shard[clip]], int(self.clip_row[clip])
+
     def key(self, clip: int) -> str:
-        return self.indexes[self.clip_shard[clip]].key(int(self.clip_row[clip]))
+        index, row = self.place(clip)
+        return index.key(row)
+
+    def prefix(self, item: Ints, clip: Ints) -> Ints:
+        """Return the tokens before the branch of each item, 0 for text only; `clip` holds the clips of the items."""
+        return prefix_tokens(self.item_before[item], self.media_tokens[clip])
+
+    @property
+    def tokens(self) -> Ints:
+        """(I,) tokens of each item alone with its prefix."""
+        return self.prefix(np.arange(self.items), self.item_clip) + self.item_branch
 
 
 @dataclass(kw_only=True)
@@ -307,7 +322,7 @@ def _columns(
 
 def _apply_budget(columns: _Columns, indexes: list[ShardIndex], *, settings: DataSettings) -> int:
     """Clears `keep` of items that do not fit a pack even alone. Returns how many."""
-    prefix = np.where(columns.media_tokens > 0, 1 + columns.before + columns.media_tokens, 0)
+    prefix = prefix_tokens(columns.before, columns.media_tokens)
     over = np.flatnonzero(columns.keep & (prefix + columns.branch > settings.token_budget))
     if not len(over):
         return 0

@@ -60,7 +60,7 @@ def _drawn(table: SourceTable, *, source: int, seed: int, epoch: int) -> list[Fa
     visits = draw_visits(table, seed=seed, epoch=epoch)
     visit = np.repeat(np.arange(len(visits.clip)), np.diff(visits.item_start))
     clip = visits.clip[visit]
-    tokens = _tokens(table, item=visits.item, clip=clip)
+    tokens = table.tokens[visits.item]
     columns = (clip, visits.item, tokens, visits.modality[visit], visits.seed[visit])
     return [
         Family(source=source, clip=place, items=(item,), tokens=length, modality=MODALITY_NAMES[modality], seed=frames)
@@ -76,6 +76,7 @@ def evaluation_families(table: SourceTable, *, source: int, per_task: int | None
         chosen = np.sort(np.concatenate([part[_spread(len(part), per_task)] for part in parts]))
     clip = table.item_clip[chosen]
     modality = MODALITY_NAMES.index(table.settings.modality)
+    tokens = table.tokens
     families = []
     for place in np.unique(clip).tolist():
         items = chosen[clip == place]
@@ -86,7 +87,7 @@ def evaluation_families(table: SourceTable, *, source: int, per_task: int | None
                     source=source,
                     clip=place,
                     items=tuple(same.tolist()),
-                    tokens=int(_tokens(table, item=same, clip=np.full(len(same), place)).max()),
+                    tokens=int(tokens[same].max()),
                     modality=MODALITY_NAMES[modality if table.both[place] else BOTH],
                     seed=0,
                 )
@@ -97,9 +98,3 @@ def evaluation_families(table: SourceTable, *, source: int, per_task: int | None
 def _spread(count: int, wanted: int) -> Ints:
     """`wanted` of 0..count-1 at equal distances, or all of them."""
     return np.arange(count) if count <= wanted else np.arange(wanted) * count // wanted
-
-
-def _tokens(table: SourceTable, *, item: Ints, clip: Ints) -> Ints:
-    """Tokens of each item alone with its prefix."""
-    media = table.media_tokens[clip]
-    return np.where(media > 0, 1 + table.item_before[item] + media, 0) + table.item_branch[item]

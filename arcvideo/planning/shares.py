@@ -11,6 +11,7 @@ import numpy as np
 from arcvideo.planning.mixture import SourceTable
 from arcvideo.planning.plan import Plan
 from arcvideo.planning.prompt_plan import PromptPlan
+from arcvideo.planning.sizes import prefix_tokens, ragged
 
 
 def with_passes(tables: Sequence[SourceTable], *, unit: str) -> list[SourceTable]:
@@ -45,7 +46,7 @@ def pass_tokens(table: SourceTable) -> float:
     start = table.item_start[:-1]
     branch = np.add.reduceat(table.item_branch, start) * drawn / items
     before = np.add.reduceat(table.item_before, start) / items
-    prefix = np.where(table.media_tokens > 0, 1 + before + table.media_tokens, 0)
+    prefix = prefix_tokens(before, table.media_tokens)
     return float((prefix + branch).sum())
 
 
@@ -64,8 +65,8 @@ def realised(plan: Plan, *, steps: int) -> dict[str, dict[str, Any]]:
         for number, table in enumerate(plan.tables):
             own = members[families.source[members] == number]
             sizes = (families.hi - families.lo)[own]
-            place = np.repeat(families.lo[own] - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
-            tasks = np.bincount(table.item_task[families.item[place]], minlength=len(table.tasks))
+            items = families.item[ragged(families.lo[own], sizes)]
+            tasks = np.bincount(table.item_task[items], minlength=len(table.tasks))
             row = found[table.name]
             row["families"] += len(own)
             row["items"] += int(sizes.sum())

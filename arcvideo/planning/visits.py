@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from arcvideo.planning.mixture import Ints, SourceTable
 from arcvideo.planning.random_words import permutation, uniforms, words
+from arcvideo.planning.sizes import ragged
 
 BOTH, VIDEO, AUDIO = 0, 1, 2
 """What a visit shows of its clip."""
@@ -61,7 +62,7 @@ def _visits_of_pass(table: SourceTable, *, places: Ints, seed: int, number: int)
     starts = np.searchsorted(chosen, table.item_start)
     sizes = np.diff(starts)[clip]
     item_start = np.concatenate([[0], np.cumsum(sizes)])
-    flat = np.arange(item_start[-1]) - np.repeat(item_start[:-1], sizes) + np.repeat(starts[clip], sizes)
+    flat = ragged(starts[clip], sizes)
     return Visits(
         clip=clip,
         item_start=item_start,

@@ -14,11 +14,11 @@ Exit status 1: something is missing; 2: something cannot fit, and the line says 
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from arcvideo.children import run_child
 from arcvideo.preflight.estimate import Estimate, estimate
 from arcvideo.preflight.fitting import misfits
 from arcvideo.preflight.machine import GIB, Machine, machine_of
@@ -124,7 +124,7 @@ def table(found: Sequence[Estimate], *, machine: Machine) -> str:
 def _run_largest(stage: PlannedStage) -> int:
     """In a process of its own, which gives everything back."""
     command = [sys.executable, "-m", "arcvideo.preflight.largest", *stage.words]
-    return subprocess.run(command, check=False).returncode
+    return run_child(command)
 
 
 if __name__ == "__main__":

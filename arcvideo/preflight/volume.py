@@ -14,6 +14,7 @@ from arcvideo.planning.mixture import SourceTable, source_table
 from arcvideo.planning.plan import EpochPlan, Plan
 from arcvideo.planning.settings import SourceSettings
 from arcvideo.planning.shares import pass_tokens, with_passes
+from arcvideo.planning.sizes import attention_pairs, audio_chunks, prefix_tokens
 from arcvideo.preflight.declared import ORDINARY, Row, declared_longest, declared_row
 from arcvideo.recipe import ExpectedSource
 from arcvideo.shards.expand import expand_shards
@@ -157,17 +158,15 @@ def _lengths(index: ShardIndex, *, style: str, rules: str) -> Lengths:
 
 def _planned(plan: EpochPlan, *, shares: Sequence[float], config: RunConfig, chunk: int, how: str) -> Volume:
     families = plan.families
-    squares = np.concatenate([[0], np.cumsum(families.branch**2)])
     own = families.tokens - families.prefix
-    pairs = (families.prefix**2 + squares[families.hi] - squares[families.lo]) / 2 + own * families.prefix
     totals = np.concatenate([[0], np.cumsum(families.tokens[plan.pack_family])])
     return Volume(
         samples=float((families.hi - families.lo).sum()),
         tokens=float(families.tokens.sum()),
         targets=float((own * np.asarray(shares)[families.source]).sum()),
         frames=float(families.frames.sum()),
-        chunks=float(np.ceil(families.frames / chunk).sum()),
-        pairs=float(pairs.sum()),
+        chunks=float(audio_chunks(families.frames, seconds=chunk).sum()),
+        pairs=float(families.pairs.sum()),
         packs=plan.packs,
         steps=plan.packs // config.data.packs_per_step,
         longest=int(np.diff(totals[plan.pack_start]).max()),
@@ -212,9 +211,8 @@ def _expected_source(table: SourceTable, *, share: float, chunk: int) -> Row:
     items, start = np.diff(table.item_start), table.item_start[:-1]
     drawn = np.minimum(items, table.settings.items_per_clip or items)
     branch = np.add.reduceat(table.item_branch, start) / items
-    prefix = np.where(table.media_tokens > 0, 1 + table.media_tokens, 0)
-    pairs = prefix**2 / 2 + drawn * (branch**2 / 2 + branch * prefix)
-    columns = (drawn, drawn * branch * share, table.frames, np.ceil(table.frames / chunk), pairs)
+    pairs = attention_pairs(prefix_tokens(0, table.media_tokens), drawn * branch, drawn * branch**2)
+    columns = (drawn, drawn * branch * share, table.frames, audio_chunks(table.frames, seconds=chunk), pairs)
     samples, targets, frames, chunks, pairs_sum = (table.passes * float(column.sum()) for column in columns)
     return Row(samples, table.passes * pass_tokens(table), targets, frames, chunks, pairs_sum)
 
@@ -230,11 +228,10 @@ def _prompt_row(table: SourceTable, *, chunk: int) -> tuple[Row, int]:
     drawn = np.minimum(items, table.settings.items_per_clip or items) / items
     often = table.passes * np.repeat(drawn, items)
     clip = table.item_clip
-    media = table.media_tokens[clip]
-    tokens = np.where(media > 0, 1 + table.item_before + media, 0) + table.item_branch
+    tokens = table.tokens
     none = np.zeros(len(tokens))
-    chunks = np.ceil(table.frames[clip] / chunk)
-    columns = (np.ones(len(tokens)), tokens, none, table.frames[clip], chunks, tokens**2 / 2)
+    chunks = audio_chunks(table.frames[clip], seconds=chunk)
+    columns = (np.ones(len(tokens)), tokens, none, table.frames[clip], chunks, attention_pairs(tokens))
     return Row(*(float((often * column).sum()) for column in columns)), int(tokens.max())
 
 

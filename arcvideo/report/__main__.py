@@ -11,9 +11,7 @@ from arcvideo.report.page import write_page
 
 def main() -> None:
     """Write the page and say where it is."""
-    parser = argparse.ArgumentParser(
-        prog="python -m arcvideo.report", description="Write the HTML page of a pipeline's runs."
-    )
+    parser = argparse.ArgumentParser(prog="arcvideo report", description="Write the HTML page of a pipeline's runs.")
     parser.add_argument("run_dir", type=Path, help="folder of the pipeline, for example runs/tiny_shorts")
     try:
         print(write_page(parser.parse_args().run_dir))

@@ -55,15 +55,9 @@ def print_summary(summary: Mapping[str, Any], *, page: Path) -> None:
     """The table of metrics by stage, the seconds, and each target with its verdict."""
     console = Console()
     stages = summary["stages"]
-    table = Table(title="held-out items after each stage (95 % interval)")
-    table.add_column("metric")
-    table.add_column("chance", justify="right")
-    for stage in stages:
-        table.add_column(stage, justify="right")
-    for metric in dict.fromkeys(name for metrics in stages.values() for name in metrics):
-        found = [metrics.get(metric) for metrics in stages.values()]
-        chance = next(cell["chance"] for cell in found if cell)
-        table.add_row(metric, f"{chance:.2f}", *(_cell(cell) for cell in found))
+    table = _table(stages)
+    if table.row_count and console.measure(table, options=console.options.update(width=10_000)).maximum > console.width:
+        table = _long_table(stages)
     console.print(table if table.row_count else "no stage was evaluated: evaluation.shards names held-out items")
     seconds = summary["seconds"]
     console.print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
@@ -71,9 +65,38 @@ def print_summary(summary: Mapping[str, Any], *, page: Path) -> None:
     for row in summary.get("differences", []):
         interval = f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
         console.print(f"{row['metric']}: {row['stage']} minus {row['minus']} {interval}", highlight=False, markup=False)
+    if not summary["targets"] and table.row_count:
+        console.print("the recipe sets no targets")
     for target in summary["targets"]:
         mark = "[green]met   [/]" if target["met"] else "[red]MISSED[/]"
         console.print(f"{mark} {target['stage']}: {target['metric']} {target['reason']}", highlight=False)
+
+
+def _table(stages: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return a row a metric, a column a stage; nothing in it is cut or broken."""
+    table = Table(title="held-out items after each stage (95 % interval)")
+    table.add_column("metric", no_wrap=True, overflow="ignore")
+    table.add_column("chance", justify="right", no_wrap=True)
+    for stage in stages:
+        table.add_column(stage, justify="right", no_wrap=True, overflow="ignore")
+    for metric in dict.fromkeys(name for metrics in stages.values() for name in metrics):
+        found = [metrics.get(metric) for metrics in stages.values()]
+        chance = next(cell["chance"] for cell in found if cell)
+        table.add_row(metric, f"{chance:.2f}", *(_cell(cell) for cell in found))
+    return table
+
+
+def _long_table(stages: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return a row for each metric of each stage, for narrow terminals and logs."""
+    table = Table(title="held-out items after each stage (95 % interval)")
+    for name in ("metric", "stage", "value", "chance"):
+        table.add_column(name, no_wrap=True, overflow="ignore")
+    for metric in dict.fromkeys(name for metrics in stages.values() for name in metrics):
+        rows = [(stage, metrics[metric]) for stage, metrics in stages.items() if metric in metrics]
+        for number, (stage, cell) in enumerate(rows):
+            chance = f"{cell['chance']:.2f}"
+            table.add_row("" if number else metric, stage, _cell(cell), "" if number else chance)
+    return table
 
 
 def _cell(metric: Mapping[str, float] | None) -> str:

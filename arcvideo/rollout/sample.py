@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from arcvideo.places import words_from_home
 from arcvideo.rollout.settings import SampleSettings
 from arcvideo.structured import from_words, words_help
 
@@ -38,7 +39,7 @@ def table_text(found: dict[str, Any]) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Sample, or say in one line what is wrong; returns the exit status."""
-    words = sys.argv[1:] if words is None else words
+    words = words_from_home(sys.argv[1:] if words is None else words)
     if not words or {"-h", "--help"} & set(words):
         print(f"{__doc__}\n{words_help(SampleSettings)}")
         return 0

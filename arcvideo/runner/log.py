@@ -81,7 +81,8 @@ class RunLog:
 
 
 def progress_line(interval: Sequence[Mapping[str, Any]], *, steps: int) -> str:
-    """Step, time left, loss, rate, gradient, speed, share of time spent waiting for data, memory.
+    """Step, time left, loss or (GRPO, whose loss is 0 by construction) reward, KL and length of the answers, rate,
+    gradient, speed, share of time spent waiting for data, memory.
 
     Args:
         interval: the numbers of the steps since the last line; speeds are over all of them, the rest is the last's.
@@ -96,7 +97,7 @@ def progress_line(interval: Sequence[Mapping[str, Any]], *, steps: int) -> str:
     words = [
         f"step {done}/{steps}",
         f"left {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}",
-        f"loss {last['train/loss']:.4f}",
+        *_course(last),
         f"lr {last['train/lr']:.2e}",
         f"grad {last['train/grad_norm']:.3g}",
         f"{tokens / seconds:,.0f} tok/s",
@@ -109,3 +110,15 @@ def progress_line(interval: Sequence[Mapping[str, Any]], *, steps: int) -> str:
         words.append(f"{tflops:.3g} TFLOP/s")
     words += [f"data {100 * waited / seconds:.0f}%", f"mem {last['memory/gib']:.1f} GiB"]
     return "  ".join(words)
+
+
+def _course(last: Mapping[str, Any]) -> list[str]:
+    """Return the words that say whether it learns."""
+    if "train/reward" not in last:
+        return [f"loss {last['train/loss']:.4f}"]
+    words = [f"reward {last['train/reward']:.3f}"]
+    if "train/kl" in last:
+        words.append(f"kl {last['train/kl']:.3g}")
+    if "train/completions/mean_length" in last:
+        words.append(f"length {last['train/completions/mean_length']:.0f}")
+    return words

@@ -6,8 +6,7 @@ import os
 import signal
 from types import FrameType, TracebackType
 
-REQUEUE_EXIT_CODE = 85
-"""Exit code of a run that saved and stopped because it was asked to: start the same command again to go on."""
+from arcvideo.children import REQUEUE_EXIT_CODE
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 

@@ -7,9 +7,9 @@ import torch
 from arcvideo.feed.collate import Rendered, collate, collate_groups
 from arcvideo.feed.prompts import Prompt
 from arcvideo.model.special import special_ids
+from arcvideo.planning.sizes import prefix_tokens
 from arcvideo.render import (
     media_length,
-    prefix_length,
     render_branch,
     render_prefix,
     split_question,
@@ -52,11 +52,7 @@ def test_prefix_is_start_then_frames_then_nothing() -> None:
     frame = "<img><IMG_CONTEXT><IMG_CONTEXT><newline><IMG_CONTEXT></img>"
     assert text(prefix(2)) == f"<|startoftext|><vid>{frame}{frame}</vid>"
     assert text(prefix(1, before="watch ")) == f"<|startoftext|>watch <vid>{frame}</vid>"
-    assert (
-        len(prefix(2))
-        == prefix_length(frame_count=2, before_tokens=0, layout=LAYOUT)
-        == 1 + media_length(2, layout=LAYOUT)
-    )
+    assert len(prefix(2)) == 1 + media_length(2, layout=LAYOUT) == prefix_tokens(0, media_length(2, layout=LAYOUT))
 
 
 def test_branch_supervises_the_answer_and_its_end_only() -> None:

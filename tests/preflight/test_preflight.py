@@ -55,7 +55,7 @@ def preflight(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     (folder / "fake" / "torch.py").write_text("raise AssertionError('torch was imported')\n")
     environment = {**os.environ, "PYTHONPATH": f"{folder / 'fake'}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "arcvideo.preflight", f"recipe={folder / 'small.yaml'}", *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
 
 
 def test_a_recipe_is_estimated_without_torch(shard: Path) -> None:

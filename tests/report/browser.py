@@ -32,7 +32,7 @@ def show(page: Path, *, scratch: Path, picture: Path | None = None, width: int =
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
         check=True,
     )
     return Shown(console=[line for line in done.stderr.splitlines() if "CONSOLE" in line], dom=done.stdout)

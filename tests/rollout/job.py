@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -29,6 +27,7 @@ from arcvideo.types import Batch, model_inputs
 from tests.rollout.test_group_exactness import apart, completions, copies, gradients, logits, packed
 from tests.rollout.test_sampler import likely_end
 from tests.rollout.world import make_media, make_model, make_prompt, make_prompts, tokenizer
+from tests.runner.job import ended, launched
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = GrpoSettings(
@@ -172,23 +171,9 @@ def _weighted(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 
 def run_ranks(tasks: list[dict[str, Any]], *, ranks: int, results: Path, seconds: float = 1200) -> list[dict[str, Any]]:
     """Do the tasks on several ranks, one after the other; returns the result of each."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    environment["OMP_NUM_THREADS"] = "1"
     command = [sys.executable, "-m", "tests.rollout.job", json.dumps(tasks), str(results)]
-    processes = [
-        subprocess.Popen(
-            command, cwd=ROOT, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        texts = [process.communicate(timeout=seconds)[1].decode() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    processes = [subprocess.Popen(command, cwd=ROOT, env=each, stderr=subprocess.PIPE) for each in launched(ranks)]
+    texts = ended(processes, seconds=seconds)
     assert all(process.returncode == 0 for process in processes), "\n".join(texts)
     return json.loads(results.read_text())
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +17,7 @@ from arcvideo.runner.ranks import World, join
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import OptimizerSettings, RunnerSettings, ScheduleSettings
 from arcvideo.runner.trainable import frozen_hashes, tensor_digest, train_only, trained_modules
-from tests.runner.job import ROOT, TRAIN, Died, DyingRows, curve, engine_keys
+from tests.runner.job import ROOT, TRAIN, Died, DyingRows, curve, ended, engine_keys, launched
 from tests.runner.tiny import Tiny, cross_entropy
 
 TRAINED = trained_modules(TRAIN, adapted=["llm"])
@@ -70,18 +68,9 @@ def train_adapters(
 
 def on_two_ranks(tasks: list[dict[str, Any]], *, results: Path) -> list[dict[str, Any]]:
     """Do the tasks one after the other on two ranks."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, "-m", "tests.runner.adapters", json.dumps(tasks), str(results)]
-    ranks = [environment | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"} for rank in (0, 1)]
-    processes = [subprocess.Popen(command, cwd=ROOT, env=each, stderr=subprocess.PIPE) for each in ranks]
-    try:
-        texts = [process.communicate(timeout=240)[1].decode() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    processes = [subprocess.Popen(command, cwd=ROOT, env=each, stderr=subprocess.PIPE) for each in launched(2)]
+    texts = ended(processes, seconds=900)
     assert all(process.returncode == 0 for process in processes), "\n".join(texts)
     return json.loads(results.read_text())
 

@@ -7,7 +7,6 @@ import contextlib
 import importlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import OptimizerSettings, RunnerSettings, ScheduleSettings
 from arcvideo.runner.trainable import tensor_digest, train_only
 from arcvideo.types import Batch
+from tests.processes import free_port
 from tests.runner.tiny import Rows, Tiny, cross_entropy
 
 TRAIN = ["llm", "vision_projector", "audio_projector"]
@@ -123,13 +123,6 @@ def newest_step(folder: Path) -> int:
     """Step of the newest valid checkpoint, 0 without any."""
     found = CheckpointFolder(folder / "checkpoints").newest()
     return found.step if found else 0
-
-
-def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def launched(ranks: int, **variables: str) -> list[dict[str, str]]:
@@ -231,7 +224,7 @@ class _Pool:
 _POOLS: dict[int, _Pool] = {}
 
 
-def run_ranks(tasks: list[dict[str, Any]], *, ranks: int, seconds: float = 240) -> list[Any]:
+def run_ranks(tasks: list[dict[str, Any]], *, ranks: int, seconds: float = 900) -> list[Any]:
     """What each task gives on rank 0 of `ranks` processes; a task that takes longer than `seconds` has failed."""
     try:
         if ranks not in _POOLS:

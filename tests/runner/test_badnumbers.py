@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import statistics
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from arcvideo.objectives.loss import Loss
 from arcvideo.runner.badnumbers import SpikeRule
+from arcvideo.runner.protocols import Objective, RunResult
 from arcvideo.runner.ranks import World
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import RunnerSettings, ScheduleSettings
@@ -91,20 +93,51 @@ def test_a_refused_norm_leaves_every_bit_of_the_weights(world: World, stage: int
     assert one_step(engine, step=2)
 
 
+def of_step_9(batch: Batch) -> bool:
+    return int(batch.keys[0].removeprefix("sample-")) // 8 == 9
+
+
 def jumping(logits: Tensor, batch: Batch) -> Loss:
-    """The plain objective, a thousandfold for the samples of step 9."""
+    """The plain objective, a thousandfold in step 9."""
     loss = cross_entropy(logits, batch)
-    number = int(batch.keys[0].removeprefix("sample-"))
-    return Loss(total=loss.total * (1000 if number // 8 == 9 else 1), metrics=loss.metrics)
+    return Loss(total=loss.total * (1000 if of_step_9(batch) else 1), metrics=loss.metrics)
 
 
-def test_a_spike_is_skipped_and_the_samples_of_the_step_are_written_down(tmp_path: Path, world: World) -> None:
+def louder(logits: Tensor, batch: Batch) -> Loss:
+    """The plain objective; in step 9 the loss is larger and the gradient is not."""
+    loss = cross_entropy(logits, batch)
+    return Loss(total=loss.total + (1000 if of_step_9(batch) else 0), metrics=loss.metrics)
+
+
+def steeper(logits: Tensor, batch: Batch) -> Loss:
+    """The plain objective; in step 9 the gradient is larger and the loss is not."""
+    loss = cross_entropy(logits, batch)
+    total = loss.total * 1000 - (loss.total * 999).detach() if of_step_9(batch) else loss.total
+    return Loss(total=total, metrics=loss.metrics)
+
+
+def spiky(folder: Path, *, world: World, objective: Objective, until: int | None = None) -> RunResult:
     settings = RunnerSettings(steps=11, spike_window=8, liveness=False, log_every=100)
-    result = Runner(
-        engine=build_engine(world=world), source=Rows(), objective=jumping, settings=settings,
-        schedule=ScheduleSettings(), train=TRAIN, folder=tmp_path, identity="tiny",
-    ).run()  # fmt: skip
-    assert result.skipped == [9]
+    return Runner(
+        engine=build_engine(world=world), source=Rows(), objective=objective, settings=settings,
+        schedule=ScheduleSettings(), train=TRAIN, folder=folder, identity="tiny",
+    ).run(until=until)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("objective", "why"),
+    [(jumping, ".* is a spike"), (louder, "loss .* is a spike"), (steeper, "gradient norm .* is a spike")],
+)
+def test_a_spike_is_skipped_and_the_samples_of_the_step_are_written_down(
+    tmp_path: Path, world: World, objective: Objective, why: str
+) -> None:
+    assert spiky(tmp_path, world=world, objective=objective).skipped == [9]
     (line,) = [json.loads(text) for text in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert (line["step"], line["samples"]) == (9, [f"sample-{number}" for number in range(72, 80)])
-    assert "is a spike" in line["why"]
+    assert re.match(why, line["why"])
+
+
+@pytest.mark.parametrize("objective", [louder, steeper])
+def test_a_resumed_run_remembers_what_is_no_spike(tmp_path: Path, world: World, objective: Objective) -> None:
+    assert spiky(tmp_path, world=world, objective=objective, until=9).skipped == []
+    assert spiky(tmp_path, world=world, objective=objective).skipped == [9]

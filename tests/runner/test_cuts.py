@@ -67,7 +67,7 @@ def test_two_ranks_of_four_samples_train_the_same_under_every_zero_stage(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.nightly)])
 def test_several_ranks_train_the_same_from_any_cut(
     whole: tuple[Path, list[list[float]]], tmp_path: Path, ranks: int
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -169,18 +170,57 @@ def test_a_frozen_copy_changed_during_training_is_found(world: World) -> None:
         engine.close()
 
 
-@pytest.mark.parametrize("name", ["zero2_offload", "zero3_offload"])
-def test_offloaded_engines_train_to_the_bits_of_the_others_in_fp32(world: World, name: str) -> None:
-    ends = []
+OFFLOADED = ["zero2_offload", "zero3_offload"]
+ROUNDING = 2.0**-24
+"""Largest relative error of rounding one number to fp32."""
+
+
+def pair(name: str, *, world: World, clip_norm: float, lr: float = 1e-2) -> Iterator[Engine]:
+    """The engine called `name` and the same one without offloading, around equal models."""
     for engine_name in (name, name.removesuffix("_offload")):
         model = Tiny()
         train_only(model, TRAIN)
         keys = settings("stage=sft", "optimizer.name=adamw", f"engine={engine_name}").engine
-        engine = Engine(model, world=world, settings=keys, optimizer=OptimizerSettings(lr=1e-2), clip_norm=0.5)
+        optimizer = OptimizerSettings(lr=lr)
+        yield Engine(model, world=world, settings=keys, optimizer=optimizer, clip_norm=clip_norm)
+
+
+@pytest.mark.parametrize("name", OFFLOADED)
+def test_offloaded_engines_train_to_the_bits_of_the_others_in_fp32(world: World, name: str) -> None:
+    ends = []
+    for engine in pair(name, world=world, clip_norm=0.0):
         assert one_step(engine)
         assert one_step(engine, step=1)
         ends.append((tensor_digest(engine.weights()), tensor_digest(engine.optimizer_state())))
     assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("name", OFFLOADED)
+def test_offloaded_engines_clip_by_the_norm_of_the_others_up_to_its_rounding(world: World, name: str) -> None:
+    """The gradients have equal bits (above), but DeepSpeed takes their norm by two formulas, in fp64 and fp32.
+
+    With offloading the sum of squares of a group is added in Python's order and rounded to fp32 before its root is
+    taken; without it torch adds in the order of its kernel, and ZeRO-3 rounds after the root. In units of u = 2^-24,
+    relative, and leaving out what fp64 loses: a rounded square (1, halved by the root) and a rounded root (1) make 3/2
+    for a group, or 1. Joining the six groups takes a square (1), five additions (5), a root that halves both, and
+    rounds (1): 4. So the norms differ by at most 3/2 + 3/2 + 4 + 4 = 11 u.
+
+    The gradient is scaled by it in four operations: 11 + 4 + 4 = 19 u. The first moment is one product of the gradient
+    (19 + 1 + 1 = 21 u), the second one two products of its square (38 + 2 + 2 = 42 u). AdamW's first step, at most lr
+    long, is m / (sqrt(v) + eps) in seven operations: 21 + 42 / 2 + 7 + 7 = 56 u. Adding it rounds the weight (1 + 1 u).
+    """
+    lr, norms, moments, weights = 1e-2, [], [], []
+    for engine in pair(name, world=world, clip_norm=0.5, lr=lr):
+        assert one_step(engine, factor=10.0, refuse=lambda norm: bool(norms.append(norm)))
+        moments.append(dict(engine.optimizer_state()))
+        weights.append(dict(engine.weights()))
+    assert norms[0] > 0.5, "nothing was clipped"
+    assert norms[0] == pytest.approx(norms[1], rel=11 * ROUNDING, abs=0)
+    for key, value in moments[0].items():
+        bound = (42 if key.startswith("exp_avg_sq") else 21) * ROUNDING
+        torch.testing.assert_close(value, moments[1][key], rtol=bound, atol=1e-38)  # below it, fp32 has fewer digits
+    for key, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][key], rtol=2 * ROUNDING, atol=56 * ROUNDING * lr)
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16")])

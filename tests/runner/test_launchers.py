@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import finished
-from tests.runner.job import ROOT, ended, free_port, start_ranks
+from tests.processes import finished, free_port
+from tests.runner.job import ROOT, ended, start_ranks
 from tests.test_launcher import slurm
 
 PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -12,13 +12,13 @@ import torch
 
 from arcvideo.objectives.next_token import NextToken
 from arcvideo.runner.engine import Engine
-from arcvideo.runner.liveness import DeadModality, permuted, zeroed
+from arcvideo.runner.liveness import DeadModality, check_modalities, permuted, zeroed
 from arcvideo.runner.protocols import BatchSource, Objective, RunResult
 from arcvideo.runner.ranks import World
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import OptimizerSettings, RunnerSettings, ScheduleSettings
 from arcvideo.runner.trainable import changed_modules, frozen_hashes, train_only
-from arcvideo.types import Batch, Media
+from arcvideo.types import Batch, Media, model_inputs
 from tests.runner.job import TRAIN
 from tests.runner.real import packed, real_model
 from tests.runner.tiny import Rows, Tiny, batch, clip, cross_entropy
@@ -171,3 +171,50 @@ def test_permuting_and_zeroing_touch_one_modality_only() -> None:
     assert not silent.media[0].mel.any()
     assert torch.equal(silent.media[0].pixels, row.media[0].pixels)
     assert permuted(row, modality="audio", donors=row.media) is None
+
+
+def test_each_proof_reports_how_far_its_own_change_moved_the_logits(world: World) -> None:
+    model = Tiny()
+    row = batch(0, media=(clip(1), clip(2), clip(3)))
+
+    def forward(one: Batch) -> torch.Tensor:
+        return model(**model_inputs(one)).logits
+
+    moved = check_modalities([[row]], forward=forward, world=world).moved
+    plain = forward(row)
+    for modality in ("video", "audio"):
+        swapped = permuted(row, modality=modality, donors=row.media)
+        assert swapped is not None
+        for name, changed in (("permuted", swapped), ("zeroed", zeroed(row, modality=modality))):
+            assert moved[f"{modality}/{name}"] == float((forward(changed) - plain).detach().abs().max()), name
+        assert moved[f"{modality}/permuted"] != moved[f"{modality}/zeroed"]
+
+
+def test_sound_that_is_zero_already_does_not_pass_for_sound(world: World) -> None:
+    model = Tiny()
+    silent = replace(clip(1), mel=torch.zeros(1, 8, 6))
+    rows = [batch(0, media=(silent,)), batch(1, media=(clip(2),))]
+    with pytest.raises(DeadModality, match="zeroed audio left every logit as it was"):
+        check_modalities([rows], forward=lambda row: model(**model_inputs(row)).logits, world=world)
+
+
+class Noisy(Tiny):
+    """Has dropout in a tower and in the decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.speech_encoder = torch.nn.Sequential(self.speech_encoder, torch.nn.Dropout(0.5))
+        self.language_model.layers[0] = torch.nn.Sequential(self.language_model.layers[0], torch.nn.Dropout(0.5))
+
+    def _hear(self, media: Media) -> torch.Tensor:
+        return self.speech_encoder(media.mel.mean(dim=(0, 2)))
+
+
+@pytest.mark.parametrize(("train", "same"), [(["audio_projector"], True), (["whisper"], False), (["llm"], False)])
+def test_nothing_random_is_left_in_modules_that_do_not_train(train: list[str], same: bool) -> None:
+    model = Noisy()
+    model.train()
+    train_only(model, train)
+    row = batch(0, media=(clip(1),))
+    first, again = (model(**model_inputs(row)).logits for _ in range(2))
+    assert torch.equal(first, again) is same

@@ -12,7 +12,7 @@ from tests.runner.mixed import Schedule, drawn, furthest, plain_gradients
 
 WORST: Schedule = [[["text"], ["text"]], [["both", "video"], ["audio"]]]
 """One rank never sees media."""
-SECONDS = 240
+SECONDS = 900
 """A hang ends the test: `run_ranks` kills its own processes."""
 
 
@@ -44,7 +44,7 @@ def test_two_ranks_with_random_modalities_get_the_gradients_of_one_process(tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", range(4))
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.nightly)])
 def test_many_random_schedules_of_modalities_never_hang(tmp_path: Path, ranks: int, stage: int) -> None:
     cases = [(stage, drawn(seed, ranks=ranks)) for seed in range(100 * ranks, 100 * ranks + 12)]
     check(cases, ranks=ranks, root=tmp_path)

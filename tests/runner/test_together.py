@@ -69,7 +69,8 @@ def test_a_signal_to_one_rank_makes_all_finish_the_step_and_save(tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_all_with_the_stacks_and_samples_of_each(tmp_path: Path) -> None:
-    task = {"do": "tests.runner.together:hanging_run", "folder": str(tmp_path)}
+    # Longer than a step takes on a machine with other work.
+    task = {"do": "tests.runner.together:hanging_run", "folder": str(tmp_path), "seconds": 25}
     processes = start_ranks([task], ranks=2, results=tmp_path / "results.json")
     texts = ended(processes, seconds=600)
     assert [process.returncode for process in processes] == [HANG_EXIT_CODE] * 2, texts

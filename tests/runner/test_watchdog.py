@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from arcvideo.runner.watchdog import HANG_EXIT_CODE
+from tests.processes import finished
 from tests.runner.job import ROOT
 
 _HANGING = """
@@ -16,10 +17,10 @@ from arcvideo.runner.ranks import World
 from arcvideo.runner.watchdog import Watchdog
 
 def the_place_that_hangs():
-    threading.Event().wait(60)
+    threading.Event().wait(600)
 
 world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
-with Watchdog(seconds=0.5, folder=Path(sys.argv[1]), world=world) as dog:
+with Watchdog(seconds=float(sys.argv[3]), folder=Path(sys.argv[1]), world=world) as dog:
     for step in range(3):
         dog.note(f"in step {step}", ["clip-7"])
     if sys.argv[2] == "hang":
@@ -27,13 +28,12 @@ with Watchdog(seconds=0.5, folder=Path(sys.argv[1]), world=world) as dog:
 """
 
 
-def start(folder: Path, how: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", _HANGING, str(folder), how]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+def start(folder: Path, how: str, *, seconds: float) -> subprocess.CompletedProcess[str]:
+    return finished([sys.executable, "-c", _HANGING, str(folder), how, str(seconds)], cwd=ROOT, seconds=900)
 
 
 def test_a_hang_ends_with_stacks_and_the_sample_at_hand(tmp_path: Path) -> None:
-    done = start(tmp_path, "hang")
+    done = start(tmp_path, "hang", seconds=0.5)
     assert done.returncode == HANG_EXIT_CODE
     assert "while in step 2; samples clip-7" in done.stderr
     assert "the_place_that_hangs" in done.stderr
@@ -41,6 +41,6 @@ def test_a_hang_ends_with_stacks_and_the_sample_at_hand(tmp_path: Path) -> None:
 
 
 def test_a_run_that_ends_in_time_is_left_alone(tmp_path: Path) -> None:
-    done = start(tmp_path, "end")
+    done = start(tmp_path, "end", seconds=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert not list(tmp_path.iterdir())

@@ -80,7 +80,7 @@ class Stuck(Rows):
     """Never comes back with the data of step 2 on the last rank."""
 
     def batches(self, step: int) -> list[Batch]:
-        """The rows, or nothing for a minute."""
+        """The rows, or nothing for an hour."""
         if step == 2 and self.rank == self.ranks - 1:
             the_place_that_hangs()
         return super().batches(step)
@@ -88,12 +88,12 @@ class Stuck(Rows):
 
 def the_place_that_hangs() -> None:
     """Found in the stacks by its name."""
-    threading.Event().wait(60)
+    threading.Event().wait(3600)
 
 
-def hanging_run(*, world: World, folder: str) -> None:
-    """A run whose last rank hangs."""
-    settings = RunnerSettings(steps=4, save_every=0, log_every=100, liveness=False, hang_seconds=10)
+def hanging_run(*, world: World, folder: str, seconds: float) -> None:
+    """A run whose last rank hangs; `seconds` without progress end it, 0 for never."""
+    settings = RunnerSettings(steps=4, save_every=0, log_every=100, liveness=False, hang_seconds=seconds)
     Runner(
         engine=build_engine(world=world, stage=2), source=Stuck(rank=world.rank, ranks=world.size),
         objective=cross_entropy, settings=settings, schedule=ScheduleSettings(), train=TRAIN, folder=Path(folder),

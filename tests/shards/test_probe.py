@@ -29,7 +29,7 @@ def hang_or_die(job: ProbeJob, *, limits: MediaLimits) -> Probed | MediaError:
 def serve_badly() -> None:
     """What the process runs instead."""
     probe._answer = hang_or_die
-    probe._serve(MediaLimits(deadline_seconds=2.0))
+    probe._serve(MediaLimits())
 
 
 def test_hanging_and_dying_decoders_cost_one_file_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,12 +39,22 @@ def test_hanging_and_dying_decoders_cost_one_file_each(tmp_path: Path, monkeypat
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.shards import test_probe; test_probe.serve_badly()"
     )
     monkeypatch.setattr(probe, "_COMMAND", (sys.executable, "-c", code))
-    names = ["good", "dies", "good", "", "good", "hangs", "good"]
-    jobs = [ProbeJob(main=Extent(path=path, name=name)) if name else None for name in names]
-    with ProbePool(count=1, limits=MediaLimits(deadline_seconds=2.0)) as pool:
-        found = list(pool.map(jobs))
-    kinds = [item.reason if isinstance(item, MediaError) else type(item).__name__ for item in found]
-    assert kinds == ["Probed", "crashed", "Probed", "NoneType", "Probed", "timeout", "Probed"]
+
+    def kinds(*names: str, seconds: float) -> list[str]:
+        jobs = [ProbeJob(main=Extent(path=path, name=name)) if name else None for name in names]
+        with ProbePool(count=1, limits=MediaLimits(deadline_seconds=seconds)) as pool:
+            found = list(pool.map(jobs))
+        return [item.reason if isinstance(item, MediaError) else type(item).__name__ for item in found]
+
+    # Only what hangs is given little time: anything else may take long on a machine with other work.
+    assert kinds("good", "dies", "good", "", "good", seconds=600) == [
+        "Probed",
+        "crashed",
+        "Probed",
+        "NoneType",
+        "Probed",
+    ]
+    assert kinds("hangs", "hangs", seconds=1) == ["timeout", "timeout"]
 
 
 def test_process_that_cannot_start_is_not_the_fault_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,70 @@
+"""Processes that a command starts and waits for: they hear its signals and never outlive it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+REQUEUE_EXIT_CODE = 85
+"""Exit status of a run that was asked to stop: start the same command again to go on."""
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+_SI_KERNEL = 0x80
+"""How a signal is marked that a terminal sends, to the whole group of processes."""
+
+
+def run_child(command: Sequence[str]) -> int:
+    """Run a command to its end, pass SIGTERM, SIGUSR1 and SIGINT on to it, and return the status to exit with.
+
+    A child that a passed-on signal ends before it could answer counts as one that was asked to stop (85); one that
+    another signal ends as 128 + its number. When this process is killed, the child gets SIGTERM.
+    """
+    watched = {*FORWARDED, signal.SIGCHLD}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    sent: set[int] = set()
+    try:
+        # No other thread runs in a command that only starts others, so code between fork and exec is safe.
+        child = subprocess.Popen(command, preexec_fn=partial(_bind_to_parent, before, parent=os.getpid()))
+        while child.poll() is None:
+            heard = signal.sigtimedwait(watched, 1.0)
+            if heard is None or heard.si_signo not in FORWARDED or child.poll() is not None:
+                continue
+            sent.add(heard.si_signo)
+            if not (heard.si_signo == signal.SIGINT and heard.si_code == _SI_KERNEL):
+                child.send_signal(heard.si_signo)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    status = child.returncode
+    if -status in sent:
+        return 128 + signal.SIGINT if status == -signal.SIGINT else REQUEUE_EXIT_CODE
+    return status if status >= 0 else 128 - status
+
+
+def _bind_to_parent(mask: set[int | signal.Signals], *, parent: int) -> None:
+    """Let the parent's death end this process, and its signals arrive."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if os.getppid() != parent:  # it died before it was asked to tell
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_with_status() -> None:
+    """From now on SIGTERM and SIGUSR1 end this process at once with status 85, wherever it is.
+
+    For what lies around the loop of a run, which saves first: whatever is half done there is done again by the same
+    command.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: _end(REQUEUE_EXIT_CODE))
+
+
+def _end(status: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

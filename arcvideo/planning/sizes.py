@@ -1,0 +1,35 @@
+"""How long things of a pack are: the arithmetic that the plan, its costs and preflight share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def prefix_tokens(before: Any, media: Any) -> Any:
+    """Return the tokens of prefixes: start token, text before the media, media; 0 without media."""
+    return np.where(media > 0, 1 + before + media, 0)
+
+
+def attention_pairs(prefix: Any, branches: Any = 0, squares: Any = 0) -> Any:
+    """Return the query-key pairs of families: causal inside each part, and every branch sees the whole prefix.
+
+    Args:
+        prefix: tokens.
+        branches: tokens of all branches of a family.
+        squares: sum of the squares of the branches' tokens.
+    """
+    return (prefix * (prefix + 1) + squares + branches) / 2 + branches * prefix
+
+
+def audio_chunks(frames: Any, *, seconds: int) -> Any:
+    """Return the chunks of sound of this many seconds that go with frames, of which there is one a second."""
+    return -(-frames // seconds)
+
+
+def ragged(starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return start, start + 1, ... of each start, `sizes` numbers each, one after the other."""
+    ends = np.cumsum(sizes)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + sizes, sizes)
