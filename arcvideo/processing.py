@@ -28,13 +28,15 @@ from arcvideo.model.positions import replace_newlines, video_ids, xd_positions
 from arcvideo.model.special import SPECIALS, special_ids
 from arcvideo.model.tokenizer import CHAT_TEMPLATE, load_tokenizer, save_tokenizer
 from arcvideo.planning.settings import MODALITIES, WORDINGS
+<<<<<<< HEAD
 from arcvideo.render import MEDIA_TAG, Ids, encode, render_branch, render_prefix, split_question
+=======
+from arcvideo.render import render_branch, render_prefix, split_question
+from arcvideo.tasks import DEFAULT_TASK, TASKS
+>>>>>>> main
 from arcvideo.types import Clip, Media, Sample, Turn
 
 PROCESSOR_FILE = "processor_config.json"
-
-INSTRUCTIONS = {"mcq": "mcq", "grounding": "grounding", "qa": "general", "summary": "general", "chapters": "general"}
-"""Task -> instruction suffix; `none` asks without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,25 +191,25 @@ class ArcVideoProcessor(ProcessorMixin):
             raise ValueError(f"modality={modality}: the file has no {'picture' if modality == 'video' else 'sound'}")
         return shown(to_media(clip, layout=self.layout), modality=modality)
 
-    def prompt(self, question: str, *, media: Media | None = None, task: str = "qa") -> Prompt:
+    def prompt(self, question: str, *, media: Media | None = None, task: str = DEFAULT_TASK) -> Prompt:
         """Return one question behind its clip, up to and including `<sep>`.
 
         Args:
             question: may hold `<video>` where the frames stand; they come first otherwise.
             media: from `media`; None for text alone.
-            task: chooses the instruction suffix: mcq, grounding, qa, summary, chapters, or none.
+            task: name of a task, which chooses the instruction suffix; or none.
 
         Raises:
             ValueError: an unknown task, or special strings in the question.
         """
-        if task != "none" and task not in INSTRUCTIONS:
-            raise ValueError(f"task={task!r}: choose one of {', '.join(INSTRUCTIONS)}, none")
+        if task != "none" and task not in TASKS:
+            raise ValueError(f"task={task!r}: choose one of {', '.join(TASKS)}, none")
         sample = Sample(
             key="question",
             task=task,
             turns=(Turn(question=question, answer=""),),
             media_key=None if media is None else media.key,
-            instruction=INSTRUCTIONS.get(task, "none"),
+            instruction=TASKS[task].instruction if task in TASKS else "none",
         )
         branch = render_branch(sample, tokenizer=self.tokenizer, wording=self.wording)
         prefix = np.zeros(0, dtype=np.int64)
@@ -226,6 +228,7 @@ class ArcVideoProcessor(ProcessorMixin):
 
     def __call__(  # type: ignore[override]
         self,
+<<<<<<< HEAD
         text: str | Sequence[str] | None = None,
         images: Any = None,
         videos: Any = None,
@@ -236,6 +239,12 @@ class ArcVideoProcessor(ProcessorMixin):
         fps: float | None = None,
         padding_side: str = "left",
         **options: Any,
+=======
+        text: str | Sequence[str],
+        *,
+        media: Media | Sequence[Media | None] | None = None,
+        task: str = DEFAULT_TASK,
+>>>>>>> main
     ) -> BatchFeature:
         """Return a padded batch for `model.generate`: input_ids, attention_mask, position_ids and media.
 

@@ -18,8 +18,8 @@ ALL_FILES = [*FILES, *sorted((ROOT / "tests").rglob("*.py"))]
 
 FLOORS = (
     {"registration", "types", "structured", "muon", "launcher", "layout", "files", "progress", "places", "children"},
-    {"seals"},
-    {"media", "tasks", "model", "objectives", "render", "flops"},
+    {"seals", "tasks"},
+    {"media", "model", "objectives", "render", "flops"},
     {"shards"},
     {"planning"},
     {"feed"},
@@ -38,7 +38,6 @@ FLOORS = (
 """From the ground up. A room is a folder or a single file of the package."""
 
 NEIGHBOURS = {
-    ("render", "tasks"): {"fields", "instructions"},
     # What a prompt must agree on with the model: ids and positions.
     ("render", "model"): {"positions", "special"},
     ("flops", "model"): {"settings"},  # what a step costs follows from sizes alone
