@@ -17,13 +17,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALL_FILES = [*FILES, *sorted((ROOT / "tests").rglob("*.py"))]
 
 FLOORS = (
-    {"types", "structured", "muon", "launcher", "layout", "files", "progress", "places", "children"},
+    {"registration", "types", "structured", "muon", "launcher", "layout", "files", "progress", "places", "children"},
     {"seals", "tasks"},
     {"media", "model", "objectives", "render", "flops"},
     {"shards"},
     {"planning"},
     {"feed"},
-    {"synthetic", "processing", "lineage", "runner", "report"},
+    {"synthetic", "messages", "processing", "lineage", "runner", "report"},
     {"rollout"},
     {"evaluation"},
     {"config"},
@@ -44,6 +44,7 @@ NEIGHBOURS = {
     # The parity command also compares preprocessing with the reference.
     ("model", "media"): {"audio", "frames", "overlay", "read"},
     ("model", "render"): {"*"},
+    ("processing", "messages"): {"*"},
 }
 """(room, neighbour on the same floor) -> the neighbour's modules it may import."""
 
