@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from arcvideo.places import words_from_home
 from arcvideo.structured import SettingsError, from_words, words_help
-from arcvideo.tasks.answers import answer_text, clock_span, parse_letter, parse_span
+from arcvideo.tasks import DEFAULT_TASK, TASKS
+from arcvideo.tasks.task import told_times
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from arcvideo.layout import MediaLayout
     from arcvideo.types import Media
 
-TASKS = ("qa", "mcq", "grounding", "summary", "chapters", "none")
 TAGS = {"<think>": "think: ", "</think>": "\n", "<answer>": "answer: ", "</answer>": "\n"}
 """Tag in the answer -> what the terminal shows in its place."""
 
@@ -33,13 +33,13 @@ class AskSettings:
     checkpoint: str
     """Directory with config.json, weights and tokenizer."""
     question: str = ""
-    """May be left out for summary and chapters, which have a standard question."""
+    """May be left out for tasks that have a standard question, such as summaries."""
     video: str = ""
     """Video, image or sound file; none asks about text alone."""
     audio: str = ""
     """A second file, whose sound replaces the first one's."""
-    task: str = "qa"
-    """Which instruction follows the question: mcq, grounding, qa, summary, chapters; none for no instruction."""
+    task: str = DEFAULT_TASK
+    """Which kind of question it is, and so which instruction follows it; `none` for no instruction."""
     modality: str = "both"
     """Give the model both halves of the file, only its `video` or only its `audio`."""
     wording: str = ""
@@ -58,11 +58,11 @@ class AskSettings:
     """cpu or cuda; by default cuda where there is one. bfloat16 there, float32 on the CPU."""
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise SettingsError(f"task={self.task}: choose one of {', '.join(TASKS)}")
+        if self.task != "none" and self.task not in TASKS:
+            raise SettingsError(f"task={self.task}: choose one of {', '.join(TASKS)}, none")
         if self.max_new_tokens < 1 or self.temperature < 0:
             raise SettingsError("max_new_tokens must be at least 1 and temperature not negative")
-        if not self.question and self.task not in ("summary", "chapters"):
+        if not self.question and not (self.task in TASKS and TASKS[self.task].question):
             raise SettingsError(f'question: must be set for task={self.task}, like question="What happens?"')
         if not self.video and self.audio:
             raise SettingsError("audio: replaces the sound of video=...; give a sound file alone as video=FILE")
@@ -153,13 +153,8 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def readings(text: str, *, task: str) -> list[str]:
-    """Return what the answer names, one line each: the option of an mcq, else every time range."""
-    if task == "mcq":
-        letter = parse_letter(text)
-        return [f"option: {letter or 'none that can be read'}"]
-    spans = [span for line in answer_text(text).splitlines() if (span := parse_span(line))]
-    found = [f"time: {clock_span(span)} ({span[0]:g} s to {span[1]:g} s)" for span in spans]
-    return found or (["time: none that can be read"] if task == "grounding" else [])
+    """Return what the answer names, one line each, as its task reads it; without a task every time range."""
+    return TASKS[task].tell(text) if task in TASKS else told_times(text)
 
 
 def notes(media: Media, *, seconds: float, layout: MediaLayout, sound: float = 0.0) -> list[str]:
@@ -253,10 +248,7 @@ def ask(settings: AskSettings, *, out: TextIO, err: TextIO) -> str:
 
 def _question(settings: AskSettings) -> str:
     """Return the question, the standard one of the task where none was given."""
-    from arcvideo.tasks.chapters import QUESTION as CHAPTERS
-    from arcvideo.tasks.summary import QUESTION as SUMMARY
-
-    return settings.question or {"summary": SUMMARY, "chapters": CHAPTERS}[settings.task]
+    return settings.question or TASKS[settings.task].question
 
 
 def trained_wording(checkpoint: Path) -> str:

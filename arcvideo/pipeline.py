@@ -190,7 +190,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if {"-h", "--help"} & set(words):
         print(__doc__)
         return
-    stop_with_status()
     names = [word.removeprefix("recipe=") for word in words if word.startswith("recipe=")]
     if len(names) != 1:
         sys.exit("error: name one recipe: python -m arcvideo.pipeline recipe=tiny_shorts")
@@ -217,4 +216,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    stop_with_status()
     main()

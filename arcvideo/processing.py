@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,27 @@ from arcvideo.media.clip import as_clip, read_clip, to_media
 from arcvideo.media.frames import plan_frames, stamp_text
 from arcvideo.media.overlay import stamp
 from arcvideo.media.read import ClipArrays, resize
+from arcvideo.messages import PLAIN_OPTIONS, Attached, attach, attached, check_options, file_bytes, messages_of, per_row
 from arcvideo.model.configuration import ArcVideoConfig
-from arcvideo.model.loading import load_config
-from arcvideo.model.special import special_ids
-from arcvideo.model.tokenizer import load_tokenizer, save_tokenizer
+from arcvideo.model.loading import CODE_FILE, load_config, share, write_code
+from arcvideo.model.positions import replace_newlines, video_ids, xd_positions
+from arcvideo.model.special import SPECIALS, special_ids
+from arcvideo.model.tokenizer import CHAT_TEMPLATE, load_tokenizer, save_tokenizer
 from arcvideo.planning.settings import MODALITIES, WORDINGS
-from arcvideo.render import render_branch, render_prefix, split_question
+from arcvideo.render import MEDIA_TAG, Ids, encode, render_branch, render_prefix, split_question
+from arcvideo.tasks import DEFAULT_TASK, TASKS
 from arcvideo.types import Clip, Media, Sample, Turn
 
 PROCESSOR_FILE = "processor_config.json"
 
-INSTRUCTIONS = {"mcq": "mcq", "grounding": "grounding", "qa": "general", "summary": "general", "chapters": "general"}
-"""Task -> instruction suffix; `none` asks without one."""
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """One prompt."""
+
+    ids: Ids
+    """(L,) int64 with newline ids."""
+    media: Media | None
 
 
 class ArcVideoProcessor(ProcessorMixin):
@@ -44,6 +54,7 @@ class ArcVideoProcessor(ProcessorMixin):
         layout: MediaLayout | None = None,
         wording: str = "arc",
         font: str | None = None,
+        chat_template: str | None = None,
     ) -> None:
         """Take the parts.
 
@@ -52,8 +63,9 @@ class ArcVideoProcessor(ProcessorMixin):
             layout: shapes the model reads; the released ones by default.
             wording: of the instruction suffixes, `arc` (the released one) or `brief`.
             font: TrueType file of the time stamps; the bundled one by default.
+            chat_template: of conversations; the model's own by default.
         """
-        super().__init__(tokenizer)
+        super().__init__(tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         if wording not in WORDINGS:
             raise ValueError(f"wording={wording!r}: choose one of {', '.join(WORDINGS)}")
         self.layout = layout or MediaLayout()
@@ -65,27 +77,53 @@ class ArcVideoProcessor(ProcessorMixin):
         """Return the processor of a checkpoint directory; `wording` and `font` overrule what it stores.
 
         Raises:
-            ValueError: no tokenizer there.
+            ValueError: no tokenizer there, or a stored layout that the model beside it does not read.
         """
         directory = Path(str(pretrained_model_name_or_path)) / kwargs.get("subfolder", "")
         path = directory / PROCESSOR_FILE
         stored = json.loads(path.read_text()) if path.is_file() else {}
-        choices = {name: kwargs.get(name) or stored.get(name) for name in ("wording", "font")}
+        choices = {name: kwargs.get(name) or stored.get(name) for name in ("wording", "font", "chat_template")}
+        layout = MediaLayout(**stored["layout"]) if "layout" in stored else None
+        if layout is None or (directory / "config.json").is_file():
+            model = load_config(directory).settings.layout
+            if layout not in (None, model):
+                raise ValueError(f"{path} has {layout}, but the model beside it reads {model}")
+            layout = model
         return cls(
             load_tokenizer(directory),
-            layout=load_config(directory).settings.layout,
+            layout=layout,
             **{name: value for name, value in choices.items() if value},
         )
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Write tokenizer and wording beside the model's config.json, which holds the layout."""
+        """Write tokenizer, chat template, layout and wording; the directory works alone and beside a model's files."""
         if push_to_hub:
             raise ValueError("save the processor to a directory and upload that")
         directory = Path(save_directory)
         save_tokenizer(self.tokenizer, directory)
-        written = {"processor_class": type(self).__name__, "wording": self.wording, "font": self.font}
-        (directory / PROCESSOR_FILE).write_text(json.dumps(written, indent=1) + "\n")
+        (directory / "chat_template.jinja").write_text(str(self.chat_template))
+        (directory / PROCESSOR_FILE).write_text(self.to_json_string())
+        write_code(directory)
+        share(directory)
         return [str(directory / PROCESSOR_FILE)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `processor_config.json` holds."""
+        return {
+            "processor_class": type(self).__name__,
+            "auto_map": {"AutoProcessor": f"{Path(CODE_FILE).stem}.{type(self).__name__}"},
+            "layout": asdict(self.layout),
+            "wording": self.wording,
+            "font": self.font,
+        }
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoProcessor") -> None:
+        """Do nothing: a saved processor names the package, it does not carry a copy of its code."""
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "position_ids", "media"]
 
     def read(self, file: str | Path, *, sound: str | Path | None = None) -> Clip:
         """Return the decoded, stamped frames and the waveform of a video, an image or a sound file.
@@ -149,25 +187,25 @@ class ArcVideoProcessor(ProcessorMixin):
             raise ValueError(f"modality={modality}: the file has no {'picture' if modality == 'video' else 'sound'}")
         return shown(to_media(clip, layout=self.layout), modality=modality)
 
-    def prompt(self, question: str, *, media: Media | None = None, task: str = "qa") -> Prompt:
+    def prompt(self, question: str, *, media: Media | None = None, task: str = DEFAULT_TASK) -> Prompt:
         """Return one question behind its clip, up to and including `<sep>`.
 
         Args:
             question: may hold `<video>` where the frames stand; they come first otherwise.
             media: from `media`; None for text alone.
-            task: chooses the instruction suffix: mcq, grounding, qa, summary, chapters, or none.
+            task: name of a task, which chooses the instruction suffix; or none.
 
         Raises:
             ValueError: an unknown task, or special strings in the question.
         """
-        if task != "none" and task not in INSTRUCTIONS:
-            raise ValueError(f"task={task!r}: choose one of {', '.join(INSTRUCTIONS)}, none")
+        if task != "none" and task not in TASKS:
+            raise ValueError(f"task={task!r}: choose one of {', '.join(TASKS)}, none")
         sample = Sample(
             key="question",
             task=task,
             turns=(Turn(question=question, answer=""),),
             media_key=None if media is None else media.key,
-            instruction=INSTRUCTIONS.get(task, "none"),
+            instruction=TASKS[task].instruction if task in TASKS else "none",
         )
         branch = render_branch(sample, tokenizer=self.tokenizer, wording=self.wording)
         prefix = np.zeros(0, dtype=np.int64)
@@ -185,40 +223,173 @@ class ArcVideoProcessor(ProcessorMixin):
         )
 
     def __call__(  # type: ignore[override]
-        self, text: str | Sequence[str], *, media: Media | Sequence[Media | None] | None = None, task: str = "qa"
+        self,
+        text: str | Sequence[str] | None = None,
+        images: Any = None,
+        videos: Any = None,
+        audio: Any = None,
+        *,
+        media: Media | Sequence[Media | None] | None = None,
+        task: str = DEFAULT_TASK,
+        fps: float | None = None,
+        padding_side: str = "left",
+        **options: Any,
     ) -> BatchFeature:
-        """Return a left-padded batch for `model.generate`: input_ids, attention_mask, position_ids and media.
+        """Return a padded batch for `model.generate`: input_ids, attention_mask, position_ids and media.
 
         Args:
-            text: B questions.
-            media: B clips, None where a question has none.
+            text: B questions, which get the instruction of their task; or conversations that `apply_chat_template`
+                wrote, which stay as they are.
+            images: a still picture for each question: a path, bytes, a PIL picture or an array.
+            videos: a video for each question: a path, bytes, or (N, H, W, 3) uint8 frames, which need `fps`.
+            audio: a sound for each question, alone or in place of the video's own: a path, bytes, or (n,) float
+                samples at 16 kHz.
+            media: clips from `media`, in place of the three; None where a question has none.
             task: of all questions.
+            fps: frames a second of decoded frames.
+            padding_side: left to generate, right to train.
+            options: transformers' own, where they say what is done anyway.
 
         Returns:
             input_ids and attention_mask (B, L) int64, position_ids (B, 4, L) int64, media: the clips in order.
+
+        Raises:
+            ValueError: as many clips as questions are needed, an option that asks for something else.
         """
+        check_options(options, padding_side=padding_side)
+        if text is None or not (isinstance(text, str) or all(isinstance(one, str) for one in text)):
+            raise ValueError("text must be a question or a list of them; `apply_chat_template` takes conversations")
         questions = [text] if isinstance(text, str) else list(text)
-        clips = [media] if media is None or isinstance(media, Media) else list(media)
-        clips = clips * len(questions) if media is None else clips
-        if len(clips) != len(questions):
-            raise ValueError(f"{len(questions)} questions need as many clips (None for text alone), got {len(clips)}")
-        prompts = [self.prompt(asked, media=clip, task=task) for asked, clip in zip(questions, clips, strict=True)]
-        longest = max(prompt.length for prompt in prompts)
-        ids = torch.full((len(prompts), longest), special_ids(self.tokenizer).pad)
-        mask = torch.zeros(len(prompts), longest, dtype=torch.int64)
-        positions = torch.zeros(len(prompts), 4, longest, dtype=torch.int64)
-        for row, prompt in enumerate(prompts):
-            ids[row, -prompt.length :] = prompt.input_ids
-            mask[row, -prompt.length :] = 1
-            positions[row, :, -prompt.length :] = prompt.position_ids
-        return BatchFeature(
-            {
-                "input_ids": ids,
-                "attention_mask": mask,
-                "position_ids": positions,
-                "media": tuple(clip for prompt in prompts for clip in prompt.media),
-            }
+        given = {name: per_row(value, rows=len(questions)) for name, value in
+                 (("images", images), ("videos", videos), ("audio", audio))}  # fmt: skip
+        clips = [media] if isinstance(media, Media) else list(media or ())
+        if media is not None and any(any(item is not None for item in row) for row in given.values()):
+            raise ValueError("give either media or images, videos and audio")
+        counts = {len(row) for row in given.values()} | ({len(clips)} if media is not None else set())
+        if counts != {len(questions)}:
+            raise ValueError(f"{len(questions)} questions need as many clips (None for text alone)")
+        if media is None:
+            found = [attach(*row, fps=fps) for row in zip(*given.values(), strict=True)]
+            clips = [None if one is None else self._clip(one) for one in found]
+        rows = [self._row(asked, media=clip, task=task) for asked, clip in zip(questions, clips, strict=True)]
+        return self._batch(rows, left=padding_side == "left")
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        processor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Return one conversation, or several, as text or as a batch for `model.generate`.
+
+        Args:
+            conversation: messages with role and content: a string, or parts of type text, image, video or audio, whose
+                file stands under its type, `url` or `path`. Media stand in the first message: one picture (a video or
+                an image), one sound, or both, which are then seen and heard together.
+            chat_template: another template.
+            tokenize: return ids in place of text.
+            return_dict: with tokenize, return all that `generate` takes.
+            add_generation_prompt: changes nothing: a question ends where the answer begins.
+            continue_final_message: leave the last message open.
+            processor_kwargs: for `__call__`.
+            kwargs: for the template, or for `__call__`.
+
+        Raises:
+            ValueError: media that cannot be used, or text that holds marks of turns or frames.
+        """
+        many = bool(conversation) and not isinstance(conversation[0], dict)
+        conversations = [messages_of(one) for one in (conversation if many else [conversation])]
+        for messages in conversations:
+            for message in messages:
+                parts = message["content"]
+                for part in [parts] if isinstance(parts, str) else [p["text"] for p in parts if p["type"] == "text"]:
+                    encode(part, tokenizer=self.tokenizer)
+        options = {name: kwargs.pop(name) for name in (*PLAIN_OPTIONS, "padding_side") if name in kwargs}
+        written = [
+            self.tokenizer.apply_chat_template(
+                messages,
+                chat_template=chat_template or self.chat_template,
+                tokenize=False,
+                continue_final_message=continue_final_message,
+                media_is_read=True,
+                **kwargs,
+            )
+            for messages in conversations
+        ]
+        if not tokenize:
+            return written if many else written[0]
+        found = [attached(messages) for messages in conversations]
+        clips = [None if one is None else self._clip(one) for one in found]
+        batch = self(written, media=clips, **options, **(processor_kwargs or {}))
+        return batch if return_dict else batch["input_ids"]
+
+    def _clip(self, given: Attached) -> Media:
+        """Return what the towers read of an attached clip."""
+        if getattr(given.picture, "ndim", 0) == 4:
+            if given.fps is None:
+                raise ValueError("decoded frames need fps, their frames a second")
+            heard = None if given.sound is None else self._read(given.sound, None).waveform
+            return self.media(self.clip(np.asarray(given.picture), fps=given.fps, waveform=heard))
+        if given.picture is None:
+            return self.media(self._read(given.sound, None))
+        return self.media(self._read(given.picture, given.sound))
+
+    def _read(self, file: Any, sound: Any) -> Clip:
+        return read_clip(
+            file_bytes(file),
+            name=str(file)[:200] if isinstance(file, (str, Path)) else type(file).__name__,
+            layout=self.layout,
+            sidecar_audio=None if sound is None else file_bytes(sound),
+            font=self.font,
         )
+
+    def _row(self, text: str, *, media: Media | None, task: str) -> _Row:
+        """Return one prompt: a question as training asks it, or a conversation as the chat template wrote it."""
+        if not text.startswith(SPECIALS["start"]):
+            return _Row(ids=self.prompt(text, media=media, task=task).ids, media=media)
+        before, *after = text.split(MEDIA_TAG)
+        if len(after) != (media is not None):
+            raise ValueError(f"the text has {len(after)} {MEDIA_TAG} tags but {int(media is not None)} clips are given")
+        pieces = [self._ids(before)]
+        if media is not None:
+            special = special_ids(self.tokenizer)
+            if special.sep in pieces[0]:
+                raise ValueError(f"{MEDIA_TAG} stands behind the first question; media belong into it")
+            frames = video_ids(self.layout.grid, frames=media.frame_count, special=special)
+            pieces += [frames.numpy(), self._ids(after[0])]
+        return _Row(ids=np.concatenate(pieces), media=media)
+
+    def _ids(self, text: str) -> Ids:
+        """Return the ids of written turns; marks of frames are the processor's alone to write."""
+        special = special_ids(self.tokenizer)
+        ids = np.array(self.tokenizer.encode(text, add_special_tokens=False) if text else [], dtype=np.int64)
+        turns = {special.start, special.sep, special.end}
+        forged = ids[np.isin(ids, [value for value in asdict(special).values() if value not in turns])]
+        if len(forged):
+            raise ValueError(f"the text holds {self.tokenizer.convert_ids_to_tokens(forged.tolist())}")
+        return ids
+
+    def _batch(self, rows: Sequence[_Row], *, left: bool) -> BatchFeature:
+        special = special_ids(self.tokenizer)
+        longest = max(len(row.ids) for row in rows)
+        ids = torch.full((len(rows), longest), special.pad)
+        mask = torch.zeros(len(rows), longest, dtype=torch.int64)
+        positions = torch.zeros(len(rows), 4, longest, dtype=torch.int64)
+        for number, row in enumerate(rows):
+            raw = torch.from_numpy(row.ids)
+            place = slice(longest - len(raw), None) if left else slice(len(raw))
+            ids[number, place] = replace_newlines(raw, special=special)
+            mask[number, place] = 1
+            positions[number, :, place] = xd_positions(raw, special)
+        clips = tuple(row.media for row in rows if row.media is not None)
+        batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        return BatchFeature(batch | {"media": clips} if clips else batch)
 
 
 AutoProcessor.register(ArcVideoConfig, ArcVideoProcessor)

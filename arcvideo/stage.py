@@ -20,6 +20,7 @@ from arcvideo.lineage.identity import config_diff
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, read_manifest, write_manifest
 from arcvideo.lineage.parents import Parent
 from arcvideo.lineage.state import Wanted, wanted, write_started
+from arcvideo.model.card import Card, write_card
 from arcvideo.model.features import FeatureStore, tower_digest
 from arcvideo.model.loading import load_model, save_model
 from arcvideo.model.lora import Adapters, add_adapters
@@ -154,6 +155,10 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
         save_model(model, export)
         processor = ArcVideoProcessor(room.tokenizer, layout=config.layout, wording=config.data.wording)
         processor.save_pretrained(export)
+        card = Card(stage=config.stage.name, parent=str(parent.identity or parent.path), identity=str(asked.identity),
+                    steps=result.steps, trained=ready.trained, mixture=mixture, settings=plain_dict(config),
+                    metrics=metrics)  # fmt: skip
+        write_card(export, card)
         manifest = Manifest(
             stage=config.stage.name,
             identity=str(asked.identity),

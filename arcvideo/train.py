@@ -237,7 +237,6 @@ _SHOWS = ("--cfg", "-c", "--help", "-h")
 
 def main() -> None:
     """Check the overrides, then hand over to Hydra."""
-    stop_with_status()
     try:
         _main()
     except KeyboardInterrupt:
@@ -319,4 +318,5 @@ def _refuse(problems: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    stop_with_status()
     main()

@@ -53,7 +53,7 @@ class Sample:
     truth: Mapping[str, Any] = field(default_factory=dict)
     """What rewards and metrics compare with: `letter`, `span` (start, end) in seconds, `text`, ..."""
     instruction: str = "none"
-    """Which instruction suffix the question ends with: none, general, mcq, grounding."""
+    """Which instruction suffix the question ends with: `none`, or one of `arcvideo.tasks.instructions`."""
 
 
 @dataclass(frozen=True, kw_only=True)

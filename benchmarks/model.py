@@ -81,7 +81,7 @@ def position_rows() -> list[Row]:
     ]
 
 
-def one_pass(*, labelled_only: bool, tokens: int) -> Tensor:
+def one_pass(*, supervised_only: bool, tokens: int) -> Tensor:
     """Run forward and backward; returns the loss."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -98,7 +98,7 @@ def one_pass(*, labelled_only: bool, tokens: int) -> Tensor:
     ids = torch.randint(0, VOCABULARY, (1, tokens))
     labels = ids.clone()
     labels[:, : -min(LABELS, tokens // 2)] = -100
-    loss = model(ids, labels=labels, labelled_only=labelled_only).loss
+    loss = model(ids, labels=labels, supervised_only=supervised_only).loss
     loss.backward()
     return loss.detach()
 
@@ -113,7 +113,7 @@ def peak_megabytes(side: str) -> float:
 
 
 def memory_rows() -> list[Row]:
-    losses = [one_pass(labelled_only=few, tokens=512) for few in (False, True)]
+    losses = [one_pass(supervised_only=few, tokens=512) for few in (False, True)]
     equal = bool(torch.allclose(*losses, atol=1e-5))
     ours, full = peak_megabytes("labelled"), peak_megabytes("full")
     name = f"peak memory of a {TOKENS:,}-token sample, MB"
@@ -131,7 +131,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     if len(sys.argv) == 3:
-        one_pass(labelled_only=sys.argv[1] == "labelled", tokens=int(sys.argv[2]))
+        one_pass(supervised_only=sys.argv[1] == "labelled", tokens=int(sys.argv[2]))
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         sys.exit(0)
     sys.exit(main())

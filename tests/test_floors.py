@@ -17,13 +17,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALL_FILES = [*FILES, *sorted((ROOT / "tests").rglob("*.py"))]
 
 FLOORS = (
-    {"types", "structured", "muon", "launcher", "layout", "files", "progress", "places", "children"},
-    {"seals"},
-    {"media", "tasks", "model", "objectives", "render", "flops"},
+    {"registration", "types", "structured", "muon", "launcher", "layout", "files", "progress", "places", "children"},
+    {"seals", "tasks"},
+    {"media", "model", "objectives", "render", "flops"},
     {"shards"},
     {"planning"},
     {"feed"},
-    {"synthetic", "processing", "lineage", "runner", "report"},
+    {"synthetic", "messages", "processing", "lineage", "runner", "report"},
     {"rollout"},
     {"evaluation"},
     {"config"},
@@ -38,13 +38,13 @@ FLOORS = (
 """From the ground up. A room is a folder or a single file of the package."""
 
 NEIGHBOURS = {
-    ("render", "tasks"): {"fields", "instructions"},
     # What a prompt must agree on with the model: ids and positions.
     ("render", "model"): {"positions", "special"},
     ("flops", "model"): {"settings"},  # what a step costs follows from sizes alone
     # The parity command also compares preprocessing with the reference.
     ("model", "media"): {"audio", "frames", "overlay", "read"},
     ("model", "render"): {"*"},
+    ("processing", "messages"): {"*"},
 }
 """(room, neighbour on the same floor) -> the neighbour's modules it may import."""
 

@@ -50,8 +50,7 @@ def test_the_export_is_the_parent_with_the_saved_adapter_under_released_names(sf
     parent = load_model(sft.parent.path)
     adapted = PeftModel.from_pretrained(parent, str(sft.folder / "adapter")).merge_and_unload()
     for name, tensor in adapted.named_parameters():
-        if name.startswith("language_model."):
-            torch.testing.assert_close(after[name], tensor.detach(), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(after[name], tensor.detach(), rtol=1e-6, atol=1e-7, msg=name)
     moved = {name for name in before if name.startswith("language_model.") and not before[name].equal(after[name])}
     assert moved
     assert all(name.endswith(("_proj.weight",)) for name in moved)

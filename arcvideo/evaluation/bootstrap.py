@@ -36,35 +36,60 @@ class Interval(NamedTuple):
 
 
 def interval(
-    scores: Sequence[float], *, weights: Sequence[float] | None = None, seed: int = 0, resamples: int = 1000
+    scores: Sequence[float],
+    *,
+    weights: Sequence[float] | None = None,
+    clips: Sequence[str] | None = None,
+    seed: int = 0,
+    resamples: int = 1000,
 ) -> Interval:
-    """Ratio sum(scores) / sum(weights) and its bootstrap interval over items.
+    """Return the ratio sum(scores) / sum(weights) and its bootstrap interval over clips.
+
+    Items about one clip are right and wrong together, so whole clips are drawn: items drawn one by one would pass for
+    more independent evidence than there is, and the interval would be too narrow.
 
     Args:
         scores: per item; for a plain mean leave `weights` out.
         weights: per item, for example reference words when scores are edits.
+        clips: per item, the clip that it asks about; without them every item is taken for a clip of its own.
         seed: of the resampling.
         resamples: number of resamples.
 
     Raises:
-        ValueError: there are no items.
+        ValueError: there are no items, or not one weight and clip for each.
     """
     values = np.asarray(scores, dtype=np.float64)
     if not len(values):
         raise ValueError("no items to compute an interval from")
     sizes = np.ones_like(values) if weights is None else np.asarray(weights, dtype=np.float64)
+    if len(sizes) != len(values) or (clips is not None and len(clips) != len(values)):
+        raise ValueError(f"{len(values)} scores need as many weights and clips")
+    if clips is not None:
+        number = {clip: place for place, clip in enumerate(dict.fromkeys(clips))}
+        groups = [number[clip] for clip in clips]
+        values, sizes = (np.bincount(groups, weights=each).astype(np.float64) for each in (values, sizes))
     picks = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     means = values[picks].sum(axis=1) / np.maximum(sizes[picks].sum(axis=1), 1e-12)
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(values.sum() / max(sizes.sum(), 1e-12)), float(low), float(high))
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float], *, seed: int = 0, resamples: int = 2000) -> Interval:
-    """Mean of a - b and its bootstrap interval over items.
+def paired_difference(
+    a: Sequence[float],
+    b: Sequence[float],
+    *,
+    weights: Sequence[float] | None = None,
+    clips: Sequence[str] | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> Interval:
+    """Return the difference of two ratios of the same items, sum(a - b) / sum(weights), and its interval over clips.
 
     Args:
         a: per item, see `predictions.read_scores`.
         b: the other stage's scores of the same items in the same order.
+        weights: per item, as in `interval`.
+        clips: per item, as in `interval`.
         seed: of the resampling.
         resamples: number of resamples.
 
@@ -73,4 +98,5 @@ def paired_difference(a: Sequence[float], b: Sequence[float], *, seed: int = 0, 
     """
     if len(a) != len(b):
         raise ValueError(f"a paired comparison needs the same items, got {len(a)} and {len(b)}")
-    return interval([one - other for one, other in zip(a, b, strict=True)], seed=seed, resamples=resamples)
+    differences = [one - other for one, other in zip(a, b, strict=True)]
+    return interval(differences, weights=weights, clips=clips, seed=seed, resamples=resamples)

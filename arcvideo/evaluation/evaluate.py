@@ -9,20 +9,24 @@ from typing import Any
 
 import torch
 
-from arcvideo.evaluation import scores
 from arcvideo.evaluation.bootstrap import Metric, interval
 from arcvideo.evaluation.predictions import Prediction, write_predictions
-from arcvideo.evaluation.settings import EvaluationSettings
+from arcvideo.evaluation.settings import FORM, EvaluationSettings
 from arcvideo.feed.prompts import Prompt, Question
 from arcvideo.model.settings import AudioSettings
 from arcvideo.progress import watched
 from arcvideo.rollout.sampler import InProcessSampler
 from arcvideo.rollout.settings import Sampling
-from arcvideo.tasks.answers import split_answer, temporal_iou
+from arcvideo.tasks import TASKS
+from arcvideo.tasks.answers import split_answer
+from arcvideo.tasks.task import Measure, Score, Task
 from arcvideo.types import Media
 
-SPEECH_TAG = "topic:speech"
-"""Questions with this tag ask what is said: they cannot be answered without sound."""
+_FORM = Measure(
+    name=FORM,
+    score=lambda text, truth: Score(value=float(split_answer(text).valid)),
+    chance=lambda items: 0.0,
+)
 
 
 def evaluate(
@@ -60,10 +64,15 @@ def evaluate(
     for name, items in taken.items():
         if not items:
             continue
-        rows = [_predict(name, prompt=prompt, text=answers[_heard(name), prompt.key]) for prompt in items]
-        if name == "grounding_miou_constant":
-            rows = _constant_rows(items)
-        metrics[name] = _metric(rows, chance=_chance(name, items=items), settings=settings)
+        task, measure = _measured(name)
+        given = None if measure.constant is None else measure.constant(items)
+        rows = [
+            _predict(
+                measure, task=task, prompt=prompt, text=answers[measure.silent, prompt.key] if given is None else given
+            )
+            for prompt in items
+        ]
+        metrics[name] = _metric(rows, chance=measure.chance(items), settings=settings)
         predictions += rows
     if not metrics:
         raise ValueError(
@@ -72,6 +81,12 @@ def evaluate(
     if output is not None:
         write_predictions(output, predictions=predictions)
     return metrics
+
+
+def _measured(metric: str) -> tuple[Task | None, Measure]:
+    """Return a figure and its task; the form is of all tasks."""
+    found = ((task, measure) for task in TASKS.values() for measure in task.measures if measure.name == metric)
+    return next(found, (None, _FORM))
 
 
 def without_audio(prompt: Prompt, *, audio: AudioSettings) -> Prompt:
@@ -96,16 +111,14 @@ def choose(questions: Sequence[Question], *, settings: EvaluationSettings) -> di
 
 
 def _items(questions: Sequence[Question], *, metric: str, limit: int) -> list[Question]:
-    """The questions a metric is measured on."""
-    if metric == "format_valid":
+    """Return the questions that a metric is measured on."""
+    task, measure = _measured(metric)
+    if task is None:
         found = [question for question in questions if question.instructed]
         tasks = dict.fromkeys(question.task for question in found)  # those the other metrics decode anyway
         return [one for task in tasks for one in _evenly([one for one in found if one.task == task], limit=limit)]
-    task = _TASK[metric]
-    found = [question for question in questions if question.task == task]
-    if metric.startswith("speech_qa"):
-        found = [question for question in found if SPEECH_TAG in question.tags and question.has_audio]
-    return _evenly(found, limit=limit)
+    mine = [question for question in questions if question.task == task.name and measure.asks(question)]
+    return _evenly(mine, limit=limit)
 
 
 def _evenly(questions: list[Question], *, limit: int) -> list[Question]:
@@ -115,34 +128,20 @@ def _evenly(questions: list[Question], *, limit: int) -> list[Question]:
     return [questions[index * len(questions) // limit] for index in range(limit)]
 
 
-_TASK = {
-    "transcript_token_error": "asr",
-    "speech_qa": "qa",
-    "speech_qa_audio_zeroed": "qa",
-    "mcq_accuracy": "mcq",
-    "grounding_miou": "grounding",
-    "grounding_miou_constant": "grounding",
-    "summary_f1": "summary",
-}
-
-
-def _heard(metric: str) -> bool:
-    return metric != "speech_qa_audio_zeroed"
-
-
 def _answers(
     sampler: InProcessSampler, chosen: dict[str, list[Prompt]], *, settings: EvaluationSettings
 ) -> dict[tuple[bool, str], str]:
-    """(with sound, sample key) -> greedy answer; a prompt that several metrics share is decoded once."""
+    """Return (silent, sample key) -> greedy answer; a prompt that several metrics share is decoded once."""
     audio = sampler.model.settings.audio
     wanted: dict[tuple[bool, str], Prompt] = {}
     for name, items in chosen.items():
-        if name == "grounding_miou_constant":
+        _, measure = _measured(name)
+        if measure.constant is not None:
             continue
         for prompt in items:
-            wanted[_heard(name), prompt.key] = prompt if _heard(name) else without_audio(prompt, audio=audio)
+            wanted[measure.silent, prompt.key] = without_audio(prompt, audio=audio) if measure.silent else prompt
     # Clips together, so that their prefix is shared; alike lengths together, so that little is padding.
-    order = sorted(wanted, key=lambda key: (key[0], wanted[key].sample.media_key or "", key[1]))
+    order = sorted(wanted, key=lambda key: (not key[0], wanted[key].sample.media_key or "", key[1]))
     greedy = Sampling(max_new_tokens=settings.max_new_tokens, temperature=0.0, batch_prompts=settings.batch_prompts)
     found: dict[tuple[bool, str], str] = {}
     starts = range(0, len(order), settings.batch_prompts)
@@ -155,70 +154,26 @@ def _answers(
     return found
 
 
-def _predict(metric: str, *, prompt: Prompt, text: str) -> Prediction:
+def _predict(measure: Measure, *, task: Task | None, prompt: Prompt, text: str) -> Prediction:
     """Score one answer."""
-    truth, weight = prompt.truth, 1.0
-    if metric == "transcript_token_error":
-        value, size = scores.transcript_edits(text, truth=truth["text"])
-        expected, score, weight = truth["text"], float(value), float(size)
-    elif metric.startswith("speech_qa"):
-        expected, score = truth["text"], scores.exact(text, truth=truth["text"])
-    elif metric == "mcq_accuracy":
-        expected, score = truth["letter"], scores.letter(text, truth=truth["letter"], options=truth.get("options"))
-    elif metric == "summary_f1":
-        expected, score = truth["text"], scores.word_f1(text, truth=truth["text"])
-    elif metric == "grounding_miou":
-        expected, score = list(truth["span"]), scores.overlap(text, truth=truth["span"])
-    else:
-        expected, score = prompt.sample.turns[0].answer, float(split_answer(text).valid)
+    score = measure.score(text, prompt.truth)
     return Prediction(
-        metric=metric,
+        metric=measure.name,
         key=prompt.key,
         question=prompt.question,
-        truth=expected,
+        truth=prompt.sample.turns[0].answer if task is None else task.compared(prompt.truth),
         prediction=text,
-        score=score,
-        weight=weight,
+        score=score.value,
+        weight=score.weight,
     )
-
-
-def _constant_rows(items: Sequence[Prompt]) -> list[Prediction]:
-    """What the one best span would score on these very items."""
-    span = scores.best_constant_span([prompt.truth["span"] for prompt in items])
-    return [
-        Prediction(
-            metric="grounding_miou_constant",
-            key=prompt.key,
-            question=prompt.question,
-            truth=list(prompt.truth["span"]),
-            prediction=f"{span[0]:g} - {span[1]:g}",
-            score=temporal_iou(span, prompt.truth["span"]),
-        )
-        for prompt in items
-    ]
 
 
 def _metric(rows: Sequence[Prediction], *, chance: float, settings: EvaluationSettings) -> Metric:
     found = interval(
         [row.score for row in rows],
         weights=[row.weight for row in rows],
+        clips=[row.clip for row in rows],
         seed=settings.seed,
         resamples=settings.bootstrap,
     )
     return Metric(value=found.mean, low=found.low, high=found.high, chance=chance, n=len(rows))
-
-
-def _chance(metric: str, *, items: Sequence[Prompt]) -> float:
-    """What the best answer that ignores the clip reaches on these items."""
-    if metric == "transcript_token_error":
-        return scores.constant_transcript_error([prompt.truth["text"] for prompt in items])
-    if metric.startswith("speech_qa"):
-        return scores.most_frequent_share([(prompt.question, prompt.truth["text"]) for prompt in items])
-    if metric == "mcq_accuracy":
-        return sum(1 / len(prompt.truth["options"]) for prompt in items) / len(items)
-    if metric == "summary_f1":
-        return scores.constant_word_f1([prompt.truth["text"] for prompt in items])
-    if metric.startswith("grounding"):
-        span = scores.best_constant_span([prompt.truth["span"] for prompt in items])
-        return sum(temporal_iou(span, prompt.truth["span"]) for prompt in items) / len(items)
-    return 0.0

@@ -27,6 +27,11 @@ class Prediction:
     weight: float = 1.0
     """Share in the mean: reference words when the score is edits, else 1."""
 
+    @property
+    def clip(self) -> str:
+        """Key of the record that the item is about."""
+        return self.key.rpartition("/")[0] or self.key
+
 
 def write_predictions(path: Path, *, predictions: Iterable[Prediction]) -> None:
     """Write one JSON object a line, whole."""
@@ -40,13 +45,13 @@ def read_predictions(path: Path) -> Iterator[Prediction]:
         yield Prediction(**row)
 
 
-def read_scores(path: Path, *, metric: str) -> dict[str, float]:
-    """Item key -> score of one metric, for `paired_difference`.
+def read_scores(path: Path, *, metric: str) -> dict[str, Prediction]:
+    """Return item key -> its prediction for one metric: the scores and weights that `paired_difference` compares.
 
     Raises:
         ValueError: the file has no prediction of this metric.
     """
-    scores = {row.key: row.score / row.weight for row in read_predictions(path) if row.metric == metric}
-    if not scores:
+    rows = {row.key: row for row in read_predictions(path) if row.metric == metric}
+    if not rows:
         raise ValueError(f"{path} has no predictions of {metric}; evaluate the stage with this metric")
-    return scores
+    return rows

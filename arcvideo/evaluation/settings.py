@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-METRICS = (
-    "transcript_token_error",
-    "speech_qa",
-    "speech_qa_audio_zeroed",
-    "mcq_accuracy",
-    "grounding_miou",
-    "grounding_miou_constant",
-    "format_valid",
-    "summary_f1",
-)
-"""Every metric name there is, in the order of the table."""
-ON_REQUEST = ("summary_f1",)
-"""Not measured unless named: summaries are the longest answers."""
+from arcvideo.tasks import TASKS
+
+FORM = "format_valid"
+"""The figure of all tasks: the share of answers that are one think and one answer block."""
+
+
+def metric_names(*, on_request: bool = True) -> tuple[str, ...]:
+    """Return every metric name there is, in the order of the table: those that tasks bring, then the form.
+
+    Args:
+        on_request: also those that are not measured unless they are named.
+    """
+    measures = [measure for task in TASKS.values() for measure in task.measures]
+    return (*(measure.name for measure in measures if on_request or not measure.on_request), FORM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,8 @@ class EvaluationSettings:
 
     shards: str = ""
     """Held-out tar files: a path with {000..011} braces or * globs; empty skips evaluation."""
-    metrics: list[str] = field(default_factory=lambda: [name for name in METRICS if name not in ON_REQUEST])
-    """Which of `METRICS` to report; one without items in the shards is left out."""
+    metrics: list[str] = field(default_factory=lambda: list(metric_names(on_request=False)))
+    """Which figures to report, of those that tasks bring; one without items in the shards is left out."""
     items: int = 200
     """Items per metric, spread over the held-out set; 0 takes all."""
     style: str = "plain"
@@ -47,8 +48,8 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         """Check values; the message names the key and the remedy."""
         for name in self.metrics:
-            if name not in METRICS:
-                raise ValueError(f"evaluation.metrics has {name!r}, which is unknown; use: {', '.join(METRICS)}")
+            if name not in metric_names():
+                raise ValueError(f"evaluation.metrics has {name!r}, which is unknown; use: {', '.join(metric_names())}")
         if self.style not in ("plain", "think"):
             raise ValueError(f"evaluation.style={self.style!r} is unknown; use plain or think")
         for key, least in (("items", 0), ("max_new_tokens", 1), ("batch_prompts", 1), ("bootstrap", 1), ("samples", 0)):

@@ -7,14 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from arcvideo.evaluation.bootstrap import Interval, interval
-from arcvideo.evaluation.predictions import Prediction, read_predictions
+from arcvideo.evaluation.bootstrap import Interval, paired_difference
+from arcvideo.evaluation.predictions import read_scores
+from arcvideo.tasks import TASKS
 
 Metrics = Mapping[str, Mapping[str, float]]
 """metric -> {"value", "low", "high", "chance", "n"}."""
 
 
-ERRORS = frozenset({"transcript_token_error"})
+ERRORS = frozenset(measure.name for task in TASKS.values() for measure in task.measures if measure.lower_is_better)
 """Metrics of which less is better."""
 
 
@@ -127,17 +128,13 @@ def _against(found: Interval, *, target: Target, stage: str, strict: bool) -> tu
 
 
 def _difference(metric: str, *, stage: str, minus: str, run_dir: Path) -> Interval:
-    ours, theirs = (_scores(run_dir / name, metric=metric) for name in (stage, minus))
-    if ours.keys() != theirs.keys() or not ours:
+    ours, theirs = (read_scores(run_dir / name / "predictions.jsonl", metric=metric) for name in (stage, minus))
+    if ours.keys() != theirs.keys():
         raise ValueError(f"{metric}: {stage} and {minus} were measured on different items; evaluate them again")
     keys = sorted(ours)
-    return interval(
-        [ours[key].score - theirs[key].score for key in keys],
+    return paired_difference(
+        [ours[key].score for key in keys],
+        [theirs[key].score for key in keys],
         weights=[ours[key].weight for key in keys],
-        resamples=2000,
+        clips=[ours[key].clip for key in keys],
     )
-
-
-def _scores(stage_dir: Path, *, metric: str) -> dict[str, Prediction]:
-    """What was answered to each item of one metric."""
-    return {row.key: row for row in read_predictions(stage_dir / "predictions.jsonl") if row.metric == metric}

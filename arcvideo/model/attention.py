@@ -1,25 +1,28 @@
 """Who sees whom: one function, `attend`, over a plan made once per forward and shared by all layers.
 
 A packed row is a list of segments; a token sees its own segment causally and the whole of its segment's parent.
-Shapes: B batch, L tokens, Q queries, K keys, H query heads, G key heads, h head width, N items of a block.
+`plans.py` makes the plans. What runs where (`model.attention`): sdpa is torch's fused kernel on every device, flash
+where causality is enough and memory-efficient where a mask is needed; flex_attention compiles the rule into one kernel
+on CUDA; auto takes flex_attention on CUDA for rows whose segments have parents, and sdpa elsewhere.
+Shapes: B batch, L tokens, Q queries, K keys, H query heads, G key heads, h head width, N items of a block, r = H / G.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
-
-from arcvideo.types import Segments
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 MASK_ROWS = 512
 """Queries that a mask covers at once: no mask grows with the square of the length."""
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""On CUDA, best first. Without cuDNN's, which plans anew (tens of milliseconds) for every length it has not met."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,18 @@ class Mask:
         return _additive(visible[:, None], self.dtype)
 
 
+Span = tuple[int, int]
+"""First token and the one after the last."""
+
+
 @dataclass(frozen=True)
 class Block:
     """One attention over N padded items."""
 
-    queries: Tensor
-    """(N * Q,) int64 positions in the row."""
-    keys: Tensor | None
-    """(N * K,) int64 positions in the row; None when equal to `queries`."""
+    queries: Tensor | Span
+    """(N * Q,) int64 positions in the row, or the run of tokens they are: read without a copy."""
+    keys: Tensor | Span | None
+    """(N * K,) int64 positions in the row, or a run; None when equal to `queries`."""
     items: int
     """N."""
     mask: Mask | None
@@ -83,6 +90,8 @@ class PackedPlan:
     """(L,) int64: where each token's output stands among the blocks' outputs; None when already in order."""
     eager: bool = False
     """Written-out softmax in place of the fused kernel."""
+    keys: int | None = None
+    """K, where a cache hands out more rows than are filled; None reads all."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,8 @@ class BatchPlan:
     """Whether query i sees keys 0..i only; False for a single new token, which sees all keys."""
     eager: bool = False
     """Written-out softmax in place of the fused kernel."""
+    keys: int | None = None
+    """K, where a cache hands out more rows than are filled; None reads all."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,8 @@ class FlexPlan:
     flex: Callable[..., Tensor]
     packed: bool
     """Whether the mask is over one packed row, which a batch (B, L) then counts as."""
+    keys: int | None = None
+    """K, where a cache hands out more rows than are filled; None reads all."""
 
 
 Plan = PackedPlan | BatchPlan | FlexPlan
@@ -134,13 +147,42 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, plan: Plan) -> Tensor:
     return (joined if plan.order is None else joined.index_select(0, plan.order)).view(q.shape)
 
 
+def attend_openly(q: Tensor, k: Tensor, v: Tensor, *, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Return the attention output, shaped like `q`, and the weights (B, H, Q, K) it comes from.
+
+    Args:
+        q: (B, Q, H, h).
+        k: (B, K, G, h).
+        v: like k.
+        plan: of a batch.
+
+    Raises:
+        ValueError: another plan, whose weights have no such shape.
+    """
+    if not isinstance(plan, BatchPlan):
+        raise ValueError("output_attentions needs a batch (B, L) of plain rows")
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    mask = plan.mask or Mask(past=k.shape[2] - q.shape[2], queries=q.shape[2], kept=None, dtype=q.dtype)
+    weights = _weights(q, k, mask.rows(0, mask.queries, device=q.device))
+    return (weights @ _all_heads(v, heads=q.shape[1])).transpose(1, 2), weights
+
+
+def attend_fully(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return (N, H, Q, h): every query sees every key, as in the towers; all are (N, H, tokens, h)."""
+    return _fused(q, k, v, None, causal=False)
+
+
 def _attend_block(q: Tensor, k: Tensor, v: Tensor, *, block: Block, eager: bool) -> Tensor:
     """Return (N * Q, H, h)."""
     keys = block.queries if block.keys is None else block.keys
-    picked = (x.index_select(0, rows) for x, rows in ((q, block.queries), (k, keys), (v, keys)))
+    picked = (_pick(x, rows) for x, rows in ((q, block.queries), (k, keys), (v, keys)))
     q_NHQh, k_NGKh, v_NGKh = (x.unflatten(0, (block.items, -1)).transpose(1, 2) for x in picked)
     out = _scaled_dot(q_NHQh, k_NGKh, v_NGKh, mask=block.mask, causal=block.mask is None, eager=eager)
     return out.transpose(1, 2).flatten(0, 1)
+
+
+def _pick(x: Tensor, rows: Tensor | Span) -> Tensor:
+    return x[slice(*rows)] if isinstance(rows, tuple) else x.index_select(0, rows)
 
 
 def _scaled_dot(q: Tensor, k: Tensor, v: Tensor, *, mask: Mask | None, causal: bool, eager: bool) -> Tensor:
@@ -163,221 +205,44 @@ def _scaled_dot(q: Tensor, k: Tensor, v: Tensor, *, mask: Mask | None, causal: b
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    gqa = q.shape[1] != k.shape[1]
-    return nnf.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=gqa)
+    on_cpu = q.device.type == "cpu"
+    if mask is not None and q.shape[1] != k.shape[1] and not on_cpu:
+        return _folded(q, k, v, mask)
+    with contextlib.nullcontext() if on_cpu else sdpa_kernel(KERNELS, set_priority=True):
+        gqa = q.shape[1] != k.shape[1]
+        return nnf.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=gqa)
+
+
+def _folded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Return the same as grouped-query attention with a mask, as plain attention of G heads over r * Q queries.
+
+    The queries of a group stand behind each other, so that keys and values are used as they are. The kernel that takes
+    a mask on CUDA (memory-efficient) knows no groups; asked for them, torch falls back to one that writes out all
+    scores in fp32 and repeats keys and values.
+    """
+    groups, queries = k.shape[1], q.shape[2]
+    folded = q.unflatten(1, (groups, -1)).flatten(2, 3)
+    rows = mask.unsqueeze(2).expand(-1, -1, folded.shape[2] // queries, -1, -1).flatten(2, 3)
+    with contextlib.nullcontext() if q.device.type == "cpu" else sdpa_kernel(KERNELS, set_priority=True):
+        out = nnf.scaled_dot_product_attention(folded, k, v, attn_mask=rows.expand(len(q), groups, -1, -1))
+    return out.unflatten(2, (-1, queries)).flatten(1, 2)
 
 
 def _softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """The formula itself, softmax in at least fp32; the caller gives a mask also where the rule is causal."""
-    groups = q.shape[1] // k.shape[1]
-    k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
-    scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
+    return _weights(q, k, mask) @ _all_heads(v, heads=q.shape[1])
+
+
+def _weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    scores = q @ _all_heads(k, heads=q.shape[1]).transpose(2, 3) * q.shape[-1] ** -0.5
     if mask is not None:
         scores = scores + mask
-    return scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype) @ v
+    return scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
 
 
-def batch_plan(
-    *,
-    queries: int,
-    keys: int,
-    attention_mask: Tensor | None,
-    dtype: torch.dtype,
-    device: torch.device,
-    implementation: str = "sdpa",
-) -> Plan:
-    """Return the plan of a batch whose last `queries` of `keys` tokens are asked about.
-
-    Args:
-        queries: Q, new tokens.
-        keys: K, cached and new tokens.
-        attention_mask: (B, K) 1 for tokens, 0 for padding; None for no padding.
-        dtype: of the activations.
-        device: of the activations.
-        implementation: sdpa, flex_attention (whole prompts; single tokens use sdpa) or eager.
-    """
-    eager = implementation == "eager"
-    kept = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.to(device).bool()
-    if implementation == "flex_attention" and queries > 1:
-        return _flex_batch(queries=queries, keys=keys, kept=kept, device=device)
-    if kept is None and queries in (1, keys):
-        return BatchPlan(mask=None, causal=queries == keys, eager=eager)
-    if queries == keys and kept is not None:
-        if bool((kept[:, 1:] <= kept[:, :-1]).all()):
-            # Padding stands last, so causality hides it from every token.
-            return BatchPlan(mask=None, causal=True, eager=eager)
-        return replace(_compacted(kept), eager=eager)
-    mask = Mask.of(past=keys - queries, queries=queries, kept=kept, dtype=dtype, device=device)
-    return BatchPlan(mask=mask, causal=False, eager=eager)
-
-
-def document_segments(input_ids: Tensor, *, end: int, attention_mask: Tensor | None) -> Segments:
-    """Return the documents of a batch (B, L) as segments of one row of B * L tokens.
-
-    A document ends with the end-of-document id or with its row; padding at either end of a row stands apart.
-    """
-    ids = input_ids.flatten().cpu()
-    kept = torch.ones_like(ids) if attention_mask is None else attention_mask.flatten().cpu().long()
-    begins = torch.zeros(len(ids), dtype=torch.bool)
-    begins[1:] = (ids[:-1] == end) | (kept[1:] != kept[:-1])
-    begins[:: input_ids.shape[1]] = True
-    starts = torch.cat([begins.nonzero().squeeze(1), torch.tensor([len(ids)])])
-    return Segments(starts=starts, parents=torch.full((len(starts) - 1,), -1))
-
-
-def _compacted(kept: Tensor) -> PackedPlan:
-    """Return the plan of a padded batch (B, L): tokens move to the front of their row and causality is enough."""
-    rows, length = kept.shape
-    first = torch.arange(rows, device=kept.device)[:, None] * length
-    position = (~kept).long().argsort(dim=1, stable=True)[:, : int(kept.sum(1).max())] + first
-    real = torch.arange(position.shape[1], device=kept.device) < kept.sum(1, keepdim=True)
-    # Padding reads an arbitrary token; nobody reads what becomes of it.
-    order = torch.zeros(rows * length, dtype=torch.int64, device=kept.device)
-    order[position[real]] = real.flatten().nonzero().squeeze(1)
-    return PackedPlan((Block(queries=position.where(real, 0).flatten(), keys=None, items=rows, mask=None),), order)
-
-
-def packed_plan(segments: Segments, *, dtype: torch.dtype, device: torch.device, implementation: str = "sdpa") -> Plan:
-    """Return the plan of a packed row: batched families, or one FlexAttention.
-
-    Raises:
-        ValueError: a parent that has a parent itself or does not stand before its child.
-    """
-    starts, parents = segments.starts.tolist(), segments.parents.tolist()
-    for child, parent in enumerate(parents):
-        if parent >= child or (parent >= 0 and parents[parent] >= 0):
-            raise ValueError(f"segment {child} has parent {parent}: parents stand earlier and have none themselves")
-    if implementation == "flex_attention":
-        return flex_plan(segments.to(device), length=starts[-1])
-    return replace(_family_plan(starts, parents, dtype=dtype, device=device), eager=implementation == "eager")
-
-
-Span = tuple[int, int]
-"""First token and the one after the last."""
-
-
-def _family_plan(starts: list[int], parents: list[int], *, dtype: torch.dtype, device: torch.device) -> PackedPlan:
-    """Return two kinds of blocks: segments that read only themselves, and children that read parent and themselves.
-
-    Nothing is computed between the children of a parent, and a lone segment needs no mask at all.
-    """
-    spans = list(pairwise(starts))
-    filled = [(span, parent) for span, parent in zip(spans, parents, strict=True) if span[0] < span[1]]
-    alone = [(span,) for span, parent in filled if parent < 0]
-    children = [(spans[parent], span) for span, parent in filled if parent >= 0]
-    parts = [_causal_block(group, device=device) for group in _similar(alone)]
-    parts += [_children_block(group, dtype=dtype, device=device) for group in _similar(children)]
-    order = _order([kept for _, kept in parts], [block for block, _ in parts], length=starts[-1])
-    return PackedPlan(tuple(block for block, _ in parts), None if order is None else order.to(device))
-
-
-def _similar(items: Sequence[tuple[Span, ...]]) -> list[list[tuple[Span, ...]]]:
-    """Return the items (spans that are padded side by side) in groups whose padding at most doubles a span."""
-    groups: list[list[tuple[Span, ...]]] = []
-    bounds: list[tuple[int, int]] = []
-    for item in sorted(items, key=_lengths, reverse=True):
-        lengths = _lengths(item)
-        wider = [(min(low, n), max(high, n)) for (low, high), n in zip(bounds, lengths, strict=False)]
-        # Slack keeps short spans together: another call costs more than a few padded tokens.
-        if not groups or any(high > 2 * low + 32 for low, high in wider):
-            groups.append([])
-            wider = [(n, n) for n in lengths]
-        groups[-1].append(item)
-        bounds = wider
-    return groups
-
-
-def _lengths(item: tuple[Span, ...]) -> tuple[int, ...]:
-    return tuple(last - first for first, last in item)
-
-
-def _padded(spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
-    """Return row positions (N, M) of the spans, and which slots hold a token (N, M); empty slots repeat position 0."""
-    first, last = torch.tensor(spans, dtype=torch.int64).unbind(1)
-    position = first[:, None] + torch.arange(int((last - first).max()))
-    kept = position < last[:, None]
-    return position.where(kept, 0), kept
-
-
-def _causal_block(group: Sequence[tuple[Span, ...]], *, device: torch.device) -> tuple[Block, Tensor]:
-    """Return the block of lone segments. Padding stands last, so causality hides it from every token."""
-    position, kept = _padded([item[0] for item in group])
-    return Block(queries=position.flatten().to(device), keys=None, items=len(group), mask=None), kept.flatten()
-
-
-def _children_block(
-    group: Sequence[tuple[Span, ...]], *, dtype: torch.dtype, device: torch.device
-) -> tuple[Block, Tensor]:
-    """Return the block in which each child (N, Q) reads its parent and itself (N, P + Q)."""
-    prefix, prefix_kept = _padded([parent for parent, _ in group])
-    own, own_kept = _padded([child for _, child in group])
-    longest = own.shape[1]
-    kept = None if bool(prefix_kept.all()) else nnf.pad(prefix_kept, (0, longest), value=True)
-    mask = Mask.of(past=prefix.shape[1], queries=longest, kept=kept, dtype=dtype, device=device)
-    keys = torch.cat([prefix, own], dim=1).flatten()
-    block = Block(queries=own.flatten().to(device), keys=keys.to(device), items=len(group), mask=mask)
-    return block, own_kept.flatten()
-
-
-def _order(kept: list[Tensor], blocks: list[Block], *, length: int) -> Tensor | None:
-    """Return where each token's output stands, or None when the blocks' outputs are the row itself."""
-    mask = torch.cat(kept)
-    position = torch.cat([block.queries.cpu() for block in blocks])[mask]
-    slot = torch.arange(mask.numel())[mask]
-    if mask.numel() == length and bool((position == slot).all()):
-        return None
-    order = torch.empty(length, dtype=torch.int64)
-    order[position] = slot
-    return order
+def _all_heads(x: Tensor, *, heads: int) -> Tensor:
+    return x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
-
-
-def flex_plan(segments: Segments, *, length: int) -> FlexPlan:
-    """Return the FlexAttention form of the rule. TODO: unmeasured, see FlexPlan."""
-    sizes = (segments.starts[1:] - segments.starts[:-1]).long()
-    owner = torch.repeat_interleave(torch.arange(segments.count, device=sizes.device), sizes)
-    parent = segments.parents.long()[owner]
-
-    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return ((owner[query] == owner[key]) & (query >= key)) | (owner[key] == parent[query])
-
-    return _flex(sees, rows=None, queries=length, keys=length, device=sizes.device, packed=True)
-
-
-def _flex_batch(*, queries: int, keys: int, kept: Tensor | None, device: torch.device) -> FlexPlan:
-    past = keys - queries
-
-    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        before = key <= query + past
-        # Padding sees itself, lest softmax divides by zero.
-        return before if kept is None else (before & kept[batch, key]) | (key == query + past)
-
-    return _flex(sees, rows=None if kept is None else len(kept), queries=queries, keys=keys, device=device)
-
-
-def _flex(
-    sees: Callable[..., Tensor],
-    *,
-    rows: int | None,
-    queries: int,
-    keys: int,
-    device: torch.device,
-    packed: bool = False,
-) -> FlexPlan:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    make_mask = _compiled(create_block_mask, device.type)
-    block_mask = make_mask(sees, rows, None, queries, keys, device=str(device))
-    return FlexPlan(block_mask, _compiled(flex_attention, device.type), packed=packed)
-
-
-@functools.cache
-def _compiled(function: Callable[..., Any], device: str) -> Callable[..., Any]:
-    """Return the compiled function, compiled once per process; on the CPU, for small rows, as it is.
-
-    Uncompiled, both build the square matrix, and the compiled kernels for CPUs have no backward pass.
-    """
-    return torch.compile(function, dynamic=True) if device == "cuda" else function

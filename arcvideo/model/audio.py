@@ -10,7 +10,10 @@ import math
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from arcvideo.model.attention import attend_fully
+from arcvideo.model.recompute import run_layers
 from arcvideo.model.settings import AudioSettings
 
 
@@ -29,11 +32,11 @@ class AudioAttention(nn.Module):
             proj(x_CSW).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out_CHSh = nnf.scaled_dot_product_attention(q, k, v)
+        out_CHSh = attend_fully(q, k, v)
         return self.out_proj(out_CHSh.transpose(1, 2).flatten(2))
 
 
-class AudioLayer(nn.Module):
+class AudioLayer(GradientCheckpointingLayer):
     def __init__(self, settings: AudioSettings) -> None:
         super().__init__()
         self.self_attn = AudioAttention(settings)
@@ -59,6 +62,7 @@ class AudioEncoder(nn.Module):
         self.embed_positions = nn.Embedding(settings.max_source_positions, width)
         self.layers = nn.ModuleList(AudioLayer(settings) for _ in range(settings.encoder_layers))
         self.layer_norm = nn.LayerNorm(width)
+        self.recompute = "none"
 
     def forward(self, mel_CMT: Tensor) -> Tensor:
         if mel_CMT.shape[-1] != self.frames:
@@ -66,10 +70,9 @@ class AudioEncoder(nn.Module):
                 f"a mel chunk must have {self.frames} frames, got {mel_CMT.shape[-1]}: pad it with silence"
             )
         x = nnf.gelu(self.conv2(nnf.gelu(self.conv1(mel_CMT))))
-        x_CSW = x.transpose(1, 2) + self.embed_positions.weight
-        for layer in self.layers:
-            x_CSW = layer(x_CSW)
-        return self.layer_norm(x_CSW)
+        # Looked up, not read: weights that are kept elsewhere (offloading) come when their module is called.
+        x_CSW = x.transpose(1, 2) + self.embed_positions(torch.arange(x.shape[-1], device=x.device))
+        return self.layer_norm(run_layers(self.layers, x_CSW, recompute=self.recompute))
 
 
 def audio_projector(width: int, *, text_width: int) -> nn.Sequential:

@@ -37,6 +37,87 @@ ONLY: dict[str, dict[str, Any]] = {
 """Options of the released configuration that this model has in one form only: another value is another model."""
 
 
+class ArcVideoTextConfig(PreTrainedConfig):
+    """The decoder's block of `config.json`: sizes under the released names, and the ids of the tokenizer."""
+
+    model_type: ClassVar[str] = "arc_hunyuan_video_text"
+    base_config_key: ClassVar[str] = "text_config"
+    attribute_map: ClassVar[dict[str, str]] = {"head_dim": "attention_head_dim"}
+
+    vocab_size: int = TextSettings.vocab_size
+    hidden_size: int = TextSettings.hidden_size
+    intermediate_size: int = TextSettings.intermediate_size
+    num_hidden_layers: int = TextSettings.num_hidden_layers
+    num_attention_heads: int = TextSettings.num_attention_heads
+    num_key_value_heads: int = TextSettings.num_key_value_heads
+    attention_head_dim: int = TextSettings.attention_head_dim
+    rms_norm_eps: float = TextSettings.rms_norm_eps
+    rope_theta: float = TextSettings.rope_theta
+    rope_scaling: dict | None = None
+    xdrope_section: list | None = None
+    initializer_range: float = TextSettings.initializer_range
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = SpecialIds.start
+    pad_token_id: int | None = SpecialIds.pad
+    eod_token_id: int | None = SpecialIds.end
+    eos_token_id: int | list | None = SpecialIds.eos
+    image_token_id: int | None = SpecialIds.image
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.xdrope_section = list(self.xdrope_section or TextSettings().xdrope_section)
+        super().__post_init__(**kwargs)
+
+
+class ArcVideoVisionConfig(PreTrainedConfig):
+    """The vision tower's block of `config.json`."""
+
+    model_type: ClassVar[str] = "arc_hunyuan_video_vision"
+    base_config_key: ClassVar[str] = "vision_config"
+
+    hidden_size: int = VisionSettings.hidden_size
+    intermediate_size: int = VisionSettings.intermediate_size
+    num_hidden_layers: int = VisionSettings.num_hidden_layers
+    num_attention_heads: int = VisionSettings.num_attention_heads
+    rms_norm_eps: float = VisionSettings.rms_norm_eps
+    patch_size: int = VisionSettings.patch_size
+    num_channels: int = VisionSettings.num_channels
+    max_image_size: int = VisionSettings.max_image_size
+    force_image_size: int = VisionSettings.force_image_size
+
+
+class ArcVideoAudioConfig(PreTrainedConfig):
+    """The audio tower's block of `config.json`, under Whisper's names."""
+
+    model_type: ClassVar[str] = "arc_hunyuan_video_audio"
+    base_config_key: ClassVar[str] = "audio_config"
+    attribute_map: ClassVar[dict[str, str]] = {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "encoder_layers",
+        "num_attention_heads": "encoder_attention_heads",
+    }
+
+    d_model: int = AudioSettings.d_model
+    encoder_layers: int = AudioSettings.encoder_layers
+    encoder_attention_heads: int = AudioSettings.encoder_attention_heads
+    encoder_ffn_dim: int = AudioSettings.encoder_ffn_dim
+    num_mel_bins: int = AudioSettings.num_mel_bins
+    max_source_positions: int = AudioSettings.max_source_positions
+
+
+class _OfText:
+    """A value of the decoder's block, read and set at the top, where other libraries look for it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, config: Any, owner: type) -> Any:
+        return self if config is None else getattr(config.text_config, self.name)
+
+    def __set__(self, config: Any, value: Any) -> None:
+        setattr(config.text_config, self.name, value)
+
+
 class ArcVideoConfig(PreTrainedConfig):
     """Sizes and ids as `config.json` holds them; read `.settings` in code.
 
@@ -45,29 +126,50 @@ class ArcVideoConfig(PreTrainedConfig):
 
     model_type: ClassVar[str] = "arc_hunyuan_video"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    sub_configs_defaults: ClassVar[dict[str, Any]] = {
+        "text_config": ArcVideoTextConfig,
+        "vision_config": ArcVideoVisionConfig,
+        "audio_config": ArcVideoAudioConfig,
+    }
 
-    text_config: dict | None = None
-    vision_config: dict | None = None
-    audio_config: dict | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    audio_config: dict | PreTrainedConfig | None = None
     max_num_frame: int = 150
     audio_pooling: int = 1
     corrections: dict | None = None
     tie_word_embeddings: bool = True
 
+    hidden_size = _OfText("hidden_size")
+    vocab_size = _OfText("vocab_size")
+    num_hidden_layers = _OfText("num_hidden_layers")
+    num_attention_heads = _OfText("num_attention_heads")
+    num_key_value_heads = _OfText("num_key_value_heads")
+    head_dim = _OfText("attention_head_dim")
+    initializer_range = _OfText("initializer_range")
+    use_cache = _OfText("use_cache")
+    bos_token_id = _OfText("bos_token_id")
+    pad_token_id = _OfText("pad_token_id")
+    eos_token_id = _OfText("eos_token_id")
+    image_token_id = _OfText("image_token_id")
+
     def __post_init__(self, **kwargs: Any) -> None:
-        self.text_config = dict(self.text_config or {})
-        self.vision_config = dict(self.vision_config or {})
-        self.audio_config = dict(self.audio_config or {})
+        for block in ("text_config", "vision_config", "audio_config"):
+            # A file that calls its blocks by the names of other classes is read as ours.
+            if isinstance(given := getattr(self, block), Mapping):
+                setattr(self, block, {key: value for key, value in given.items() if key != "model_type"})
         self.corrections = dict(self.corrections or {})
         # A file may repeat at the top what stands in a block.
-        super().__post_init__(**{name: value for name, value in kwargs.items() if not _is_property(name)})
+        super().__post_init__(**{name: value for name, value in kwargs.items() if not _is_of_block(name)})
         check(self.settings)
-        vision = self.vision_config
-        if vision.get("num_key_value_heads", None) not in (None, self.settings.vision.num_attention_heads):
+        if not self.tie_word_embeddings:
+            raise ValueError("tie_word_embeddings is False, but this model's head is its embedding")
+        heads = getattr(self.vision_config, "num_key_value_heads", None)
+        if heads not in (None, self.settings.vision.num_attention_heads):
             raise ValueError("vision_config.num_key_value_heads must equal num_attention_heads")
         for block, wanted in ONLY.items():
             for key, value in wanted.items():
-                if (found := getattr(self, block).get(key, value)) != value:
+                if (found := getattr(getattr(self, block), key, value)) != value:
                     raise ValueError(f"{block}.{key} is {found!r}, but this model has only {value!r}")
 
     @classmethod
@@ -101,17 +203,30 @@ class ArcVideoConfig(PreTrainedConfig):
             corrections=asdict(settings.corrections),
         )
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Do nothing: a saved folder names the package, it does not carry a copy of its code."""
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return what differs from an empty configuration, and every size and id: a file is read alone."""
+        written = super().to_diff_dict()
+        for name in self.sub_configs:
+            block = getattr(self, name)
+            declared = {key: vars(block)[key] for key in type(block).__annotations__ if key in vars(block)}
+            written[name] = block.to_diff_dict() | declared
+        return written
+
     @property
     def settings(self) -> ModelSettings:
         """The sizes as code reads them."""
-        text = dict(self.text_config or {})
+        text = _values(self.text_config)
         scaling = text.get("rope_scaling")
         if isinstance(scaling, Mapping) and "alpha" in scaling:
             text["rope_alpha"] = float(scaling["alpha"])
         return ModelSettings(
             text=_block(TextSettings, text),
-            vision=_block(VisionSettings, self.vision_config or {}),
-            audio=_block(AudioSettings, self.audio_config or {}),
+            vision=_block(VisionSettings, _values(self.vision_config)),
+            audio=_block(AudioSettings, _values(self.audio_config)),
             max_num_frame=self.max_num_frame,
             audio_pooling=self.audio_pooling,
             corrections=_block(Corrections, self.corrections or {}),
@@ -120,69 +235,24 @@ class ArcVideoConfig(PreTrainedConfig):
     @property
     def stop_token_ids(self) -> list[int]:
         """Ids that end an answer: end of document and eos."""
-        text = self.text_config or {}
-        eos = text.get("eos_token_id", SpecialIds().eos)
-        ends = [text.get("eod_token_id", SpecialIds().end), *(eos if isinstance(eos, list) else [eos])]
-        return list(dict.fromkeys(int(token) for token in ends))
-
-    @property
-    def pad_token_id(self) -> int:
-        """Id of padding."""
-        return int((self.text_config or {}).get("pad_token_id", SpecialIds().pad))
-
-    @pad_token_id.setter
-    def pad_token_id(self, value: int | None) -> None:
-        # Trainers copy their tokenizer's id here.
-        if value is not None and value != self.pad_token_id:
-            self.text_config = {**(self.text_config or {}), "pad_token_id": int(value)}
-
-    @property
-    def image_token_id(self) -> int:
-        """Id of the tokens that fused media replace."""
-        return int((self.text_config or {}).get("image_token_id", SpecialIds().image))
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the decoder, where other libraries look for it."""
-        return self.settings.text.hidden_size
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the embedding, where other libraries look for them."""
-        return self.settings.text.vocab_size
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Decoder layers, where caches look for them."""
-        return self.settings.text.num_hidden_layers
-
-    @property
-    def num_attention_heads(self) -> int:
-        """Query heads, where other libraries look for them."""
-        return self.settings.text.num_attention_heads
-
-    @property
-    def num_key_value_heads(self) -> int:
-        """Key heads, where static caches look for them."""
-        return self.settings.text.num_key_value_heads
-
-    @property
-    def head_dim(self) -> int:
-        """Width of a head, where static caches look for it."""
-        return self.settings.text.attention_head_dim
-
-    def get_text_config(self, *args: Any, **kwargs: Any) -> ArcVideoConfig:  # type: ignore[override]
-        """Return itself: the blocks are plain dicts."""
-        return self
+        text: Any = self.text_config
+        eos = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
+        return list(dict.fromkeys(int(token) for token in (text.eod_token_id, *eos) if token is not None))
 
 
-def _is_property(name: str) -> bool:
-    return isinstance(vars(ArcVideoConfig).get(name), property)
+def _is_of_block(name: str) -> bool:
+    return isinstance(vars(ArcVideoConfig).get(name), (_OfText, property))
+
+
+def _values(block: Any) -> dict[str, Any]:
+    """Return the attributes of a block as a new dict."""
+    return dict(vars(block))
 
 
 def _ids_to_config(special: SpecialIds) -> dict[str, int]:
     """Return the ids under the names of the released configuration."""
     return {
+        "bos_token_id": special.start,
         "pad_token_id": special.pad,
         "eod_token_id": special.end,
         "eos_token_id": special.eos,

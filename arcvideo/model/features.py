@@ -68,6 +68,8 @@ class FeatureStore:
         tensors = {"patches": patches, "speech": speech}
         try:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+            # safetensors writes for its owner alone; a cache is shared as far as the umask says.
+            partial.chmod(path.parent.stat().st_mode & 0o666)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

@@ -34,6 +34,11 @@ class ArcVideoGenerationMixin(GenerationMixin):
                 inputs.pop(name, None)
         return inputs
 
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+        """Return the mask (B, L) as it is: with a cache of fixed size `attend` knows from the lengths who sees whom."""
+        return attention_mask
+
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
         """Return (B, 4, L): the running index on every axis. Prompts with media bring their own positions."""
         given = model_kwargs.get("media") or model_kwargs.get("pixel_values") is not None

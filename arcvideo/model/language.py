@@ -12,10 +12,12 @@ from typing import Any
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from arcvideo.model.attention import Plan, attend
+from arcvideo.model.attention import Plan, attend, attend_openly
 from arcvideo.model.norms import RMSNorm
+from arcvideo.model.output import Trace
+from arcvideo.model.recompute import run_layer
 from arcvideo.model.settings import TextSettings
 
 Rope = tuple[Tensor, Tensor]
@@ -65,7 +67,9 @@ class Attention(nn.Module):
         self.query_layernorm = RMSNorm(self.head_dim, eps=settings.rms_norm_eps)
         self.key_layernorm = RMSNorm(self.head_dim, eps=settings.rms_norm_eps)
 
-    def forward(self, x: Tensor, *, rope: Rope, plan: Plan, cache: Any = None) -> Tensor:
+    def forward(
+        self, x: Tensor, *, rope: Rope, plan: Plan, cache: Any = None, weights: list[Tensor] | None = None
+    ) -> Tensor:
         # Rows of qkv are grouped by key head: its queries, then one key, then one value.
         qkv = self.qkv_proj(x).unflatten(-1, (-1, self.groups + 2, self.head_dim))
         q, k, v = qkv.split([self.groups, 1, 1], dim=-2)
@@ -76,7 +80,12 @@ class Attention(nn.Module):
         if hasattr(cache, "attend"):  # a cache whose rows share a prefix knows itself who sees whom
             return self.o_proj(cache.attend(q, k, v, layer=self.layer).flatten(-2))
         if cache is not None:
-            k, v = (past.transpose(1, 2) for past in cache.update(k.transpose(1, 2), v.transpose(1, 2), self.layer))
+            held = cache.update(k.transpose(1, 2), v.transpose(1, 2), self.layer)
+            k, v = (past.transpose(1, 2)[:, : plan.keys] for past in held)
+        if weights is not None:
+            out, seen = attend_openly(q, k, v, plan=plan)
+            weights.append(seen)
+            return self.o_proj(out.flatten(-2))
         return self.o_proj(attend(q, k, v, plan=plan).flatten(-2))
 
 
@@ -93,7 +102,7 @@ class MLP(nn.Module):
         return self.down_proj(a * nnf.silu(b))
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(GradientCheckpointingLayer):
     def __init__(self, settings: TextSettings, *, layer: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(settings.hidden_size, eps=settings.rms_norm_eps)
@@ -101,23 +110,11 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(settings.hidden_size, eps=settings.rms_norm_eps)
         self.mlp = MLP(settings)
 
-    def forward(self, x: Tensor, rope: Rope, plan: Plan, cache: Any = None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope=rope, plan=plan, cache=cache)
+    def forward(
+        self, x: Tensor, rope: Rope, plan: Plan, cache: Any = None, weights: list[Tensor] | None = None
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope=rope, plan=plan, cache=cache, weights=weights)
         return x + self.mlp(self.post_attention_layernorm(x))
-
-
-_KEPT_KERNELS = ("mm", "addmm", "bmm", "baddbmm")
-
-
-def _keep_products() -> Any:
-    """Contexts of a checkpointed layer in which outputs of matrix products and of attention kernels are kept."""
-
-    def policy(context: Any, operation: Any, *arguments: Any, **words: Any) -> CheckpointPolicy:
-        name = operation.__name__.partition(".")[0] if hasattr(operation, "__name__") else ""
-        kept = name in _KEPT_KERNELS or name.startswith("_scaled_dot_product_")
-        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
-
-    return create_selective_checkpoint_contexts(policy)
 
 
 class Decoder(nn.Module):
@@ -127,28 +124,24 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(settings.vocab_size, settings.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(settings, layer=i) for i in range(settings.num_hidden_layers))
         self.norm = RMSNorm(settings.hidden_size, eps=settings.rms_norm_eps)
-        # transformers sets the next two when checkpointing is switched on through its own method.
-        self.gradient_checkpointing = False
-        self._gradient_checkpointing_func: Any = None
         self.recompute = "none"
 
-    def _checkpoint(self, layer: nn.Module, *inputs: Any) -> Tensor:
-        if self.gradient_checkpointing and self._gradient_checkpointing_func is not None:
-            return self._gradient_checkpointing_func(layer, *inputs)
-        contexts: dict[str, Any] = {"context_fn": _keep_products} if self.recompute == "selective" else {}
-        return checkpoint(layer, *inputs, use_reentrant=False, **contexts)
-
-    def forward(self, x: Tensor, *, positions: Tensor, plan: Plan, cache: Any = None) -> Tensor:
+    def forward(
+        self, x: Tensor, *, positions: Tensor, plan: Plan, cache: Any = None, trace: Trace | None = None
+    ) -> Tensor:
         """Return final hidden states, shaped like x (..., L, D); positions are (..., 4, L)."""
         rope = rope_tables(positions, settings=self.settings, dtype=x.dtype)
-        asked = self.gradient_checkpointing or self.recompute != "none"
-        recompute = asked and torch.is_grad_enabled() and cache is None
+        recompute = self.recompute if cache is None else "none"
         for layer in self.layers:
-            if recompute:
-                x = self._checkpoint(layer, x, rope, plan)
+            if trace is not None:
+                trace.keep(x)
+                x = layer(x, rope, plan, cache, trace.attentions)
             else:
-                x = layer(x, rope, plan, cache)
-        return self.norm(x)
+                x = run_layer(layer, x, rope, plan, cache, recompute=recompute)
+        x = self.norm(x)
+        if trace is not None:
+            trace.keep(x)
+        return x
 
 
 class LanguageModel(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,34 @@ from torch import Tensor, nn
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.weights import HEAD, fill, weight_files
+
+CODE_FILE = "arcvideo_classes.py"
+CODE = '''"""Where transformers finds the classes of this folder: in the package arcvideo, which must be installed."""
+
+from arcvideo.model.configuration import ArcVideoConfig
+from arcvideo.model.modeling import ArcVideoForConditionalGeneration
+from arcvideo.processing import ArcVideoProcessor
+
+__all__ = ["ArcVideoConfig", "ArcVideoForConditionalGeneration", "ArcVideoProcessor"]
+'''
+"""For `trust_remote_code=True` without `import arcvideo`. Decoding, stamping and mels are most of the package, so a
+copy of the code would be the package; a process without it is told by name what to install."""
+
+
+def write_code(directory: Path) -> None:
+    """Write the file that `auto_map` of an export names."""
+    (directory / CODE_FILE).write_text(CODE)
+
+
+def share(directory: Path) -> None:
+    """Give every file of a folder the mode that the process's umask leaves: safetensors writes for its owner alone."""
+    probe = directory / f".{uuid.uuid4().hex}"
+    probe.touch(mode=0o666)
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in directory.iterdir():
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
 
 
 def load_config(directory: Path) -> ArcVideoConfig:
@@ -53,7 +82,7 @@ def load_weights(model: nn.Module, *files: Path) -> None:
 def save_model(
     model: ArcVideoForConditionalGeneration, directory: Path, *, state: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write config.json and safetensors (head left out, it is tied) so that `load_model` reads them.
+    """Write config.json and safetensors (head left out, it is tied) so that `load_model` and transformers read them.
 
     Args:
         model: whose configuration and, without `state`, parameters are written.
@@ -61,7 +90,15 @@ def save_model(
         state: gathered parameters, where the model's own are partitioned.
     """
     given = None if state is None else {name: tensor for name, tensor in state.items() if name != HEAD}
+    classes = Path(CODE_FILE).stem
+    found = f"{classes}.{ArcVideoForConditionalGeneration.__name__}"
+    model.config.auto_map = {
+        "AutoConfig": f"{classes}.{ArcVideoConfig.__name__}",
+        **dict.fromkeys(("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText"), found),
+    }
     model.save_pretrained(directory, state_dict=given, max_shard_size="5GB")
+    write_code(Path(directory))
+    share(Path(directory))
 
 
 def empty_model(config: ArcVideoConfig) -> ArcVideoForConditionalGeneration:

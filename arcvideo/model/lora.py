@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from arcvideo.model.loading import share
 from arcvideo.model.settings import LoraSettings
 from arcvideo.structured import nearest
 
@@ -27,7 +29,9 @@ class Adapters:
         self._wrapped = wrapped
 
     def save(self, folder: Path | None) -> None:
-        """Write adapter_config.json and adapter_model.safetensors, which `PeftModel.from_pretrained` reads.
+        """Write a folder that `PeftModel.from_pretrained` reads: adapters, and every module that was trained whole.
+
+        Loaded onto the weights that the stage started from, it gives the model that the stage exports.
 
         Args:
             folder: is replaced; None on ranks that do not write.
@@ -37,7 +41,14 @@ class Adapters:
         temporary = folder.with_name(f".{folder.name}.tmp")
         for leftover in (temporary, folder):
             shutil.rmtree(leftover, ignore_errors=True)
+        config = self._wrapped.peft_config["default"]
+        whole = whole_modules(self._wrapped.get_base_model())
+        config.modules_to_save = sorted(whole) or None
         self._wrapped.save_pretrained(temporary, save_embedding_layers=False)
+        config.modules_to_save = None
+        _add(temporary / "adapter_model.safetensors", modules=whole)
+        (temporary / "README.md").write_text(_card(config, whole=sorted(whole)))
+        share(temporary)
         temporary.rename(folder)
 
     def merge(self) -> nn.Module:
@@ -85,6 +96,66 @@ def add_adapters(
         if name.endswith(".lora_dropout"):
             module.train()
     return Adapters(wrapped)
+
+
+def whole_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return, by name, the largest modules that are trained whole, without adapters in them.
+
+    Raises:
+        ValueError: a parameter that is trained but whose module holds others that are not: it cannot be saved alone.
+    """
+    found: dict[str, nn.Module] = {}
+
+    def visit(name: str, module: nn.Module) -> None:
+        parameters = dict(module.named_parameters())
+        learning = [key for key, parameter in parameters.items() if parameter.requires_grad and ".lora_" not in key]
+        if not learning:
+            return
+        if name and len(learning) == len(parameters):
+            found[name] = module
+            return
+        if own := [key for key in learning if "." not in key]:
+            raise ValueError(f"{name or 'the model'}: {', '.join(own)} learn but the rest of the module does not")
+        for child, part in module.named_children():
+            visit(f"{name}.{child}" if name else child, part)
+
+    visit("", model)
+    return found
+
+
+def _add(path: Path, *, modules: Mapping[str, nn.Module]) -> None:
+    """Add modules' parameters to a saved adapter, under the names by which PEFT looks for modules_to_save."""
+    tensors = load_file(path)
+    for name, module in modules.items():
+        for key, parameter in module.named_parameters():
+            tensors[f"base_model.model.{name}.{key}"] = parameter.detach().cpu().contiguous().clone()
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _card(config: Any, *, whole: Sequence[str]) -> str:
+    """Return the README of a saved adapter."""
+    parts = ", ".join(f"`{name}`" for name in whole) or "none"
+    return f"""---
+library_name: peft
+base_model: {config.base_model_name_or_path or "unknown"}
+---
+# Adapter
+
+Low-rank adapters (rank {config.r}, alpha {config.lora_alpha}) on the linear layers that match
+`{config.target_modules}`.
+Modules that were trained whole and are stored beside them (`modules_to_save`): {parts}.
+
+```python
+import arcvideo
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+
+base = AutoModelForImageTextToText.from_pretrained("{config.base_model_name_or_path or "BASE"}")
+model = PeftModel.from_pretrained(base, "THIS FOLDER")
+```
+
+The base must be the very weights that the stage started from; then the result is the stage's export.
+"""
 
 
 def disable_adapters(model: nn.Module) -> None:

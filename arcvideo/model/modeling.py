@@ -6,7 +6,6 @@ n tokens of a frame, D text width, V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,23 +15,24 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, DynamicCache, PreTrainedModel
 
-from arcvideo.model.attention import Plan, batch_plan, document_segments, packed_plan
-from arcvideo.model.audio import AudioEncoder, audio_projector, pool_rows
+from arcvideo.model.attention import Plan
+from arcvideo.model.audio import AudioEncoder, audio_projector
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.features import FeatureStore
-from arcvideo.model.fusion import audio_for_frames
+from arcvideo.model.fused import ArcVideoMediaMixin
 from arcvideo.model.generation import ArcVideoGenerationMixin, generation_config
 from arcvideo.model.initialization import initialize
+from arcvideo.model.inputs import check_batch, four_axes, insert, running_positions
 from arcvideo.model.language import LanguageModel
-from arcvideo.model.media import Towers, tower_outputs
-from arcvideo.model.output import ArcVideoOutput, cross_entropy
+from arcvideo.model.output import ArcVideoOutput, Trace, cross_entropy, seen_states
+from arcvideo.model.plans import batch_plan, document_segments, packed_plan
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.vision import VisionModel
 from arcvideo.model.weights import check_fit
 from arcvideo.types import Media, Segments
 
 
-class ArcVideoForConditionalGeneration(ArcVideoGenerationMixin, PreTrainedModel):
+class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMixin, PreTrainedModel):
     """ARC-Hunyuan-Video; tiny and 7B differ by configuration only. Parameter names are the released key names.
 
     As in the released code the vision model and the speech encoder start frozen; the language model and the audio
@@ -41,7 +41,8 @@ class ArcVideoForConditionalGeneration(ArcVideoGenerationMixin, PreTrainedModel)
 
     config_class = ArcVideoConfig
     main_input_name = "input_ids"
-    accepts_loss_kwargs = False
+    input_modalities: ClassVar[list[str]] = ["image", "video", "audio", "text"]
+    accepts_loss_kwargs = True
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -53,10 +54,13 @@ class ArcVideoForConditionalGeneration(ArcVideoGenerationMixin, PreTrainedModel)
     _no_split_modules: ClassVar[list[str]] = ["DecoderLayer", "VisionLayer", "AudioLayer"]
 
     def __init__(self, config: ArcVideoConfig) -> None:
+        if not config.tie_word_embeddings:
+            raise ValueError("tie_word_embeddings is False, but this model's head is its embedding")
         super().__init__(config)
         settings = config.settings
         width = settings.text.hidden_size
         self.settings = settings
+        self._auto_attention = False
         self.vision_model = VisionModel(settings.vision, text_width=width)
         self.speech_encoder = AudioEncoder(settings.audio)
         self.mlp2 = audio_projector(settings.audio.d_model, text_width=width)
@@ -99,6 +103,10 @@ class ArcVideoForConditionalGeneration(ArcVideoGenerationMixin, PreTrainedModel)
         loaded.generation_config.eos_token_id = list(dict.fromkeys([*known, *loaded.config.stop_token_ids]))
         return model
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Do nothing: a saved folder names the package, it does not carry a copy of its code."""
+
     def get_input_embeddings(self) -> nn.Embedding:
         return self.language_model.model.embed_tokens
 
@@ -108,203 +116,149 @@ class ArcVideoForConditionalGeneration(ArcVideoGenerationMixin, PreTrainedModel)
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.lm_head
 
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
+        """Take another head, which `tie_weights` ties to the embedding."""
+        self.language_model.lm_head = new_embeddings
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Return the embedding with another number of rows; the head follows it, and so do the settings."""
+        table = super().resize_token_embeddings(*args, **kwargs)
+        self.settings = replace(self.config.settings, activation_checkpointing=self.settings.activation_checkpointing)
+        return table
+
     def adopt(self, settings: ModelSettings) -> None:
         """Take over what settings say about computing: checkpointing, attention, corrections; sizes stay.
 
         Which parts learn is left alone: that is `requires_grad_`'s, and in a stage `stage.train`'s, to say.
         """
         self.activation_checkpointing = settings.activation_checkpointing
-        self.set_attn_implementation(settings.attention)
+        # transformers knows three of the names; `auto` is theirs `sdpa` until a plan is made.
+        self.set_attn_implementation("sdpa" if settings.attention == "auto" else settings.attention)
+        self._auto_attention = settings.attention == "auto"
         self.config.corrections = asdict(settings.corrections)
         self.settings = replace(self.settings, corrections=settings.corrections)
 
     @property
     def activation_checkpointing(self) -> str:
-        """What the backward pass recomputes of the decoder: none, selective or full."""
+        """What the backward pass recomputes of the decoder and of towers that learn: none, selective or full."""
         decoder = self.language_model.model
-        return "full" if decoder.gradient_checkpointing else decoder.recompute
+        return "full" if decoder.layers[0].gradient_checkpointing else decoder.recompute
 
     @activation_checkpointing.setter
     def activation_checkpointing(self, value: str) -> None:
-        self.language_model.model.recompute = value
-
-    def encode_vision(self, pixel_values: Tensor) -> Tensor:
-        """Return (F, P, W) patches of normalised pixels (F, 3, S, S); without a graph when the tower is frozen."""
-        side = self.settings.vision.force_image_size
-        if pixel_values.shape[-2:] != (side, side):
-            raise ValueError(f"frames must be {side} x {side} pixels, got {tuple(pixel_values.shape[-2:])}")
-        with _graph_if_trainable(self.vision_model.vit):
-            return self.vision_model.vit(pixel_values.to(self.dtype))
-
-    def encode_audio(self, mel: Tensor) -> Tensor:
-        """Return (C, positions, W) rows of log-mel (C, M, 2 * positions); without a graph when the tower is frozen."""
-        with _graph_if_trainable(self.speech_encoder):
-            return self.speech_encoder(mel.to(self.dtype))
-
-    def project_audio(self, speech: Tensor) -> Tensor:
-        """Return (C * positions / pooling, D): rows (C, positions, W) joined in time, pooled, projected."""
-        return self.mlp2(pool_rows(speech, pooling=self.settings.audio_pooling))
-
-    def fuse(
-        self, patches: Tensor, speech: Sequence[Tensor], *, frame_counts: Sequence[int], seconds: Sequence[int]
-    ) -> Tensor:
-        """Return the fused tokens of all clips, (sum of F, n, D): one merger call and one projector call.
-
-        Args:
-            patches: (sum of F, P, W) of the clips in order.
-            speech: per clip (C, positions, W).
-            frame_counts: F of each clip.
-            seconds: seconds of audio that count, per clip.
-        """
-        settings = self.settings
-        visual = self.vision_model.perceive(patches)
-        pooled = [pool_rows(rows, pooling=settings.audio_pooling) for rows in speech]
-        # Rows past the counted seconds are never read, so they are not projected.
-        used = [rows[: count * settings.rows_per_second] for rows, count in zip(pooled, seconds, strict=True)]
-        projected = self.mlp2(torch.cat(used)).split([len(rows) for rows in used])
-        addends = [
-            audio_for_frames(
-                rows,
-                frames=frames,
-                tokens=visual.shape[1],
-                seconds=count,
-                max_num_frame=settings.max_num_frame,
-                rows_per_second=settings.rows_per_second,
-                exact=settings.corrections.exact_alignment,
-            )
-            for rows, frames, count in zip(projected, frame_counts, seconds, strict=True)
-        ]
-        return visual + torch.cat(addends)
-
-    def embed_media(self, media: Sequence[Media], *, features: FeatureStore | None = None) -> Tensor:
-        """Return the fused tokens of all clips in order, (sum of F * n, D).
-
-        The merger and the projector are called exactly once, with or without media: a rank without media neither
-        hangs the others nor leaves their parameters without gradients.
-
-        Args:
-            media: clips; a missing picture is zero pixel values, a missing sound its own mel.
-            features: disk cache of tower outputs, read and filled while both towers are frozen.
-        """
-        if not media:
-            return self._no_media()
-        frozen = not (_trainable(self.vision_model.vit) or _trainable(self.speech_encoder))
-        patches, speech = tower_outputs(
-            media,
-            towers=Towers(encode_vision=self.encode_vision, encode_audio=self.encode_audio),
-            settings=self.settings,
-            features=features if frozen else None,
-            device=self.device,
-            dtype=self.dtype,
-        )
-        fused = self.fuse(
-            torch.cat(patches),
-            speech,
-            frame_counts=[item.frame_count for item in media],
-            seconds=[item.seconds for item in media],
-        )
-        return fused.flatten(0, 1)
-
-    def _no_media(self) -> Tensor:
-        """Return (0, D) that still ties merger and projector to the loss with zero gradients."""
-        vision, audio = self.settings.vision, self.settings.audio
-        side = vision.force_image_size // vision.patch_size
-        patches = torch.zeros(1, side * side, vision.hidden_size, device=self.device, dtype=self.dtype)
-        rows = torch.zeros(1, audio.d_model, device=self.device, dtype=self.dtype)
-        return self.vision_model.perceive(patches)[0, :0] + self.mlp2(rows)[:0]
+        for part in (self.language_model.model, self.vision_model.vit, self.speech_encoder):
+            part.recompute = value
 
     def forward(
         self,
-        input_ids: Tensor,
-        position_ids: Tensor | None = None,
-        segments: Segments | None = None,
-        media: Sequence[Media] = (),
-        target_positions: Tensor | None = None,
-        past_key_values: Any = None,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        media: Sequence[Media] = (),
         pixel_values: Tensor | None = None,
         mels: Tensor | None = None,
         duration: int | Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool = False,
-        logits_to_keep: int | Tensor = 0,
-        labelled_only: bool = False,
+        segments: Segments | None = None,
+        target_positions: Tensor | None = None,
+        supervised_only: bool = False,
         features: FeatureStore | None = None,
-        return_dict: bool = True,
-    ) -> ArcVideoOutput:
+        num_items_in_batch: Tensor | int | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ArcVideoOutput | tuple[Any, ...]:
         """Return logits of a packed row (L,) or of a batch (B, L).
 
         Args:
             input_ids: newline ids already replaced; image ids are filled with fused tokens in order.
-            position_ids: (4, L) or (B, 4, L); by default the running index on every axis (text, cached decoding).
-            segments: how a packed row is cut; one plain segment by default. Packed rows only.
-            media: clips, in the order of their image tokens.
-            target_positions: (T,) positions of a packed row whose logits are wanted.
-            past_key_values: a transformers cache; batches only. New tokens follow its tokens.
             attention_mask: (B, cached + L) 1 for tokens, 0 for padding.
-            pixel_values: (F, 3, S, S) normalised frames of one clip, instead of `media`; needs mels.
-            mels: (C, M, T) or (C * M, T) log-mel of that clip.
-            duration: seconds of its audio that count, at most those there are; all of them by default.
+            position_ids: (4, L) or (B, 4, L); shaped like the ids: the same on every axis; the running index without.
+            past_key_values: a transformers cache; batches only. New tokens follow its tokens.
+            inputs_embeds: (B, L, D) in place of input_ids, fused tokens already inside.
             labels: shaped like input_ids, -100 where not supervised: adds `loss`, shifted by one.
             use_cache: make a cache when none is given.
-            logits_to_keep: of a batch, only the last so many positions, or those of a tensor (n,); 0 for all.
-            labelled_only: compute logits (T, V) only at the T positions whose next label is supervised.
+            logits_to_keep: only the last so many positions, or those of a tensor (n,); 0 for all.
+            media: clips, in the order of their image tokens.
+            pixel_values, mels, duration: one clip in place of `media`: normalised frames (F, 3, S, S), mel (C, M, T)
+                or (C * M, T), and the seconds of it that count; all of them by default.
+            segments: how a packed row is cut; one plain segment by default.
+            target_positions: (T,) positions of a packed row whose logits are wanted.
+            supervised_only: compute logits (T, V) only at the T positions whose next label is supervised.
             features: disk cache of tower outputs.
-            return_dict: passed by transformers; the output is named in any case.
+            num_items_in_batch: targets of all micro-batches of a step: the loss is the sum over their number.
+            output_hidden_states, output_attentions: return what each layer makes; weights of batches only.
+            return_dict: False for a tuple.
 
         Raises:
-            ValueError: image tokens and media that do not match, or arguments of the other form.
+            ValueError: image tokens and media that do not match, shapes that do not, or arguments of the other form.
         """
-        packed = input_ids.dim() == 1
-        if packed and (past_key_values is not None or use_cache or attention_mask is not None):
-            raise ValueError("a packed row (L,) takes segments; caches and attention_mask need a batch (B, L)")
-        if not packed and (segments is not None or target_positions is not None):
-            raise ValueError("segments and target_positions need a packed row (L,), got a batch (B, L)")
-        fused = self._fused(packed, media, pixel_values=pixel_values, mels=mels, duration=duration, features=features)
-        cache = DynamicCache() if use_cache and past_key_values is None else past_key_values
-        past = 0 if cache is None else cache.get_seq_length()
-        embeds = self._embed(input_ids, fused, decoding=past > 0)
+        packed = check_batch(
+            input_ids,
+            inputs_embeds,
+            batch_only={"past_key_values": past_key_values, "attention_mask": attention_mask, "use_cache": use_cache},
+            packed_only={"segments": segments, "target_positions": target_positions},
+            has_media=bool(media) or pixel_values is not None,
+        )
+        cache = DynamicCache(config=self.config) if use_cache and past_key_values is None else past_key_values
+        past = 0 if cache is None else int(cache.get_seq_length())
+        if input_ids is not None:
+            how: dict[str, Any] = {"features": features, "device": input_ids.device}
+            fused = self._fused(packed, media, pixel_values=pixel_values, mels=mels, duration=duration, **how)
+            inputs_embeds = self._embed(input_ids, fused, decoding=past > 0)
+        assert inputs_embeds is not None
+        shape = inputs_embeds.shape[:-1]
         if position_ids is None:
-            position_ids = _running_positions(input_ids, past=past, attention_mask=attention_mask)
-        plan = self._plan(input_ids, embeds, segments, cache=cache, attention_mask=attention_mask)
-        hidden = self.language_model.model(embeds, positions=position_ids, plan=plan, cache=cache)
+            position_ids = running_positions(shape, past=past, attention_mask=attention_mask, like=inputs_embeds)
+        trace = self._trace(output_hidden_states, output_attentions)
+        shown = trace is not None and trace.attentions is not None
+        rule: dict[str, Any] = {"cache": cache, "attention_mask": attention_mask, "written_out": shown}
+        plan = self._plan(input_ids, inputs_embeds, segments, **rule)
+        positions = four_axes(position_ids, shape=shape)
+        hidden = self.language_model.model(inputs_embeds, positions=positions, plan=plan, cache=cache, trace=trace)
+        kept = target_positions if target_positions is not None else logits_to_keep
+        loss, logits = self._scores(hidden, labels, kept=kept, few=supervised_only, count=num_items_in_batch)
+        output = ArcVideoOutput(
+            loss=loss, logits=logits, past_key_values=cache, last_hidden_state=hidden, **seen_states(trace)
+        )
+        named = self.config.return_dict if return_dict is None else return_dict
+        return output if named else output.to_tuple()
+
+    def _scores(
+        self,
+        hidden: Tensor,
+        labels: Tensor | None,
+        *,
+        kept: int | Tensor,
+        few: bool,
+        count: Tensor | int | None,
+    ) -> tuple[Tensor | None, Tensor]:
+        """Return loss and logits: at the kept positions, or with `few` at those whose next label is supervised."""
         head = self.language_model.lm_head
-        loss = None
-        if labelled_only and labels is not None:
+        if few and labels is not None:
             targets = labels[..., 1:].flatten()
             supervised = (targets != -100).nonzero().squeeze(1)
             logits = head(hidden[..., :-1, :].flatten(0, -2).index_select(0, supervised))
-            loss = cross_entropy(logits, targets[supervised])
+            return cross_entropy(logits, targets[supervised], count=count), logits
+        if isinstance(kept, Tensor):
+            chosen = hidden.index_select(-2, kept)
         else:
-            chosen = hidden if target_positions is None else hidden.index_select(0, target_positions)
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = head(chosen[..., kept, :])
-            if labels is not None:
-                loss = cross_entropy(logits[..., :-1, :].flatten(0, -2), labels[..., 1:].flatten())
-        return ArcVideoOutput(loss=loss, logits=logits, past_key_values=cache, last_hidden_state=hidden)
+            chosen = hidden[..., slice(-kept, None), :]
+        logits = head(chosen)
+        if labels is None:
+            return None, logits
+        return cross_entropy(logits[..., :-1, :].flatten(0, -2), labels[..., 1:].flatten(), count=count), logits
 
-    def _fused(
-        self,
-        packed: bool,
-        media: Sequence[Media],
-        *,
-        pixel_values: Tensor | None,
-        mels: Tensor | None,
-        duration: int | Tensor | None,
-        features: FeatureStore | None,
-    ) -> Tensor | None:
-        """Return fused tokens (N, D), or None when a batch has no media at all."""
-        if pixel_values is None and mels is None:
-            # Packed rows are training micro-batches: every rank must call the projectors, media or not.
-            return self.embed_media(media, features=features) if packed or media else None
-        if pixel_values is None or mels is None or media:
-            raise ValueError("give pixel_values and mels together, and no media beside them")
-        mels = mels.reshape(-1, self.settings.audio.num_mel_bins, mels.shape[-1])
-        whole = len(mels) * self.settings.audio.max_source_positions // 50
-        seconds = whole if duration is None else min(int(duration), whole)
-        speech = self.encode_audio(mels)
-        patches = self.encode_vision(pixel_values)
-        return self.fuse(patches, [speech], frame_counts=[len(patches)], seconds=[seconds]).flatten(0, 1)
+    def _trace(self, hidden: bool | None, attentions: bool | None) -> Trace | None:
+        hidden = self.config.output_hidden_states if hidden is None else hidden
+        attentions = self.config.output_attentions if attentions is None else attentions
+        if not hidden and not attentions:
+            return None
+        return Trace(hidden=[] if hidden else None, attentions=[] if attentions else None)
 
     def _embed(self, input_ids: Tensor, fused: Tensor | None, *, decoding: bool) -> Tensor:
         """Return (..., L, D) with fused tokens in place of image ids."""
@@ -321,21 +275,25 @@ class ArcVideoForConditionalGeneration(ArcVideoGenerationMixin, PreTrainedModel)
             )
         if fused is None:
             return embeds
-        return embeds.flatten(0, -2).index_copy(0, slots, fused.to(embeds.dtype)).view_as(embeds)
+        return insert(embeds, slots=slots, tokens=fused)
 
     def _plan(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None,
         embeds: Tensor,
         segments: Segments | None,
         *,
         cache: Any,
         attention_mask: Tensor | None,
+        written_out: bool,
     ) -> Plan:
         length, dtype, device = embeds.shape[-2], embeds.dtype, embeds.device
         implementation = self.config._attn_implementation or "sdpa"
-        if embeds.dim() == 3 and (cache is not None or not self.settings.corrections.separate_documents):
-            past = 0 if cache is None else cache.get_seq_length()
+        if implementation == "sdpa" and self._auto_attention:
+            implementation = "auto"
+        one_document = cache is not None or written_out or input_ids is None
+        if embeds.dim() == 3 and (one_document or not self.settings.corrections.separate_documents):
+            past = 0 if cache is None else int(cache.get_seq_length())
             return batch_plan(
                 queries=length,
                 keys=past + length,
@@ -343,34 +301,17 @@ class ArcVideoForConditionalGeneration(ArcVideoGenerationMixin, PreTrainedModel)
                 dtype=dtype,
                 device=device,
                 implementation=implementation,
+                written_out=written_out,
             )
+        assert input_ids is not None
         if embeds.dim() == 3:
             end = self.config.stop_token_ids[0]
             segments = document_segments(input_ids, end=end, attention_mask=attention_mask)
         elif segments is None:
             segments = Segments(starts=torch.tensor([0, length]), parents=torch.tensor([-1]))
-        if int(segments.starts[-1]) != input_ids.numel():
+        if int(segments.starts[-1]) != embeds.shape[:-1].numel():
             raise ValueError(f"segments cover {int(segments.starts[-1])} tokens but the row has {length}")
         return packed_plan(segments, dtype=dtype, device=device, implementation=implementation)
-
-
-def _running_positions(input_ids: Tensor, *, past: int, attention_mask: Tensor | None) -> Tensor:
-    """Return the running index of tokens, padding not counted, on all four axes: (..., 4, L)."""
-    length = input_ids.shape[-1]
-    if attention_mask is None:
-        index = torch.arange(past, past + length, device=input_ids.device).expand(input_ids.shape)
-    else:
-        index = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
-    return index.unsqueeze(-2).expand(*index.shape[:-1], 4, length)
-
-
-def _trainable(tower: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in tower.parameters())
-
-
-def _graph_if_trainable(tower: nn.Module) -> contextlib.AbstractContextManager[Any]:
-    """Return a context without autograd for a frozen tower."""
-    return contextlib.nullcontext() if _trainable(tower) else torch.no_grad()
 
 
 AutoModel.register(ArcVideoConfig, ArcVideoForConditionalGeneration)

@@ -21,11 +21,48 @@ class ArcVideoOutput(ModelOutput):
     """(T, V) at the targets asked for, else (L, V) of a packed row or (B, L, V) of a batch."""
     past_key_values: Any = None
     """The cache that was passed in or made by `use_cache`."""
+    hidden_states: tuple[Tensor, ...] | None = None
+    """The embeddings, then each layer's output, the last one normed; only with `output_hidden_states`."""
+    attentions: tuple[Tensor, ...] | None = None
+    """Each layer's weights (B, H, L, cached + L); only with `output_attentions`."""
     last_hidden_state: Tensor | None = None
     """(L, D) or (B, L, D), after the last norm."""
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy of (T, V) logits, in at least fp32; targets of -100 do not count."""
-    exact = torch.promote_types(logits.dtype, torch.float32)
-    return nnf.cross_entropy(logits.to(exact), targets, ignore_index=-100)
+@dataclass
+class Trace:
+    """What a forward pass is asked to keep."""
+
+    hidden: list[Tensor] | None = None
+    """The embeddings, then each layer's output, the last one normed; (..., L, D). None when they are not asked for."""
+    attentions: list[Tensor] | None = None
+    """Each layer's attention weights (B, H, Q, K); None when they are not asked for."""
+
+    def keep(self, hidden: Tensor) -> None:
+        """Keep one more hidden state, if they are asked for."""
+        if self.hidden is not None:
+            self.hidden.append(hidden)
+
+
+def seen_states(trace: Trace | None) -> dict[str, Any]:
+    """Return the fields of `ArcVideoOutput` that a trace fills."""
+    kept = trace or Trace()
+    return {
+        "hidden_states": None if kept.hidden is None else tuple(kept.hidden),
+        "attentions": None if kept.attentions is None else tuple(kept.attentions),
+    }
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, *, count: Tensor | int | None = None) -> Tensor:
+    """Return the mean cross-entropy of (T, V) logits, in at least fp32; targets of -100 do not count.
+
+    Args:
+        logits: (T, V).
+        targets: (T,).
+        count: the sum is divided by it in place of the number of targets here.
+    """
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if count is None:
+        return nnf.cross_entropy(exact, targets, ignore_index=-100)
+    total = nnf.cross_entropy(exact, targets, ignore_index=-100, reduction="sum")
+    return total / (count.to(total.device) if isinstance(count, Tensor) else count)

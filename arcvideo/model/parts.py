@@ -160,9 +160,8 @@ def _released(name: str) -> str:
 def _config(llm: Path, listening: Mapping[str, int]) -> ArcVideoConfig:
     """Return the directory's configuration with the sizes of the Whisper encoder."""
     config = load_config(llm)
-    return ArcVideoConfig.from_dict(
-        config.to_dict() | {"audio_config": dict(config.audio_config or {}) | dict(listening)}
-    )
+    written = config.to_dict()
+    return ArcVideoConfig.from_dict(written | {"audio_config": written["audio_config"] | dict(listening)})
 
 
 Encoder = tuple[Mapping[str, int], Iterable[tuple[str, Tensor]]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from arcvideo.layout import MediaLayout
 
-ATTENTIONS = ("sdpa", "flex_attention", "eager")
+ATTENTIONS = ("sdpa", "flex_attention", "auto", "eager")
 RECOMPUTES = ("none", "selective", "full")
 
 
@@ -110,10 +110,12 @@ class ModelSettings:
     audio_pooling: int = 1
     """Encoder rows averaged into one before the projector; 1 is the released model."""
     activation_checkpointing: str = "none"
-    """What the backward pass recomputes of the decoder: none, selective (norms, rope and activations; outputs of matrix
-    products and attention are kept, so it costs hardly any time) or full (whole layers; least memory)."""
+    """What the backward pass recomputes of the decoder and of towers that learn: none, selective (norms, rope and
+    activations; outputs of matrix products and attention are kept, so it costs hardly any time) or full (whole layers;
+    least memory)."""
     attention: str = "sdpa"
-    """Attention of the decoder: sdpa, flex_attention or eager (transformers' attn_implementation)."""
+    """Attention of the decoder: sdpa, flex_attention or eager (transformers' attn_implementation), or auto:
+    flex_attention on CUDA for rows whose segments share a prefix, sdpa elsewhere."""
     corrections: Corrections = field(default_factory=Corrections)
     """Departures from the released code."""
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from arcvideo.model.attention import attend_fully
 from arcvideo.model.norms import RMSNorm
+from arcvideo.model.recompute import run_layers
 from arcvideo.model.settings import VisionSettings
 
 
@@ -25,9 +28,11 @@ class PatchEmbeddings(nn.Module):
         # Row 0 is a class slot that nothing uses.
         self.position_embedding = nn.Embedding(self.side**2 + 1, width)
 
-    def positions(self, grid: int) -> Tensor:
+    def positions(self, grid: int, *, device: torch.device | None = None) -> Tensor:
         """Return the position table for `grid` x `grid` patches, (grid * grid, W)."""
-        table_PW = self.position_embedding.weight[1:]
+        # Looked up, not read: weights that are kept elsewhere (offloading) come when their module is called.
+        rows = torch.arange(1, self.side**2 + 1, device=device)
+        table_PW = self.position_embedding(rows)
         if grid == self.side:
             return table_PW
         image = table_PW.to(torch.promote_types(table_PW.dtype, torch.float32)).view(1, self.side, self.side, -1)
@@ -40,7 +45,9 @@ class PatchEmbeddings(nn.Module):
 
     def forward(self, pixels_F3SS: Tensor) -> Tensor:
         patches_FWgg = self.patch_embedding(pixels_F3SS)
-        return patches_FWgg.flatten(2).transpose(1, 2) + self.positions(patches_FWgg.shape[-1])
+        return patches_FWgg.flatten(2).transpose(1, 2) + self.positions(
+            patches_FWgg.shape[-1], device=patches_FWgg.device
+        )
 
 
 class VisionAttention(nn.Module):
@@ -57,7 +64,7 @@ class VisionAttention(nn.Module):
         frames, patches, width = x_FPW.shape
         qkv = self.qkv_proj(x_FPW).view(frames, patches, self.heads, 3, width // self.heads)
         q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
-        out_FHPh = nnf.scaled_dot_product_attention(q, k, v)
+        out_FHPh = attend_fully(q, k, v)
         return self.o_proj(out_FHPh.transpose(1, 2).reshape(frames, patches, width))
 
 
@@ -71,7 +78,7 @@ class VisionMLP(nn.Module):
         return self.dense_4h_to_h(nnf.gelu(self.dense_h_to_4h(x)))
 
 
-class VisionLayer(nn.Module):
+class VisionLayer(GradientCheckpointingLayer):
     def __init__(self, settings: VisionSettings) -> None:
         super().__init__()
         self.input_layernorm = nn.LayerNorm(settings.hidden_size, eps=settings.rms_norm_eps)
@@ -91,12 +98,10 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.embeddings = PatchEmbeddings(settings)
         self.layers = nn.ModuleList(VisionLayer(settings) for _ in range(settings.num_hidden_layers))
+        self.recompute = "none"
 
     def forward(self, pixels_F3SS: Tensor) -> Tensor:
-        x_FPW = self.embeddings(pixels_F3SS)
-        for layer in self.layers:
-            x_FPW = layer(x_FPW)
-        return x_FPW
+        return run_layers(self.layers, self.embeddings(pixels_F3SS), recompute=self.recompute)
 
 
 class Perceiver(nn.Module):

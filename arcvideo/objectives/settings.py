@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from arcvideo.tasks import default_rewards
+
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
 DPO_LOSS_TYPES = ("sigmoid", "hinge", "ipo", "robust", "apo_zero")
 DECODE = ("dynamic", "static", "cuda_graph")
@@ -124,7 +126,7 @@ class GrpoSettings:
     @property
     def reward_weights(self) -> dict[str, float]:
         """The rewards, resolved. Defaults would be merged into what a YAML file says, so the field has none."""
-        return dict(self.rewards) or {"mcq_accuracy": 1.0, "temporal_iou": 1.0}
+        return dict(self.rewards) or default_rewards()
 
     def rewards_of(self, task: str) -> dict[str, float]:
         """Reward -> weight for prompts of a task."""

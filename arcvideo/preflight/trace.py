@@ -30,6 +30,7 @@ from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.special import SpecialIds
 from arcvideo.objectives import load_objective
 from arcvideo.runner.trainable import PREFIXES, train_only, trained_modules
+from arcvideo.tasks import DEFAULT_TASK
 from arcvideo.types import Batch, Media, Segments, model_inputs
 
 META = torch.device("meta")
@@ -240,7 +241,7 @@ def _batch(config: RunConfig, *, row: Row) -> Batch:
         target_weights=torch.ones(count),
         target_samples=torch.arange(len(ends)).repeat_interleave(each),
         keys=tuple(f"answer-{number}" for number in range(len(ends))),
-        tasks=("qa",) * len(ends),
+        tasks=(DEFAULT_TASK,) * len(ends),
         extra=extra,
     )
 

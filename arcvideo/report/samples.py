@@ -13,12 +13,12 @@ from typing import Any
 
 from arcvideo.report.film import Film, films
 from arcvideo.report.records import StageRecord
+from arcvideo.tasks import TASKS
 from arcvideo.tasks.answers import parse_span, split_answer
 
 CLIPS = 4
 """Held-out clips shown where no stage says `evaluation.samples`."""
-_SHADOWS = ("format_valid", "grounding_miou_constant", "speech_qa_audio_zeroed")
-"""Metrics over answers that another metric shows already."""
+_MEASURES = {measure.name: measure for task in TASKS.values() for measure in task.measures}
 
 Span = tuple[float, float]
 
@@ -78,7 +78,8 @@ def held_out_examples(stages: Sequence[StageRecord]) -> list[Example]:
     given: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = defaultdict(list)
     for stage in stages:
         for row in stage.predictions:
-            if row["metric"] not in _SHADOWS:
+            measure = _MEASURES.get(row["metric"])
+            if measure is not None and not measure.control:  # other answers are shown by another metric already
                 asked[_record(row["key"])].setdefault(row["metric"], row["key"])
                 given[row["metric"], row["key"]].append((stage.name, row))
     if not asked:
@@ -127,7 +128,7 @@ def _asked(metric: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Questi
     answers = []
     for name, row in rows:
         score = row["score"] / row["weight"]
-        lower = "error" in metric
+        lower = metric in _MEASURES and _MEASURES[metric].lower_is_better
         answers.append(
             _answer(
                 row["prediction"], label=name, score=f"{score:.2f}", good=None if lower else score, timed=bool(span)

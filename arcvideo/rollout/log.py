@@ -15,7 +15,7 @@ from arcvideo.rollout.timeline import Asked, draw
 from arcvideo.tasks import answers
 
 PICTURED = 6
-"""Grounding prompts on the picture."""
+"""Prompts about spans on the picture."""
 
 
 def sample_rows(groups: Sequence[Group], scores: Scores, *, gains: Tensor, count: int) -> list[dict[str, Any]]:
@@ -64,7 +64,7 @@ class RolloutLog:
         self._next = -1
 
     def write(self, rows: Sequence[dict[str, Any]], *, step: int, groups: Sequence[Group]) -> None:
-        """Append the rows of a step, and draw its grounding prompts in place of the last picture."""
+        """Append the rows of a step, and draw its prompts about spans in place of the last picture."""
         if self.path is None or not rows:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ class RolloutLog:
 
 
 def _asked(group: Group) -> Asked:
-    """A grounding prompt as the picture shows it."""
+    """A prompt about a span as the picture shows it."""
     media = group.prompt.media
     true = tuple(float(second) for second in group.prompt.truth["span"])
     said = [answers.parse_span(completion.text) for completion in group.completions]

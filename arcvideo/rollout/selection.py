@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from arcvideo.rollout.settings import SampleSettings
+from arcvideo.tasks import TASKS
 from arcvideo.tasks.answers import answer_text, split_answer
 
 BINS = 10
@@ -80,7 +81,7 @@ def _traced(drawn: Drawn, *, number: int, item: Mapping[str, Any]) -> dict[str, 
     parsed = split_answer(drawn.texts[number])
     made = {name: value for name, value in item.items() if name not in ("draft", "think")}
     made["think"] = parsed.think or ""
-    if drawn.task != "mcq":  # there the passing answer is the item's own letter, whatever stands beside it
+    if drawn.task not in TASKS or TASKS[drawn.task].text_draft:
         made["draft"] = parsed.answer if parsed.answer is not None else answer_text(drawn.texts[number])
     return {**made, "drawn": {"number": number, "score": drawn.scores[number]}}
 

@@ -7,11 +7,8 @@ from pathlib import Path
 
 from arcvideo.objectives.settings import DECODE, GrpoSettings
 from arcvideo.structured import SettingsError
+from arcvideo.tasks import TASKS
 
-SAMPLED_REWARDS = {"mcq": "mcq_accuracy", "grounding": "temporal_iou"}
-"""Task -> reward that a drawn answer must pass, unless `rewards` names another."""
-SAMPLED_ABOVE = {"grounding": 0.6}
-"""Task -> bound of its reward (paper 3.3: MCQ right, IoU above 0.6); 0.5 for tasks not named."""
 PAIRS = ("none", "sampled", "truth")
 PREFER = ("first", "best")
 
@@ -72,8 +69,8 @@ class SampleSettings:
     """Folder that receives the shards."""
     name: str = "sampled"
     """Shards are called NAME-000000.tar, ..."""
-    tasks: list[str] = field(default_factory=lambda: ["mcq", "grounding"])
-    """Tasks that are asked."""
+    tasks: list[str] = field(default_factory=lambda: [name for name, task in TASKS.items() if task.reward])
+    """Tasks that are asked; those that bring a reward."""
     tags: list[str] = field(default_factory=list)
     """Only items that carry all of these tags."""
     max_clips: int = 0
@@ -87,9 +84,9 @@ class SampleSettings:
     prefer: str = "first"
     """Which of more than K passing answers are kept: the first drawn, or the best by reward."""
     rewards: dict[str, str] = field(default_factory=dict)
-    """Task -> reward that decides, ours, TRL's or `package.module:function`; mcq and grounding have their own."""
+    """Task -> reward that decides, ours, TRL's or `package.module:function`; by default the task's own."""
     above: dict[str, float] = field(default_factory=dict)
-    """Task -> an answer passes when its reward is greater; 0.6 for grounding, 0.5 for the others."""
+    """Task -> an answer passes when its reward is greater; by default what the task says: 0.6 for spans, else 0.5."""
     require_format: bool = True
     """Only answers that are exactly one think block, not empty, and one answer block pass (with style=think)."""
     pairs: str = "none"
@@ -139,7 +136,7 @@ class SampleSettings:
         if not 0 < self.top_p <= 1:
             raise SettingsError(f"top_p={self.top_p} must be in (0, 1]")
         if not self.tasks:
-            raise SettingsError("tasks is empty: name what is asked, like tasks=mcq,grounding")
+            raise SettingsError(f"tasks is empty: name what is asked, some of {', '.join(TASKS)}")
         for task in () if self.pairs == "truth" else self.tasks:
             if self.reward_of(task) is None:
                 raise SettingsError(
@@ -148,11 +145,11 @@ class SampleSettings:
 
     def reward_of(self, task: str) -> str | None:
         """Name of the reward that decides; None: the task has none."""
-        return self.rewards.get(task) or SAMPLED_REWARDS.get(task)
+        return self.rewards.get(task) or (TASKS[task].reward if task in TASKS else None)
 
     def bound_of(self, task: str) -> float:
         """What the reward of a passing answer exceeds."""
-        return self.above.get(task, SAMPLED_ABOVE.get(task, 0.5))
+        return self.above.get(task, TASKS[task].passes_above if task in TASKS else 0.5)
 
     @property
     def sampling(self) -> Sampling:

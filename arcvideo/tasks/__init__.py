@@ -1,45 +1,39 @@
-"""Tasks: one function per kind of question, from a record's item to a Sample. The only code that knows item fields."""
+"""Everything about one kind of question in one file: from a record's item to a Sample, and from an answer to its worth.
+
+Nothing outside this room knows the fields of an item.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
-from arcvideo.tasks.asr import asr
-from arcvideo.tasks.caption import caption
-from arcvideo.tasks.chapters import chapters
+from arcvideo.tasks.asr import ASR
+from arcvideo.tasks.caption import CAPTION
+from arcvideo.tasks.chapters import CHAPTERS
 from arcvideo.tasks.fields import RecordError, required_text, styled_answer
-from arcvideo.tasks.grounding import grounding
-from arcvideo.tasks.mcq import mcq
-from arcvideo.tasks.qa import qa
-from arcvideo.tasks.summary import summary
+from arcvideo.tasks.grounding import GROUNDING
+from arcvideo.tasks.mcq import MCQ
+from arcvideo.tasks.qa import QA
+from arcvideo.tasks.summary import SUMMARY
+from arcvideo.tasks.task import Task
 from arcvideo.types import Sample
 
+TASKS: dict[str, Task] = {task.name: task for task in (ASR, CAPTION, QA, MCQ, GROUNDING, SUMMARY, CHAPTERS)}
+"""Name -> task; figures of an evaluation stand in this order."""
 
-class Task(Protocol):
-    """A record's item becomes a Sample.
-
-    Raises:
-        RecordError: a field is missing or malformed.
-    """
-
-    def __call__(self, item: Mapping[str, Any], *, key: str, media_key: str | None, style: str = "plain") -> Sample: ...
+DEFAULT_TASK = QA.name
+"""The kind of a question that says none."""
 
 
-TASKS: dict[str, Task] = {
-    "asr": asr,
-    "caption": caption,
-    "chapters": chapters,
-    "grounding": grounding,
-    "mcq": mcq,
-    "qa": qa,
-    "summary": summary,
-}
+def default_rewards() -> dict[str, float]:
+    """Return the default reward of each task that has one, with weight 1: the paper's two."""
+    return {task.reward: 1.0 for task in TASKS.values() if task.reward is not None}
 
 
 def make_sample(item: Any, *, key: str, media_key: str | None, style: str = "plain") -> Sample:
-    """The Sample of one item of a record, by its `task` field.
+    """Return the Sample of one item of a record, by its `task` field.
 
     Raises:
         RecordError: the item is no object, its task is unknown, or a field is missing or malformed.
@@ -49,7 +43,7 @@ def make_sample(item: Any, *, key: str, media_key: str | None, style: str = "pla
     name = item.get("task")
     if not isinstance(name, str) or name not in TASKS:
         raise RecordError("unknown_task", f"task {name!r}: choose one of {', '.join(TASKS)}")
-    return TASKS[name](item, key=key, media_key=media_key, style=style)
+    return TASKS[name].sample(item, key=key, media_key=media_key, style=style)
 
 
 def make_pair(item: Any, *, key: str, media_key: str | None, style: str = "plain") -> tuple[Sample, Sample]:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from arcvideo.tasks.fields import conversation, optional_text, required_text, styled_answer
-from arcvideo.types import Sample
+from arcvideo.tasks.fields import text_sample
+from arcvideo.tasks.scoring import constant_transcript_error, transcript_edits
+from arcvideo.tasks.task import Measure, Score, Task, Truth, true_text
 
 QUESTION = "Transcribe the speech."
 
 
-def asr(item: Mapping[str, Any], *, key: str, media_key: str | None, style: str = "plain") -> Sample:
-    """Fields: `answer` (the transcript), optional `question`."""
-    answer = required_text(item, "answer")
-    question = optional_text(item, "question", default=QUESTION)
-    return Sample(
-        key=key,
-        task="asr",
-        turns=conversation(item, question=question, answer=styled_answer(item, answer=answer, style=style)),
-        media_key=media_key,
-        truth={"text": answer},
-        instruction="general" if style != "plain" else "none",
-    )
+def _edits(text: str, truth: Truth) -> Score:
+    edits, words = transcript_edits(text, truth=true_text(truth))
+    return Score(value=float(edits), weight=float(words))
+
+
+ASR = Task(
+    name="asr",
+    question=QUESTION,
+    sample=text_sample("asr", question=QUESTION),
+    measures=(
+        Measure(
+            name="transcript_token_error",
+            score=_edits,
+            chance=lambda items: constant_transcript_error([true_text(item.truth) for item in items]),
+            lower_is_better=True,
+        ),
+    ),
+)

@@ -2,24 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from arcvideo.tasks.fields import conversation, optional_text, required_text, styled_answer
-from arcvideo.types import Sample
+from arcvideo.tasks.fields import text_sample
+from arcvideo.tasks.task import Task
 
 QUESTION = "Describe the video content."
 
-
-def caption(item: Mapping[str, Any], *, key: str, media_key: str | None, style: str = "plain") -> Sample:
-    """Fields: `answer` (the caption), optional `question`."""
-    answer = required_text(item, "answer")
-    question = optional_text(item, "question", default=QUESTION)
-    return Sample(
-        key=key,
-        task="caption",
-        turns=conversation(item, question=question, answer=styled_answer(item, answer=answer, style=style)),
-        media_key=media_key,
-        truth={"text": answer},
-        instruction="general" if style != "plain" else "none",
-    )
+CAPTION = Task(name="caption", question=QUESTION, sample=text_sample("caption", question=QUESTION))

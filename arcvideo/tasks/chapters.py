@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from arcvideo.tasks.answers import clock_span
+from arcvideo.tasks.answers import answer_text, clock_span
 from arcvideo.tasks.fields import RecordError, conversation, interval, optional_text, styled_answer
+from arcvideo.tasks.task import Task, told_times
 from arcvideo.types import Sample
 
 QUESTION = "Localize video chapters with temporal boundaries and the corresponding sentence description."
 
 
-def chapters(item: Mapping[str, Any], *, key: str, media_key: str | None, style: str = "plain") -> Sample:
+def _sample(item: Mapping[str, Any], *, key: str, media_key: str | None, style: str = "plain") -> Sample:
     """Fields: `events` ([[start, end, text], ...] in seconds), optional `question`."""
     events = [_event(event) for event in _listed(item.get("events"))]
     answer = "\n".join(f"{clock_span((start, end))} {text}" for start, end, text in events)
@@ -40,3 +42,12 @@ def _event(value: Any) -> tuple[float, float, str]:
         raise RecordError("bad_events", f"each event must be [start, end, text], got {value!r}")
     start, end = interval(value[:2], name="events")
     return start, end, value[2]
+
+
+def _tell(text: str) -> list[str]:
+    """Return the range before each sentence; numbers in the sentence are none of its times."""
+    found = [re.match(r"\s*[\d:.]+\s*-\s*[\d:.]+(?=\s)", line) for line in answer_text(text).splitlines()]
+    return [told for line in found if line for told in told_times(line[0])]
+
+
+CHAPTERS = Task(name="chapters", question=QUESTION, sample=_sample, tell=_tell)

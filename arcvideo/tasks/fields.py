@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from arcvideo.types import Turn
+from arcvideo.types import Sample, Turn
 
 
 class RecordError(ValueError):
@@ -108,3 +108,26 @@ def conversation(item: Mapping[str, Any], *, question: str, answer: str) -> tupl
         raise RecordError("bad_turns", "'turns' must be a list of objects with question and answer")
     rest = (Turn(question=required_text(turn, "question"), answer=required_text(turn, "answer")) for turn in further)
     return (Turn(question=question, answer=answer), *rest)
+
+
+def text_sample(task: str, *, question: str = "") -> Callable[..., Sample]:
+    """Return what makes a Sample of the fields `answer` and `question`, a task whose answer is a text.
+
+    Args:
+        task: its name.
+        question: stands in for a question that is missing; empty requires one.
+    """
+
+    def make(item: Mapping[str, Any], *, key: str, media_key: str | None, style: str = "plain") -> Sample:
+        answer = required_text(item, "answer")
+        asked = optional_text(item, "question", default=question) if question else required_text(item, "question")
+        return Sample(
+            key=key,
+            task=task,
+            turns=conversation(item, question=asked, answer=styled_answer(item, answer=answer, style=style)),
+            media_key=media_key,
+            truth={"text": answer},
+            instruction="general" if style != "plain" else "none",
+        )
+
+    return make

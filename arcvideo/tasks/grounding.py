@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from arcvideo.tasks.answers import clock_span
+from arcvideo.tasks.answers import Reading, Span, clock_span, read_span, temporal_iou
 from arcvideo.tasks.fields import RecordError, conversation, interval, required_text, styled_answer
+from arcvideo.tasks.scoring import best_constant_span
+from arcvideo.tasks.task import Asked, Measure, Score, Task, Truth, Worth, told_times
 from arcvideo.types import Sample
 
 
-def grounding(item: Mapping[str, Any], *, key: str, media_key: str | None, style: str = "plain") -> Sample:
+def _sample(item: Mapping[str, Any], *, key: str, media_key: str | None, style: str = "plain") -> Sample:
     """Fields: `question`, `span` ([start, end] in seconds, start before end)."""
     question = required_text(item, "question")
     if item.get("span") is None:
@@ -26,3 +28,79 @@ def grounding(item: Mapping[str, Any], *, key: str, media_key: str | None, style
         truth={"span": span},
         instruction="grounding" if style != "plain" else "none",
     )
+
+
+def _read(text: str, truth: Truth) -> Reading[Span]:
+    return read_span(text)
+
+
+def _compared(truth: Truth) -> Span:
+    span = truth.get("span")
+    if span is None or not span[0] < span[1]:
+        raise ValueError(f"the truth has the span {span!r}, which no answer can overlap; mend or leave out the item")
+    return float(span[0]), float(span[1])
+
+
+def _tell(text: str) -> list[str]:
+    return told_times(text) or ["time: none that can be read"]
+
+
+def temporal_iou_reward(said: Span, true: Span, seconds: float) -> float:
+    """Return the overlap over the hull of predicted and true span (paper)."""
+    return temporal_iou(said, true)
+
+
+def temporal_iou_edges(said: Span, true: Span, seconds: float) -> float:
+    """Return IoU times (1 - start error / duration) times (1 - end error / duration): Time-R1, arXiv 2503.13377.
+
+    >>> temporal_iou_edges((2.0, 4.0), (2.0, 6.0), 8.0)
+    0.375
+    """
+    length = max(seconds, true[1])  # a clip lasts at least as long as what happens in it
+    kept = 1.0
+    for predicted, right in zip(said, true, strict=True):
+        kept *= max(0.0, 1.0 - abs(predicted - right) / length)
+    return kept * temporal_iou(said, true)
+
+
+def temporal_recall(*, threshold: float) -> Worth:
+    """Return a reward of 1.0 when the IoU reaches the threshold, else 0.0: R@threshold as the benchmarks count it."""
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold={threshold} must be in (0, 1]")
+    return lambda said, true, seconds: float(temporal_iou(said, true) >= threshold)
+
+
+def _overlap(text: str, truth: Truth) -> Score:
+    said = read_span(text).value
+    return Score(value=temporal_iou(said, _compared(truth)) if said else 0.0)
+
+
+def _best_span(items: Sequence[Asked]) -> Span:
+    return best_constant_span([_compared(item.truth) for item in items])
+
+
+def _chance(items: Sequence[Asked]) -> float:
+    span = _best_span(items)
+    return sum(temporal_iou(span, _compared(item.truth)) for item in items) / len(items)
+
+
+def _constant(items: Sequence[Asked]) -> str:
+    return "{:g} - {:g}".format(*_best_span(items))
+
+
+GROUNDING = Task(
+    name="grounding",
+    instruction="grounding",
+    sample=_sample,
+    read=_read,
+    compared=_compared,
+    say=lambda span: f"{span[0]:g} - {span[1]:g} s",
+    tell=_tell,
+    rewards={"temporal_iou": temporal_iou_reward, "temporal_iou_edges": temporal_iou_edges},
+    reward_makers={"temporal_recall": temporal_recall},
+    passes_above=0.6,  # paper 3.3
+    measures=(
+        Measure(name="grounding_miou", score=_overlap, chance=_chance),
+        Measure(name="grounding_miou_constant", score=_overlap, chance=_chance, constant=_constant),
+    ),
+)

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from arcvideo.tasks.answers import read_letter
+from arcvideo.tasks.answers import Reading, parse_letter, read_letter
 from arcvideo.tasks.fields import RecordError, conversation, required_text, styled_answer
+from arcvideo.tasks.task import Measure, Score, Task, Truth, known
 from arcvideo.types import Sample
 
 _LABELS = [
@@ -17,7 +18,7 @@ _LABELS = [
 """What public files write before the options: `A.`, `A)`, `(A)`, `A:` and their full-width forms."""
 
 
-def mcq(item: Mapping[str, Any], *, key: str, media_key: str | None, style: str = "plain") -> Sample:
+def _sample(item: Mapping[str, Any], *, key: str, media_key: str | None, style: str = "plain") -> Sample:
     """Fields: `question`, `options` (2 to 26 texts, or an object of letters and texts), `answer` (a letter).
 
     Letters that the options carry themselves, and a list of the options at the end of the question, are taken away
@@ -87,3 +88,38 @@ def _without_list(question: str, *, options: Sequence[str]) -> str:
     )
     found = re.search(rf"\s*(?:(?:options|choices|\u9009\u9879)\s*[:\uff1a])?\s*{listed}\s*\Z", question, re.IGNORECASE)
     return question[: found.start()] if found and question[: found.start()].strip() else question
+
+
+def _read(text: str, truth: Truth) -> Reading[str]:
+    return read_letter(text, options=truth.get("options"))
+
+
+def _compared(truth: Truth) -> str:
+    return str(known(truth, "letter"))
+
+
+def _tell(text: str) -> list[str]:
+    return [f"option: {parse_letter(text) or 'none that can be read'}"]
+
+
+def _right(text: str, truth: Truth) -> Score:
+    return Score(value=float(_read(text, truth).value == _compared(truth)))
+
+
+MCQ = Task(
+    name="mcq",
+    instruction="mcq",
+    sample=_sample,
+    read=_read,
+    compared=_compared,
+    tell=_tell,
+    rewards={"mcq_accuracy": lambda said, true, seconds: float(said == true)},
+    text_draft=False,  # the passing answer is the item's own letter, whatever stands beside it
+    measures=(
+        Measure(
+            name="mcq_accuracy",
+            score=_right,
+            chance=lambda items: sum(1 / len(item.truth["options"]) for item in items) / len(items),
+        ),
+    ),
+)

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
-from arcvideo.tasks.fields import conversation, required_text, styled_answer
-from arcvideo.types import Sample
+from arcvideo.tasks.fields import text_sample
+from arcvideo.tasks.scoring import exact, most_frequent_share
+from arcvideo.tasks.task import Asked, Measure, Outline, Score, Task, Truth, true_text
+
+SPEECH_TAG = "topic:speech"
+"""Questions with this tag ask what is said: they cannot be answered without sound."""
 
 
-def qa(item: Mapping[str, Any], *, key: str, media_key: str | None, style: str = "plain") -> Sample:
-    """Fields: `question`, `answer`, optional `turns`."""
-    answer = required_text(item, "answer")
-    question = required_text(item, "question")
-    return Sample(
-        key=key,
-        task="qa",
-        turns=conversation(item, question=question, answer=styled_answer(item, answer=answer, style=style)),
-        media_key=media_key,
-        truth={"text": answer},
-        instruction="general" if style != "plain" else "none",
-    )
+def _about_speech(question: Outline) -> bool:
+    return SPEECH_TAG in question.tags and question.has_audio
+
+
+def _exact(text: str, truth: Truth) -> Score:
+    return Score(value=exact(text, truth=true_text(truth)))
+
+
+def _chance(items: Sequence[Asked]) -> float:
+    return most_frequent_share([(item.question, true_text(item.truth)) for item in items])
+
+
+QA = Task(
+    name="qa",
+    sample=text_sample("qa"),
+    measures=(
+        Measure(name="speech_qa", score=_exact, chance=_chance, asks=_about_speech),
+        Measure(name="speech_qa_audio_zeroed", score=_exact, chance=_chance, asks=_about_speech, silent=True),
+    ),
+)

@@ -45,3 +45,64 @@ def test_paired_difference_refuses_different_items() -> None:
 def test_no_items_is_an_error() -> None:
     with pytest.raises(ValueError, match="no items"):
         interval([])
+
+
+def shared_clips(random: np.random.Generator, *, clips: int, items: int) -> tuple[list[float], list[str]]:
+    """Items that are right or wrong with their clip: as many facts as clips, however many items."""
+    right = random.random(clips) < 0.5
+    return [float(right[clip]) for clip in range(clips) for _ in range(items)], [
+        f"clip-{clip}" for clip in range(clips) for _ in range(items)
+    ]
+
+
+def test_items_that_share_a_clip_are_one_piece_of_evidence() -> None:
+    """Ten items a clip say no more than one when they agree: the interval is that of the clips alone, to the bit."""
+    scores, clips = shared_clips(np.random.default_rng(2), clips=40, items=10)
+    by_clip = interval(scores, clips=clips, seed=5)
+    alone = interval(scores[::10], seed=5)
+    assert by_clip == pytest.approx(alone)
+    by_item = interval(scores, seed=5)
+    assert by_item.mean == by_clip.mean
+    # The standard error of a mean of 400 is sqrt(10) times smaller than that of 40.
+    assert (by_clip.high - by_clip.low) / (by_item.high - by_item.low) == pytest.approx(10**0.5, rel=0.15)
+
+
+def test_clips_of_one_item_each_change_nothing() -> None:
+    random = np.random.default_rng(3)
+    scores, weights = list(random.random(50)), list(random.random(50) + 0.5)
+    plain = interval(scores, weights=weights, seed=1)
+    assert plain == interval(scores, weights=weights, clips=[f"c{n}" for n in range(50)], seed=1)
+
+
+def test_intervals_over_clips_cover_the_truth_where_those_over_items_do_not() -> None:
+    random = np.random.default_rng(4)
+    covered = {"clips": 0, "items": 0}
+    for seed in range(100):
+        scores, clips = shared_clips(random, clips=60, items=8)
+        for name, given in (("clips", clips), ("items", None)):
+            found = interval(scores, clips=given, seed=seed, resamples=300)
+            covered[name] += found.low <= 0.5 <= found.high
+    assert covered["clips"] >= 88
+    assert covered["items"] <= 75  # z = 1.96 / sqrt(8) covers half
+
+
+def test_a_paired_difference_draws_clips_too() -> None:
+    """Two items of a clip that move in opposite directions are no difference in any resample of clips."""
+    before, clips = [0.5] * 80, [f"c{n // 2}" for n in range(80)]
+    after = [0.5 + (0.5 if n % 2 else -0.5) for n in range(80)]
+    assert paired_difference(after, before, clips=clips) == (0.0, 0.0, 0.0)
+    by_item = paired_difference(after, before)
+    assert by_item.low < -0.05 < 0.05 < by_item.high
+
+
+def test_a_paired_difference_of_rates_is_the_difference_of_the_rates() -> None:
+    edits, other, words = [4.0, 2.0], [2.0, 2.0], [20.0, 10.0]
+    difference = paired_difference(edits, other, weights=words)
+    assert difference.mean == pytest.approx(6 / 30 - 4 / 30)
+
+
+def test_a_score_without_clip_or_weight_is_refused() -> None:
+    with pytest.raises(ValueError, match="as many"):
+        interval([1.0, 2.0], clips=["a"])
+    with pytest.raises(ValueError, match="as many"):
+        interval([1.0, 2.0], weights=[1.0])

@@ -51,14 +51,14 @@ def test_measuring_reporting_and_launching_do_not_count() -> None:
     reached = training_code(objective="grpo")
     rooms = {name.split(".")[1] for name in reached if "." in name}
     assert rooms.isdisjoint({"report", "evaluation", "lineage", "pipeline", "preflight", "synthetic", "config"})
-    assert "arcvideo.evaluation.scores" in evaluation_code()
+    assert "arcvideo.evaluation.bootstrap" in evaluation_code()
 
 
 IDLE = (
     "data/plots.py", "data/sheet.py", "data/inspection.py", "data/commands.py", "data/shards.py", "data/transcribe.py",
     "data/importers/captions.py", "data/import_command.py", "shards/write.py", "runner/log.py", "runner/metrics.py",
     "runner/watchdog.py", "runner/signals.py", "runner/saving.py", "runner/cost.py", "rollout/log.py",
-    "rollout/rejection.py", "report/page.py", "evaluation/scores.py", "preflight/volume.py", "synthetic/draw.py",
+    "rollout/rejection.py", "report/page.py", "evaluation/bootstrap.py", "preflight/volume.py", "synthetic/draw.py",
     "lineage/code.py", "pipeline.py", "train.py", "config.py",
 )  # fmt: skip
 DECISIVE = (

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from arcvideo.model.loading import load_model, save_model
-from arcvideo.model.lora import Adapters, add_adapters, disable_adapters
+from arcvideo.model.lora import Adapters, add_adapters, disable_adapters, whole_modules
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import LoraSettings, lora_problems
-from tests.model.small import SETTINGS, small_model
+from tests.model.small import SETTINGS, Row, clip, prefix, small_model
 
 LORA = LoraSettings(rank=4, alpha=8.0)
 LLM = ("language_model.",)
@@ -132,3 +132,38 @@ def test_sampling_stages_refuse_dropout() -> None:
     (dropout,) = lora_problems(replace(LORA, dropout=0.1), train=["llm"], objective="grpo", answers=False)
     assert "lora.dropout=0.1 must be 0" in dropout
     assert lora_problems(None, train=["llm"], objective="grpo", answers=False) == []
+
+
+def test_a_saved_adapter_holds_modules_that_were_trained_whole(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    save_model(small_model(seed=1), tmp_path / "parent")
+    model, adapters = adapted()
+    whole = ("vision_model.perceive", "mlp2")
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith(whole):
+                parameter.requires_grad_(True)
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    adapters.save(tmp_path / "adapter")
+    row = Row()
+    row.add(prefix(frames=2))
+    inputs = row.inputs() | {"media": (clip(),)}
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        parent = load_model(tmp_path / "parent")
+        assert not torch.allclose(parent(**inputs).logits, expected, atol=1e-2)
+        found = PeftModel.from_pretrained(parent, str(tmp_path / "adapter")).eval()(**inputs).logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "`mlp2`, `vision_model.perceive`" in card
+    assert "More Information Needed" not in card
+
+
+def test_half_a_module_cannot_be_saved_with_an_adapter() -> None:
+    model = small_model()
+    model.requires_grad_(False)
+    model.vision_model.perceive.image_newline.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"vision_model.perceive: image_newline learn"):
+        whole_modules(model)

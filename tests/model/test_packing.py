@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from arcvideo.model import attention
-from arcvideo.model.attention import attend, packed_plan
+from arcvideo.model.attention import attend
+from arcvideo.model.flex import flex_plan
+from arcvideo.model.plans import packed_plan
 from arcvideo.model.settings import RECOMPUTES
 from arcvideo.types import Segments
 from tests.model.small import Row, clip, prefix, small_model, text
@@ -181,7 +182,7 @@ def test_random_rows_match_the_rule_written_as_a_square_mask(path):
         plan = (
             packed_plan(segments, dtype=q.dtype, device=q.device)
             if path == "cpu"
-            else attention.flex_plan(segments, length=length)
+            else flex_plan(segments, length=length)
         )
         scores = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(2, dim=1)) / 8**0.5
         weights = scores.masked_fill(~sees, float("-inf")).softmax(-1)

@@ -231,9 +231,9 @@ def test_the_chat_template_writes_turns_as_training_does(tiny, tmp_path, which):
         "released": lambda: released_tokenizer(path),
         "loaded": lambda: load_tokenizer(tmp_path / "saved"),
     }[which]()
-    said = tokenizer.apply_chat_template(CHAT, tokenize=False)
+    said = tokenizer.apply_chat_template(CHAT, tokenize=False, media_is_read=True)
     assert said == ("<|startoftext|><video>\nWhen?<sep><answer>00:00:03</answer><|endoftext|>And then?<sep>")
-    ids = tokenizer.apply_chat_template(CHAT, tokenize=True, return_dict=False)
+    ids = tokenizer.apply_chat_template(CHAT, tokenize=True, return_dict=False, media_is_read=True)
     assert ids == tokenizer(said)["input_ids"]
     assert ids.count(special_ids(tokenizer).sep) == 2
 

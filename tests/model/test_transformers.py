@@ -5,11 +5,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from arcvideo.model.attention import batch_plan
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.language import rope_tables
 from arcvideo.model.loading import empty_model, save_model
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
+from arcvideo.model.plans import batch_plan
 from tests.model.small import SETTINGS, Row, clip, prefix, small_model, text
 
 
@@ -108,7 +108,7 @@ def test_logits_only_at_labels_give_the_same_loss():
     model, inputs = small_model(dtype=torch.float64).eval(), batch()
     labels = inputs["input_ids"].clone()
     labels[:, :8] = -100
-    full, few = model(**inputs, labels=labels), model(**inputs, labels=labels, labelled_only=True)
+    full, few = model(**inputs, labels=labels), model(**inputs, labels=labels, supervised_only=True)
     torch.testing.assert_close(few.loss, full.loss)
     assert few.logits.shape == (8, SETTINGS.text.vocab_size)
 
@@ -119,9 +119,9 @@ def test_logits_only_at_labels_give_the_same_gradients():
     labels = inputs["input_ids"].clone()
     labels[:, :8] = -100
     found = []
-    for labelled_only in (False, True):
+    for supervised_only in (False, True):
         model.zero_grad()
-        model(**inputs, labels=labels, labelled_only=labelled_only).loss.backward()
+        model(**inputs, labels=labels, supervised_only=supervised_only).loss.backward()
         found.append(model.language_model.model.embed_tokens.weight.grad.clone())
     torch.testing.assert_close(found[0], found[1])
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcvideo.rollout.rewards.loading import REWARDS, load_reward
+from arcvideo.rollout.rewards.loading import load_reward, rewards
 from arcvideo.rollout.rewards.protocol import Reward
 from arcvideo.tasks.answers import clock_span, parse_span
 from arcvideo.tasks.instructions import SUFFIXES
@@ -19,7 +19,7 @@ THINK = "<think>x</think>"
 
 
 def letter_worth(text: str, *, right: str = "A", options: tuple[str, ...] = ("red", "blue")) -> Any:
-    return REWARDS["mcq_accuracy"]([text], task=["mcq"], letter=[right], options=[options])[0]
+    return load_reward("mcq_accuracy")([text], task=["mcq"], letter=[right], options=[options])[0]
 
 
 def span_worth(text: str, *, reward: str = "temporal_iou", truth: tuple[float, float] = TRUTH) -> Any:
@@ -113,7 +113,7 @@ def test_adversarial_spans(text: str, worth: float) -> None:
     ],
 )
 def test_adversarial_formats(text: str, worth: float) -> None:
-    assert REWARDS["format"]([text])[0] == worth
+    assert load_reward("format")([text])[0] == worth
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ PIECES = st.sampled_from([*MARKS.split(), " ", "\n", "\u0000", "9" * 40])
 TEXTS = st.one_of(st.text(max_size=60), st.lists(PIECES, max_size=12).map("".join))
 SPANS = st.tuples(st.integers(0, 5000), st.integers(1, 500)).map(lambda pair: (float(pair[0]), float(sum(pair))))
 ALL: list[Reward] = [
-    *REWARDS.values(),
+    *rewards().values(),
     load_reward("temporal_recall(threshold=0.5)"),
     load_reward("soft_overlong(max_length=8, cache=4)"),
     load_reward("repetition(ngram=2)"),
@@ -178,7 +178,9 @@ def test_edges_are_forgiven_more_in_a_longer_clip_and_never_beyond_the_overlap(
 ) -> None:
     worth = [
         float(
-            REWARDS["temporal_iou_edges"]([clock_span(predicted)], task=["grounding"], span=[truth], duration=[d])[0]
+            load_reward("temporal_iou_edges")([clock_span(predicted)], task=["grounding"], span=[truth], duration=[d])[
+                0
+            ]
             or 0
         )
         for d in (seconds, 2 * seconds)
@@ -215,7 +217,7 @@ def test_no_thought_earns_anything(thought: str, truth: tuple[float, float]) -> 
 def test_one_answer_pays_for_an_answer_that_can_be_read(task: str, text: str, worth: float) -> None:
     notes: dict[str, Any] = {}
     options = ("red", "blue") if task == "mcq" else None
-    scores = REWARDS["one_answer"]([text], task=[task], options=[options], log_extra=notes.__setitem__)
+    scores = load_reward("one_answer")([text], task=[task], options=[options], log_extra=notes.__setitem__)
     assert scores == [worth]
     assert (notes["problem"] == [None]) == (worth == 1.0)
 
@@ -223,9 +225,9 @@ def test_one_answer_pays_for_an_answer_that_can_be_read(task: str, text: str, wo
 @pytest.mark.parametrize("text", ["", "A", "00:00:02 - 00:00:06"])
 def test_an_item_without_truth_is_refused_instead_of_scored(text: str) -> None:
     with pytest.raises(ValueError, match="no 'letter'"):
-        REWARDS["mcq_accuracy"]([text], task=["mcq"], letter=[None])
+        load_reward("mcq_accuracy")([text], task=["mcq"], letter=[None])
     with pytest.raises(ValueError, match="no 'letter'"):
-        REWARDS["mcq_accuracy"]([text], task=["mcq"])
+        load_reward("mcq_accuracy")([text], task=["mcq"])
     for span in (None, (2.0, 2.0)):
         with pytest.raises(ValueError, match="no answer can overlap"):
-            REWARDS["temporal_iou"]([text], task=["grounding"], span=[span])
+            load_reward("temporal_iou")([text], task=["grounding"], span=[span])

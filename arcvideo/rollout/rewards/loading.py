@@ -7,26 +7,16 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-from arcvideo.rollout.rewards.builtin import answer_format, mcq_accuracy, one_answer
+from arcvideo.rollout.rewards.builtin import answer_format, one_answer
+from arcvideo.rollout.rewards.graded import graded_makers, graded_rewards
 from arcvideo.rollout.rewards.length import repetition, soft_overlong
 from arcvideo.rollout.rewards.protocol import Reward
-from arcvideo.rollout.rewards.spans import temporal_iou, temporal_iou_edges, temporal_recall
 from arcvideo.structured import nearest
 
-REWARDS: dict[str, Reward] = {
-    "mcq_accuracy": mcq_accuracy,
-    "temporal_iou": temporal_iou,
-    "temporal_iou_edges": temporal_iou_edges,
-    "format": answer_format,
-    "one_answer": one_answer,
-}
-"""Name -> reward."""
-MAKERS: dict[str, Callable[..., Reward]] = {
-    "temporal_recall": temporal_recall,
-    "soft_overlong": soft_overlong,
-    "repetition": repetition,
-}
-"""Name -> function that makes a reward of its arguments: `temporal_recall(threshold=0.5)`."""
+REWARDS: dict[str, Reward] = {"format": answer_format, "one_answer": one_answer}
+"""Name -> reward of any task; tasks bring their own."""
+MAKERS: dict[str, Callable[..., Reward]] = {"soft_overlong": soft_overlong, "repetition": repetition}
+"""Name -> function that makes a reward of its arguments: `repetition(ngram=3)`; tasks bring their own."""
 TRL_REWARDS = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")
 """Rewards of TRL that are used by name alone; their column `solution` is our letter or text of the truth."""
 TRL_MAKERS = ("get_cosine_scaled_reward", "get_repetition_penalty_reward", "get_soft_overlong_punishment")
@@ -54,7 +44,7 @@ def load_reward(name: str) -> Reward:
     """
     path, arguments = _split(name)
     reward = _find(path, name=name)
-    needs_arguments = path in MAKERS or path in TRL_MAKERS
+    needs_arguments = path in _makers() or path in TRL_MAKERS
     if arguments is None and needs_arguments:
         raise ValueError(f"grpo.rewards: {name} takes arguments, for example {_example(path)}")
     if arguments is not None:
@@ -83,14 +73,24 @@ def _split(name: str) -> tuple[str, dict[str, Any] | None]:
     raise ValueError(f"grpo.rewards: {name!r} cannot be read; write name(argument=value, ...) with plain values")
 
 
+def rewards() -> dict[str, Reward]:
+    """Return name -> reward, of any task and of each."""
+    return {**graded_rewards(), **REWARDS}
+
+
+def _makers() -> dict[str, Callable[..., Reward]]:
+    return {**graded_makers(), **MAKERS}
+
+
 def _find(path: str, *, name: str) -> Any:
-    if path in REWARDS or path in MAKERS:
-        return REWARDS.get(path) or MAKERS[path]
+    ours: dict[str, Any] = {**rewards(), **_makers()}
+    if path in ours:
+        return ours[path]
     if path in TRL_REWARDS or path in TRL_MAKERS:
         path = f"trl.rewards:{path}"
     module, separator, attribute = path.partition(":")
     if not separator:
-        known = [*REWARDS, *MAKERS, *TRL_REWARDS, *TRL_MAKERS]
+        known = [*ours, *TRL_REWARDS, *TRL_MAKERS]
         raise ValueError(
             f"grpo.rewards.{name} is unknown{nearest(path, known)}; use one of {', '.join(known)}, "
             "or 'package.module:function'"

@@ -1,4 +1,4 @@
-"""What an answer is worth and what guessing would reach, as pure functions on texts and spans."""
+"""What a text is worth and what guessing would reach, as pure functions on texts and spans."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from arcvideo.tasks.answers import answer_text, one_answer, parse_letter, parse_span, temporal_iou
+from arcvideo.tasks.answers import Span, answer_text, one_answer
 
-Span = tuple[float, float]
 CONSTANT_CANDIDATES = 64
 """How many of the most frequent transcripts are tried as a constant answer."""
 
@@ -50,18 +49,6 @@ def exact(prediction: str, *, truth: str) -> float:
     """1.0 when the one answer has the words of the truth."""
     said = one_answer(prediction).value
     return float(said is not None and words(said) == words(truth))
-
-
-def letter(prediction: str, *, truth: str, options: Sequence[str] | None) -> float:
-    """1.0 when the answer names the right option."""
-    said = parse_letter(prediction, options=options)
-    return float(said is not None and said == truth)
-
-
-def overlap(prediction: str, *, truth: Span) -> float:
-    """Temporal IoU of the answer's span, 0 when none can be read."""
-    span = parse_span(prediction)
-    return temporal_iou(span, truth) if span else 0.0
 
 
 def word_f1(prediction: str, *, truth: str) -> float:

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from arcvideo.tasks import TASKS, scoring
+from arcvideo.tasks.answers import temporal_iou
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "edits"),
+    [
+        ("", "", 0),
+        ("a b c", "a b c", 0),
+        ("a b c", "a c", 1),
+        ("", "a b", 2),
+        ("a x c", "a b c d", 2),
+        ("b a", "a b", 2),
+    ],
+)
+def test_edit_distance(first: str, second: str, edits: int) -> None:
+    assert scoring.edit_distance(first.split(), second.split()) == edits
+    assert scoring.edit_distance(second.split(), first.split()) == edits
+
+
+def test_transcripts_are_compared_without_case_punctuation_and_tags() -> None:
+    assert scoring.transcript_edits("<think>x</think><answer>Hello, World.</answer>", truth="hello world") == (0, 2)
+    assert scoring.transcript_edits("hello", truth="hello world") == (1, 2)
+    assert scoring.transcript_edits("今天 好", truth="今天很好。") == (1, 4)
+
+
+def test_answers_are_worth_what_they_should() -> None:
+    assert scoring.exact("Red.", truth="red") == 1.0
+    assert scoring.exact("dark red", truth="red") == 0.0
+    choice = {"letter": "B", "options": ("red", "blue")}
+    (right,) = TASKS["mcq"].measures
+    assert right.score("<think>is it A?</think><answer>B</answer>", choice).value == 1.0
+    assert right.score("no idea", choice).value == 0.0
+    overlap = TASKS["grounding"].measures[0]
+    assert overlap.score("00:00:02 - 00:00:04", {"span": (2.0, 6.0)}).value == 0.5
+    assert overlap.score("soon", {"span": (2.0, 6.0)}).value == 0.0
+    assert scoring.word_f1("<answer>red one</answer>", truth="blue square says one") == pytest.approx(2 / 6)
+    assert scoring.word_f1("", truth="red") == 0.0
+
+
+def test_best_constant_span_equals_trying_all() -> None:
+    truths = [(0.0, 2.0), (1.0, 3.0), (1.0, 4.0), (5.5, 7.2)]
+    grid = [(float(start), float(end)) for start, end in itertools.combinations(range(9), 2)]
+
+    def mean(span: tuple[float, float]) -> float:
+        return sum(temporal_iou(span, truth) for truth in truths) / len(truths)
+
+    assert mean(scoring.best_constant_span(truths)) == pytest.approx(max(map(mean, grid)))
+
+
+def test_chance_levels_use_the_best_answer_that_ignores_the_clip() -> None:
+    assert scoring.most_frequent_share([("q", "red"), ("q", "Red"), ("q", "blue"), ("other", "one")]) == 0.75
+    assert scoring.constant_transcript_error(["a b", "a c", "a b"]) == pytest.approx(1 / 6)
+    assert scoring.constant_transcript_error(["a", "b c d"]) <= 1.0
+
+
+def test_nothing_said_is_never_as_right_as_nothing_known() -> None:
+    for measure, text in ((TASKS["mcq"].measures[0], "who knows"), (TASKS["grounding"].measures[0], "00:01 - 00:02")):
+        with pytest.raises(ValueError, match="the truth has"):
+            measure.score(text, {})
+    assert scoring.exact("", truth="\N{THUMBS UP SIGN}") == 0.0
+    assert scoring.exact("\N{THUMBS UP SIGN}", truth="\N{THUMBS UP SIGN}") == 1.0
+    assert scoring.word_f1("", truth="!") == 0.0
+    assert scoring.transcript_edits("", truth="\N{MUSICAL NOTE}") == (1, 1)
+
+
+def test_a_transcript_that_runs_on_is_wrong_by_all_that_it_adds() -> None:
+    text = "<answer>red blue</answer><answer>green white</answer>"
+    assert scoring.transcript_edits(text, truth="red blue") == (2, 2)
+    assert scoring.exact(text, truth="red blue") == 0.0
