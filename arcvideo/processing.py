@@ -28,12 +28,8 @@ from arcvideo.model.positions import replace_newlines, video_ids, xd_positions
 from arcvideo.model.special import SPECIALS, special_ids
 from arcvideo.model.tokenizer import CHAT_TEMPLATE, load_tokenizer, save_tokenizer
 from arcvideo.planning.settings import MODALITIES, WORDINGS
-<<<<<<< HEAD
 from arcvideo.render import MEDIA_TAG, Ids, encode, render_branch, render_prefix, split_question
-=======
-from arcvideo.render import render_branch, render_prefix, split_question
 from arcvideo.tasks import DEFAULT_TASK, TASKS
->>>>>>> main
 from arcvideo.types import Clip, Media, Sample, Turn
 
 PROCESSOR_FILE = "processor_config.json"
@@ -228,23 +224,16 @@ class ArcVideoProcessor(ProcessorMixin):
 
     def __call__(  # type: ignore[override]
         self,
-<<<<<<< HEAD
         text: str | Sequence[str] | None = None,
         images: Any = None,
         videos: Any = None,
         audio: Any = None,
         *,
         media: Media | Sequence[Media | None] | None = None,
-        task: str = "qa",
+        task: str = DEFAULT_TASK,
         fps: float | None = None,
         padding_side: str = "left",
         **options: Any,
-=======
-        text: str | Sequence[str],
-        *,
-        media: Media | Sequence[Media | None] | None = None,
-        task: str = DEFAULT_TASK,
->>>>>>> main
     ) -> BatchFeature:
         """Return a padded batch for `model.generate`: input_ids, attention_mask, position_ids and media.
 
