@@ -352,15 +352,9 @@ def _feed(source: Source, *, engine: Engine, room: _Room) -> tuple[BatchSource, 
     if config.objective.sampled:
         from arcvideo.rollout.source import RolloutSource
 
-        rollouts = RolloutSource(
-            source,
-            engine=engine,
-            tokenizer=room.tokenizer,
-            settings=config.objective_settings,
-            seed=config.runner.seed,
-            features=room.features,
-            log=room.folder / "rollouts.jsonl" if room.world.first else None,
-        )
+        shared = {"settings": config.objective_settings, "seed": config.runner.seed, "features": room.features}
+        log = room.folder / "rollouts.jsonl" if room.world.first else None
+        rollouts = RolloutSource(source, engine=engine, tokenizer=room.tokenizer, log=log, **shared)
         return rollouts, rollouts
     if config.keeps_reference:
         from arcvideo.rollout.preferences import ReferenceSource
