@@ -75,10 +75,11 @@ def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _objective_group(stage: Mapping[str, Any]) -> str:
-    """The group of settings that a stage's objective reads."""
-    if "objective" not in stage:
+    """The group of settings that a stage's objective reads; none for a record that names no objective we know."""
+    try:
+        return objective_row(stage["objective"], feed=stage.get("feed", "")).settings
+    except (KeyError, ValueError):
         return ""
-    return objective_row(stage["objective"], feed=stage.get("feed", "")).settings
 
 
 def evaluation_digest(settings: Mapping[str, Any], *, code: Mapping[str, str]) -> str:

@@ -32,6 +32,7 @@ SHOWN = (
     "runner.peak_tflops",
     "grpo.log_completions",
     "grpo.clipped_warning",
+    "next_token.log_accuracy",
 )
 """What is shown and measured; how a stage is evaluated has a digest of its own."""
 PARENTS = ("train_parents", "parents")
