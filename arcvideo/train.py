@@ -180,6 +180,8 @@ def _record(folder: Path) -> None:
     """
     if not HydraConfig.initialized() or HydraConfig.get().mode == RunMode.MULTIRUN or launch()[0]:
         return
+    if OmegaConf.is_missing(HydraConfig.get().runtime, "output_dir"):
+        return  # composed only: no job of Hydra's runs
     place = Path(HydraConfig.get().runtime.output_dir)
     if place.parent != folder.resolve():
         return  # the user said where Hydra shall write, and it did

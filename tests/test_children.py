@@ -32,9 +32,17 @@ sys.exit(run_child([sys.executable, "-c", sys.argv[1]]))
 def started(program: str) -> tuple[subprocess.Popen[str], int]:
     """A process that runs a child with this program, and the child's number."""
     command = [sys.executable, "-c", PARENT, program]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    parent = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=_hear_interrupts,
+    )  # fmt: skip
     assert parent.stdout is not None
     return parent, int(parent.stdout.readline())
+
+
+def _hear_interrupts() -> None:
+    """A shell lets what it starts in the background ignore SIGINT, the tests included."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def gone(number: int) -> bool:

@@ -148,10 +148,12 @@ def test_what_is_taken_out_makes_room_first() -> None:
 
 
 def test_the_first_job_of_a_sweep_is_known_before_hydra_starts() -> None:
-    swept = ["stage=grpo,sft", "grpo.rewards={mcq_accuracy:1},{temporal_iou:1}", "runner.steps=range(3,9)"]
+    swept = ["stage=grpo,sft", "grpo.rewards={mcq_accuracy:2},{temporal_iou:2}", "runner.steps=range(3,9)"]
     words = ["-m", *swept, "optimizer.lr=interval(1e-5,1e-3)", "hydra/launcher=basic"]
     first = stage_config(first_words(words))
-    assert (first.stage.name, first.grpo.rewards, first.runner.steps) == ("grpo", {"mcq_accuracy": 1.0}, 3)
+    assert (first.stage.name, first.runner.steps) == ("grpo", 3)
+    # As everywhere in Hydra, a mapping adds to the one of the stage's page.
+    assert (first.grpo.rewards["mcq_accuracy"], first.grpo.rewards["temporal_iou"]) == (2.0, 1.0)
     assert first.optimizer.lr == stage_config(["stage=grpo"]).optimizer.lr
 
 

@@ -25,7 +25,7 @@ from arcvideo.lineage.manifest import Manifest, read_manifest
 from arcvideo.lineage.parents import Parent, resolve_parent
 from arcvideo.model.loading import load_model
 from arcvideo.model.tokenizer import load_tokenizer
-from arcvideo.rollout.rewards import builtin
+from arcvideo.rollout.rewards.loading import load_reward
 from arcvideo.runner.signals import REQUEUE_EXIT_CODE
 from arcvideo.stage import run_stage
 from tests.compose import settings
@@ -257,7 +257,8 @@ def test_rollouts_are_sampled_and_rewarded(grpo: Finished) -> None:
         assert row["rewards"][OWN_REWARD] == len(set(row["completion"]))
         if row["task"] == "mcq":
             letter, options = row["truth"]["letter"], [row["truth"]["options"]]
-            scored = builtin.mcq_accuracy([row["completion"]], task=["mcq"], letter=[letter], options=options)
+            reward = load_reward("mcq_accuracy")
+            scored = reward([row["completion"]], task=["mcq"], letter=[letter], options=options)
             assert row["rewards"]["mcq_accuracy"] == scored[0]
 
 

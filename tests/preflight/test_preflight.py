@@ -32,8 +32,8 @@ ITEMS = [{"task": "qa", "question": "how many?", "answer": str(number)} for numb
 RECIPE = """
 name: small
 run_dir: {folder}/run
-overrides: [model=tiny, optimizer.name=adamw, '~data.sources.tiny_shorts', '~data.sources.text']
-stages: ['stage=sft data.sources.mine.shards={folder}/mine.tar']
+settings: {{model: tiny, optimizer.name: adamw, ~data.sources: null}}
+stages: [{{stage: sft, data.sources.mine.shards: '{folder}/mine.tar'}}]
 """
 
 
@@ -92,7 +92,7 @@ def test_shards_that_cannot_be_read_are_one_line(shard: Path, damage: str) -> No
 def test_7b_on_too_small_a_device_names_what_would_fit(shard: Path, gpus: int, gib: int, remedy: str) -> None:
     build_index(shard)
     words = ["stage=sft", "model=arc_hunyuan_7b", "engine=zero1", "data.packs_per_step=8", f"run_dir={shard.parent}"]
-    words.append(f"data.sources.mine.shards={shard}")
+    words += ["~data.sources", f"data.sources.mine.shards={shard}"]
     config = settings(*words)
     machine = Machine(device="a100", gpus=gpus, gpu_gib=gib)
     found = estimate(config, machine=machine)

@@ -164,6 +164,8 @@ def test_sampled_shards_are_reproducible_resumable_and_trained_on(small_world: S
         f"run_dir={tmp_path / 'run'}",
         f"data.sources.sampled.shards={out}/sampled-*.tar",
         "data.sources.sampled.style=plain",  # an untrained model does not reason
+        "data.sources.tiny_shorts=null",
+        "data.sources.text=null",
         "runner.liveness=false",
         "evaluation.shards=",
     )
