@@ -22,6 +22,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -56,6 +57,9 @@ from arcvideo.plugins import in_submitit, join_job, option_of, plugin_problems, 
 from arcvideo.report.closing import closing_text
 from arcvideo.runner.terminal import one_voice
 from arcvideo.sweep import SweepJob, first_words, lower_is_better, report_sweep, sweep_folder, train_parents
+
+REFUSAL_SECONDS = 10.0
+"""How long the other ranks keep still when settings are refused; a launcher ends them as soon as rank 0 has spoken."""
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
@@ -315,8 +319,13 @@ def _sweep(words: Sequence[str], *, first: RunConfig) -> None:
 
 def _refuse(problems: list[str]) -> None:
     """Exit with what is wrong, which rank 0 says; go on if nothing is."""
-    if problems:
-        sys.exit(1 if launch()[0] else "\n".join(f"error: {problem}" for problem in problems))
+    if not problems:
+        return
+    if launch()[0]:
+        # A launcher ends all ranks when the first one fails: let rank 0 speak before.
+        time.sleep(REFUSAL_SECONDS)
+        sys.exit(1)
+    sys.exit("\n".join(f"error: {problem}" for problem in problems))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from arcvideo.compose import stage_config
@@ -41,7 +41,7 @@ class Held(TorchDispatchMode):
     """Counts the bytes of what operators make on the meta device while it is on; `peak` is the most at one time.
 
     An operator with a meta tensor among its inputs runs on meta; one with real inputs only runs for real. Integers that
-    were moved to meta are still known: whoever asks for them on the CPU again gets them.
+    were moved to meta, and what is computed from them alone, are still known: ids have shapes and places to tell.
     """
 
     def __init__(self) -> None:
@@ -53,23 +53,42 @@ class Held(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        moved = func is torch.ops.aten._to_copy.default
-        if moved and args[0] in self._real and (kwargs or {}).get("device") != META:
-            return func(self._real[args[0]], **(kwargs or {}))
-        leaves, spec = tree_flatten((args, dict(kwargs or {})))
-        if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves):
+        kwargs = dict(kwargs or {})
+        self.calls += 1
+        leaves, spec = tree_flatten((args, kwargs))
+        metas = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_meta]
+        if metas and all(leaf in self._real for leaf in metas):
+            return self._really(func, leaves, spec)
+        if metas:
             # What was there before (weights, inputs) is not counted, nor are views of it.
-            self._seen.update(leaf.untyped_storage() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_meta)
+            self._seen.update(leaf.untyped_storage() for leaf in metas)
             leaves = [_on_meta(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        elif kwargs.get("device") == META and func is torch.ops.aten._to_copy.default and _is_known(args[0]):
+            return self._known(args[0])
         args, kwargs = tree_unflatten(leaves, spec)
         result = func(*args, **kwargs)
-        self.calls += 1
-        if moved and result.is_meta and not result.is_floating_point() and not args[0].is_meta:
-            self._real[result] = args[0]
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.is_meta:
                 self._hold(leaf.untyped_storage())
         return result
+
+    def _really(self, func: Any, leaves: list[Any], spec: Any) -> Any:
+        """Run an operator on integers that are known; its result is known, too, on meta unless the CPU was asked."""
+        args, kwargs = tree_unflatten(
+            [self._real.get(leaf, leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
+        )
+        asked = kwargs.get("device", META)
+        kwargs = {name: value for name, value in kwargs.items() if name != "device"}
+        result = func(*args, **kwargs)
+        if torch.device(asked) != META:
+            return result
+        return tree_map_only(Tensor, lambda leaf: self._known(leaf) if _is_known(leaf) else _on_meta(leaf), result)
+
+    def _known(self, real: Tensor) -> Tensor:
+        traced = _on_meta(real)
+        self._real[traced] = real
+        self._hold(traced.untyped_storage())
+        return traced
 
     def _hold(self, storage: torch.UntypedStorage) -> None:
         if storage in self._seen:
@@ -82,6 +101,10 @@ class Held(TorchDispatchMode):
 
     def _free(self, size: int) -> None:
         self.now -= size
+
+
+def _is_known(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point()
 
 
 def _on_meta(tensor: Tensor) -> Tensor:
@@ -179,8 +202,9 @@ def trace_row(config: RunConfig, *, row: Row) -> Traced:
     batch = _batch(config, row=row)
     held = Held()
     with held, fused_attention():
-        logits = model(**model_inputs(batch)).logits
-        total = _objective(config)(logits, batch.to(META)).total
+        moved = batch.to(META)
+        logits = model(**model_inputs(moved)).logits
+        total = _objective(config)(logits, moved).total
         after_forward = held.now
         del logits
         total.backward()

@@ -85,9 +85,8 @@ def test_recomputing_holds_less_and_calls_more() -> None:
 def test_a_longer_row_holds_more() -> None:
     few = traced()
     assert traced(row=Row(frames=8, text=400, branches=(20, 30), targets=40)).held > few.held
-    assert traced(row=Row(frames=8, text=200, branches=(20, 30), targets=40, families=2)).held == pytest.approx(
-        2 * few.held, rel=0.01
-    )
+    twice = traced(row=Row(frames=8, text=200, branches=(20, 30), targets=40, families=2))
+    assert 1.9 * few.held < twice.held <= 2 * few.held, "what both families share is held once"
 
 
 @pytest.mark.parametrize("stage", ["audio_warmup", "sft", "grpo"])
