@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,11 @@ def seal_folder(folder: Path) -> dict[str, dict[str, Any]]:
     for inner in {folder, *(path.parent for path in paths)}:
         sync(inner)
     return seals
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """Return the sha256 hex of a JSON-able mapping; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def check_sizes(folder: Path, seals: Mapping[str, Seal]) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from arcvideo.files import write_whole
+from arcvideo.seals import digest_of
 
 FORMAT = 3
 MANIFEST_NAME = "manifest.json"
@@ -89,7 +88,7 @@ def write_manifest(manifest: Manifest, *, folder: Path) -> Path:
         )
     path = folder / MANIFEST_NAME
     content = json.loads(json.dumps(dataclasses.asdict(manifest)))
-    write_whole(path, json.dumps(content | {"seal": _digest(content)}, indent=1, sort_keys=True) + "\n")
+    write_whole(path, json.dumps(content | {"seal": digest_of(content)}, indent=1, sort_keys=True) + "\n")
     return path
 
 
@@ -109,7 +108,7 @@ def read_manifest(folder: Path) -> Manifest:
         if content["format"] != FORMAT:
             raise _Refused(f"has format {content['format']}, this version reads {FORMAT}: train the stage again")
         seal = content.pop("seal")
-        if seal != _digest(content):
+        if seal != digest_of(content):
             raise _Refused("was changed after it was written: restore it, or delete it and train the stage again")
         return Manifest(**{key: value for key, value in content.items() if key in known})
     except _Refused as reason:
@@ -122,10 +121,6 @@ def read_manifest(folder: Path) -> Manifest:
 
 class _Refused(Exception):
     """A manifest of ours that is not to be used."""
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def finished(folder: Path) -> Manifest | None:

@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from arcvideo.seals import Damaged, check, forget, remember, seal, sync
+from arcvideo.seals import Damaged, check, digest_of, forget, remember, seal, sync
 
 FORMAT = 3
 _SHARD_BYTES = 2 << 30
@@ -264,11 +264,7 @@ def _checked(path: Path) -> Checkpoint:
 def sealed_manifest(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The content of manifest.json: step, identity, written and files, with the format and a digest over all of it."""
     content = {"format": FORMAT, **facts}
-    return {**content, "seal": _digest(content)}
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return {**content, "seal": digest_of(content)}
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -276,7 +272,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if manifest["format"] != FORMAT:
         raise Unusable(f"manifest.json says format {manifest['format']}, this version reads format {FORMAT}")
     seal_of_it = manifest.pop("seal")
-    if seal_of_it != _digest(manifest):
+    if seal_of_it != digest_of(manifest):
         raise Unusable("manifest.json was changed after it was written")
     return manifest
 
