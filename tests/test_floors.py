@@ -21,7 +21,7 @@ FLOORS = (
     {"seals", "tasks"},
     {"media", "model", "objectives", "render", "flops"},
     {"shards"},
-    {"planning"},
+    {"planning", "bench"},
     {"feed"},
     {"synthetic", "messages", "processing", "lineage", "runner", "report"},
     {"rollout"},
