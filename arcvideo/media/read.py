@@ -138,7 +138,9 @@ def _shown(facts: VideoFacts, request: ReadRequest) -> tuple[int, VideoFacts]:
     times = np.arange(facts.frame_count) / facts.fps if facts.times is None else facts.times
     start, end = request.window
     if start >= facts.duration:
-        raise MediaError("no_media", f"{request.name}: ends at {facts.duration:.2f} s, before its part begins: {start:g} s")
+        raise MediaError(
+            "no_media", f"{request.name}: ends at {facts.duration:.2f} s, before its part begins: {start:g} s"
+        )
     # A frame is shown until the next one, so the one before the start may be the first that is seen.
     first = max(int(np.searchsorted(times, start, side="right")) - 1, 0)
     last = max(int(np.searchsorted(times, end, side="left")), first + 1)

@@ -51,6 +51,4 @@ def _tell(text: str) -> list[str]:
     return [told for line in found if line for told in told_times(line[0])]
 
 
-CHAPTERS = Task(
-    name="chapters", question=QUESTION, sample=_sample, tell=_tell, measures=text_measures("chapters")
-)
+CHAPTERS = Task(name="chapters", question=QUESTION, sample=_sample, tell=_tell, measures=text_measures("chapters"))
