@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -175,7 +174,7 @@ def test_families_of_one_clip_that_are_loaded_at_once_wait_for_one_decoding(patt
     assert torch.equal(found[0].pixels, found[1].pixels)
 
 
-def test_evaluation_decodes_ahead_and_asks_in_order(pattern: str, tmp_path: Path) -> None:
+def test_evaluation_decodes_ahead_and_asks_in_order(pattern: str) -> None:
     alone, ahead = (
         Source(
             build.settings(pattern, workers=workers),
