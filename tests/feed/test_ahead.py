@@ -11,6 +11,7 @@ import torch
 from arcvideo.decoding.pool import MediaPool
 from arcvideo.feed.ahead import Ahead
 from arcvideo.feed.source import Source
+from arcvideo.shards.write import Record, write_shards
 from tests.data import build
 
 PATIENCE = 60.0
@@ -19,7 +20,15 @@ PATIENCE = 60.0
 
 @pytest.fixture(scope="module")
 def pattern(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return build.shards(tmp_path_factory.mktemp("shards"), count=24)
+    """24 clips; no two are alike, for equal ones are decoded once."""
+    folder = tmp_path_factory.mktemp("shards")
+    media = [{"mp4": build.mp4(1.0, sound=False, shade=number)} for number in range(24)]
+    records = (
+        Record(key=f"clip-{number:05d}", content={"items": build.items(number)}, media=part)
+        for number, part in enumerate(media)
+    )
+    write_shards(records, out=folder)
+    return str(folder / "*.tar")
 
 
 class Gate:
