@@ -126,6 +126,14 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
         self.settings = replace(self.config.settings, activation_checkpointing=self.settings.activation_checkpointing)
         return table
 
+    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        """Choose the attention of the decoder; the towers know one way only, and their blocks just repeat the name."""
+        if isinstance(attn_implementation, str):
+            # They are no models of their own, which transformers would warn of at every call.
+            for name in self.config.sub_configs:
+                getattr(self.config, name)._attn_implementation_internal = attn_implementation
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+
     def adopt(self, settings: ModelSettings) -> None:
         """Take over what settings say about computing: checkpointing, attention, corrections; sizes stay.
 
