@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import arcvideo
-from arcvideo.children import stop_with_status
 from arcvideo.completion import SHELLS, candidates, script
 from arcvideo.places import words_from_home
+from arcvideo.processes.children import stop_with_status
 from arcvideo.structured import nearest
 
 
@@ -39,7 +39,7 @@ COMMANDS = {
     ),
     "evaluate": Command(module="arcvideo.evaluate", about="measure a checkpoint on held-out shards"),
     "ask": Command(module="arcvideo.ask", about="ask a checkpoint about a video"),
-    "sample": Command(module="arcvideo.rollout.sample", about="draw answers and keep the right ones as shards"),
+    "sample": Command(module="arcvideo.rejection.sample", about="draw answers and keep the right ones as shards"),
     "shards": Command(
         module="arcvideo.data.shards", documented=True, about="import, index, verify, inspect and count shards"
     ),

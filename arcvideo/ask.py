@@ -203,7 +203,7 @@ def ask(settings: AskSettings, *, out: TextIO, err: TextIO) -> str:
     from arcvideo.media.sound import SAMPLE_RATE
     from arcvideo.model.loading import load_model
     from arcvideo.processing import ArcVideoProcessor
-    from arcvideo.rollout.sampler import banned_ids, stop_ids
+    from arcvideo.sampling.sampler import banned_ids, stop_ids
 
     folder = Path(settings.checkpoint)
     processor = ArcVideoProcessor.from_pretrained(

@@ -22,15 +22,9 @@ from arcvideo.objectives.settings import DpoSettings, GrpoSettings, NextTokenSet
 from arcvideo.places import from_home
 from arcvideo.planning.settings import DataSettings
 from arcvideo.rollout.rewards.loading import check_reward
-from arcvideo.runner.settings import (
-    MODULES,
-    LoggerSettings,
-    OptimizerSettings,
-    RunnerSettings,
-    ScheduleSettings,
-    runner_problems,
-)
+from arcvideo.runner.settings import MODULES, OptimizerSettings, RunnerSettings, ScheduleSettings, runner_problems
 from arcvideo.structured import SettingsError, filled, nearest
+from arcvideo.tracking.settings import LoggerSettings
 
 # Parts of Hydra's composition that steer it and are no settings of a run.
 _COMPOSITION_KEYS = ("hydra",)

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arcvideo.children import REQUEUE_EXIT_CODE, run_child, stop_with_status
 from arcvideo.evaluation.targets import compare, judge
+from arcvideo.processes.children import REQUEUE_EXIT_CODE, run_child, stop_with_status
 from arcvideo.recipe import PlannedStage, Recipe, Standing, load_recipe, planned_stages, standing
 from arcvideo.structured import nearest
 

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Sequence
 
-from arcvideo.runner.signals import REQUEUE_EXIT_CODE
+from arcvideo.processes.signals import REQUEUE_EXIT_CODE
 from arcvideo.structured import nearest
 
 PLUGINS = {

@@ -30,13 +30,12 @@ from arcvideo.objectives import load_objective
 from arcvideo.planning.cost import pack_cost
 from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.planning.shares import mixture_text
+from arcvideo.processes.ranks import World, barrier, join
 from arcvideo.processing import ArcVideoProcessor
 from arcvideo.progress import watched
 from arcvideo.runner.engine import Engine
-from arcvideo.runner.metrics import Artifact, record_lineage
 from arcvideo.runner.optimizer import peak_lrs
 from arcvideo.runner.protocols import BatchSource, HeldRollouts, RunResult
-from arcvideo.runner.ranks import World, barrier, join
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import MODULES
 from arcvideo.runner.trainable import (
@@ -48,6 +47,7 @@ from arcvideo.runner.trainable import (
     trained_modules,
 )
 from arcvideo.seals import seal_folder
+from arcvideo.tracking.metrics import Artifact, record_lineage
 from arcvideo.types import Counts
 
 

@@ -16,12 +16,12 @@ from typing import Any
 from hydra.core.override_parser.types import Sweep
 from hydra.types import RunMode
 
-from arcvideo.children import run_child
 from arcvideo.compose import search_words
 from arcvideo.config import RunConfig
 from arcvideo.lineage.manifest import finished
 from arcvideo.lineage.parents import BASE
 from arcvideo.overrides import DEFAULT_MODEL, as_overrides, beside, parsed, settings_words
+from arcvideo.processes.children import run_child
 
 PLACES = ("run_dir", "data_dir", "base", "threads", "feature_cache", "logger", "train_parents", "parents")
 """Settings that say where and how a job runs: they do not name its folder."""

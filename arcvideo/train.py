@@ -34,7 +34,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from arcvideo.children import stop_with_status
 from arcvideo.compose import shown_text, stage_config
 from arcvideo.config import ConfigError, RunConfig, plain_dict, typed
 from arcvideo.ending import Ended
@@ -54,8 +53,9 @@ from arcvideo.overrides import (
 )
 from arcvideo.places import CONF_DIR
 from arcvideo.plugins import in_submitit, join_job, option_of, plugin_problems, queue_again, sweep_words
+from arcvideo.processes.children import stop_with_status
+from arcvideo.processes.terminal import one_voice
 from arcvideo.report.closing import closing_text
-from arcvideo.runner.terminal import one_voice
 from arcvideo.sweep import SweepJob, first_words, lower_is_better, report_sweep, sweep_folder, train_parents
 
 REFUSAL_SECONDS = 10.0

@@ -19,12 +19,12 @@ import torch
 
 from arcvideo.config import RunConfig
 from arcvideo.lineage.parents import Parent
+from arcvideo.processes.ranks import gather_json, join
 from arcvideo.rollout.measure import TIMES
-from arcvideo.runner.checkpoint import CheckpointFolder
-from arcvideo.runner.metrics import read_metrics
-from arcvideo.runner.ranks import gather_json, join
-from arcvideo.runner.settings import LoggerSettings
+from arcvideo.saving.checkpoint import CheckpointFolder
 from arcvideo.stage import rehearse
+from arcvideo.tracking.metrics import read_metrics
+from arcvideo.tracking.settings import LoggerSettings
 
 FOLDER = "verify_resume"
 _MEASURED = ("time/", "speed/", "memory/", *(f"train/{name}" for name in TIMES))

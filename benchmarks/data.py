@@ -27,10 +27,10 @@ from PIL import Image
 from arcvideo.feed.collate import Rendered, collate
 from arcvideo.layout import MediaLayout
 from arcvideo.media import overlay
-from arcvideo.media.cache import FrameCache
+from arcvideo.decoding.cache import FrameCache
 from arcvideo.media.clip import to_media
 from arcvideo.media.frames import plan_frames, stamp_text
-from arcvideo.media.pool import MediaPool
+from arcvideo.decoding.pool import MediaPool
 from arcvideo.media.settings import FrameCacheSettings
 from arcvideo.model.tokenizer import build_tiny_tokenizer
 from arcvideo.render import render_branch, render_prefix, special_ids

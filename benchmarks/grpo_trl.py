@@ -37,7 +37,7 @@ from arcvideo.processing import ArcVideoProcessor
 from arcvideo.render import render_branch, render_prefix
 from arcvideo.rollout.source import RolloutSource
 from arcvideo.runner.engine import Engine
-from arcvideo.runner.ranks import join
+from arcvideo.processes.ranks import join
 from arcvideo.runner.settings import OptimizerSettings
 from arcvideo.types import Media, Sample, Turn, model_inputs
 from benchmarks.table import Row, median_ratio

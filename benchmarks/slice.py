@@ -19,9 +19,9 @@ from arcvideo.model.positions import replace_newlines, video_ids, xd_positions
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import SpecialIds
 from arcvideo.objectives.next_token import NextToken
-from arcvideo.runner.cost import useful_flops
+from arcvideo.tracking.cost import useful_flops
 from arcvideo.runner.engine import Engine
-from arcvideo.runner.ranks import World, join
+from arcvideo.processes.ranks import World, join
 from arcvideo.runner.settings import OptimizerSettings
 from arcvideo.runner.trainable import train_only
 from arcvideo.types import Batch, Media, Segments, model_inputs

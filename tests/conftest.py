@@ -14,7 +14,7 @@ from types import FrameType
 import hypothesis
 import pytest
 
-from tests.processes import children, end_family
+from tests.spawned import children, end_family
 
 TESTS = os.getpid()
 

@@ -22,7 +22,7 @@ from arcvideo.ask import read_words
 from arcvideo.compose import stage_config
 from arcvideo.overrides import override_problems, setting_type
 from arcvideo.recipe import load_recipe, planned_stages
-from arcvideo.rollout.settings import SampleSettings
+from arcvideo.sampling.settings import SampleSettings
 from arcvideo.structured import from_words
 from arcvideo.sweep import first_words
 
@@ -116,7 +116,7 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch, tmp
             assert planned(names[0], tuple(extra))
     elif module == "arcvideo.preflight.trace":
         assert stage_config(words)
-    elif module in ("arcvideo.ask", "arcvideo.rollout.sample"):
+    elif module in ("arcvideo.ask", "arcvideo.rejection.sample"):
         (checkpoint,) = [word.removeprefix("checkpoint=") for word in words if word.startswith("checkpoint=")] or [""]
         monkeypatch.chdir(tmp_path)
         Path(checkpoint).mkdir(parents=True, exist_ok=True)

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from arcvideo.runner.signals import REQUEUE_EXIT_CODE
+from arcvideo.processes.signals import REQUEUE_EXIT_CODE
 from tests.conftest import SmallWorld
-from tests.processes import children, finished, free_port, running
+from tests.spawned import children, finished, free_port, running
 
 LAUNCH = Path(__file__).resolve().parent.parent / "launch"
 FILES = sorted(LAUNCH.iterdir())

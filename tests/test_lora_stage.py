@@ -15,7 +15,7 @@ from arcvideo.lineage.identity import relevant
 from arcvideo.lineage.manifest import read_manifest
 from arcvideo.model.loading import load_model
 from arcvideo.overrides import override_problems
-from arcvideo.runner.checkpoint import CheckpointFolder
+from arcvideo.saving.checkpoint import CheckpointFolder
 from tests.compose import settings
 from tests.conftest import SmallWorld
 from tests.test_stage import GRPO, OWN_REWARD, ROOT, Finished, run, weights

@@ -23,7 +23,7 @@ from arcvideo.recipe import Recipe, load_recipe, planned_stages, standing
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ensure_indexes
 from tests.conftest import SmallWorld
-from tests.processes import children, running
+from tests.spawned import children, running
 
 STAGES = ["audio_warmup", "pretrain", "sft"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import finished, running
+from tests.spawned import finished, running
 
 ROOT = Path(__file__).resolve().parents[1]
 PARENT = """
@@ -22,7 +22,7 @@ time.sleep(600)
 """
 CUT = f"""
 import sys
-from tests.processes import running
+from tests.spawned import running
 PARENT = {PARENT!r}
 
 def test_that_takes_long(request):

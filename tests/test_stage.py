@@ -25,12 +25,12 @@ from arcvideo.lineage.manifest import Manifest, read_manifest
 from arcvideo.lineage.parents import Parent, resolve_parent
 from arcvideo.model.loading import load_model
 from arcvideo.model.tokenizer import load_tokenizer
+from arcvideo.processes.signals import REQUEUE_EXIT_CODE
 from arcvideo.rollout.rewards.loading import load_reward
-from arcvideo.runner.signals import REQUEUE_EXIT_CODE
 from arcvideo.stage import run_stage
 from tests.compose import settings
 from tests.conftest import SmallWorld
-from tests.processes import finished, running
+from tests.spawned import finished, running
 
 GRPO = [
     "grpo.num_prompts=2",

@@ -17,7 +17,7 @@ import yaml
 from arcvideo.plugins import plugin_problems, sweep_words
 from arcvideo.sweep import lower_is_better, parent_words
 from tests.conftest import SmallWorld
-from tests.processes import children, finished, running
+from tests.spawned import children, finished, running
 
 ROOT = Path(__file__).resolve().parent.parent
 MISSING = """

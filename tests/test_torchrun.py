@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SmallWorld
-from tests.processes import finished
+from tests.spawned import finished
 
 ROOT = Path(__file__).resolve().parents[1]
 TWO = ["--standalone", "--nproc_per_node", "2"]

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from arcvideo.config import ConfigError
-from arcvideo.runner.checkpoint import CheckpointFolder, Share
+from arcvideo.saving.checkpoint import CheckpointFolder, Share
 from arcvideo.verify import difference
 from tests.compose import settings
 from tests.conftest import SmallWorld
-from tests.processes import finished
+from tests.spawned import finished
 
 WEIGHTS = [("a", torch.arange(3.0)), ("b", torch.ones(2))]
 STATE = {"random": [[1]], "steps_applied": 2, "skipped": {}, "spikes": {}, "held": {}, "wandb_id": "x"}

@@ -14,8 +14,8 @@ from wandb.proto import wandb_internal_pb2
 from arcvideo.config import plain_dict
 from arcvideo.lineage.manifest import read_manifest
 from arcvideo.lineage.parents import resolve_parent
-from arcvideo.runner.metrics import read_metrics
 from arcvideo.stage import run_stage
+from arcvideo.tracking.metrics import read_metrics
 from tests.compose import settings
 from tests.conftest import SmallWorld
 

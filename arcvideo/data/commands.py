@@ -18,9 +18,9 @@ from arcvideo.data import plots
 from arcvideo.data.import_command import add_import, print_problems
 from arcvideo.data.inspection import View, describe, look, picture, view_table
 from arcvideo.data.transcribe import add_transcribe
+from arcvideo.decoding.pool import MediaPool
 from arcvideo.layout import MediaLayout
 from arcvideo.media.errors import MediaError
-from arcvideo.media.pool import MediaPool
 from arcvideo.media.read import media_digest
 from arcvideo.media.settings import ShardCacheSettings
 from arcvideo.planning.pack import best_fit

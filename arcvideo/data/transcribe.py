@@ -9,10 +9,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from arcvideo.decoding.pool import MediaPool
 from arcvideo.layout import MediaLayout
 from arcvideo.media.audio import Whisper
 from arcvideo.media.errors import MediaError
-from arcvideo.media.pool import MediaPool
 from arcvideo.media.settings import MediaLimits, ShardCacheSettings
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ShardIndex, ensure_indexes

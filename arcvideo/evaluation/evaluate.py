@@ -15,8 +15,8 @@ from arcvideo.evaluation.settings import FORM, EvaluationSettings
 from arcvideo.feed.prompts import Prompt, Question
 from arcvideo.model.settings import AudioSettings
 from arcvideo.progress import watched
-from arcvideo.rollout.sampler import InProcessSampler
-from arcvideo.rollout.settings import Sampling
+from arcvideo.sampling.sampler import InProcessSampler
+from arcvideo.sampling.settings import Sampling
 from arcvideo.tasks import TASKS
 from arcvideo.tasks.answers import split_answer
 from arcvideo.tasks.task import Measure, Score, Task

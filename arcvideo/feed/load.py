@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from arcvideo.decoding.cache import FrameCache
 from arcvideo.feed.collate import Rendered
 from arcvideo.feed.prompts import Prompt
 from arcvideo.layout import MediaLayout
 from arcvideo.media.audio import fit_waveform, silent_seconds
-from arcvideo.media.cache import FrameCache
 from arcvideo.media.clip import read_clip, read_request, to_media
 from arcvideo.media.errors import MediaError
 from arcvideo.media.read import clip_key

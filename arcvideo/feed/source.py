@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from arcvideo.decoding.cache import FrameCache
+from arcvideo.decoding.pool import MediaPool
 from arcvideo.feed.collate import collate
 from arcvideo.feed.load import FAILURES, Features, Loader
 from arcvideo.feed.prompts import Prompt, Question, StepPrompts
 from arcvideo.feed.quarantine import Quarantine
 from arcvideo.layout import MediaLayout
-from arcvideo.media.cache import FrameCache
 from arcvideo.media.fast import check_decoder
-from arcvideo.media.pool import MediaPool
 from arcvideo.model.special import special_ids
 from arcvideo.planning.cost import PackCost
 from arcvideo.planning.families import Family

@@ -1,7 +1,7 @@
 """Which code decides what a stage comes to: modules of the deciding rooms that its training reaches by import.
 
 Docstrings, comments, blank lines and what only measures, reports, saves or launches do not count; `docs/decisions/0003`
-says why. A stage that samples nothing does not depend on the rollout room.
+says why. A stage that samples nothing does not depend on the rooms of sampling.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ EVALUATION = "arcvideo.evaluation.evaluate"
 DECIDING = (
     "types",
     "layout",
-    "muon",
     "media",
+    "decoding",
     "render",
     "shards",
     "planning",
@@ -36,7 +36,10 @@ DECIDING = (
     "tasks",
     "model",
     "objectives",
+    "processes",
+    "saving",
     "runner",
+    "sampling",
     "rollout",
     "stage",
 )
@@ -45,16 +48,17 @@ BYSTANDERS = {
     "shards": ("remote", "locks", "write"),  # fetching, locking, writing shards: what is read counts by its digest
     "rollout": ("log", "timeline"),
     # A checkpoint gives back what was saved bit for bit; the rest watches, counts, logs, or stops a run.
-    "runner": (
-        "checkpoint", "cost", "facts", "liveness", "log", "metrics", "protocols", "saving", "signals", "terminal",
-        "watchdog",
-    ),
+    "runner": ("facts", "liveness", "protocols", "saving"),
+    "saving": ("checkpoint",),
+    "processes": ("children", "launcher", "signals", "terminal", "watchdog"),
 }  # fmt: skip
 """Room -> modules inside it that no trained weight depends on."""
-MEASURING = ("types", "layout", "render", "feed", "tasks", "model", "objectives", "rollout", "evaluation")
+MEASURING = (
+    "types", "layout", "render", "feed", "tasks", "model", "objectives", "sampling", "rollout", "evaluation",
+)  # fmt: skip
 """Rooms whose modules decide what an evaluation says of given weights."""
-SAMPLING = "rollout"
-"""Counts for stages that sample, or that keep a reference model."""
+SAMPLING = ("sampling", "rollout")
+"""Count for stages that sample, or that keep a reference model."""
 _NAMED = re.compile(r"(arcvideo(?:\.\w+)+)(?::\w+)?")
 """How a string names code of ours that is imported by name or run in a process of its own."""
 
@@ -64,7 +68,7 @@ def training_code(*, objective: str, feed: str = "", rewards: Iterable[str] = ()
 
     Args:
         objective: of the stage; the code of others counts where it uses it. Only those that do not train on the data's
-            own answers reach the rollout room.
+            own answers reach the rooms of sampling.
         feed: `stage.feed`, what a class of the user's own trains on.
         rewards: names of the rewards; `package.module:function` of a user's own counts by its module's file.
     """
@@ -75,7 +79,7 @@ def training_code(*, objective: str, feed: str = "", rewards: Iterable[str] = ()
     # What makes the batches of a user's own class uses the formulas of our objective with that feed.
     used |= {one.loss.partition(":")[0] for one in OBJECTIVES.values() if one.feed == row.feed}
     others = {one.loss.partition(":")[0] for one in OBJECTIVES.values()} - used
-    rooms = tuple(room for room in DECIDING if room != SAMPLING or row.feed != "answers")
+    rooms = tuple(room for room in DECIDING if room not in SAMPLING or row.feed != "answers")
     modules = _reached(TRAINING, rooms=rooms, pruned=tuple(sorted(others)))
     digests = {name: _digest(path) for name, path in modules.items()}
     users = [name.partition(":")[0] for name in (objective, *rewards) if ":" in name]

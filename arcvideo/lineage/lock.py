@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from arcvideo.files import write_whole
-from arcvideo.launcher import launch_variables
+from arcvideo.processes.launcher import launch_variables
 
 POLL_SECONDS = 1.0
 FRESH_SECONDS = 120.0

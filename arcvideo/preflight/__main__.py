@@ -18,11 +18,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from arcvideo.children import run_child
 from arcvideo.preflight.estimate import Estimate, estimate
 from arcvideo.preflight.fitting import misfits
 from arcvideo.preflight.machine import GIB, Machine, machine_of
 from arcvideo.preflight.measured import Measured, error_table, measured
+from arcvideo.processes.children import run_child
 from arcvideo.recipe import ExpectedSource, PlannedStage, Recipe, load_recipe, planned_stages
 
 OWN_WORDS = ("recipe", "stage", "device", "gpus", "utilization", "gpu_memory", "host_memory", "largest")

@@ -24,8 +24,8 @@ from arcvideo.model.lora import add_adapters
 from arcvideo.model.tokenizer import load_tokenizer
 from arcvideo.objectives.next_token import NextToken
 from arcvideo.planning.cost import pack_cost
-from arcvideo.runner.cost import MemoryUse, is_out_of_memory, peak_memory
 from arcvideo.runner.trainable import PREFIXES, train_only, trained_modules
+from arcvideo.tracking.cost import MemoryUse, is_out_of_memory, peak_memory
 from arcvideo.types import Batch, model_inputs
 
 

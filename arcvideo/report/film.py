@@ -42,8 +42,8 @@ def films(keys: Iterable[str], *, shards: Sequence[str], config: Mapping[str, An
         shards: patterns of the tars they may be in; only indexed tars that are still there are looked into.
         config: resolved settings of a stage that read them: sizes and limits.
     """
+    from arcvideo.decoding.pool import MediaWorker
     from arcvideo.media.errors import MediaError
-    from arcvideo.media.pool import MediaWorker
     from arcvideo.media.read import ReadRequest
     from arcvideo.media.settings import MediaLimits
 

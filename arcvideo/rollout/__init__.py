@@ -1,1 +1,1 @@
-"""Rollouts: the sampler, the rewards and the source that turns both into batches."""
+"""Completions become a step of GRPO or DPO: rewards, groups, gates, rows."""

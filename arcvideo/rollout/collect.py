@@ -16,9 +16,9 @@ from torch import Tensor
 
 from arcvideo.objectives.grpo import group_std
 from arcvideo.objectives.settings import GrpoSettings
-from arcvideo.rollout.groups import Group, place_of
 from arcvideo.rollout.measure import ZERO_STD, gathered
 from arcvideo.rollout.rewards.score import Scores, score
+from arcvideo.sampling.groups import Group, place_of
 
 
 @dataclass(frozen=True, kw_only=True)

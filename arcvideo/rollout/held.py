@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from arcvideo.feed.prompts import Prompt
-from arcvideo.rollout.groups import Completion, Group
+from arcvideo.sampling.groups import Completion, Group
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from arcvideo.files import json_line, read_lines, write_lines
-from arcvideo.rollout.groups import Completion, Group
 from arcvideo.rollout.rewards.score import Scores
 from arcvideo.rollout.timeline import Asked, draw
+from arcvideo.sampling.groups import Completion, Group
 from arcvideo.tasks import answers
 
 PICTURED = 6

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from arcvideo.rollout.groups import Group
 from arcvideo.rollout.rewards.score import Scores
+from arcvideo.sampling.groups import Group
 
 ZERO_STD = 1e-6
 """A group whose rewards spread less than this teaches nothing."""

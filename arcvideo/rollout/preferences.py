@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import torch
 
-from arcvideo.rollout.encode import encoded
 from arcvideo.rollout.reference import frozen_copy
 from arcvideo.rollout.rows import forward_logprobs
 from arcvideo.rollout.source import PolicyEngine
+from arcvideo.sampling.encode import encoded
 from arcvideo.types import Batch, StepData
 
 

@@ -14,8 +14,8 @@ from arcvideo.feed.collate import collate, collate_groups
 from arcvideo.model.special import SpecialIds
 from arcvideo.objectives.grpo import advantages, completion_weights, token_logprobs
 from arcvideo.objectives.settings import GrpoSettings
-from arcvideo.rollout.groups import Group
 from arcvideo.rollout.measure import ZERO_STD, gathered
+from arcvideo.sampling.groups import Group
 from arcvideo.types import Batch, model_inputs
 
 

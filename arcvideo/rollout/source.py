@@ -19,8 +19,6 @@ from arcvideo.feed.prompts import Prompt, StepPrompts
 from arcvideo.model.special import special_ids
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.collect import Collected, collect
-from arcvideo.rollout.draw import seed_at
-from arcvideo.rollout.encode import with_features
 from arcvideo.rollout.gates import (
     check_lengths,
     check_media,
@@ -29,15 +27,17 @@ from arcvideo.rollout.gates import (
     check_sampler,
     clipped_warning,
 )
-from arcvideo.rollout.groups import Group, place_of
 from arcvideo.rollout.held import HeldGroup, from_json, hold, restore_group, to_json
 from arcvideo.rollout.log import RolloutLog, sample_rows
 from arcvideo.rollout.measure import TIMES, Report, gap_metric, metrics, report
 from arcvideo.rollout.reference import frozen_copy
 from arcvideo.rollout.rewards.loading import load_reward
 from arcvideo.rollout.rows import empty_row, forward_logprobs, gains_of, pack, rows_of, rows_per_rank, weighted
-from arcvideo.rollout.sampler import InProcessSampler
-from arcvideo.rollout.settings import grpo_sampling
+from arcvideo.sampling.draw import seed_at
+from arcvideo.sampling.encode import with_features
+from arcvideo.sampling.groups import Group, place_of
+from arcvideo.sampling.sampler import InProcessSampler
+from arcvideo.sampling.settings import grpo_sampling
 from arcvideo.tasks import TASKS
 from arcvideo.types import Batch, StepData, summed
 

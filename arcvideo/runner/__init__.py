@@ -1,1 +1,1 @@
-"""The loop: engine, checkpoints, schedules, metrics, signals, and the proofs about what trained."""
+"""The loop and one optimizer step, and the proofs about what trained."""

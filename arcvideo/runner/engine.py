@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from arcvideo.processes.ranks import World
 from arcvideo.runner.optimizer import build_optimizer
-from arcvideo.runner.ranks import World
 from arcvideo.runner.settings import EngineSettings, OptimizerSettings, zero_stage
 from arcvideo.runner.trainable import HiddenModules
 from arcvideo.runner.zero import (

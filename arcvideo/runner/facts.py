@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from arcvideo.model.settings import ModelSettings
-from arcvideo.runner.cost import peak_memory, useful_flops
 from arcvideo.runner.engine import StepOutcome
-from arcvideo.runner.metrics import Sums, merge
+from arcvideo.tracking.cost import peak_memory, useful_flops
+from arcvideo.tracking.metrics import Sums, merge
 from arcvideo.types import StepData
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from arcvideo.runner.ranks import World, gather_json
+from arcvideo.processes.ranks import World, gather_json
 from arcvideo.runner.trainable import base_of, module_of
 from arcvideo.types import Batch, Media
 

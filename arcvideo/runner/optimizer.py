@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from arcvideo.muon import Muon
+from arcvideo.runner.muon import Muon
 from arcvideo.runner.settings import OptimizerSettings
 from arcvideo.runner.trainable import base_of, module_of
 

@@ -13,28 +13,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from arcvideo.processes.ranks import gather_json
+from arcvideo.processes.signals import Preempted, StopSignals
+from arcvideo.processes.watchdog import Watchdog
 from arcvideo.runner.badnumbers import SkippedSteps, SpikeRule
-from arcvideo.runner.checkpoint import Checkpoint, CheckpointFolder
-from arcvideo.runner.cost import (
+from arcvideo.runner.engine import Engine
+from arcvideo.runner.facts import facts_of, numbers_of, passed_over, values_of
+from arcvideo.runner.liveness import GradientWatch, LivenessReport, check_modalities
+from arcvideo.runner.protocols import BatchSource, HeldRollouts, Objective, RunResult
+from arcvideo.runner.saving import Saver
+from arcvideo.runner.schedule import lr_ratio
+from arcvideo.runner.settings import RunnerSettings, ScheduleSettings
+from arcvideo.saving.checkpoint import Checkpoint, CheckpointFolder
+from arcvideo.saving.randomness import random_state, restore_random_state, seed_all
+from arcvideo.tracking.cost import (
     MemoryUse,
     accounting,
     device_peak,
     is_out_of_memory,
     settings_of,
 )
-from arcvideo.runner.engine import Engine
-from arcvideo.runner.facts import facts_of, numbers_of, passed_over, values_of
-from arcvideo.runner.liveness import GradientWatch, LivenessReport, check_modalities
-from arcvideo.runner.log import RunLog
-from arcvideo.runner.metrics import Sums, read_metrics
-from arcvideo.runner.protocols import BatchSource, HeldRollouts, Objective, RunResult
-from arcvideo.runner.randomness import random_state, restore_random_state, seed_all
-from arcvideo.runner.ranks import gather_json
-from arcvideo.runner.saving import Saver
-from arcvideo.runner.schedule import lr_ratio
-from arcvideo.runner.settings import LoggerSettings, RunnerSettings, ScheduleSettings
-from arcvideo.runner.signals import Preempted, StopSignals
-from arcvideo.runner.watchdog import Watchdog
+from arcvideo.tracking.log import RunLog
+from arcvideo.tracking.metrics import Sums, read_metrics
+from arcvideo.tracking.settings import LoggerSettings
 from arcvideo.types import Batch, Counts, StepData, model_inputs, summed
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arcvideo.runner.checkpoint import CheckpointError, CheckpointFolder, Share
+from arcvideo.processes.ranks import gather_json
 from arcvideo.runner.engine import Engine
-from arcvideo.runner.ranks import gather_json
+from arcvideo.saving.checkpoint import CheckpointError, CheckpointFolder, Share
 
 _KINDS = ("weights", "optimizer")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from arcvideo.tracking.settings import LoggerSettings, logger_problems
+
 EngineSettings = dict[str, Any]
 """DeepSpeed's own keys, passed on unchanged; `engine_problems` names the keys the runner sets itself."""
 
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant", "linear", "cosine")
 PRECISIONS = ("fp32", "bf16")
-WANDB_MODES = ("disabled", "offline", "online")
 MODULES = ("llm", "vision_projector", "audio_projector", "vit", "whisper")
 """Names by which settings speak about parts of the model (prefixes: `runner/trainable.py`)."""
 
@@ -127,22 +128,6 @@ class RunnerSettings:
     """Ask torch for deterministic kernels where it has them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoggerSettings:
-    """The optional mirrors of metrics.jsonl: Weights & Biases and TensorBoard."""
-
-    wandb: str = "disabled"
-    """disabled, offline (files only) or online."""
-    project: str = "arcvideo"
-    """W&B project."""
-    entity: str | None = None
-    """W&B team or user; None uses the account's default."""
-    tags: list[str] = field(default_factory=list)
-    """W&B tags."""
-    tensorboard: bool = False
-    """Write TensorBoard events too; needs the package tensorboard."""
-
-
 def _choice(problems: list[str], key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         problems.append(f"{key}={value!r} is unknown: choose one of {', '.join(allowed)}")
@@ -202,7 +187,7 @@ def runner_problems(
     problems = engine_problems(engine) + optimizer_problems(optimizer, engine)
     _choice(problems, "runner.precision", runner.precision, PRECISIONS)
     _choice(problems, "schedule.name", schedule.name, SCHEDULES)
-    _choice(problems, "logger.wandb", logger.wandb, WANDB_MODES)
+    problems += logger_problems(logger)
     for key, least in _RUNNER_MINIMA:
         if getattr(runner, key) < least:
             problems.append(f"runner.{key}={getattr(runner, key)} must be at least {least}")

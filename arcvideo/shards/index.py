@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from arcvideo.decoding.probe import Probed, ProbePool
 from arcvideo.files import read_lines, write_lines
 from arcvideo.media.errors import MediaError
 from arcvideo.media.frames import behind_picture
@@ -28,7 +29,6 @@ from arcvideo.media.sound import SAMPLE_RATE
 from arcvideo.shards.items import checked_sample
 from arcvideo.shards.locks import in_turns, locked
 from arcvideo.shards.members import Group, Problem, as_utf8, read_at, read_groups
-from arcvideo.shards.probe import Probed, ProbePool
 from arcvideo.shards.record import RecordMedia, json_member, parse_record, probe_job, record_media
 from arcvideo.shards.seal import check, digests, sealed, unsealed
 from arcvideo.tasks import RecordError

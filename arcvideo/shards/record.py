@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from arcvideo.decoding.probe import NO_MEDIA, Extent, MediaFacts, Probed, ProbeJob
 from arcvideo.media.errors import MediaError
 from arcvideo.shards.members import AUDIO, IMAGE, OTHER, VIDEO, Group, Member
-from arcvideo.shards.probe import NO_MEDIA, Extent, MediaFacts, Probed, ProbeJob
 from arcvideo.shards.text import json_value
 from arcvideo.tasks import RecordError
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from arcvideo.feed.collate import Rendered, collate
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.special import special_ids
-from arcvideo.muon import Muon
 from arcvideo.render import render_branch
+from arcvideo.runner.muon import Muon
 from arcvideo.synthetic.questions import letter_items, questions, scene
 from arcvideo.synthetic.script import Script
 from arcvideo.synthetic.towers import descend, split_parameters

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from arcvideo.model.media import normalize_pixels
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
-from arcvideo.muon import Muon
 from arcvideo.progress import watched
+from arcvideo.runner.muon import Muon
 from arcvideo.synthetic.script import COLORS, DURATION, KINDS, SCREEN_WORDS, SOUNDS, SPOKEN_WORDS, Script
 from arcvideo.types import Media
 

@@ -13,7 +13,7 @@ from arcvideo.evaluation.evaluate import choose, evaluate, without_audio
 from arcvideo.evaluation.predictions import read_predictions, read_scores
 from arcvideo.evaluation.settings import EvaluationSettings, metric_names
 from arcvideo.feed.prompts import Prompt
-from arcvideo.rollout.groups import Completion, Group
+from arcvideo.sampling.groups import Completion, Group
 from tests.rollout.world import SETTINGS, make_media, make_model, make_prompt, tokenizer
 
 ITEMS = 6

@@ -39,12 +39,12 @@ def test_what_runs_counts() -> None:
 def test_a_stage_depends_on_model_data_runner_and_its_own_objective() -> None:
     supervised, sampled = training_code(objective="next_token"), training_code(objective="grpo")
     for needed in ("arcvideo.model.modeling", "arcvideo.planning.plan", "arcvideo.media.decode",
-                   "arcvideo.runner.runner", "arcvideo.tasks.mcq", "arcvideo.muon"):  # fmt: skip
+                   "arcvideo.runner.runner", "arcvideo.tasks.mcq", "arcvideo.runner.muon"):  # fmt: skip
         assert needed in supervised
         assert needed in sampled
     assert "arcvideo.objectives.next_token" in supervised
     assert "arcvideo.objectives.next_token" not in sampled
-    assert {"arcvideo.objectives.grpo", "arcvideo.rollout.sampler"} <= sampled.keys() - supervised.keys()
+    assert {"arcvideo.objectives.grpo", "arcvideo.sampling.sampler"} <= sampled.keys() - supervised.keys()
 
 
 def test_measuring_reporting_and_launching_do_not_count() -> None:
@@ -56,19 +56,19 @@ def test_measuring_reporting_and_launching_do_not_count() -> None:
 
 IDLE = (
     "data/plots.py", "data/sheet.py", "data/inspection.py", "data/commands.py", "data/shards.py", "data/transcribe.py",
-    "data/importers/captions.py", "data/import_command.py", "shards/write.py", "runner/log.py", "runner/metrics.py",
-    "runner/watchdog.py", "runner/signals.py", "runner/saving.py", "runner/cost.py", "rollout/log.py",
-    "rollout/rejection.py", "report/page.py", "evaluation/bootstrap.py", "preflight/volume.py", "synthetic/draw.py",
+    "data/importers/captions.py", "data/import_command.py", "shards/write.py", "tracking/log.py", "tracking/metrics.py",
+    "processes/watchdog.py", "processes/signals.py", "runner/saving.py", "tracking/cost.py", "rollout/log.py",
+    "rejection/answers.py", "report/page.py", "evaluation/bootstrap.py", "preflight/volume.py", "synthetic/draw.py",
     "lineage/code.py", "pipeline.py", "train.py", "config.py",
 )  # fmt: skip
 DECISIVE = (
     "types.py", "render.py", "planning/plan.py", "planning/pack.py", "shards/index.py", "feed/collate.py",
-    "media/decode.py", "media/worker.py", "media/audio.py", "tasks/mcq.py", "model/modeling.py",
+    "media/decode.py", "decoding/worker.py", "media/audio.py", "tasks/mcq.py", "model/modeling.py",
     "model/language.py", "objectives/loss.py", "runner/runner.py", "runner/engine.py", "runner/optimizer.py",
-    "muon.py", "stage.py",
+    "runner/muon.py", "stage.py",
 )  # fmt: skip
 OWN = {"objectives/next_token.py": {"next_token"}, "objectives/grpo.py": {"grpo", "dpo"},
-       "objectives/dpo.py": {"dpo"}, "rollout/sampler.py": {"grpo", "dpo"}}  # fmt: skip
+       "objectives/dpo.py": {"dpo"}, "sampling/sampler.py": {"grpo", "dpo"}}  # fmt: skip
 
 
 def digests() -> dict[str, dict[str, str]]:
@@ -100,10 +100,8 @@ def test_stages_are_stale_exactly_when_what_decides_their_weights_is_edited(
 def test_everything_that_training_reaches_is_judged() -> None:
     """A room that training comes to need is named: it decides weights, or it stands here because it does not."""
     idle = {
-        "children",
         "config",
         "structured",
-        "launcher",
         "lineage",
         "evaluation",
         "report",
@@ -114,6 +112,7 @@ def test_everything_that_training_reaches_is_judged() -> None:
         "places",
         "progress",
         "seals",
+        "tracking",
     }
     reached, waiting = set(), [code.TRAINING]
     while waiting:

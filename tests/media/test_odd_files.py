@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from arcvideo.decoding.probe import probe
 from arcvideo.media.decode import decode
 from arcvideo.media.errors import MediaError
 from arcvideo.media.picture import Selection, VideoFacts
 from arcvideo.media.settings import MediaLimits
-from arcvideo.shards.probe import probe
 from tests.media.conftest import make_media, tone
 from tests.media.files import Picture, box, moving, write
 

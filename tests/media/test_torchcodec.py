@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from arcvideo.decoding.pool import MediaPool
 from arcvideo.media import decode as decoding
 from arcvideo.media import fast
 from arcvideo.media.clip import read_clip
 from arcvideo.media.decode import Decoded, decode
 from arcvideo.media.fast import check_decoder
 from arcvideo.media.picture import Selection
-from arcvideo.media.pool import MediaPool
 from arcvideo.media.settings import MediaLimits
 from tests.media.conftest import grey_frames, make_media, tone, with_display_matrix
 from tests.media.files import Picture, Sound, moving, with_edit, write

@@ -16,17 +16,17 @@ from torch import Tensor
 from arcvideo.feed.prompts import StepPrompts
 from arcvideo.objectives.grpo import Grpo
 from arcvideo.objectives.settings import GrpoSettings
+from arcvideo.processes.ranks import World, join
 from arcvideo.rollout.source import RolloutSource
 from arcvideo.runner.engine import Engine
-from arcvideo.runner.metrics import read_metrics
-from arcvideo.runner.ranks import World, join
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import OptimizerSettings, RunnerSettings, ScheduleSettings
+from arcvideo.tracking.metrics import read_metrics
 from arcvideo.types import Batch, model_inputs
 from tests.rollout.test_group_exactness import apart, completions, copies, gradients, logits, packed
-from tests.rollout.test_sampler import likely_end
 from tests.rollout.world import make_media, make_model, make_prompt, make_prompts, tokenizer
 from tests.runner.job import ended, launched
+from tests.sampling.test_sampler import likely_end
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = GrpoSettings(

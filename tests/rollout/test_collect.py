@@ -11,8 +11,8 @@ import torch
 
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.collect import Collected, collect, joined
-from arcvideo.rollout.groups import Completion, Group
 from arcvideo.rollout.rewards.score import Scores
+from arcvideo.sampling.groups import Completion, Group
 from tests.rollout.world import make_prompt
 
 SETTINGS = GrpoSettings(

@@ -18,8 +18,8 @@ from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import ModelSettings, TextSettings
 from arcvideo.objectives.grpo import token_logprobs
-from arcvideo.rollout.sampler import InProcessSampler
-from arcvideo.rollout.settings import Sampling
+from arcvideo.sampling.sampler import InProcessSampler
+from arcvideo.sampling.settings import Sampling
 from arcvideo.types import Batch, Segments
 from tests.rollout.test_group_exactness import apart, completions, copies, gradients, logits, packed
 from tests.rollout.world import SETTINGS, make_model, make_prompts, tokenizer

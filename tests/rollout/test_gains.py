@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from arcvideo.objectives.settings import GrpoSettings
+from arcvideo.processes.ranks import World, gather_json
 from arcvideo.rollout.rows import gains_of
-from arcvideo.runner.ranks import World, gather_json
 from tests.runner.job import run_ranks
 
 REWARDS = [[1.0, 0.0, 0.0, 0.5, 0.5, 0.5], [0.0, 4.0, 1.0]]

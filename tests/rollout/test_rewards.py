@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from arcvideo.objectives.settings import GrpoSettings
-from arcvideo.rollout.groups import Completion, Group
 from arcvideo.rollout.rewards.loading import load_reward
 from arcvideo.rollout.rewards.score import Scores, score
+from arcvideo.sampling.groups import Completion, Group
 from tests.rollout.world import make_media, make_prompt
 
 

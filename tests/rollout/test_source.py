@@ -13,11 +13,11 @@ from arcvideo.feed.prompts import StepPrompts
 from arcvideo.objectives.grpo import Grpo
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.rewards.builtin import answer_format
-from arcvideo.rollout.sampler import stop_ids
 from arcvideo.rollout.source import RolloutSource
+from arcvideo.sampling.sampler import stop_ids
 from arcvideo.types import Batch, StepData, model_inputs
-from tests.rollout.test_sampler import likely_end
 from tests.rollout.world import Engine, make_model, make_prompts, placed, tokenizer
+from tests.sampling.test_sampler import likely_end
 
 SETTINGS = GrpoSettings(
     num_generations=4,

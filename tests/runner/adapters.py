@@ -12,8 +12,8 @@ import torch
 
 from arcvideo.model.lora import add_adapters
 from arcvideo.model.settings import LoraSettings
+from arcvideo.processes.ranks import World, join
 from arcvideo.runner.engine import Engine
-from arcvideo.runner.ranks import World, join
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import OptimizerSettings, RunnerSettings, ScheduleSettings
 from arcvideo.runner.trainable import frozen_hashes, tensor_digest, train_only, trained_modules

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from arcvideo.runner.ranks import World, join
+from arcvideo.processes.ranks import World, join
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 
 from arcvideo.lineage.lock import launch
-from arcvideo.runner.ranks import join
-from arcvideo.runner.terminal import one_voice
+from arcvideo.processes.ranks import join
+from arcvideo.processes.terminal import one_voice
 
 if __name__ == "__main__":
     here, count, job = launch()

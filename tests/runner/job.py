@@ -17,16 +17,16 @@ from typing import Any
 
 import torch
 
-from arcvideo.runner.checkpoint import CheckpointFolder
+from arcvideo.processes.ranks import World, barrier, join
 from arcvideo.runner.engine import Engine
-from arcvideo.runner.metrics import read_metrics
-from arcvideo.runner.ranks import World, barrier, join
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import OptimizerSettings, RunnerSettings, ScheduleSettings
 from arcvideo.runner.trainable import tensor_digest, train_only
+from arcvideo.saving.checkpoint import CheckpointFolder
+from arcvideo.tracking.metrics import read_metrics
 from arcvideo.types import StepData
-from tests.processes import free_port
 from tests.runner.tiny import Rows, Tiny, cross_entropy
+from tests.spawned import free_port
 
 TRAIN = ["llm", "vision_projector", "audio_projector"]
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.distributed import distributed_c10d
 
 from arcvideo.objectives.next_token import NextToken
+from arcvideo.processes.ranks import World, gather_json
 from arcvideo.runner.engine import Engine
-from arcvideo.runner.ranks import World, gather_json
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import OptimizerSettings, RunnerSettings, ScheduleSettings
 from arcvideo.types import Batch, model_inputs

@@ -12,9 +12,9 @@ import pytest
 from torch import Tensor
 
 from arcvideo.objectives.loss import Loss
+from arcvideo.processes.ranks import World
 from arcvideo.runner.badnumbers import SpikeRule
 from arcvideo.runner.protocols import Objective, RunResult
-from arcvideo.runner.ranks import World
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import RunnerSettings, ScheduleSettings
 from arcvideo.runner.trainable import tensor_digest

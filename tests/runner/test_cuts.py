@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from arcvideo.runner.ranks import World
+from arcvideo.processes.ranks import World
 from tests.runner.job import run_ranks
 from tests.runner.mixed import cut_run
 

@@ -10,9 +10,9 @@ import torch
 
 from arcvideo.model.settings import RECOMPUTES
 from arcvideo.objectives.next_token import NextToken
+from arcvideo.processes.ranks import World
 from arcvideo.runner.engine import Engine, Refuse
 from arcvideo.runner.optimizer import MuonWithAdamW, build_optimizer, parameter_groups
-from arcvideo.runner.ranks import World
 from arcvideo.runner.settings import OptimizerSettings
 from arcvideo.runner.trainable import tensor_digest, train_only
 from arcvideo.types import model_inputs

@@ -13,7 +13,7 @@ import torch
 
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import SpecialIds
-from arcvideo.runner.ranks import World
+from arcvideo.processes.ranks import World
 from arcvideo.types import model_inputs
 from benchmarks.slice import LAYERS, TOLERANCE, batch_of, model_of, reference_loss, slice_of, step_of
 from tests.model.small import SETTINGS, SPECIAL

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import finished, free_port
+from tests.processes.test_launcher import slurm
 from tests.runner.job import ROOT, ended, start_ranks
-from tests.test_launcher import slurm
+from tests.spawned import finished, free_port
 
 PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

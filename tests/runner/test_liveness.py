@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from arcvideo.objectives.next_token import NextToken
+from arcvideo.processes.ranks import World
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.liveness import DeadModality, check_modalities, permuted, zeroed
 from arcvideo.runner.protocols import BatchSource, Objective, RunResult
-from arcvideo.runner.ranks import World
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import OptimizerSettings, RunnerSettings, ScheduleSettings
 from arcvideo.runner.trainable import changed_modules, frozen_hashes, train_only

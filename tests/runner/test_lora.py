@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from arcvideo.model.lora import add_adapters
+from arcvideo.processes.ranks import World
 from arcvideo.runner.optimizer import peak_lrs
-from arcvideo.runner.ranks import World
 from arcvideo.runner.settings import OptimizerSettings
 from arcvideo.runner.trainable import module_of, table_text, train_only, trainable_table
 from tests.runner.adapters import LORA, TRAINED, on_two_ranks, train_adapters

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from arcvideo.runner.metrics import read_metrics
-from arcvideo.runner.ranks import World
-from arcvideo.runner.signals import REQUEUE_EXIT_CODE
-from tests.processes import finished
+from arcvideo.processes.ranks import World
+from arcvideo.processes.signals import REQUEUE_EXIT_CODE
+from arcvideo.tracking.metrics import read_metrics
 from tests.runner.job import ROOT, curve, ended, newest_step, run_ranks, start_ranks, train
+from tests.spawned import finished
 
 # bf16 under every stage is a slow test, but for the stage with the most machinery.
 CASES = [

@@ -10,14 +10,11 @@ import pytest
 import torch
 import yaml
 
-from arcvideo.launcher import launch_variables
-from arcvideo.runner.metrics import MetricsFile, Sums, WandbMirror, merge, read_metrics
-from arcvideo.runner.randomness import random_state, restore_random_state, seed_all
-from arcvideo.runner.ranks import World
+from arcvideo.processes.launcher import launch_variables
+from arcvideo.processes.ranks import World
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.schedule import lr_ratio
 from arcvideo.runner.settings import (
-    LoggerSettings,
     OptimizerSettings,
     RunnerSettings,
     ScheduleSettings,
@@ -25,6 +22,9 @@ from arcvideo.runner.settings import (
     runner_problems,
 )
 from arcvideo.runner.trainable import tensor_digest, train_only, trainable_table
+from arcvideo.saving.randomness import random_state, restore_random_state, seed_all
+from arcvideo.tracking.metrics import MetricsFile, Sums, WandbMirror, merge, read_metrics
+from arcvideo.tracking.settings import LoggerSettings
 from arcvideo.types import StepData
 from tests.runner.job import ROOT, TRAIN, build_engine, train
 from tests.runner.tiny import Rows, Tiny, batch, cross_entropy

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from arcvideo.runner import checkpoint
-from arcvideo.runner.checkpoint import CheckpointFolder
-from arcvideo.runner.cost import OutOfMemory
-from arcvideo.runner.ranks import World
+from arcvideo.processes.ranks import World
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.saving import HostCopies, Saver
 from arcvideo.runner.settings import RunnerSettings, ScheduleSettings
+from arcvideo.saving import checkpoint
+from arcvideo.saving.checkpoint import CheckpointFolder
+from arcvideo.tracking.cost import OutOfMemory
 from tests.runner.job import TRAIN, build_engine
 from tests.runner.test_engine import one_step
 from tests.runner.tiny import Rows, cross_entropy

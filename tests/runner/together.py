@@ -6,8 +6,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from arcvideo.processes.ranks import World, gather_json
 from arcvideo.runner.badnumbers import BadNumbers
-from arcvideo.runner.ranks import World, gather_json
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import RunnerSettings, ScheduleSettings
 from arcvideo.runner.trainable import tensor_digest

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-from arcvideo.runner.checkpoint import CheckpointFolder
-from arcvideo.runner.ranks import join
+from arcvideo.processes.ranks import join
+from arcvideo.saving.checkpoint import CheckpointFolder
 from arcvideo.verify import difference
 from tests.runner.job import train
 

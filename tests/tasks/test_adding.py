@@ -18,9 +18,9 @@ from arcvideo.evaluation.settings import EvaluationSettings
 from arcvideo.feed.prompts import Prompt
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.render import render_branch
-from arcvideo.rollout.groups import Completion, Group
 from arcvideo.rollout.rewards.score import score
-from arcvideo.rollout.settings import SampleSettings
+from arcvideo.sampling.groups import Completion, Group
+from arcvideo.sampling.settings import SampleSettings
 from arcvideo.shards.index import ensure_indexes
 from arcvideo.shards.write import Record, write_shards
 from arcvideo.tasks import TASKS, make_sample

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from arcvideo.data.importers.drafts import Draft, ImportReport
+from arcvideo.decoding.probe import Extent, Probed, ProbeJob, ProbePool
 from arcvideo.media.errors import MediaError
 from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, Problem
-from arcvideo.shards.probe import Extent, Probed, ProbeJob, ProbePool
 from arcvideo.shards.write import Record, write_shards
 from arcvideo.tasks.fields import RecordError, check_times
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from arcvideo.feed.prompts import Prompt
 from arcvideo.objectives.settings import GrpoSettings
-from arcvideo.rollout.groups import Group
 from arcvideo.rollout.rewards.loading import load_reward
 from arcvideo.rollout.rewards.protocol import Reward, quiet
+from arcvideo.sampling.groups import Group
 
 
 @dataclass(frozen=True, kw_only=True)

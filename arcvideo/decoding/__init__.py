@@ -1,0 +1,1 @@
+"""Media read in processes that may die, and the frames kept from it."""

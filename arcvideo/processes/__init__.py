@@ -1,0 +1,1 @@
+"""Who this process is, who runs beside it, and being asked to stop."""

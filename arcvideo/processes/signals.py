@@ -1,0 +1,44 @@
+"""Being asked to stop: SIGTERM and SIGUSR1 end the run after the present step, with a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType, TracebackType
+
+from arcvideo.processes.children import REQUEUE_EXIT_CODE
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Preempted(SystemExit):
+    """The run stopped at a checkpoint because of a signal; uncaught, the process exits with 85."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(REQUEUE_EXIT_CODE)
+        self.step = step
+
+
+class StopSignals:
+    """While entered, notes the first SIGTERM or SIGUSR1; the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in _SIGNALS:
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            # No clean-up: whoever sends twice does not want to wait for a collective that may never end.
+            os._exit(128 + number)
+        self.requested = True

@@ -1,0 +1,1 @@
+"""Sampled answers worth keeping, written as shards: `arcvideo sample`."""

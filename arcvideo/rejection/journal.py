@@ -1,0 +1,112 @@
+"""The journal of rejection sampling: every answer that was drawn, so that nothing is drawn twice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from arcvideo.files import json_line, parsed_lines
+from arcvideo.rejection.selection import Drawn
+
+
+def journal_path(out: Path, *, name: str, unit: int) -> Path:
+    """Where the answers of a shard stand."""
+    return out / f"{name}-{unit:06d}.answers.jsonl"
+
+
+@dataclass(kw_only=True)
+class Answers:
+    """What a journal holds."""
+
+    origin: dict[str, Any] = field(default_factory=dict)
+    """What the answers depend on."""
+    rows: dict[str, Drawn] = field(default_factory=dict)
+    """Key of a question -> its answers."""
+    lost: dict[str, str] = field(default_factory=dict)
+    """Key of a question -> why it could not be asked."""
+    written: dict[str, Any] | None = None
+    """How the shard was chosen from these answers when it was written last."""
+
+    def take(self, line: dict[str, Any]) -> None:
+        """Add a line."""
+        if "origin" in line:
+            self.origin = line["origin"]
+        elif "lost" in line:
+            self.lost[line["key"]] = line["lost"]
+        elif "texts" in line:
+            self.rows[line["key"]] = Drawn(**line)
+        elif "written" in line:
+            self.written = line["written"]
+
+    def has(self, key: str) -> bool:
+        """Whether the question was asked, or found impossible to ask."""
+        return key in self.rows or key in self.lost
+
+
+def read_answers(path: Path) -> Answers:
+    """Return what stands in a journal, whoever writes it; empty without one. A half line at its end does not count."""
+    answers = Answers()
+    data = path.read_bytes() if path.exists() else b""
+    for line in parsed_lines(data[: data.rfind(b"\n") + 1], name=str(path)):
+        answers.take(line)
+    return answers
+
+
+class Journal:
+    """JSON lines: what was asked for, then a line for every question, and one when the shard was written from them."""
+
+    def __init__(self, path: Path, *, origin: Mapping[str, Any]) -> None:
+        """Open or begin; the half line of a process that died is cut off.
+
+        Args:
+            path: see `journal_path`.
+            origin: what the answers depend on, JSON-able.
+
+        Raises:
+            ValueError: the answers there were drawn otherwise; the message names what differs.
+        """
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.answers = read_answers(path)
+        if self.answers.origin:
+            _same(self.answers.origin, dict(origin), path=path)
+        if path.exists():
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        self._file = path.open("a", encoding="ascii")
+        if not self.answers.origin:
+            self._append([{"origin": dict(origin)}])
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, rows: Iterable[Drawn]) -> None:
+        """Remember answers."""
+        self._append(asdict(row) for row in rows)
+
+    def lose(self, keys: Iterable[str], *, reason: str) -> None:
+        """Remember questions that cannot be asked."""
+        self._append({"key": key, "lost": reason} for key in keys)
+
+    def write(self, how: Mapping[str, Any]) -> None:
+        """Remember that the shard stands as chosen in this way."""
+        self._append([{"written": dict(how)}])
+
+    def _append(self, lines: Iterable[dict[str, Any]]) -> None:
+        lines = list(lines)
+        self._file.write("".join(map(json_line, lines)))
+        self._file.flush()
+        for line in lines:
+            self.answers.take(line)
+
+
+def _same(old: Mapping[str, Any], new: Mapping[str, Any], *, path: Path) -> None:
+    differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    if differing:
+        told = ", ".join(f"{name} ({old.get(name)} there, {new.get(name)} now)" for name in differing)
+        raise ValueError(f"{path} holds answers that were drawn otherwise: {told}; give another out= or name=")

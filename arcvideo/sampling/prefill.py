@@ -1,0 +1,117 @@
+"""Prefilling prompts: every clip once, then every question behind its clip.
+
+Rows of different length are padded on the right and masked; positions are given explicitly, so padding changes nothing.
+Shapes: B prompts, U distinct prefixes, P and Q padded tokens of prefixes and questions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache
+
+from arcvideo.feed.prompts import Prompt
+from arcvideo.model.positions import replace_newlines, xd_positions
+from arcvideo.model.special import SpecialIds
+from arcvideo.render import Ids
+from arcvideo.sampling.cache import fork
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefilled:
+    """Prompts ready to be continued."""
+
+    cache: Cache
+    """B rows of P + Q tokens, padding included."""
+    logits: Tensor
+    """(B, V) float32 of the first new token."""
+    mask: Tensor
+    """(B, P + Q) bool, False on padding; its sum is the position of the first new token."""
+
+
+def prefill(model: Any, prompts: Sequence[Prompt], *, features: Any = None) -> Prefilled:
+    """Run the prompts through the model; prompts with the same clip and prefix share the first of two passes.
+
+    Args:
+        model: an `ArcVideoForConditionalGeneration`.
+        prompts: with or without media.
+        features: a `FeatureStore` of tower outputs, or None.
+    """
+    device = next(model.parameters()).device
+    special = prompts[0].specials
+    prefixes, owner = _distinct(prompts)
+    cache: Cache = DynamicCache()
+    questions = _rows(
+        [prompt.question_ids for prompt in prompts],
+        offsets=[len(prompt.prefix_ids) for prompt in prompts],
+        special=special,
+        device=device,
+    )
+    mask = questions.mask
+    if any(len(prompt.prefix_ids) for prompt in prefixes):
+        first = _rows(
+            [prompt.prefix_ids for prompt in prefixes], offsets=[0] * len(prefixes), special=special, device=device
+        )
+        model(
+            input_ids=first.ids,
+            position_ids=first.positions,
+            attention_mask=first.mask.long(),
+            media=tuple(media for prompt in prefixes for media in prompt.media),
+            past_key_values=cache,
+            logits_to_keep=1,
+            features=features,
+        )
+        rows = torch.tensor(owner, device=device)
+        cache = fork(cache, rows=rows, room=mask.shape[1])
+        mask = torch.cat([first.mask[rows], mask], dim=1)
+    output = model(
+        input_ids=questions.ids, position_ids=questions.positions, attention_mask=mask.long(), past_key_values=cache
+    )
+    logits = output.logits[torch.arange(len(prompts), device=device), questions.mask.sum(dim=1) - 1].float()
+    return Prefilled(cache=cache, logits=logits, mask=mask)
+
+
+def _distinct(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[int]]:
+    """One prompt for each distinct prefix, and for each prompt the number of its prefix."""
+    numbers: dict[tuple[Any, ...], int] = {}
+    chosen: list[Prompt] = []
+    owner = []
+    for prompt in prompts:
+        clips = tuple((media.key, media.has_video, media.has_audio) for media in prompt.media)
+        identity = (clips, prompt.prefix_ids.tobytes())
+        if identity not in numbers:
+            numbers[identity] = len(chosen)
+            chosen.append(prompt)
+        owner.append(numbers[identity])
+    return chosen, owner
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """Padded rows as the model reads them."""
+
+    ids: Tensor
+    """(B, L) int64."""
+    positions: Tensor
+    """(B, 4, L) int64."""
+    mask: Tensor
+    """(B, L) bool."""
+
+
+def _rows(rows: Sequence[Ids], *, offsets: Sequence[int], special: SpecialIds, device: torch.device) -> _Rows:
+    """Pad rows that start at the given positions."""
+    longest = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+    positions = torch.zeros(len(rows), 4, longest, dtype=torch.int64)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for index, (row, offset) in enumerate(zip(rows, offsets, strict=True)):
+        ids[index, : len(row)] = torch.from_numpy(row)
+        positions[index, :, : len(row)] = xd_positions(torch.from_numpy(row), special, offset=offset)
+        mask[index, : len(row)] = True
+    return _Rows(
+        ids=replace_newlines(ids, special=special).to(device), positions=positions.to(device), mask=mask.to(device)
+    )

@@ -1,0 +1,1 @@
+"""Numbers for people: the rows of a run, where they are sent, what a step costs."""

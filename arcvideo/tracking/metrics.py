@@ -1,0 +1,335 @@
+"""Where numbers go: metrics.jsonl is the truth, W&B and TensorBoard are mirrors that never stop or slow a run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import netrc
+import os
+import queue
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arcvideo.files import json_line, read_lines, write_lines
+from arcvideo.tracking.settings import LoggerSettings
+
+_WAITING = 10_000
+"""Steps that may wait for W&B."""
+_PATIENCE = 30
+"""Seconds W&B may take to start, and to finish."""
+
+
+class MetricsFile:
+    """metrics.jsonl: one object a step, in order, each step once even across restarts."""
+
+    def __init__(self, path: Path, *, keep_below: int) -> None:
+        """Open for appending.
+
+        Args:
+            path: the file; its folder exists.
+            keep_below: lines of this step and later are dropped: the run is about to do those steps again.
+        """
+        self.path = path
+        kept = [line for line in _lines(path) if line["step"] < keep_below]
+        write_lines(path, map(_plain, kept))
+        self._file = path.open("a")
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Append one object; it must have `step`."""
+        self._file.write(json_line(_plain(values)))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    # JSON has no nan and inf; a string keeps the line readable by any parser.
+    return {
+        key: str(value) if isinstance(value, float) and not _finite(value) else value for key, value in values.items()
+    }
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0.0
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return read_lines(path) if path.exists() else []
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All lines of a metrics.jsonl, in order of steps; an absent file has none."""
+    return _lines(path)
+
+
+class WandbMirror:
+    """Sends the same numbers to W&B from a thread of its own: a server that hangs, errs or dies costs no step.
+
+    Any failure is said once on stderr and switches the mirror off.
+    """
+
+    def __init__(
+        self, settings: LoggerSettings, *, folder: Path, name: str, config: Mapping[str, Any], run_id: str | None
+    ) -> None:
+        """Start or continue the W&B run.
+
+        Args:
+            settings: mode, project and so on; online without a key becomes offline.
+            folder: where W&B keeps its files.
+            name: name of the run.
+            config: resolved settings, shown by W&B.
+            run_id: id from a checkpoint, None for a new run.
+        """
+        mode = _wandb_mode(settings.wandb)
+        self.run_id = run_id if mode == "disabled" else run_id or uuid.uuid4().hex[:8]
+        self._on = mode != "disabled"
+        self._todo: queue.Queue[Mapping[str, Any] | int] = queue.Queue(_WAITING)
+        if not self._on:
+            return
+        options = {
+            "project": settings.project,
+            "entity": settings.entity,
+            "tags": list(settings.tags) or None,
+            "mode": mode,
+            "dir": str(folder),
+            "name": name,
+            # Stages of one pipeline stand together.
+            "group": folder.absolute().parent.name,
+            "job_type": folder.name,
+            "config": dict(config),
+            **_continued(self.run_id),
+        }
+        self._thread = threading.Thread(target=self._mirror, args=(options,), name="wandb", daemon=True)
+        self._thread.start()
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Mirror one object of metrics.jsonl."""
+        if self._on:
+            try:
+                self._todo.put_nowait(values)
+            except queue.Full:
+                self._give_up(TimeoutError(f"{_WAITING} steps are waiting to be sent"))
+
+    def close(self, *, exit_code: int = 0) -> None:
+        """Finish the W&B run; a server that does not answer is not waited for longer than half a minute."""
+        if not self._on:
+            return
+        with contextlib.suppress(queue.Full):
+            self._todo.put_nowait(exit_code)
+        self._thread.join(_PATIENCE)
+        if self._thread.is_alive():
+            self._give_up(TimeoutError(f"no answer in {_PATIENCE} s; `wandb sync` sends the files later"))
+        self._on = False
+
+    def _mirror(self, options: dict[str, Any]) -> None:
+        try:
+            import wandb
+
+            run = wandb.init(settings=_quiet(), **options)
+            while self._on:
+                item = self._todo.get()
+                if isinstance(item, int):
+                    run.finish(exit_code=item)
+                    return
+                numbers = {
+                    key: value for key, value in item.items() if key != "step" and isinstance(value, int | float)
+                }
+                tables = {key: _table(rows) for key, rows in item.items() if isinstance(rows, list)}
+                run.log(numbers | tables, step=int(item["step"]))
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        if self._on:
+            self._on = False
+            print(f"W&B is off for this run, training goes on: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _table(rows: list[Mapping[str, Any]]) -> Any:
+    """A W&B table; what is neither a number nor a text is shown as JSON."""
+    import wandb
+
+    columns: list[str | int] = list(dict.fromkeys(name for row in rows for name in row))
+
+    def cell(value: Any) -> Any:
+        plain = value is None or isinstance(value, bool | int | float | str)
+        return value if plain else json.dumps(value, ensure_ascii=False)
+
+    # W&B wants one kind of value in a column; None fits any.
+    return wandb.Table(columns=columns, data=[[cell(row.get(str(name))) for name in columns] for row in rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A node of the graph of artifacts that W&B draws."""
+
+    name: str
+    """Of the collection: the stage, `base` or `data`."""
+    kind: str
+    """`model` or `dataset`."""
+    identity: str
+    """Decides whether two artifacts are the same version."""
+    path: Path | None = None
+    """Where it lies; W&B stores a reference, never the weights."""
+
+
+def record_lineage(
+    made: Artifact, *, used: Sequence[Artifact], settings: LoggerSettings, folder: Path, run_id: str | None
+) -> None:
+    """Tell W&B what a finished stage read and what it made; a failure is said on stderr and changes nothing.
+
+    Args:
+        made: the stage's export.
+        used: its parent's export and its data. They become the versions that the parent itself recorded, because
+            equal identities give equal contents.
+        settings: as given to the run.
+        folder: of the stage.
+        run_id: `RunResult.wandb_id`; None records nothing.
+    """
+    mode = _wandb_mode(settings.wandb, say=False)
+    if mode == "disabled" or run_id is None:
+        return
+    options = {"project": settings.project, "entity": settings.entity, "mode": mode, "dir": str(folder)}
+    failures: list[Exception] = []
+
+    def record() -> None:
+        try:
+            _record_lineage(made, used=used, options=options | _continued(run_id))
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=record, name="wandb-lineage", daemon=True)
+    thread.start()
+    thread.join(2 * _PATIENCE)
+    if thread.is_alive():
+        failures.append(TimeoutError(f"no answer in {2 * _PATIENCE} s"))
+    for error in failures:
+        print(f"W&B does not know this stage's lineage: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _record_lineage(made: Artifact, *, used: Sequence[Artifact], options: Mapping[str, Any]) -> None:
+    import wandb
+
+    run = wandb.init(settings=_quiet(), **options)
+    for item in used:
+        artifact = _artifact(item, make=wandb.Artifact)
+        if options["mode"] == "offline":
+            # `use_artifact` refuses to work offline; this is what it calls online, without waiting for a server. With
+            # no alias at all W&B would give it `latest`, which belongs to what was made last.
+            run._log_artifact(artifact, aliases=[item.identity[:12]], is_user_created=True, use_after_commit=True)
+        else:
+            run.use_artifact(artifact)
+    run.log_artifact(_artifact(made, make=wandb.Artifact), aliases=["latest", made.identity[:12]])
+    run.finish()
+    # An offline run may return from `finish` before its file is written; this waits for W&B's own process to end.
+    wandb.teardown()
+
+
+def _artifact(item: Artifact, *, make: Callable[..., Any]) -> Any:
+    where = {"path": str(item.path)} if item.path else {}
+    artifact = make(item.name, type=item.kind, metadata={"identity": item.identity, **where})
+    # Contents decide whether W&B sees one version or two.
+    with artifact.new_file("identity.json") as file:
+        json.dump({"identity": item.identity}, file)
+    if item.path:
+        artifact.add_reference(item.path.absolute().as_uri(), name="files", checksum=False)
+    return artifact
+
+
+def _continued(run_id: str | None) -> dict[str, Any]:
+    return {"id": run_id, "resume": "allow"}
+
+
+def _quiet() -> Any:
+    import wandb
+
+    return wandb.Settings(silent=True, console="off", init_timeout=_PATIENCE)
+
+
+def _wandb_mode(asked: str, *, say: bool = True) -> str:
+    """The mode asked for, unless WANDB_MODE says otherwise or there is no key to be online with."""
+    mode = os.environ.get("WANDB_MODE", asked) if asked == "online" else asked
+    if mode != "online" or os.environ.get("WANDB_API_KEY"):
+        return mode
+    try:
+        known = netrc.netrc().authenticators("api.wandb.ai")
+    except (OSError, netrc.NetrcParseError):
+        known = None
+    if known:
+        return mode
+    if say:
+        print(
+            "W&B has no key (WANDB_API_KEY or `wandb login`): writing offline; `wandb sync` sends it", file=sys.stderr
+        )
+    return "offline"
+
+
+class TensorBoardMirror:
+    """Writes the same numbers as TensorBoard events, when asked to and when tensorboard is installed."""
+
+    def __init__(self, settings: LoggerSettings, *, folder: Path, start: int) -> None:
+        """Open `folder`/tensorboard; events of steps from `start` on, left by a killed run, are disregarded."""
+        self._writer: Any = None
+        if not settings.tensorboard:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        except Exception as error:
+            self._give_up(error)
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Mirror one object of metrics.jsonl."""
+        if self._writer is None:
+            return
+        try:
+            for key, value in values.items():
+                if key != "step" and isinstance(value, int | float):
+                    self._writer.add_scalar(key, value, values["step"])
+        except Exception as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _give_up(self, error: Exception) -> None:
+        print(f"TensorBoard is off for this run: {type(error).__name__}: {error}", file=sys.stderr)
+        self._writer = None
+
+
+class Sums:
+    """Summed metrics of one step on one rank: the loss, and the objective's (sum, count) pairs."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Any]] = {}
+
+    def add(self, name: str, total: Any, count: Any) -> None:
+        """Add a sum and its count; tensors are not read before `pairs`."""
+        pair = self._values.setdefault(name, [0.0, 0.0])
+        pair[0] = pair[0] + total
+        pair[1] = pair[1] + count
+
+    def pairs(self) -> dict[str, list[float]]:
+        """Name -> [sum, count] as floats."""
+        return {name: [float(total), float(count)] for name, (total, count) in self._values.items()}
+
+
+def merge(parts: list[dict[str, list[float]]]) -> dict[str, float]:
+    """Sum over count for every name, over the ranks' pairs; names nobody counted are left out."""
+    totals: dict[str, list[float]] = {}
+    for part in parts:
+        for name, (total, count) in part.items():
+            pair = totals.setdefault(name, [0.0, 0.0])
+            pair[0] += total
+            pair[1] += count
+    return {name: total / count for name, (total, count) in sorted(totals.items()) if count}

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import io
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from arcvideo.decoding.cache import FrameCache
+from arcvideo.layout import MediaLayout
+from arcvideo.media.settings import FrameCacheSettings
+from arcvideo.types import Media
+
+LAYOUT = MediaLayout(image_size=64, mel_bins=80, audio_positions=400)
+
+
+def media(number: int, *, frames: int = 3, sound: bool = True) -> Media:
+    """Smooth frames, as JPEG is made for, with one hard edge."""
+    ramp = torch.linspace(0, 255, 64).expand(frames, 3, 64, 64).clone()
+    ramp[:, :, :, 32:] = (ramp[:, :, :, 32:] + 40 * number) % 256
+    generator = torch.Generator().manual_seed(number)
+    mel = torch.randn(1, 80, 800, generator=generator) if sound else None
+    return Media(
+        key=f"{number:064x}",
+        frame_count=frames,
+        seconds=frames,
+        has_video=True,
+        has_audio=sound,
+        pixels=ramp.to(torch.uint8),
+        mel=mel,
+    )
+
+
+def cache(folder: Path, **settings: float) -> FrameCache:
+    return FrameCache(FrameCacheSettings(path=str(folder), **settings), layout=LAYOUT)  # type: ignore[arg-type]
+
+
+def same(one: Media | None, other: Media | None) -> bool:
+    assert one is not None
+    assert other is not None
+    tensors = ((one.pixels, other.pixels), (one.mel, other.mel))
+    facts = [(clip.key, clip.frame_count, clip.seconds, clip.has_video, clip.has_audio) for clip in (one, other)]
+    return facts[0] == facts[1] and all(
+        (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b)) for a, b in tensors
+    )
+
+
+def test_first_and_later_readings_are_the_same_bits(tmp_path: Path) -> None:
+    store = cache(tmp_path)
+    key = store.key("clip")
+    assert store.load(key) is None
+    first = store.save(key, media(1))
+    assert same(first, store.load(key))
+    assert same(first, cache(tmp_path).load(key))
+
+
+def test_frames_lose_little_and_sound_nothing(tmp_path: Path) -> None:
+    store, whole = cache(tmp_path), media(2)
+    kept = store.save(store.key("clip"), whole)
+    assert kept.pixels is not None
+    assert whole.pixels is not None
+    assert (kept.pixels.float() - whole.pixels.float()).abs().mean() < 1.0
+    assert torch.equal(kept.mel, whole.mel)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("side", [1, 63, 200])  # less than a piece, and two pieces of which one is cut
+def test_frames_are_those_of_a_plain_jpeg_reader(tmp_path: Path, side: int) -> None:
+    pixels = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    store = cache(tmp_path)
+    kept = store.save(store.key("clip"), replace(media(1), pixels=pixels)).pixels
+    assert kept is not None
+    (file,) = tmp_path.glob("??/*.clip")
+    stored = load_file(file)
+    jpeg, ends = stored["jpeg"].numpy().tobytes(), stored["ends"].tolist()
+    for frame, start, end in zip(kept, [0, *ends], ends, strict=False):
+        plain = np.asarray(Image.open(io.BytesIO(jpeg[start:end])))
+        assert np.array_equal(frame.permute(1, 2, 0).numpy(), plain)
+
+
+def test_absent_halves_stay_absent(tmp_path: Path) -> None:
+    store = cache(tmp_path)
+    silent = media(3, sound=False)
+    assert same(store.save(store.key("silent"), silent), store.load(store.key("silent")))
+    speech = Media(key="s", frame_count=2, seconds=2, has_video=False, has_audio=True, mel=torch.ones(1, 80, 800))
+    assert same(store.save(store.key("speech"), speech), store.load(store.key("speech")))
+
+
+def test_other_quality_or_mel_is_another_clip(tmp_path: Path) -> None:
+    wider = MediaLayout(image_size=64, mel_bins=128, audio_positions=400)
+    settings = FrameCacheSettings(path=str(tmp_path))
+    stores = [cache(tmp_path), cache(tmp_path, quality=80), FrameCache(settings, layout=wider)]
+    assert len({store.key("clip") for store in stores} | {"clip"}) == 4
+
+
+def test_damaged_file_is_replaced(tmp_path: Path) -> None:
+    store = cache(tmp_path)
+    key = store.key("clip")
+    first = store.save(key, media(1))
+    (file,) = tmp_path.glob("??/*.clip")
+    file.write_bytes(file.read_bytes()[:100])
+    assert store.load(key) is None
+    assert not file.exists()
+    assert same(store.save(key, media(1)), first)
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.8, 0.999])
+def test_a_single_flipped_bit_is_noticed(tmp_path: Path, place: float) -> None:
+    store = cache(tmp_path)
+    key = store.key("clip")
+    first = store.save(key, media(1))
+    (file,) = tmp_path.glob("??/*.clip")
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content))] ^= 1
+    file.write_bytes(content)
+    assert store.load(key) is None
+    assert same(store.save(key, media(1)), first)
+
+
+def test_file_of_an_earlier_version_is_decoded_anew(tmp_path: Path) -> None:
+    store = cache(tmp_path)
+    key = store.key("clip")
+    store.save(key, media(1))
+    (file,) = tmp_path.glob("??/*.clip")
+    save_file(load_file(file), file, metadata={"frame_count": "3", "seconds": "3"})
+    assert store.load(key) is None
+
+
+def test_folder_stays_within_its_limit_and_keeps_what_was_read_last(tmp_path: Path) -> None:
+    free = cache(tmp_path / "free")
+    free.save(free.key("one"), media(1))
+    size = sum(file.stat().st_size for file in (tmp_path / "free").glob("??/*.clip"))
+    store = cache(tmp_path / "small", max_gib=4.5 * size / 2**30)
+    keys = [store.key(str(number)) for number in range(12)]
+    for number, key in enumerate(keys):
+        store.save(key, media(number))
+        assert store.load(keys[0]) is not None  # in use all the time
+        assert sum(file.stat().st_size for file in (tmp_path / "small").glob("??/*.clip")) <= 4.5 * size * 1.1
+    assert store.load(keys[-1]) is not None
+    assert store.load(keys[1]) is None
+
+
+def _write(folder: str, first: int) -> None:
+    store = cache(Path(folder), max_gib=1e-3)
+    for number in range(20):
+        store.save(store.key(str((first + number) % 20)), media((first + number) % 20))
+
+
+def test_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
+    writers = [
+        multiprocessing.get_context("spawn").Process(target=_write, args=(str(tmp_path), 7 * number))
+        for number in range(3)
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    store, fresh = cache(tmp_path), cache(tmp_path / "fresh")
+    for number in range(20):
+        found = store.load(store.key(str(number)))
+        if found is not None:  # the limit may have removed it
+            assert same(found, fresh.save(store.key(str(number)), media(number)))
+    assert not list(tmp_path.glob("??/.*"))
+
+
+def test_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = cache(tmp_path / "file")
+    with pytest.raises(ValueError, match=r"data\.frame_cache\.path=.*cannot be written"):
+        store.save(store.key("clip"), media(1))

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from arcvideo.decoding.pool import MediaPool
+from arcvideo.decoding.tries import TRIES
+from arcvideo.media.clip import read_clip
+from arcvideo.media.errors import MediaError
+from arcvideo.media.settings import MediaLimits
+from tests.media.conftest import picture
+
+
+def _process(pool: MediaPool) -> subprocess.Popen:
+    return pool._workers[0]._process
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with MediaPool(limits=MediaLimits(deadline_seconds=30)) as pool:
+        yield pool
+
+
+def test_another_process_reads_the_very_same_clip(pool, short_video, layout):
+    here = read_clip(short_video, name="a.mp4", layout=layout)
+    there = pool.read_clip(short_video, name="a.mp4", layout=layout)
+    assert there.key == here.key
+    assert torch.equal(there.frames, here.frames)
+    assert torch.equal(there.frame_times, here.frame_times)
+    assert torch.equal(there.waveform, here.waveform)
+    assert there.duration == here.duration
+
+
+def test_absent_halves_and_sidecars_travel(pool, short_video, layout):
+    still = pool.read_clip(picture(), name="a.jpg", layout=layout)
+    assert still.waveform is None
+    dubbed = pool.read_clip(picture(), name="a.jpg", layout=layout, sidecar_audio=short_video)
+    assert dubbed.waveform is not None
+
+
+def test_errors_keep_their_reason_and_the_process_lives_on(pool, layout):
+    pool.read_clip(picture(), name="a.jpg", layout=layout)
+    before = _process(pool).pid
+    with pytest.raises(MediaError) as caught:
+        pool.read_clip(b"junk" * 1000, name="junk.mp4", layout=layout)
+    assert caught.value.reason == "unreadable"
+    assert "junk.mp4" in caught.value.detail
+    assert _process(pool).pid == before
+
+
+@contextmanager
+def _every_process(pool: MediaPool, sign: int) -> Iterator[list[int]]:
+    """Send a signal to each process that the pool starts, as a file that breaks every decoder would end them."""
+    sent: list[int] = []
+    over = threading.Event()
+
+    def send() -> None:
+        while not over.is_set():
+            process = _process(pool)
+            if process is not None and process.poll() is None and process.pid not in sent:
+                os.kill(process.pid, sign)
+                sent.append(process.pid)
+            over.wait(0.002)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield sent
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_file_that_crashes_every_decoder_costs_one_error_and_the_next_is_read(layout):
+    with MediaPool() as pool:
+        with _every_process(pool, signal.SIGSEGV) as sent, pytest.raises(MediaError) as caught:
+            pool.read_clip(picture(), name="bad.jpg", layout=layout)
+        assert caught.value.reason == "crashed"
+        assert len(sent) == TRIES
+        assert pool.read_clip(picture(), name="a.jpg", layout=layout).frames is not None
+
+
+def test_a_file_whose_process_is_killed_is_read_again(pool, layout):
+    pool.read_clip(picture(), name="a.jpg", layout=layout)
+    killed = _process(pool)
+    os.kill(killed.pid, signal.SIGSTOP)  # so that it dies while the request is on its way
+    killer = threading.Timer(0.3, os.kill, (killed.pid, signal.SIGKILL))
+    killer.start()
+    assert pool.read_clip(picture(), name="b.jpg", layout=layout).frames is not None
+    assert killed.returncode == -signal.SIGKILL
+
+
+def test_a_hanging_decoder_is_killed_at_the_deadline_and_the_file_read_once_more(layout):
+    with MediaPool(limits=MediaLimits(deadline_seconds=4.0)) as pool:
+        pool.read_clip(picture(), name="a.jpg", layout=layout)
+        stuck = _process(pool)
+        os.kill(stuck.pid, signal.SIGSTOP)
+        assert pool.read_clip(picture(), name="slow.jpg", layout=layout).frames is not None
+        assert stuck.returncode == -signal.SIGKILL
+
+
+def test_memory_over_the_limit_is_too_large(layout):
+    with (
+        MediaPool(limits=MediaLimits(max_memory_bytes=900 << 20)) as pool,
+        pytest.raises(MediaError) as caught,
+    ):
+        pool.read_clip(picture("png", size=(8000, 8000)), name="huge.png", layout=layout)
+    assert caught.value.reason == "too_large"
+
+
+def test_a_process_that_holds_on_to_memory_is_replaced_before_it_costs_a_file(layout):
+    limit = 2 << 30
+    with MediaPool(limits=MediaLimits(max_memory_bytes=limit)) as pool:
+        pool.read_clip(picture(), name="a.jpg", layout=layout)
+        fresh = _process(pool)
+        size = int(Path(f"/proc/{fresh.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        assert size < limit / 2
+        pool.read_clip(picture(), name="b.jpg", layout=layout)
+        assert _process(pool) is fresh
+    with MediaPool(limits=MediaLimits(max_memory_bytes=round(1.5 * size))) as pool:  # as if it had leaked that much
+        for number in range(3):
+            assert pool.read_clip(picture(), name=f"{number}.jpg", layout=layout).frames is not None
+            assert _process(pool) is None
+
+
+def test_the_kernel_would_rather_end_the_decoder_than_the_training(pool, layout):
+    pool.read_clip(picture(), name="a.jpg", layout=layout)
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    assert int(Path(f"/proc/{_process(pool).pid}/oom_score_adj").read_text()) == 1000 >= own
+
+
+def test_closing_ends_the_process(layout):
+    with MediaPool() as pool:
+        pool.read_clip(picture(), name="a.jpg", layout=layout)
+        process = _process(pool)
+    assert process.returncode is not None
+
+
+def test_the_process_imports_no_torch():
+    code = "import sys, arcvideo.decoding.worker; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_nonsense_limits_are_refused_by_name():
+    with pytest.raises(ValueError, match="deadline_seconds"):
+        MediaLimits(deadline_seconds=0)
+    with pytest.raises(ValueError, match="count=0"):
+        MediaPool(count=0)

@@ -1,0 +1,93 @@
+"""Commands that start others hand their signals on, and leave nobody behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# Says that it is there, then answers SIGTERM and SIGUSR1 as a run does.
+SAVES = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(85))
+signal.signal(signal.SIGUSR1, lambda number, frame: sys.exit(85))
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+DEAF = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+PARENT = """
+import sys
+from arcvideo.processes.children import run_child
+sys.exit(run_child([sys.executable, "-c", sys.argv[1]]))
+"""
+
+
+def started(program: str) -> tuple[subprocess.Popen[str], int]:
+    """A process that runs a child with this program, and the child's number."""
+    command = [sys.executable, "-c", PARENT, program]
+    parent = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=_hear_interrupts,
+    )  # fmt: skip
+    assert parent.stdout is not None
+    return parent, int(parent.stdout.readline())
+
+
+def _hear_interrupts() -> None:
+    """A shell lets what it starts in the background ignore SIGINT, the tests included."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def gone(number: int) -> bool:
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+@pytest.mark.parametrize(
+    ("program", "number", "status"),
+    [
+        (SAVES, signal.SIGTERM, 85),
+        (SAVES, signal.SIGUSR1, 85),
+        (DEAF, signal.SIGTERM, 85),  # it had not yet learnt to answer: the same command starts it again
+        (DEAF, signal.SIGINT, 130),
+        (SAVES, signal.SIGKILL, -9),
+    ],
+)
+def test_a_signal_to_the_parent_alone_ends_the_child_too(program: str, number: int, status: int) -> None:
+    parent, child = started(program)
+    parent.send_signal(number)
+    assert parent.wait(60) == status
+    assert within(60, lambda: gone(child))
+
+
+def test_the_status_of_a_child_is_its_own() -> None:
+    for program, status in (("raise SystemExit(4)", 4), ("import os, signal; os.kill(os.getpid(), 9)", 137)):
+        done = subprocess.run([sys.executable, "-c", PARENT, program], env={**os.environ, "PYTHONPATH": str(ROOT)})
+        assert done.returncode == status
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_outside_of_the_loop_a_signal_ends_with_the_status_of_a_run_that_saved(number: int) -> None:
+    program = "from arcvideo.processes.children import stop_with_status; stop_with_status()\n" + DEAF
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=env)
+    assert run.stdout is not None
+    run.stdout.readline()
+    run.send_signal(number)
+    assert run.wait(60) == 85
