@@ -7,7 +7,7 @@ A packed row is a list of segments; a token sees its own segment causally and th
 |---|---|---|
 | one document, or several of one length | fused kernel, causal | flash, causal |
 | documents of different length | fused kernel, padded blocks | flash over their bounds (varlen): nothing is padded |
-| branches that read a parent | fused kernel, a mask for each block of branches | flex_attention: the rule compiled into one kernel |
+| branches that read a parent | fused kernel, a mask a block of branches | flex_attention: the rule in one kernel |
 
 On CUDA no keys or values are copied in any of these. sdpa takes the left column everywhere, flex_attention and eager
 what their names say.

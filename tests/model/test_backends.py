@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -109,7 +111,7 @@ def test_which_kernel_auto_takes() -> None:
     def takes(row: str, *, device: str = "cuda", dtype: torch.dtype = torch.bfloat16, width: int = 128) -> str:
         lengths, parents = ROWS[row]
         starts = cut(lengths, parents).starts.tolist()
-        spans = list(zip(starts[:-1], starts[1:], strict=True))
+        spans = list(pairwise(starts))
         return kernel_of(spans, parents, device=device, dtype=dtype, width=width, named="auto")
 
     assert {row: takes(row) for row in ROWS} == {
