@@ -27,10 +27,11 @@ FLOORS = (
     {"messages", "processing", "lineage", "runner", "report", "sampling"},
     {"synthetic", "rollout"},
     {"rejection", "evaluation"},
+    {"measuring"},
     {"config"},
     {"overrides", "ending"},
     {"compose", "plugins", "torchrun"},
-    {"recipe", "sweep", "stage", "ask"},
+    {"recipe", "sweep", "stage", "ask", "evaluate"},
     {"verify", "reference", "preflight", "pipeline"},
     # What is typed and imported by nobody; train checks settings before torch is imported.
     {"completion", "train", "data"},
@@ -59,7 +60,7 @@ FRAMEWORKS = {
     "peft": {"model/disk/lora.py"},
     "av": {"media/", "decoding/", "synthetic/encode.py"},
     "trl": {"rollout/"},
-    "transformers": {"model/", "sampling/", "processing.py"},
+    "transformers": {"model/", "sampling/", "processing.py", "measuring/hub.py"},
     "jinja2": {"report/page.py"},
     "yaml": {"recipe.py", "synthetic/base.py"},
 }

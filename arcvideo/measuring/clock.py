@@ -1,4 +1,4 @@
-"""Proof of time: a generated clip whose picture counts its seconds must come back with the right frames at the right times.
+"""Proof of time: a generated clip whose picture counts its seconds must come back with the right frames and times.
 
 Every second of the clip shows its number as eight black or white stripes, which survive resizing, and beeps as often as
 the number has ones. What is read back is what the model will get: after decoding, choosing, stamping and resizing.
@@ -23,7 +23,9 @@ class WrongTimes(ValueError):
     """A clip with a known clock came back with other times than it has."""
 
 
-def prove_times(read_clip: Any, *, layout: MediaLayout, seconds: int = SECONDS, font: str | None = None) -> dict[str, Any]:
+def prove_times(
+    read_clip: Any, *, layout: MediaLayout, seconds: int = SECONDS, font: str | None = None
+) -> dict[str, Any]:
     """Read a generated clip and return what was seen and heard in it.
 
     Args:

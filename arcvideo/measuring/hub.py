@@ -1,11 +1,9 @@
-"""A Hugging Face video model through transformers, such as Qwen2.5-VL and Qwen2.5-Omni: our frames and times, its processor."""
+"""A Hugging Face video model through transformers, such as Qwen2.5-VL: our frames and times, its own processor."""
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +83,7 @@ class HubModel:
         reasons = []
         for name in (*named, *(one for one in AUTO if hasattr(transformers, one))):
             try:
-                return getattr(transformers, name).from_pretrained(
-                    self.folder, dtype=self.dtype, local_files_only=True
-                )
+                return getattr(transformers, name).from_pretrained(self.folder, dtype=self.dtype, local_files_only=True)
             except (ValueError, OSError, RuntimeError) as error:
                 reasons.append(f"{name}: {str(error).splitlines()[0]}")
         raise SettingsError(f"checkpoint={self.folder}: transformers cannot load it: {'; '.join(reasons)}")
@@ -151,13 +147,3 @@ class HubModel:
         if hears and clip is not None and clip.waveform is not None:
             given |= {"audio": [clip.waveform.numpy()], "sampling_rate": SAMPLE_RATE}
         return dict(self.processor(text=[written], return_tensors="pt", **given))
-
-
-def frames_digest(clip: Clip) -> str:
-    """Return 16 hex digits of the pixels that a model is given."""
-    return "" if clip.frames is None else hashlib.sha256(plain.pictures(clip.frames).tobytes()).hexdigest()[:16]
-
-
-def smaller(layout: MediaLayout, *, side: int) -> MediaLayout:
-    """Return the layout with frames of another side, in pixels."""
-    return replace(layout, image_size=side)

@@ -176,5 +176,3 @@ def _finish_card(folder: Path) -> None:
         },
     }
     write_card(folder, card)
-
-

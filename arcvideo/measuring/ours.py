@@ -189,8 +189,10 @@ class Ours:
                 continue
             # What an arm leaves alone was encoded with the whole clip, and a picture without its sound keeps its times.
             same_picture, same_sound = clip.frames is seen.clip.frames, clip.waveform is seen.clip.waveform
-            made = replace(full, key=clip.key, mel=None) if clip.waveform is None or same_sound else to_media(
-                clip, layout=self.layout
+            made = (
+                replace(full, key=clip.key, mel=None)
+                if clip.waveform is None or same_sound
+                else to_media(clip, layout=self.layout)
             )
             later[arm] = replace(
                 made,

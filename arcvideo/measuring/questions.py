@@ -109,7 +109,7 @@ def _limited(asking: Asking, *, tasks: Sequence[str], items: int) -> Asking:
     questions = [one for one in asking.questions if not tasks or one.task in tasks]
     wanted = {one.key for one in questions}
     if items:
-        by_task = [name for name in dict.fromkeys(one.task for one in questions)]
+        by_task = list(dict.fromkeys(one.task for one in questions))
         kept = [_spread([one.key for one in questions if one.task == name], items) for name in by_task]
         wanted = {key for keys in kept for key in keys}
     materials = (

@@ -1,4 +1,4 @@
-"""The scores of a measurement, from its answers alone: overall, per tag, per arm, with what could not be read. No torch."""
+"""The scores of a measurement, from its answers alone: overall, per tag, per arm. No torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ UNREAD = "unread.jsonl"
 Figures = dict[str, dict[str, float]]
 
 
-def score_folder(folder: Path, *, metrics: Sequence[str] = (), bootstrap: int = 0, seed: int | None = None) -> dict[str, Any]:
+def score_folder(
+    folder: Path, *, metrics: Sequence[str] = (), bootstrap: int = 0, seed: int | None = None
+) -> dict[str, Any]:
     """Score the answers of a measurement and write `scores.json`, `predictions.jsonl`, `unread.jsonl`, `needs.jsonl`.
 
     Args:
@@ -107,7 +109,7 @@ def _by_tag(full: Mapping[str, Answer], *, settings: EvaluationSettings) -> dict
 
 
 def _figures(answers: Sequence[Answer], *, settings: EvaluationSettings) -> Figures:
-    """Return the figures of answers, whichever arm they were given in, but not those of constant answers and silence."""
+    """Return the figures of answers, whatever their arm, but not those of constant answers and silence."""
     names = [name for name in settings.metrics if not measured(name)[1].control]
     settings = EvaluationSettings(metrics=names, items=0, bootstrap=settings.bootstrap, seed=settings.seed)
     table = {(FULL, answer.key): answer for answer in answers}
@@ -126,7 +128,8 @@ def _arm(found: Found, *, arm: str, settings: EvaluationSettings) -> dict[str, A
         "full_minus_arm": {
             name: minus(here, there, metric=name, settings=settings)
             for name in settings.metrics
-            if not measured(name)[1].control and choose(here, settings=EvaluationSettings(metrics=[name], items=0))[name]
+            if not measured(name)[1].control
+            and choose(here, settings=EvaluationSettings(metrics=[name], items=0))[name]
         },
     }
 
@@ -175,8 +178,8 @@ def table_text(scores: Mapping[str, Any]) -> str:
     not_asked = sum(scores["not_asked"].values())
     reasons = ", ".join(f"{reason} {count}" for reason, count in scores["not_asked"].items())
     lines = [
-        f"{scores['name']}: {scores['asked']} of {scores['questions']} questions about {scores['clips']} clips were asked"
-        + (f"; {not_asked} could not be ({reasons})" if not_asked else ""),
+        f"{scores['name']}: {scores['asked']} of {scores['questions']} questions were asked, "
+        f"about {scores['clips']} clips" + (f"; {not_asked} could not be ({reasons})" if not_asked else ""),
         *(_line(name, row) for name, row in scores["metrics"].items()),
         f"  answers that cannot be read (counted as wrong): {scores['unread']['count']}; cut off: {scores['cut_off']}; "
         f"times beyond the clip (cut there): {scores['beyond_the_clip']['count']}",

@@ -82,8 +82,6 @@ class EvaluateSettings:
     """Two folders of measurements: A,B prints A minus B, item by item; nothing is asked."""
     rescore: str = ""
     """Folder of a measurement whose answers are scored anew; nothing is asked."""
-    tagged: str = ""
-    """Folder that receives the shards again, each question with a tag of what it needs; with arms no_sound, no_picture."""
 
     def __post_init__(self) -> None:
         """Check values; the message names the key and the remedy."""

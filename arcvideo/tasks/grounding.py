@@ -11,7 +11,6 @@ from arcvideo.tasks.scoring import best_constant_span
 from arcvideo.tasks.task import Asked, Measure, Score, Task, Truth, Worth, told_times
 from arcvideo.types import Sample
 
-
 RECALLS = (0.3, 0.5, 0.7)
 """Thresholds of R1, as benchmarks report it."""
 
