@@ -1,7 +1,7 @@
 """Measure any checkpoint: `arcvideo evaluate checkpoint=DIR data='held-out-*.tar'` or `bench=NAME data=DIR`.
 
-checkpoint= is an export, a released directory, the folder of a stage, or a Hugging Face video model; endpoint=URL
-with model=NAME asks an OpenAI-compatible server. `arcvideo evaluate benches` lists the benchmarks.
+checkpoint= is an export, a released directory, or the folder of a stage; endpoint=URL with model=NAME asks an
+OpenAI-compatible server. `arcvideo evaluate benches` lists the benchmarks.
 
 Every measurement has a folder of its own, out=/name=, which is never overwritten: the same command goes on where it was
 stopped and asks nothing twice; another measurement is refused. It holds card.json (what decides the answers),

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from arcvideo.config import RunConfig, plain_dict
-from arcvideo.evaluation.evaluate import choose, evaluate
+from arcvideo.evaluation.evaluate import evaluate
+from arcvideo.evaluation.figures import choose
 from arcvideo.feed.source import Source
 from arcvideo.files import json_line, read_lines
 from arcvideo.lineage.identity import config_diff

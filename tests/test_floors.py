@@ -60,7 +60,7 @@ FRAMEWORKS = {
     "peft": {"model/disk/lora.py"},
     "av": {"media/", "decoding/", "synthetic/encode.py"},
     "trl": {"rollout/"},
-    "transformers": {"model/", "sampling/", "processing.py", "measuring/hub.py"},
+    "transformers": {"model/", "sampling/", "processing.py"},
     "jinja2": {"report/page.py"},
     "yaml": {"recipe.py", "synthetic/base.py"},
 }

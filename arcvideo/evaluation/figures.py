@@ -43,14 +43,16 @@ Q = TypeVar("Q", bound=Listed)
 def choose(questions: Sequence[Listed], *, settings: EvaluationSettings) -> dict[str, list[str]]:
     """Metric -> keys of the questions it is measured on: those of its task, in their order.
 
-    The metrics are those of `settings.metrics`. Where these are the default ones and none of them is measured on any
-    question of a task, the figures that this task has on request are taken too: what is held out is also scored.
+    The metrics are those of `settings.metrics`. Where these are the default ones, and those of a task are measured on
+    none of its questions, or nothing is measured at all, figures on request are taken too: what is held out is scored.
     """
     chosen = {name: _chosen(questions, metric=name, limit=settings.items) for name in settings.metrics}
     if settings.metrics != list(metric_names(on_request=False)):
         return chosen
+    nothing = not any(keys for name, keys in chosen.items() if name != FORM)
     for task in TASKS.values():
-        if not any(chosen[measure.name] for measure in task.measures if measure.name in chosen):
+        own = [measure.name for measure in task.measures if measure.name in chosen]
+        if nothing or (own and not any(chosen[name] for name in own)):
             more = (measure.name for measure in task.measures if measure.on_request)
             chosen |= {name: _chosen(questions, metric=name, limit=settings.items) for name in more}
     return chosen

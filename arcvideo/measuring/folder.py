@@ -111,6 +111,8 @@ def read_answers(folder: Path) -> Found:
     """Return everything that was answered, whoever asks at the moment; a half line at a file's end does not count."""
     found = Found()
     for line in _lines(folder):
+        if "skipped" in line:
+            continue
         if "lost" in line:
             found.lost[line["key"]] = Lost(key=line["key"], reason=line["lost"], detail=line["detail"])
         elif "seconds_of" in line:
@@ -127,12 +129,14 @@ def read_answers(folder: Path) -> Found:
 
 
 def asked_before(folder: Path) -> tuple[set[tuple[str, str]], set[str]]:
-    """Return the (arm, key) that were answered and the keys that could not be asked, without keeping any text."""
+    """Return the (arm, key) that need no asking any more, and the keys that cannot be asked; no text is kept."""
     answered: set[tuple[str, str]] = set()
     lost: set[str] = set()
     for line in _lines(folder):
         if "lost" in line:
             lost.add(line["key"])
+        elif "skipped" in line:
+            answered.update((line["skipped"], key) for key in line["keys"])
         elif "text" in line:
             answered.add((line["arm"], line["key"]))
     return answered, lost
@@ -170,6 +174,10 @@ class Journal:
     def note(self, clip: str, *, frame_times: Sequence[Sequence[float]], prompts: str) -> None:
         """Remember at which times a clip was looked at, and the digest of what was asked about it."""
         self._append([{"clip": clip, "frame_times": [list(span) for span in frame_times], "prompts": prompts}])
+
+    def skip(self, arm: str, *, keys: Sequence[str]) -> None:
+        """Remember that an arm changes nothing for these questions, so that it is not asked."""
+        self._append([{"skipped": arm, "keys": list(keys)}])
 
     def lose(self, lost: Iterable[Lost]) -> None:
         """Remember questions that cannot be asked."""

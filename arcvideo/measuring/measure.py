@@ -18,7 +18,7 @@ from arcvideo.evaluation.answers import FULL
 from arcvideo.lineage.code import evaluation_code
 from arcvideo.lineage.identity import digest_of
 from arcvideo.lineage.lock import alone_in
-from arcvideo.measuring.arms import OtherSounds
+from arcvideo.measuring.arms import OtherSounds, arm_clip
 from arcvideo.measuring.clock import prove_times
 from arcvideo.measuring.folder import (
     Journal,
@@ -131,8 +131,19 @@ def _noted(clips: Iterator[Read], *, journal: Journal, model: Measured, spent: d
         journal.lose(read.lost)
         if read.material.questions:
             times = [] if read.seen is None else read.seen.clip.frame_times.tolist()
+            for arm in _idle_arms(read):
+                keys = [one.key for one in read.material.questions if arm in read.wanted.get(one.key, ())]
+                journal.skip(arm, keys=keys)
             journal.note(read.material.name, frame_times=times, prompts=model.prompts_digest(read))
             yield read
+
+
+def _idle_arms(read: Read) -> list[str]:
+    """Return the arms that are wanted of a clip and that would change nothing in it."""
+    wanted = dict.fromkeys(arm for one in read.material.questions for arm in read.wanted.get(one.key, ()))
+    if read.seen is None:
+        return []
+    return [arm for arm in wanted if arm_clip(read.seen, arm=arm, other=read.other) is None]
 
 
 def _share(materials: Sequence[Material], *, rank: int, ranks: int) -> Sequence[Material]:

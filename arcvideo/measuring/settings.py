@@ -28,7 +28,7 @@ class EvaluateSettings:
     """One measurement, a comparison of two, or one that is scored anew."""
 
     checkpoint: str = ""
-    """An export, a released directory, the folder of a stage, or a Hugging Face video model."""
+    """An export, a released directory, or the folder of a stage."""
     bench: str = ""
     """A benchmark (`arcvideo evaluate benches`), `package.module:reader`, or `shards`; by default shards for *.tar."""
     data: str = ""
