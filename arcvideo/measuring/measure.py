@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import av
 import torch
 
 from arcvideo.decoding.pool import MediaPool
@@ -80,7 +80,7 @@ def _origin(model: Measured, *, asking: Asking) -> dict[str, Any]:
         "questions": asking.digest,
         "keys": digest_of([question.key for question in asking.questions]),
         "parser": digest_of(parsers)[:16],
-        "decoder": f"pyav {av.__version__}, stamps {overlay.VERSION}",
+        "decoder": f"pyav {version('av')}, stamps {overlay.VERSION}",
     }
 
 
