@@ -177,6 +177,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
             frozen_after=frozen_after,
             trainable=[asdict(row) for row in table],
             liveness=result.liveness,
+            repeatable=result.repeatable,
             steps=result.steps,
             skipped=result.skipped,
             metrics=result.metrics | {f"eval/{name}": value["value"] for name, value in metrics.items()},
