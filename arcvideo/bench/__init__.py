@@ -1,0 +1,67 @@
+"""Readers of public benchmarks: from the folder that a benchmark is downloaded to, to questions about clips.
+
+A reader is one file and one row of `BENCHES`; `package.module:reader` names a user's own.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from arcvideo.bench.item import Bench, BenchHole, BenchItem, Reader
+from arcvideo.structured import nearest
+
+BENCHES: dict[str, Reader] = {}
+"""Name -> reader."""
+
+__all__ = ["BENCHES", "Bench", "BenchHole", "BenchItem", "Reader", "find_reader", "read_bench"]
+
+
+def find_reader(name: str) -> Reader:
+    """Return the reader of that name, or the user's own behind `package.module:reader`.
+
+    A user's own is a `Reader`, or a function of a folder and options that returns a `Bench`.
+
+    Raises:
+        ValueError: it is unknown or cannot be imported.
+    """
+    if name in BENCHES:
+        return BENCHES[name]
+    module, separator, attribute = name.partition(":")
+    if not separator:
+        raise ValueError(
+            f"bench={name}: no such benchmark{nearest(name, list(BENCHES))}; there are: {', '.join(BENCHES)}, "
+            "or your own package.module:reader"
+        )
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"bench={name}: cannot be imported: {error}") from error
+    if isinstance(found, Reader):
+        return found
+    if callable(found):
+        return Reader(read=found)
+    raise ValueError(f"bench={name}: must be a Reader or a function (folder, options) -> Bench, got {found!r}")
+
+
+def read_bench(name: str, folder: Path, **options: str) -> Bench:
+    """Return a benchmark as it lies in a folder.
+
+    Args:
+        name: a key of `BENCHES`, or `package.module:reader`.
+        folder: what the benchmark was downloaded to.
+        options: of that reader.
+
+    Raises:
+        ValueError: an unknown name or option, or an incomplete folder; one line that says what is missing.
+    """
+    reader = find_reader(name)
+    checked = bool(reader.options) or name in BENCHES  # a plain function of a user's own says no names
+    for option in options if checked else ():
+        if option not in reader.options:
+            close, known = nearest(option, list(reader.options)), ", ".join(reader.options) or "none"
+            raise ValueError(f"bench={name}: no option {option}{close}; there are: {known}")
+    folder = folder.expanduser().absolute()
+    if not folder.is_dir():
+        raise ValueError(f"bench={name}: no folder {folder}; wanted: {reader.layout or 'the folder of the benchmark'}")
+    return reader.read(folder, options)
