@@ -311,7 +311,8 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
             segments = Segments(starts=torch.tensor([0, length]), parents=torch.tensor([-1]))
         if int(segments.starts[-1]) != embeds.shape[:-1].numel():
             raise ValueError(f"segments cover {int(segments.starts[-1])} tokens but the row has {length}")
-        return packed_plan(segments, dtype=dtype, device=device, implementation=implementation)
+        width = self.settings.text.attention_head_dim
+        return packed_plan(segments, dtype=dtype, device=device, implementation=implementation, width=width)
 
 
 AutoModel.register(ArcVideoConfig, ArcVideoForConditionalGeneration)

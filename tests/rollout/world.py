@@ -46,10 +46,11 @@ def tokenizer() -> Any:
     return build_tiny_tokenizer(corpus, vocab_size=400)
 
 
-def make_model(*, seed: int = 0) -> ArcVideoForConditionalGeneration:
-    """A fresh model; towers frozen as in training."""
+def make_model(*, seed: int = 0, width: int = 8) -> ArcVideoForConditionalGeneration:
+    """A fresh model; towers frozen as in training, heads `width` wide."""
     torch.manual_seed(seed)
-    config = ArcVideoConfig.from_settings(SETTINGS, vocab_size=len(tokenizer()), special=special_ids(tokenizer()))
+    settings = replace(SETTINGS, text=replace(SETTINGS.text, attention_head_dim=width))
+    config = ArcVideoConfig.from_settings(settings, vocab_size=len(tokenizer()), special=special_ids(tokenizer()))
     model = ArcVideoForConditionalGeneration(config)
     model.requires_grad_(False)
     model.language_model.requires_grad_(True)
