@@ -53,7 +53,7 @@ def read_in_bf16(*, world: World, stage: int) -> dict[str, Any]:
     """Two steps of an engine whose ranks all read fp32, and of one where only the first did.
 
     Returns:
-        `alike`: they start and end with the same bits. `kept`: each rank's trained and frozen numbers when it has closed.
+        `alike`: they start and end with the same bits. `kept`: of each rank, trained and frozen numbers after closing.
     """
     ends, kept = [], []
     for half in (False, True):
