@@ -24,11 +24,15 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from arcvideo.compose import stage_config
 from arcvideo.config import RunConfig
+from arcvideo.model import attention, plans
+from arcvideo.model.attention import FlexPlan
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.lora import add_adapters
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
+from arcvideo.model.plans import kernel_of
 from arcvideo.model.special import SpecialIds
 from arcvideo.objectives import load_objective
+from arcvideo.preflight.row import Row, fullest_row
 from arcvideo.runner.trainable import PREFIXES, train_only, trained_modules
 from arcvideo.tasks import DEFAULT_TASK
 from arcvideo.types import Batch, Media, Segments, model_inputs
@@ -120,7 +124,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 @_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape[:-1] + v.shape[-1:]), q.new_empty(q.shape[:-1], dtype=torch.float32)
+    # The kernels write their output as the queries lie, heads beside each other.
+    return torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=torch.float32)
 
 
 @torch.library.custom_op("arcvideo::_scaled_dot_product_traced_backward", mutates_args=())
@@ -148,7 +153,7 @@ _attention.register_autograd(_backward, setup_context=_save)
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
-    """Let attention on meta hold what the fused kernels of a GPU hold: its output and one fp32 number a query.
+    """Let attention on meta take CUDA's kernels and hold what they hold: their output and one fp32 number a query.
 
     On meta torch would take the written-out formula, with every score and a copy of keys and values for each head.
     """
@@ -157,26 +162,24 @@ def fused_attention() -> Iterator[None]:
     def traced(query: Tensor, key: Tensor, value: Tensor, *words: Any, **more: Any) -> Tensor:
         return _attention(query, key, value)[0] if query.is_meta else ours(query, key, value, *words, **more)
 
-    # A mode would not reach what checkpointing computes again in the backward.
-    with patch.object(nn.functional, "scaled_dot_product_attention", traced):
+    def branches(query: Tensor, key: Tensor, value: Tensor, **more: Any) -> Tensor:
+        return _attention(query, key, value)[0]
+
+    def documents(query: Tensor, key: Tensor, value: Tensor, *words: Any, **more: Any) -> Tensor:
+        heads_first = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
+        return _attention(*heads_first)[0].squeeze(0).transpose(0, 1)
+
+    def kernel(spans: Any, parents: Any, **words: Any) -> str:
+        return kernel_of(spans, parents, **words | {"device": "cuda"})
+
+    # Modes would not reach what checkpointing computes again in the backward.
+    with (
+        patch.object(nn.functional, "scaled_dot_product_attention", traced),
+        patch.object(attention, "varlen_attn", documents),
+        patch.object(plans, "kernel_of", kernel),
+        patch.object(plans, "flex_plan", lambda segments, length: FlexPlan(None, branches, packed=True)),
+    ):
         yield
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """The shape of one packed row: families of a clip and what follows it."""
-
-    frames: int
-    """Pictures of the clip, one a second; 0 for text alone."""
-    text: int
-    """Tokens of the prompt behind the clip."""
-    branches: tuple[int, ...]
-    """Tokens of each continuation: answers of SFT, completions of a group, the two of a pair; none: the row is one
-    segment, supervised at its end."""
-    targets: int
-    """Supervised tokens of a family, over all its continuations."""
-    families: int = 1
-    """How often all this stands in the row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,32 +290,6 @@ def _media(config: RunConfig, *, frames: int) -> Media:
         pixels=torch.empty(frames, 3, side, side, dtype=torch.uint8, device=META),
         mel=torch.empty(chunks, audio.num_mel_bins, 2 * audio.max_source_positions, device=META),
     )
-
-
-def fullest_row(config: RunConfig, *, targets: float = 0.1) -> Row:
-    """The row of a stage that holds most: as many frames as a clip may have, and the whole budget.
-
-    Args:
-        config: of the stage.
-        targets: supervised tokens per token of a pack; a group's completions are supervised whole.
-    """
-    each, most = config.layout.tokens_per_frame, config.layout.max_frames
-    budget = config.data.token_budget
-    if config.objective.sampled:
-        grpo = config.grpo
-        answers = (grpo.max_completion_length,) * grpo.num_generations
-        return Row(frames=most, text=ROOM, branches=answers, targets=sum(answers), families=grpo.prompts_per_batch)
-    frames = max(min(most, (budget - 1 - ROOM) // each), 0)
-    rest = budget - 1 - frames * each
-    supervised = max(int(budget * targets), 1)
-    if config.objective.paired:
-        pair = (rest // 4, rest // 4)
-        return Row(frames=frames, text=rest - sum(pair), branches=pair, targets=min(supervised, sum(pair)))
-    return Row(frames=frames, text=rest, branches=(), targets=min(supervised, rest - 1))
-
-
-ROOM = 256
-"""Tokens that a question may take behind a clip of full length."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
