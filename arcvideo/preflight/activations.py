@@ -14,7 +14,7 @@ from arcvideo.model.settings import TextSettings
 from arcvideo.preflight.row import Row
 
 FRAMES_TOGETHER = 64
-"""Frames that the vision tower reads at once (`model/media.py`)."""
+"""Frames that the vision tower reads at once (`model/towers/media.py`)."""
 LOSS_BYTES = 12
 """Of a logit when the loss goes backward: fp32 log-probabilities, their gradient and the gradient of the logits."""
 

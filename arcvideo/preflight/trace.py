@@ -27,7 +27,7 @@ from arcvideo.config import RunConfig
 from arcvideo.model import attention, plans
 from arcvideo.model.attention import FlexPlan
 from arcvideo.model.configuration import ArcVideoConfig
-from arcvideo.model.lora import add_adapters
+from arcvideo.model.disk.lora import add_adapters
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.plans import kernel_of
 from arcvideo.model.special import SpecialIds
