@@ -74,6 +74,8 @@ format: $(VENV)/ready  ## Rewrite the code in the house format
 
 bench-model: $(VENV)/ready  ## Positions of a long video, memory of the label-only head
 	$(BIN)/python -m benchmarks.model
+bench-memory: $(VENV)/ready  ## Memory of rows of the 7B: formula against trace
+	$(BIN)/python -m benchmarks.memory
 bench-runner: $(VENV)/ready  ## Loop overhead, packing against padding, stall of a checkpoint
 	$(BIN)/python -m benchmarks.runner
 bench-grpo: $(VENV)/ready  ## GRPO with a shared prompt against full copies, and a whole step against TRL's trainer

@@ -61,8 +61,9 @@ def activations(config: RunConfig, *, row: Row) -> Activations:
     layer, products = _layer(text, w=w, learning=learning), _products(text, w=w)
     inputs = w * text.hidden_size
     # What one layer's backward needs on top: the gradient of its output, and, inside the gated unit, gradients of both
-    # halves and their joined copy, while product and gate are let go.
-    passing = w * (text.hidden_size + 2 * text.intermediate_size)
+    # halves and their joined copy, while the gate and, where it was kept, the product are let go.
+    halves = 2 if learning.reads("down_proj") else 3
+    passing = w * (text.hidden_size + halves * text.intermediate_size)
     kept = text.num_hidden_layers * {"none": layer, "selective": products + inputs, "full": inputs}[how]
     anew = {"none": 0, "selective": layer - products, "full": layer}[how]
     media = row.families * _media(config, frames=row.frames, w=w)

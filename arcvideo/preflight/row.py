@@ -32,15 +32,16 @@ class Row:
         return self.families * family
 
 
-def fullest_row(config: RunConfig, *, targets: float = 0.1, longest: int = 0) -> Row:
+def fullest_row(config: RunConfig, *, targets: float = 0.1, longest: int = 0, clips: bool = True) -> Row:
     """The row of a stage that holds most: as many frames as a clip may have, and the whole budget.
 
     Args:
         config: of the stage.
         targets: supervised tokens per token of a pack; a group's completions are supervised whole.
         longest: tokens of the longest prompt of a sampled stage; 0 for a clip of full length with its question.
+        clips: whether there are any.
     """
-    each, most = config.layout.tokens_per_frame, config.layout.max_frames
+    each, most = config.layout.tokens_per_frame, config.layout.max_frames if clips else 0
     budget = config.data.token_budget
     if config.objective.sampled:
         grpo = config.grpo
