@@ -8,7 +8,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo pilot test test-slow test-all test-gpu machines torture check format docs clean bench-data bench-grpo bench-model bench-plan
+.PHONY: help env demo pilot test test-slow test-all test-gpu machines torture check format docs clean bench-data bench-grpo bench-memory bench-model bench-plan
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

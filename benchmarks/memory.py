@@ -69,17 +69,6 @@ CASES: Mapping[str, Case] = {
 """Name -> what is compared."""
 
 
-WHOLE = ("sft, 150 frames, full",)
-"""Cases that are recorded at full depth; the others with FEW layers of the decoder, at its real widths. The slow tests
-trace all of them at full depth."""
-FEW = 4
-
-
-def metric(name: str, *, layers: int) -> str:
-    """The name of a recorded figure."""
-    return f"{name}, {f'{layers} layers' if layers else 'whole'}, GiB"
-
-
 def shallow(config: RunConfig, *, layers: int) -> RunConfig:
     """The settings with at most so many layers in decoder and towers; widths stay."""
     model = config.model
@@ -102,14 +91,13 @@ def main() -> int:
     """Trace every case and write the results."""
     logging.disable(logging.WARNING)
     rows = []
-    for name, layers in [*((name, 0) for name in WHOLE), *((name, FEW) for name in CASES)]:
-        formula, traced = compared(CASES[name], layers=layers)
+    for name, case in CASES.items():
+        formula, traced = compared(case)
         ratio = min(formula / traced, traced / formula)
-        rows.append(Row(metric=metric(name, layers=layers), ours=formula, baseline=traced, ratio=ratio, target=WITHIN))
+        rows.append(Row(metric=f"{name}, GiB", ours=formula, baseline=traced, ratio=ratio, target=WITHIN))
     notes = [
         "ours: the formula of preflight; baseline: the trace (`python -m arcvideo.preflight.trace`); ratio: the "
         "smaller over the larger",
-        "layers: of the decoder, at the widths of the 7B; whole: all of it",
         "bytes above the weights at the peak of forward and backward of one row, gradients of weights left out; "
         "bf16 where nothing else is said; not yet measured on a GPU",
     ]
