@@ -46,6 +46,7 @@ from arcvideo.runner.trainable import (
     trainable_table,
     trained_modules,
 )
+from arcvideo.runner.zero import loading_dtype
 from arcvideo.seals import seal_folder
 from arcvideo.tracking.metrics import Artifact, record_lineage
 from arcvideo.types import Counts
@@ -88,7 +89,8 @@ def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
     folder.mkdir(parents=True, exist_ok=True)
     if world.local_rank == 0:
         parent.verify()
-    model = load_model(parent.path)
+    how = {"precision": config.runner.precision, "cached": config.feature_cache}
+    model = load_model(parent.path, dtype=loading_dtype(config.engine, world=world, **how))
     _fits(model, config=config, parent=parent)
     model.adopt(config.model)
     trained, adapters = _choose_trained(model, config=config, parent=parent)
@@ -135,14 +137,15 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
     room, source, asked, adapters = ready.room, ready.source, ready.asked, ready.adapters
     world, folder = room.world, room.folder
     still = [name for name in MODULES if name not in ready.trained]
-    frozen = frozen_hashes(ready.model, frozen=still)
+    frozen = frozen_hashes(ready.model, frozen=still) if world.first else {}
     table = trainable_table(ready.model, lrs=peak_lrs(ready.model.named_parameters(), settings=config.optimizer))
     model, result = _train(ready)
     # What was frozen is told from what learned before the adapters go into the weights.
-    frozen_after = frozen_hashes(model, frozen=still)
+    frozen_after = frozen_hashes(model, frozen=still) if world.first else {}
     if adapters is not None:
         adapters.save(folder / "adapter" if world.first else None)
-        adapters.merge()
+        if world.first or config.evaluation.shards:
+            adapters.merge()
     source.close()
     mixture = _mixture(source, steps=result.steps, config=config)
     for name, row in _books(result.counts, sources=mixture).items():
@@ -177,6 +180,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
             frozen_after=frozen_after,
             trainable=[asdict(row) for row in table],
             liveness=result.liveness,
+            repeatable=result.repeatable,
             steps=result.steps,
             skipped=result.skipped,
             metrics=result.metrics | {f"eval/{name}": value["value"] for name, value in metrics.items()},
@@ -341,7 +345,7 @@ def _train(ready: _Setup, *, until: int | None = None) -> tuple[ArcVideoForCondi
         config=plain_dict(config),
         forward_extra={"features": room.features},
     ).run(until=until)
-    whole = engine.close()
+    whole = engine.close(everywhere=bool(config.evaluation.shards))
     assert isinstance(whole, ArcVideoForConditionalGeneration)
     return whole, result
 

@@ -10,7 +10,14 @@ from benchmarks.table import RESULTS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 
-TITLES = {"grpo": "GRPO", "model": "Model", "plan": "Planning", "runner": "Training loop", "slice": "A slice of the 7B"}
+TITLES = {
+    "grpo": "GRPO",
+    "memory": "Memory of a row of the 7B",
+    "model": "Model",
+    "plan": "Planning",
+    "runner": "Training loop",
+    "slice": "A slice of the 7B",
+}
 
 HEAD = """# Performance
 

@@ -27,7 +27,7 @@ IRRELEVANT_WITHIN = {
     "engine": ("zero_optimization",),
     "model": ("activation_checkpointing",),
     "next_token": ("log_accuracy",),
-    "grpo": ("log_completions", "max_logprob_gap", "clipped_warning"),
+    "grpo": ("log_completions", "max_logprob_outliers", "clipped_warning"),
 }  # fmt: skip
 """The same, inside a group. How ZeRO cuts the states, like the number of ranks, moves the last bits of sums only."""
 

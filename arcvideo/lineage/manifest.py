@@ -53,6 +53,8 @@ class Manifest:
     """Rows of the table of modules: module, parameters, trained, lrs (peak learning rates)."""
     liveness: dict[str, Any] = field(default_factory=dict)
     """Findings of the liveness proof."""
+    repeatable: bool = False
+    """Whether every training step ran on kernels that repeat their sums (runner.deterministic)."""
     steps: int = 0
     """Optimizer steps."""
     skipped: list[int] = field(default_factory=list)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from arcvideo.processes.ranks import gather_json
 from arcvideo.processes.signals import Preempted, StopSignals
@@ -19,6 +18,7 @@ from arcvideo.processes.watchdog import Watchdog
 from arcvideo.runner.badnumbers import SkippedSteps, SpikeRule
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.facts import facts_of, numbers_of, passed_over, values_of
+from arcvideo.runner.gradient import add_gradients
 from arcvideo.runner.liveness import GradientWatch, LivenessReport, check_modalities
 from arcvideo.runner.protocols import BatchSource, HeldRollouts, Objective, RunResult
 from arcvideo.runner.saving import Saver
@@ -30,11 +30,10 @@ from arcvideo.tracking.cost import (
     MemoryUse,
     accounting,
     device_peak,
-    is_out_of_memory,
     settings_of,
 )
 from arcvideo.tracking.log import RunLog
-from arcvideo.tracking.metrics import Sums, read_metrics
+from arcvideo.tracking.metrics import read_metrics
 from arcvideo.tracking.settings import LoggerSettings
 from arcvideo.types import Batch, Counts, StepData, model_inputs, summed
 
@@ -143,6 +142,7 @@ class Runner:
                 self._saver.leave()
             self._log.close(exit_code=code)
         return RunResult(
+            repeatable=self.settings.deterministic,
             steps=max(start, end),
             seconds=time.monotonic() - began,
             metrics=numbers_of(last or self._last_line()),
@@ -159,7 +159,8 @@ class Runner:
         """One optimizer step; returns its metrics (none if passed over), and whether any rank was asked to stop."""
         began = time.perf_counter()
         self._dog.note(f"waiting for the data of step {step}")
-        data = self.source.batches(step)
+        with self._memory.explained(f"the data of step {step} were made"):
+            data = self.source.batches(step)
         batches, waited = data.batches, time.perf_counter() - began
         self._dog.note(f"in step {step}", _keys(batches))
         for note in data.notes:
@@ -169,19 +170,21 @@ class Runner:
             return {}, self._pass_over(step, data, seconds=waited, stop=stop)
         self._prove_again(step, batches)
         self.engine.set_lr(lr_ratio(step, schedule=self.schedule, steps=self.settings.steps))
-        sums, suspects = self._gradient(batches, weight=weight)
+        sums, suspects = add_gradients(
+            batches, weight=weight, engine=self.engine, objective=self.objective, memory=self._memory,
+            extra=self._extra, deterministic=self.settings.deterministic,
+        )  # fmt: skip
         if self._watch is not None:
             self._watch.after_backward(batches)
             if not self._watch.unproven or step + 1 >= self.settings.liveness_scan:
                 self._end_watch()
-        facts = facts_of(
-            data, sums=sums, waited=waited, sizes=self._sizes, trained=self.train, device=self.engine.device
-        )
+        facts = facts_of(data, sums=sums, waited=waited, sizes=self._sizes, trained=self.train)
         parts = gather_json(facts | {"stop": stop.requested, "suspects": suspects}, world=self.world)
         self._counts = summed([self._counts, *(part["counts"] for part in parts)])
         loss = sum(part["pairs"]["loss"][0] for part in parts) / weight
         blame = self._rule.loss(loss)
-        outcome = self.engine.step(refuse=lambda norm: bool(blame or self._rule.norm(norm)))
+        with self._memory.explained(f"the weights moved in step {step}"):
+            outcome = self.engine.step(refuse=lambda norm: bool(blame or self._rule.norm(norm)))
         values = values_of(
             parts,
             outcome=outcome,
@@ -190,6 +193,7 @@ class Runner:
             seconds=time.perf_counter() - began,
             lr=max(self.engine.lrs().values()),
             peak=self._peak,
+            memory=self._memory.since_last(world=self.world),
         )
         self._log.record({"step": step} | values, rollouts=data.samples)
         if outcome.applied:
@@ -197,29 +201,6 @@ class Runner:
         else:
             self._skip(step, batches, parts, why=blame or self._rule.norm(outcome.grad_norm) or "gradient not finite")
         return values, any(part["stop"] for part in parts)
-
-    def _gradient(self, batches: Sequence[Batch], *, weight: float) -> tuple[Sums, list[str]]:
-        """Forward and backward of every micro-batch; the sums, and the samples whose loss was not finite."""
-        sums = Sums()
-        totals: list[Tensor] = []
-        for number, batch in enumerate(batches):
-            self._memory.before()
-            try:
-                batch = batch.to(self.engine.device)
-                loss = self.objective(self.engine(**model_inputs(batch), **self._extra), batch)
-                self.engine.backward(loss.total / weight, last=number == len(batches) - 1)
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise self._memory.explain(error, batch=batch) from error
-                raise
-            self._memory.after(batch)
-            totals.append(loss.total.detach())
-            sums.add("loss", totals[-1], 0.0)
-            for name, (metric, count) in loss.metrics.items():
-                sums.add(name, metric, count)
-        losses = torch.stack(totals).tolist()
-        pairs = zip(losses, batches, strict=True)
-        return sums, [key for loss, batch in pairs if not math.isfinite(loss) for key in batch.keys]
 
     def _global_weight(self, step: int, data: StepData) -> float:
         """Sum of target weights over ranks and micro-batches; 0 when everything of the step is quarantined.

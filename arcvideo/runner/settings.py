@@ -125,7 +125,8 @@ class RunnerSettings:
     peak_tflops: float = 0.0
     """Peak of one device for MFU, TFLOP/s; 0 looks its name up."""
     deterministic: bool = True
-    """Ask torch for deterministic kernels where it has them."""
+    """Train only on kernels that repeat their sums (an operation without one is an error), so that a run repeated or
+    resumed on one machine ends with the same bits; false takes the fastest, and the manifest says so."""
 
 
 def _choice(problems: list[str], key: str, value: str, allowed: tuple[str, ...]) -> None:
