@@ -203,6 +203,26 @@ def grammar_problems(words: Sequence[str]) -> list[str]:
     return problems
 
 
+def merge_notes(words: Sequence[str], *, config: RunConfig) -> list[str]:
+    """Return a line for each mapping in the words that was added to entries which a page had given already.
+
+    Hydra merges mappings; who writes `grpo.rewards={mine: 1}` may have meant that these are all.
+    """
+    plain, notes = settings_words(words), []
+    for word in plain:
+        key, _, value = word.lstrip("+").partition("=")
+        if not value.startswith("{") or typing.get_origin(setting_type(key)) is not dict or f"~{key}" in plain:
+            continue
+        given: Any = parsed(f"{key}={value}").value()
+        held: Any = config
+        for name in key.split("."):
+            held = held[name] if isinstance(held, dict) else getattr(held, name)
+        before = [name for name in held if name not in {str(entry) for entry in given}]
+        if before:
+            notes.append(f"{key}: {', '.join(before)} of the stage's page stay beside these; '~{key}' takes them out")
+    return notes
+
+
 # --- what Hydra is given ---
 
 

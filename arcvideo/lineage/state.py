@@ -81,7 +81,7 @@ def wanted(config: Mapping[str, Any], *, parent: str) -> Wanted:
         config=dict(config),
         parent=parent,
         data=_data_digest(config["data"]),
-        code=training_code(objective=stage["objective"], feed=feed, rewards=rewards),
+        code=training_code(objective=stage["objective"], feed=feed, rewards=rewards, sampler=grpo.get("sampler", "")),
     )
 
 
@@ -149,7 +149,7 @@ def _data_digest(data: Mapping[str, Any]) -> str | None:
     for name, source in data["sources"].items():
         try:
             shards = expand_shards(source["shards"], cache=cache, fetch=False)
-            indexes = [open_index(shard) for shard in shards]
+            indexes = [open_index(shard, place=data.get("index_dir") or "") for shard in shards]
         except ValueError:
             return None
         if any(index is None for index in indexes):

@@ -36,7 +36,8 @@ def test_hanging_and_dying_decoders_cost_one_file_each(tmp_path: Path, monkeypat
     path = tmp_path / "x.wav"
     path.write_bytes(build.wav(1.0))
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.decoding import test_probe; test_probe.serve_badly()"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
+        "from tests.decoding import test_probe; test_probe.serve_badly()"
     )
     monkeypatch.setattr(probe, "_COMMAND", (sys.executable, "-c", code))
 
