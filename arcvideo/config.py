@@ -97,6 +97,8 @@ class RunConfig:
     """Base weights: what a stage with parent `base` starts from."""
     parent: str | None = None
     """Start from this export instead of the parent stage's (a path)."""
+    continue_from: str | None = None
+    """Go on from another run's checkpoint, a folder step-N or a stage's: its weights, optimizer and count of steps."""
     output: str | None = None
     """Name of the stage's folder inside run_dir; null means the stage's name."""
     feature_cache: bool = True

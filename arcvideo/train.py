@@ -37,12 +37,14 @@ from omegaconf import DictConfig, OmegaConf
 from arcvideo.compose import shown_text, stage_config
 from arcvideo.config import ConfigError, RunConfig, plain_dict, typed
 from arcvideo.ending import Ended
+from arcvideo.lineage.continued import continue_problems, continued_from
 from arcvideo.lineage.lock import agreed, alone_in, launch
 from arcvideo.lineage.manifest import finished, read_manifest
 from arcvideo.lineage.parents import Parent, resolve_parent
 from arcvideo.lineage.state import State, state_of, wanted
 from arcvideo.overrides import (
     LAUNCHERS_WORDS,
+    agent_words,
     as_overrides,
     beside,
     flag_value,
@@ -51,6 +53,7 @@ from arcvideo.overrides import (
     override_problems,
     quoted,
     settings_words,
+    with_search,
 )
 from arcvideo.places import CONF_DIR, writable
 from arcvideo.plugins import in_submitit, join_job, option_of, plugin_problems, queue_again, sweep_words
@@ -125,6 +128,10 @@ def _run(config: RunConfig) -> float | None:
     )
     rank, ranks, job = launch()
     _check_places(config, shards=_find_shards(config), ranks=ranks)
+    if config.continue_from:
+        checkpoint, asked = continued_from(config.continue_from), plain_dict(config)
+        for wrong in continue_problems(checkpoint, config=asked, stage_dir=config.stage_dir, parent=parent.identity):
+            raise ValueError(wrong)
     with alone_in(config.stage_dir) if rank == 0 else nullcontext():
         if config.verify_resume:
             from arcvideo.verify import verify_resume
@@ -287,6 +294,7 @@ def main() -> None:
 def _main() -> None:
     # Launchers of processes add words of their own; Hydra shows settings of single runs only.
     words = [word for word in sys.argv[1:] if not word.startswith(LAUNCHERS_WORDS)]
+    words = agent_words(words, environment=os.environ)
     names = {word.partition("=")[0] for word in words}
     asks_help = bool({"-h", "--help"} & names)
     if asks_help and not settings_words(words):
@@ -311,7 +319,7 @@ def _main() -> None:
         print(f"note: {note}", file=sys.stderr, flush=True)
     sweep = bool({"-m", "--multirun"} & names)
     # Python's parser of arguments refuses overrides on both sides of a flag.
-    plain = [word for word in as_overrides(words) if word not in ("-m", "--multirun")]
+    plain = with_search([word for word in as_overrides(words) if word not in ("-m", "--multirun")])
     if sweep:
         _sweep(plain, first=first)
         return

@@ -46,7 +46,7 @@ BYSTANDERS = {
     "shards": ("remote", "locks", "write"),  # fetching, locking, writing shards: what is read counts by its digest
     "rollout": ("log", "timeline"),
     # A checkpoint gives back what was saved bit for bit; the rest watches, counts, logs, or stops a run.
-    "runner": ("facts", "liveness", "protocols", "saving"),
+    "runner": ("facts", "liveness", "protocols", "resuming", "saving"),
     "saving": ("checkpoint",),
     "processes": ("children", "launcher", "signals", "terminal", "watchdog"),
 }  # fmt: skip

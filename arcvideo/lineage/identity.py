@@ -12,8 +12,8 @@ from typing import Any
 from arcvideo.objectives import OBJECTIVES, objective_row
 
 IRRELEVANT = (
-    "logger", "run_dir", "data_dir", "base", "parent", "output", "feature_cache", "threads", "evaluation",
-    "train_parents", "parents", "verify_resume",
+    "logger", "run_dir", "data_dir", "base", "parent", "output", "continue_from", "feature_cache", "threads",
+    "evaluation", "train_parents", "parents", "verify_resume",
 )  # fmt: skip
 """Settings that say where and how visibly a stage runs, not which weights come out; data and parent count by digest,
 an evaluation has a digest of its own."""
