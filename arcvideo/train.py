@@ -60,7 +60,17 @@ from arcvideo.plugins import in_submitit, join_job, option_of, plugin_problems, 
 from arcvideo.processes.children import stop_with_status
 from arcvideo.processes.terminal import one_voice
 from arcvideo.report.closing import closing_text
-from arcvideo.sweep import SweepJob, first_words, lower_is_better, report_sweep, sweep_folder, train_parents
+from arcvideo.sweep import (
+    PLACED,
+    SWEPT,
+    SweepJob,
+    first_words,
+    lower_is_better,
+    report_sweep,
+    sweep_folder,
+    swept_keys,
+    train_parents,
+)
 
 REFUSAL_SECONDS = 10.0
 """How long the other ranks keep still when settings are refused; a launcher ends them as soon as rank 0 has spoken."""
@@ -352,6 +362,8 @@ def _places(words: Sequence[str], *, config: RunConfig) -> list[str]:
 def _sweep(words: Sequence[str], *, first: RunConfig) -> None:
     """Run the jobs, then show their table; exit with 1 when one of them failed."""
     folder = sweep_folder(words, config=first)
+    os.environ[SWEPT] = " ".join(swept_keys(words))
+    os.environ[PLACED] = "1" if any(word.lstrip("+").startswith("hydra.sweep.") for word in words) else ""
     added = sweep_words(words, lower_is_better=lower_is_better(first.evaluation.optimize))
     sys.argv[1:] = ["-m", *words, *added, f"hydra.sweep.dir={quoted(str(folder))}"]
     if option_of("hydra/launcher", words) != "basic":
