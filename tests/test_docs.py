@@ -209,4 +209,5 @@ def test_the_site_builds_with_whole_links_and_loads_nothing_from_elsewhere(tmp_p
         outside.feed(page.read_text(encoding="utf-8"))
         assert outside.found == [], page
     assert "grpo.max_logprob_gap" in (tmp_path / "site" / "settings.html").read_text()
+    assert "arcvideo.compose" in (tmp_path / "site" / "api.html").read_text()
     shutil.rmtree(tmp_path / "site")
