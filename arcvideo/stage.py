@@ -16,6 +16,7 @@ from arcvideo.config import RunConfig, plain_dict
 from arcvideo.evaluation.evaluate import choose, evaluate
 from arcvideo.feed.source import Source
 from arcvideo.files import json_line, read_lines
+from arcvideo.lineage.continued import continued_from
 from arcvideo.lineage.identity import config_diff
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, read_manifest, write_manifest
 from arcvideo.lineage.parents import Parent
@@ -169,6 +170,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
             parent_path=str(parent.path),
             parent_weights=parent.weights,
             exported=seal_folder(export),
+            continued=continued_from(config.continue_from).facts if config.continue_from else {},
             code=asked.code,
             data=source.digest,
             config=plain_dict(config),
@@ -344,6 +346,7 @@ def _train(ready: _Setup, *, until: int | None = None) -> tuple[ArcVideoForCondi
         name=f"{config.stage.name}-{own[:8]}",
         config=plain_dict(config),
         forward_extra={"features": room.features},
+        continue_from=continued_from(config.continue_from).path if config.continue_from else None,
     ).run(until=until)
     whole = engine.close(everywhere=bool(config.evaluation.shards))
     assert isinstance(whole, ArcVideoForConditionalGeneration)

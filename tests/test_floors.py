@@ -18,7 +18,8 @@ ALL_FILES = [*FILES, *sorted((ROOT / "tests").rglob("*.py"))]
 
 FLOORS = (
     {"registration", "types", "structured", "layout", "files", "progress", "places", "processes"},
-    {"seals", "tasks"},
+    {"seals", "named"},
+    {"tasks"},
     {"media", "model", "objectives", "render", "flops", "saving"},
     {"decoding", "tracking"},
     {"shards"},
@@ -53,7 +54,10 @@ FRAMEWORKS = {
     "hydra": {"train.py", "sweep.py", "compose.py", "overrides.py", "ending.py"},
     "omegaconf": {"train.py", "config.py", "compose.py"},
     "deepspeed": {"runner/engine.py"},
-    "wandb": {"tracking/metrics.py"},
+    "wandb": {"tracking/metrics.py", "tracking/sent.py"},
+    "mlflow": {"tracking/mirrors.py"},
+    "swanlab": {"tracking/mirrors.py"},
+    "trackio": {"tracking/mirrors.py"},
     "webdataset": {"shards/write.py"},
     "whisper": {"media/audio.py", "model/towers/audio.py"},
     "peft": {"model/disk/lora.py"},
@@ -62,6 +66,7 @@ FRAMEWORKS = {
     "transformers": {"model/", "sampling/", "processing.py"},
     "jinja2": {"report/page.py"},
     "yaml": {"recipe.py", "synthetic/base.py"},
+    "tqdm": {"progress.py"},  # in a log its bars are lines without end
 }
 """Framework -> the only places (files, or folders with a slash) that import it."""
 

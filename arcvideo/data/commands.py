@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from arcvideo.data import plots
 from arcvideo.data.import_command import add_import, print_problems
@@ -27,6 +26,7 @@ from arcvideo.media.settings import ShardCacheSettings
 from arcvideo.planning.pack import best_fit
 from arcvideo.planning.repeated import repeated_keys
 from arcvideo.planning.settings import STYLES, WORDINGS
+from arcvideo.progress import watched
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ShardIndex, ensure_indexes
 from arcvideo.shards.members import Problem
@@ -121,7 +121,7 @@ def _decoding_problems(index: ShardIndex) -> Iterator[Problem]:
 
 
 def _examined(index: ShardIndex, *, read: Callable[..., Clip]) -> Iterator[Problem]:
-    for row in tqdm(range(len(index.clips)), desc=index.shard.name, unit="clip", leave=False):
+    for row in watched(range(len(index.clips)), what=index.shard.name, total=len(index.clips), unit="clip"):
         if not index.clips[row]["media_size"]:
             continue
         try:

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from arcvideo.decoding.pool import MediaPool
 from arcvideo.layout import MediaLayout
 from arcvideo.media.audio import Whisper
 from arcvideo.media.errors import MediaError
 from arcvideo.media.settings import MediaLimits, ShardCacheSettings
+from arcvideo.progress import watched
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ShardIndex, ensure_indexes
 from arcvideo.shards.members import read_at, read_groups
@@ -83,7 +82,7 @@ def _target(shard: Path, *, out: Path) -> Path:
 def _records(index: ShardIndex, *, model: Whisper, pool: MediaPool, unheard: list[MediaError]) -> Iterator[Record]:
     """The shard's records with what is heard in them; a file that cannot be decoded in time keeps its record."""
     groups = {group.key: group for group in read_groups(index.shard)[0]}
-    for row in tqdm(range(len(index.clips)), desc=index.shard.name, unit="clip", leave=False):
+    for row in watched(range(len(index.clips)), what=index.shard.name, total=len(index.clips), unit="clip"):
         key = index.key(row)
         members = [member for member in groups[key].members if member.extension != "json"]
         media = {member.extension: read_at(index.shard, offset=member.offset, size=member.size) for member in members}

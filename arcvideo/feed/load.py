@@ -111,7 +111,7 @@ class Loader:
             if self.pairs:
                 samples += make_pair(item, media_key=media_key, **about)
             else:
-                samples.append(make_sample(item, media_key=media_key, **about))
+                samples.append(replace(make_sample(item, media_key=media_key, **about), fields=item))
         return tuple(samples)
 
     def _tags(self, clip: int, item: int) -> tuple[str, ...]:

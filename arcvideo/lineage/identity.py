@@ -12,8 +12,8 @@ from typing import Any
 from arcvideo.objectives import OBJECTIVES, objective_row
 
 IRRELEVANT = (
-    "logger", "run_dir", "data_dir", "base", "parent", "output", "feature_cache", "threads", "evaluation",
-    "train_parents", "parents", "verify_resume",
+    "logger", "run_dir", "data_dir", "base", "parent", "output", "continue_from", "feature_cache", "threads",
+    "evaluation", "train_parents", "parents", "verify_resume",
 )  # fmt: skip
 """Settings that say where and how visibly a stage runs, not which weights come out; data and parent count by digest,
 an evaluation has a digest of its own."""
@@ -23,7 +23,7 @@ IRRELEVANT_WITHIN = {
         "log_every", "save_every", "keep_last", "keep_every", "save_failures", "hang_seconds", "peak_tflops",
         "liveness", "liveness_scan", "liveness_every", "skip_budget",
     ),
-    "data": ("workers", "prefetch_steps", "quarantine", "limits", "shard_cache"),
+    "data": ("workers", "prefetch_steps", "quarantine", "limits", "shard_cache", "index_dir"),
     "engine": ("zero_optimization",),
     "model": ("activation_checkpointing",),
     "next_token": ("log_accuracy",),

@@ -31,6 +31,8 @@ class Manifest:
     """Folder of the weights it started from."""
     parent_weights: str = ""
     """Digest of the bytes it started from: of the files of `parent_path` as they were read."""
+    continued: dict[str, Any] = field(default_factory=dict)
+    """Path, step, identity and seal of the checkpoint it went on from (`continue_from`); empty without."""
     code: dict[str, str]
     """Module -> digest of the code that decided the weights."""
     data: str

@@ -10,7 +10,8 @@ from typing import Any
 
 from arcvideo.files import write_whole
 from arcvideo.lineage.code import code_diff, evaluation_code, training_code
-from arcvideo.lineage.identity import config_diff, diff_text, evaluation_digest, identity, relevant
+from arcvideo.lineage.continued import continued_seal
+from arcvideo.lineage.identity import config_diff, diff_text, digest_of, evaluation_digest, identity, relevant
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, finished
 from arcvideo.media.settings import ShardCacheSettings
 from arcvideo.objectives import objective_row
@@ -37,13 +38,16 @@ class Wanted:
     """Digest of the data; None when some shard is not there or not indexed."""
     code: dict[str, str] = field(default_factory=dict)
     """Module -> digest."""
+    continued: str = ""
+    """Seal of the checkpoint that it goes on from; empty without `continue_from`."""
 
     @property
     def identity(self) -> str | None:
         """None when the data are not known."""
         if self.data is None:
             return None
-        return identity(config=self.config, data=self.data, parent=self.parent, code=self.code)
+        start = digest_of([self.parent, self.continued]) if self.continued else self.parent
+        return identity(config=self.config, data=self.data, parent=start, code=self.code)
 
     @property
     def evaluation(self) -> str:
@@ -81,7 +85,8 @@ def wanted(config: Mapping[str, Any], *, parent: str) -> Wanted:
         config=dict(config),
         parent=parent,
         data=_data_digest(config["data"]),
-        code=training_code(objective=stage["objective"], feed=feed, rewards=rewards),
+        continued=continued_seal(config),
+        code=training_code(objective=stage["objective"], feed=feed, rewards=rewards, sampler=grpo.get("sampler", "")),
     )
 
 
@@ -130,6 +135,8 @@ def differences(then: Mapping[str, Any], *, asked: Wanted) -> tuple[str, ...]:
         lines.append("data: other shards, or other content in them")
     if then["parent"] != asked.parent:
         lines.append(f"parent: {then['parent'][:8]} -> {asked.parent[:8]}")
+    if str((then.get("continued") or {}).get("seal", "")) != asked.continued:
+        lines.append("continue_from: another checkpoint, or none")
     changed = code_diff(then["code"], asked.code)
     if changed:
         lines.append(f"code: {', '.join(changed[:6])}{f' and {len(changed) - 6} more' if len(changed) > 6 else ''}")
@@ -138,7 +145,8 @@ def differences(then: Mapping[str, Any], *, asked: Wanted) -> tuple[str, ...]:
 
 def write_started(folder: Path, *, asked: Wanted) -> None:
     """Write started.json of a stage that begins now."""
-    content = {"config": asked.config, "data": asked.data, "parent": asked.parent, "code": asked.code}
+    told = {"parent": asked.parent, "continued": {"seal": asked.continued}}
+    content = told | {"config": asked.config, "data": asked.data, "code": asked.code}
     write_whole(folder / STARTED_NAME, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
@@ -149,7 +157,7 @@ def _data_digest(data: Mapping[str, Any]) -> str | None:
     for name, source in data["sources"].items():
         try:
             shards = expand_shards(source["shards"], cache=cache, fetch=False)
-            indexes = [open_index(shard) for shard in shards]
+            indexes = [open_index(shard, place=data.get("index_dir") or "") for shard in shards]
         except ValueError:
             return None
         if any(index is None for index in indexes):

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from arcvideo.layout import MediaLayout
+from arcvideo.structured import nearest
 
 ATTENTIONS = ("sdpa", "flex_attention", "auto", "eager")
 RECOMPUTES = ("none", "selective", "full")
@@ -165,6 +166,35 @@ class LoraSettings:
     """Which modules of stage.train train through adapters; the others of stage.train train whole."""
 
 
+LINEAR_LAYERS = {
+    "llm": ("qkv_proj", "o_proj", "gate_and_up_proj", "down_proj", "lm_head"),
+    "vision_projector": ("mlp",),
+    "audio_projector": ("1", "3"),
+    "vit": ("qkv_proj", "o_proj", "dense_h_to_4h", "dense_4h_to_h"),
+    "whisper": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+}
+"""Module -> last parts of the names of its linear layers."""
+
+
+def _target_problems(lora: LoraSettings) -> list[str]:
+    """What is wrong with `lora.targets`, as far as names alone tell."""
+    layers = {module: LINEAR_LAYERS[module] for module in lora.modules if module in LINEAR_LAYERS}
+    known = sorted({name for names in layers.values() for name in names})
+    last = {target.rpartition(".")[2]: target for target in lora.targets}
+    problems = [
+        f"lora.targets has {target!r}, which is no linear layer of {', '.join(layers)}{nearest(name, known)}; "
+        f"there are {', '.join(known)}"
+        for name, target in last.items()
+        if layers and name not in known
+    ]
+    problems += [
+        f"lora.targets names no linear layer of {module}, which lora.modules adapts: {', '.join(names)}"
+        for module, names in layers.items()
+        if not problems and not set(names) & set(last)
+    ]
+    return problems
+
+
 def lora_problems(lora: LoraSettings | None, *, train: Collection[str], objective: str, answers: bool) -> list[str]:
     """What is wrong with the settings of adapters, one sentence each, naming key and remedy.
 
@@ -191,7 +221,7 @@ def lora_problems(lora: LoraSettings | None, *, train: Collection[str], objectiv
     for name in lora.modules:
         if name not in train:
             problems.append(f"lora.modules has {name!r}, which stage.train={list(train)} does not train: add it there")
-    return problems
+    return problems + _target_problems(lora)
 
 
 def check(settings: ModelSettings) -> None:

@@ -8,6 +8,8 @@ from arcvideo.tasks import default_rewards
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
 DPO_LOSS_TYPES = ("sigmoid", "hinge", "ipo", "robust", "apo_zero")
+IN_PROCESS = "in_process"
+"""The sampler of this package, in `grpo.sampler`."""
 DECODE = ("dynamic", "static", "cuda_graph")
 KL_ESTIMATORS = ("k1", "k2", "k3")
 SCALE_REWARDS = ("group", "batch", "none")
@@ -40,6 +42,9 @@ class GrpoSettings:
     """Sample among the k most likely tokens; 0 keeps all."""
     stop: list[str] = field(default_factory=list)
     """Texts that end a completion, besides the end token, e.g. `</answer>`; they stay in it."""
+    sampler: str = IN_PROCESS
+    """What draws completions: in_process, an entry point `arcvideo.samplers`, or `package.module:Class` that is made
+    and asked as `arcvideo.sampling.sampler:InProcessSampler` is."""
     decode: str = "dynamic"
     """How the sampler decodes: dynamic (finished rows leave the batch), static, or cuda_graph (static, on a GPU)."""
     beta: float = 0.1

@@ -137,7 +137,7 @@ def open_mixture(
     for name, source in settings.sources.items():
         try:
             shards = expand_shards(source.shards, cache=settings.shard_cache)
-            indexes = ensure_indexes(shards, workers=index_workers, progress=progress)
+            indexes = ensure_indexes(shards, workers=index_workers, progress=progress, place=settings.index_dir or "")
             lengths = all_lengths(
                 indexes,
                 tokenizer=tokenizer,

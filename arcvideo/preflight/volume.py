@@ -118,7 +118,7 @@ def _open(name: str, source: SourceSettings, *, config: RunConfig) -> tuple[Sour
         shards = expand_shards(source.shards)
     except ValueError as error:
         raise ValueError(f"data.sources.{name}.{error}") from None
-    indexes = [_index(shard, name=name, source=source) for shard in shards]
+    indexes = [_index(shard, name=name, source=source, place=config.data.index_dir or "") for shard in shards]
     paired = "-pairs" if config.objective.paired else ""
     rules = f"{config.data.wording}{paired}"
     lengths = [_lengths(index, style=source.style, rules=rules) for index in indexes]
@@ -134,12 +134,12 @@ def _open(name: str, source: SourceSettings, *, config: RunConfig) -> tuple[Sour
     return table, targets / max(branches, 1.0), not any(isinstance(length, AssumedLengths) for length in lengths)
 
 
-def _index(shard: Path, *, name: str, source: SourceSettings) -> ShardIndex:
+def _index(shard: Path, *, name: str, source: SourceSettings, place: str) -> ShardIndex:
     with open(shard, "rb") as file:
         header = file.read(TAR_BLOCK)
     if len(header) < TAR_BLOCK or header[257:262] != b"ustar":
         raise ValueError(f"data.sources.{name}: {shard} is no tar file; write the shard again")
-    index = open_index(shard)
+    index = open_index(shard, place=place)
     if index is None:
         raise ValueError(
             f"data.sources.{name}: {shard} has no index, or changed since; run "

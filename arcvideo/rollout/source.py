@@ -37,7 +37,7 @@ from arcvideo.rollout.rows import empty_row, forward_logprobs, gains_of, pack, r
 from arcvideo.sampling.draw import seed_at
 from arcvideo.sampling.encode import with_features
 from arcvideo.sampling.groups import Group, place_of
-from arcvideo.sampling.sampler import InProcessSampler
+from arcvideo.sampling.sampler import sampler_class
 from arcvideo.sampling.settings import grpo_sampling
 from arcvideo.tasks import TASKS
 from arcvideo.types import Batch, StepData, summed
@@ -99,7 +99,7 @@ class RolloutSource:
             if task not in TASKS:
                 raise ValueError(f"grpo.task_rewards or task_weights names task {task!r}; there are {', '.join(TASKS)}")
         self.source, self.engine, self.settings, self.seed, self.features = source, engine, settings, seed, features
-        self._sampler = InProcessSampler(engine.model, tokenizer=tokenizer, features=features)
+        self._sampler = sampler_class(settings.sampler)(engine.model, tokenizer=tokenizer, features=features)
         self._sampling = grpo_sampling(settings)
         self._special = special_ids(tokenizer)
         self._log = RolloutLog(log)

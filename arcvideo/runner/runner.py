@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from arcvideo.runner.facts import facts_of, numbers_of, passed_over, values_of
 from arcvideo.runner.gradient import add_gradients
 from arcvideo.runner.liveness import GradientWatch, LivenessReport, check_modalities
 from arcvideo.runner.protocols import BatchSource, HeldRollouts, Objective, RunResult
+from arcvideo.runner.resuming import first_checkpoint
 from arcvideo.runner.saving import Saver
 from arcvideo.runner.schedule import lr_ratio
 from arcvideo.runner.settings import RunnerSettings, ScheduleSettings
@@ -57,6 +57,7 @@ class Runner:
         name: str = "run",
         config: Mapping[str, Any] | None = None,
         forward_extra: Mapping[str, Any] | None = None,
+        continue_from: Path | None = None,
     ) -> None:
         """Prepare.
 
@@ -74,6 +75,7 @@ class Runner:
             name: shown by W&B.
             config: resolved settings, shown by W&B.
             forward_extra: further arguments of every training forward, e.g. the model's feature cache.
+            continue_from: a checkpoint of another run to begin with.
         """
         self.engine, self.source, self.held, self.objective = engine, source, held, objective
         self.settings, self.schedule, self.train = settings, schedule, list(train)
@@ -89,7 +91,7 @@ class Runner:
         self._memory = MemoryUse(engine.device)
         self._sizes = settings_of(engine.model)
         self._peak = device_peak(engine.device, tflops=settings.peak_tflops)
-        self._extra = dict(forward_extra or {})
+        self._extra, self.continue_from = dict(forward_extra or {}), continue_from
         self._counts: Counts = {}
         self._skips = SkippedSteps(folder / "skipped.jsonl", budget=settings.skip_budget, writes=engine.world.first)
         self._report = LivenessReport()
@@ -324,19 +326,11 @@ class Runner:
             self._saver.settle(say=self._log.say)
 
     def _resume(self) -> Checkpoint | None:
-        # Rank 0 chooses: another rank could see a half-deleted directory.
-        if self.world.first:
-            self.checkpoints.remove_unfinished()
-        chosen = self.checkpoints.newest(say=lambda text: print(text, file=sys.stderr)) if self.world.first else None
-        step = gather_json(chosen.step if chosen else None, world=self.world)[0]
-        if step is None:
+        found = first_checkpoint(
+            self.checkpoints, identity=self.identity, world=self.world, continue_from=self.continue_from
+        )
+        if found is None:
             return None
-        found = chosen or self.checkpoints.at(step)
-        if found.identity != self.identity:
-            raise ValueError(
-                f"{found.path} belongs to another run of this stage ({found.identity[:12]}, now {self.identity[:12]}): "
-                "settings, data, parent or code changed. Delete the folder, or choose another output folder"
-            )
         self.engine.load_state(
             weights=found.tensors("weights"),
             optimizer=found.tensors("optimizer"),
@@ -346,13 +340,14 @@ class Runner:
             restore_random_state(found.state["random"][self.world.rank])
         else:
             seed_all(self.settings.seed + found.step, rank=self.world.rank)
-        if self.held is not None:
-            self.held.take(found.state["held"])
         self._counts = found.state["counts"]
-        self._skips.restore(found.state["skipped"])
-        self._rule.restore(found.state["spikes"])
         self._report = LivenessReport(**found.state["liveness"])
-        self._saver.saved_at = found.step
+        if found.identity == self.identity:
+            if self.held is not None:
+                self.held.take(found.state["held"])
+            self._skips.restore(found.state["skipped"])
+            self._rule.restore(found.state["spikes"])
+            self._saver.saved_at = found.step
         return found
 
     def _open_log(self, found: Checkpoint | None) -> RunLog:
@@ -365,10 +360,11 @@ class Runner:
             logger=self.logger,
             name=self.name,
             config=self.config,
-            wandb_id=found.state["wandb_id"] if found else None,
+            wandb_id=found.state["wandb_id"] if found and found.identity == self.identity else None,
         )
         if found:
-            log.say(f"resumed after step {found.step} from {found.path}")
+            how = "resumed" if found.identity == self.identity else "goes on"
+            log.say(f"{how} after step {found.step} from {found.path}")
         if self._sizes is not None:
             log.say(accounting(device=self.engine.device, peak=self._peak, ranks=self.world.size))
         return log

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 from arcvideo.feed.prompts import Prompt
 from arcvideo.model.special import SPECIALS
+from arcvideo.named import load
+from arcvideo.objectives.settings import IN_PROCESS
 from arcvideo.sampling.draw import draw, filtered, uniforms
 from arcvideo.sampling.forked import ForkedCache
 from arcvideo.sampling.graph import GraphStep
@@ -243,3 +245,12 @@ def banned_ids(tokenizer: Any, *, stop: frozenset[int]) -> frozenset[int]:
     known = tokenizer.get_vocab()
     media = {known[name] for name in SPECIALS.values() if name in known}  # whether or not they are marked special
     return frozenset(special | media | set(tokenizer.all_special_ids)) - stop
+
+
+def sampler_class(name: str) -> Any:
+    """Return the class behind `grpo.sampler`: ours, or one of another package that is made and asked like ours.
+
+    Raises:
+        ValueError: it cannot be imported.
+    """
+    return InProcessSampler if name == IN_PROCESS else load(name, kind="samplers", key="grpo.sampler")
