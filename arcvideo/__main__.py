@@ -43,6 +43,9 @@ COMMANDS = {
     "shards": Command(
         module="arcvideo.data.shards", documented=True, about="import, index, verify, inspect and count shards"
     ),
+    "verify": Command(
+        module="arcvideo.verify", documented=True, about="check that runs, weights and data are as they were written"
+    ),
     "report": Command(module="arcvideo.report.__main__", about="write the page of a pipeline's runs"),
     "settings": Command(module="arcvideo.reference", about="every setting with its meaning, as Markdown"),
     "torchrun": Command(module="arcvideo.torchrun", about="one stage on several devices"),

@@ -14,6 +14,7 @@ import torch
 
 from arcvideo.config import RunConfig, plain_dict
 from arcvideo.evaluation.evaluate import choose, evaluate
+from arcvideo.feed.quarantine import ROW
 from arcvideo.feed.source import Source
 from arcvideo.files import json_line, read_lines
 from arcvideo.lineage.identity import config_diff
@@ -46,7 +47,7 @@ from arcvideo.runner.trainable import (
     trainable_table,
     trained_modules,
 )
-from arcvideo.seals import seal_folder
+from arcvideo.seals import seal_folder, write_sums
 from arcvideo.tracking.metrics import Artifact, record_lineage
 from arcvideo.types import Counts
 
@@ -159,6 +160,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
                     steps=result.steps, trained=ready.trained, mixture=mixture, settings=plain_dict(config),
                     metrics=metrics)  # fmt: skip
         write_card(export, card)
+        write_sums(export)
         manifest = Manifest(
             stage=config.stage.name,
             identity=str(asked.identity),
@@ -191,7 +193,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
 def _quarantined(folder: Path, *, sources: Iterable[str]) -> dict[str, int]:
     """Source -> distinct problems that any rank met, before a restart too; each rank writes a file of its own."""
     files = [folder / "quarantine.jsonl", *folder.glob("quarantine-[0-9]*.jsonl")]
-    rows = {json_line(row): row for file in files if file.exists() for row in read_lines(file)}
+    rows = {json_line(row): row for file in files if file.exists() for row in read_lines(file, fields=ROW)}
     counts = Counter(row["source"] for row in rows.values())
     return {name: counts[name] for name in sources}
 

@@ -126,7 +126,7 @@ def _run(config: RunConfig) -> float | None:
     rank, ranks, job = launch()
     with alone_in(config.stage_dir) if rank == 0 else nullcontext():
         if config.verify_resume:
-            from arcvideo.verify import verify_resume
+            from arcvideo.verify_resume import verify_resume
 
             sys.exit(0 if verify_resume(config, parent=parent) else 1)
         state = state_of(config.stage_dir, asked=wanted(plain_dict(config), parent=parent.identity))

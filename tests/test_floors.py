@@ -31,7 +31,7 @@ FLOORS = (
     {"overrides", "ending"},
     {"compose", "plugins", "torchrun"},
     {"recipe", "sweep", "stage", "ask"},
-    {"verify", "reference", "preflight", "pipeline"},
+    {"verify", "verify_resume", "reference", "preflight", "pipeline"},
     # What is typed and imported by nobody; train checks settings before torch is imported.
     {"completion", "train", "data"},
     {"__main__"},

@@ -33,6 +33,9 @@ class Prediction:
         return self.key.rpartition("/")[0] or self.key
 
 
+_FIELDS = {"metric": str, "key": str, "question": str, "prediction": str, "score": (int, float), "weight": (int, float)}
+
+
 def write_predictions(path: Path, *, predictions: Iterable[Prediction]) -> None:
     """Write one JSON object a line, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +44,7 @@ def write_predictions(path: Path, *, predictions: Iterable[Prediction]) -> None:
 
 def read_predictions(path: Path) -> Iterator[Prediction]:
     """The predictions of a file."""
-    for row in read_lines(path):
+    for row in read_lines(path, fields=_FIELDS):
         yield Prediction(**row)
 
 

@@ -25,6 +25,7 @@ from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import AudioSettings
 from arcvideo.model.tokenizer import load_tokenizer, save_tokenizer
 from arcvideo.model.weights import HEAD, IGNORED, tensors_of, weight_files
+from arcvideo.seals import write_sums
 
 NEW_MODULES = ("vision_model.perceive", "mlp2")
 """May be missing from the parts; any other module must come complete."""
@@ -252,6 +253,7 @@ def main(argv: list[str] | None = None) -> int:
     save_model(model, options.out)
     save_tokenizer(tokenizer, options.out)
     (options.out / "parts.json").write_text(json.dumps([asdict(part) for part in parts], indent=1) + "\n")
+    write_sums(options.out)
     for part in parts:
         print(f"{part.module:24} {part.tensors:5} tensors {part.parameters:14,} parameters  {part.source}")
     return 0

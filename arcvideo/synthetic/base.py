@@ -29,6 +29,7 @@ from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import special_ids
 from arcvideo.model.tokenizer import build_tiny_tokenizer, save_tokenizer
 from arcvideo.progress import watched
+from arcvideo.seals import write_sums
 from arcvideo.structured import filled
 from arcvideo.synthetic.prose import corpus, train_language
 from arcvideo.synthetic.script import script_from
@@ -72,6 +73,7 @@ def make_base(options: argparse.Namespace) -> dict[str, float]:
     options.out.mkdir(parents=True, exist_ok=True)
     save_model(model, options.out)
     save_tokenizer(tokenizer, options.out)
+    write_sums(options.out, but=(REPORT,))
     # Last: its presence says that the directory is complete.
     (options.out / REPORT).write_text(json.dumps(reached, indent=1) + "\n")
     return reached

@@ -61,7 +61,7 @@ def _finite(value: float) -> bool:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return read_lines(path) if path.exists() else []
+    return read_lines(path, fields={"step": int}) if path.exists() else []
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
