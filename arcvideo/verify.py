@@ -30,7 +30,7 @@ from arcvideo.lineage.manifest import EXPORT_NAME, MANIFEST_NAME, read_manifest
 from arcvideo.lineage.parents import Parent
 from arcvideo.lineage.state import STARTED_NAME, read_started
 from arcvideo.media.read import media_digest
-from arcvideo.model.disk.features import check_features
+from arcvideo.model.towers.features import check_features
 from arcvideo.rejection.journal import read_answers
 from arcvideo.saving.checkpoint import read_checkpoint
 from arcvideo.shards.index import FORMAT, ShardIndex, index_folder, open_index

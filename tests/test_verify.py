@@ -17,7 +17,7 @@ from arcvideo.feed.quarantine import Quarantine
 from arcvideo.files import json_line, read_lines
 from arcvideo.lineage.manifest import Manifest, write_manifest
 from arcvideo.media.settings import FrameCacheSettings
-from arcvideo.model.disk.features import FeatureStore
+from arcvideo.model.towers.features import FeatureStore
 from arcvideo.rejection.journal import Journal
 from arcvideo.rejection.selection import Drawn
 from arcvideo.saving.checkpoint import CheckpointFolder
