@@ -12,6 +12,7 @@ import arcvideo
 from arcvideo.completion import SHELLS, candidates, script
 from arcvideo.places import words_from_home
 from arcvideo.processes.children import stop_with_status
+from arcvideo.processes.terminal import speak_plainly
 from arcvideo.structured import nearest
 
 
@@ -80,6 +81,7 @@ def help_text() -> str:
 
 def main() -> None:
     """Run the command that the first word names."""
+    speak_plainly()
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help"):
         print(help_text())

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from arcvideo.config import RunConfig, plain_dict
+from arcvideo.config import RunConfig, plain_dict, recorded_settings
 from arcvideo.evaluation.evaluate import choose, evaluate
 from arcvideo.feed.quarantine import ROW
 from arcvideo.feed.source import Source
@@ -156,8 +156,9 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
         save_model(model, export)
         processor = ArcVideoProcessor(room.tokenizer, layout=config.layout, wording=config.data.wording)
         processor.save_pretrained(export)
+        told = recorded_settings(config)
         card = Card(stage=config.stage.name, parent=str(parent.identity or parent.path), identity=str(asked.identity),
-                    steps=result.steps, trained=ready.trained, mixture=mixture, settings=plain_dict(config),
+                    steps=result.steps, trained=ready.trained, mixture=mixture, settings=told,
                     metrics=metrics)  # fmt: skip
         write_card(export, card)
         write_sums(export)
@@ -170,8 +171,8 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
             exported=seal_folder(export),
             code=asked.code,
             data=source.digest,
-            config=plain_dict(config),
-            config_diff=config_diff(parent.manifest.config, plain_dict(config)) if parent.manifest else {},
+            config=told,
+            config_diff=config_diff(parent.manifest.config, told) if parent.manifest else {},
             seen=result.counts.get("seen", {}),
             quarantined=_quarantined(folder, sources=source.counts()),
             mixture=mixture,
@@ -238,7 +239,7 @@ def measure_stage(config: RunConfig, *, parent: Parent) -> None:
         kept = {name: value for name, value in old.metrics.items() if not name.startswith("eval/")}
         new = replace(
             old,
-            config=old.config | {"evaluation": plain_dict(config)["evaluation"]},
+            config=old.config | {"evaluation": recorded_settings(config)["evaluation"]},
             metrics=kept | {f"eval/{name}": value["value"] for name, value in metrics.items()},
             evaluation=wanted(plain_dict(config), parent=parent.identity).evaluation,
         )
@@ -340,7 +341,7 @@ def _train(ready: _Setup, *, until: int | None = None) -> tuple[ArcVideoForCondi
         identity=own,
         logger=config.logger,
         name=f"{config.stage.name}-{own[:8]}",
-        config=plain_dict(config),
+        config=recorded_settings(config),
         forward_extra={"features": room.features},
     ).run(until=until)
     whole = engine.close()

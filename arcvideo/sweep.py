@@ -18,6 +18,8 @@ from hydra.types import RunMode
 
 from arcvideo.compose import search_words
 from arcvideo.config import RunConfig
+from arcvideo.files import write_whole
+from arcvideo.hidden import hidden
 from arcvideo.lineage.manifest import finished
 from arcvideo.lineage.parents import BASE
 from arcvideo.overrides import DEFAULT_MODEL, as_overrides, beside, parsed, settings_words
@@ -59,6 +61,13 @@ class SweepJob:
             optimizing=hydra.runtime.choices["hydra/sweeper"] != "basic",
         )
 
+    def hide(self) -> None:
+        """Take credentials out of what Hydra has written about the job, and about the sweep."""
+        for path in (*self.hydra_dir.glob(".hydra/*.yaml"), self.hydra_dir.parent / "multirun.yaml"):
+            text = path.read_text(encoding="utf-8") if path.is_file() else ""
+            if hidden(text) != text:
+                write_whole(path, hidden(text))
+
     def done(self, value: float | None, *, error: str = "") -> None:
         """Note the job for the table, on rank 0.
 
@@ -71,11 +80,11 @@ class SweepJob:
         manifest = finished(self.config.stage_dir)
         row = {
             "folder": str(self.config.stage_dir),
-            "overrides": self.overrides,
+            "overrides": {key: hidden(value) for key, value in self.overrides.items()},
             "metric": self.config.evaluation.optimize,
             "direction": "minimize" if lower_is_better(self.config.evaluation.optimize) else "maximize",
             "value": value,
-            "error": error,
+            "error": hidden(error),
             "metrics": manifest.metrics if manifest else {},
             "seconds": manifest.seconds if manifest else 0.0,
         }
@@ -86,7 +95,7 @@ class SweepJob:
 def job_name(stage: str, *, overrides: dict[str, str]) -> str:
     """Folder of a job: its stage and what it changes, so that the same job is found again."""
     told = [f"{key}={value}" for key, value in overrides.items() if key.split(".")[0] not in (*PLACES, "stage")]
-    text = re.sub(r"[^\w.=,+-]", "_", ",".join([stage, *told]))
+    text = re.sub(r"[^\w.=,+-]", "_", hidden(",".join([stage, *told])))
     if len(text) <= LONGEST_NAME:
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -31,6 +31,7 @@ from arcvideo.lineage.parents import Parent
 from arcvideo.lineage.state import STARTED_NAME, read_started
 from arcvideo.media.read import media_digest
 from arcvideo.model.towers.features import check_features
+from arcvideo.processes.terminal import speak_plainly
 from arcvideo.rejection.journal import read_answers
 from arcvideo.saving.checkpoint import read_checkpoint
 from arcvideo.shards.index import FORMAT, ShardIndex, index_folder, open_index
@@ -279,4 +280,5 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     sys.exit(main())

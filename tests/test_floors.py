@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALL_FILES = [*FILES, *sorted((ROOT / "tests").rglob("*.py"))]
 
 FLOORS = (
-    {"registration", "types", "structured", "layout", "files", "progress", "places", "processes"},
+    {"registration", "hidden", "types", "structured", "layout", "files", "progress", "places", "processes"},
     {"seals", "tasks"},
     {"media", "model", "objectives", "render", "flops", "saving"},
     {"decoding", "tracking"},
@@ -39,6 +39,7 @@ FLOORS = (
 """From the ground up. A room is a folder or a single file of the package."""
 
 NEIGHBOURS = {
+    ("processes", "hidden"): {"*"},
     # What a prompt must agree on with the model: ids and positions.
     ("render", "model"): {"positions", "special"},
     ("flops", "model"): {"settings"},  # what a step costs follows from sizes alone

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from arcvideo.files import read_lines, write_lines
+from arcvideo.files import Fields, read_lines, write_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,8 @@ class Prediction:
         return self.key.rpartition("/")[0] or self.key
 
 
-_FIELDS = {"metric": str, "key": str, "question": str, "prediction": str, "score": (int, float), "weight": (int, float)}
+_TEXTS: Fields = dict.fromkeys(("metric", "key", "question", "prediction"), str)
+_FIELDS: Fields = {**_TEXTS, "score": (int, float), "weight": (int, float)}
 
 
 def write_predictions(path: Path, *, predictions: Iterable[Prediction]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from arcvideo.files import write_whole
+from arcvideo.hidden import recorded
 from arcvideo.lineage.code import code_diff, evaluation_code, training_code
 from arcvideo.lineage.identity import config_diff, diff_text, evaluation_digest, identity, relevant
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, finished
@@ -31,7 +32,7 @@ class Wanted:
     stage: str
     """Its name."""
     config: dict[str, Any]
-    """Resolved settings."""
+    """Resolved settings; credentials are in them, so they are compared and hashed, not written."""
     parent: str
     """Identity of the parent, or digest of the base weights."""
     data: str | None
@@ -121,7 +122,7 @@ def _finished(folder: Path, *, manifest: Manifest, asked: Wanted) -> State:
     except (Damaged, OSError) as error:
         return State(word="stale", reasons=(f"its export is damaged: {error}",), manifest=manifest)
     if manifest.evaluation != asked.evaluation:
-        diff = config_diff(_group(manifest.config, "evaluation"), _group(asked.config, "evaluation"))
+        diff = config_diff(_group(manifest.config, "evaluation"), _group(recorded(asked.config), "evaluation"))
         lines = tuple(f"evaluation.{line.strip()}" for line in diff_text(diff).splitlines())
         return State(word="unmeasured", reasons=lines or ("evaluation: its code",), manifest=manifest)
     return State(word="finished", manifest=manifest)
@@ -130,7 +131,7 @@ def _finished(folder: Path, *, manifest: Manifest, asked: Wanted) -> State:
 def differences(then: Mapping[str, Any], *, asked: Wanted) -> tuple[str, ...]:
     """What has changed since `then` (fields of a manifest or of started.json), one line each."""
     try:
-        diff = config_diff(relevant(then["config"]), relevant(asked.config))
+        diff = config_diff(relevant(then["config"]), relevant(recorded(asked.config)))
         changed = code_diff(then["code"], asked.code)
         data, parent = then["data"], str(then["parent"])
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -153,7 +154,7 @@ def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def write_started(folder: Path, *, asked: Wanted) -> None:
     """Write started.json of a stage that begins now."""
-    content = {"config": asked.config, "data": asked.data, "parent": asked.parent, "code": asked.code}
+    content = {"config": recorded(asked.config), "data": asked.data, "parent": asked.parent, "code": asked.code}
     content |= {"seal": digest_of(content)}
     write_whole(folder / STARTED_NAME, json.dumps(content, indent=1, sort_keys=True) + "\n")
 

@@ -24,6 +24,7 @@ from arcvideo.model.disk.lora import add_adapters
 from arcvideo.model.disk.tokenizer import load_tokenizer
 from arcvideo.objectives.next_token import NextToken
 from arcvideo.planning.cost import pack_cost
+from arcvideo.processes.terminal import speak_plainly
 from arcvideo.runner.trainable import PREFIXES, train_only, trained_modules
 from arcvideo.tracking.cost import MemoryUse, is_out_of_memory, peak_memory
 from arcvideo.types import Batch, model_inputs
@@ -89,4 +90,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     main()

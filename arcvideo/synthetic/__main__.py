@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from arcvideo.processes.terminal import speak_plainly
 from arcvideo.progress import lines
 from arcvideo.synthetic.settings import TinyShortsSettings
 from arcvideo.synthetic.write import write_dataset
@@ -62,4 +63,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     sys.exit(main())

@@ -28,6 +28,7 @@ from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import special_ids
 from arcvideo.model.towers.features import FeatureStore, tower_digest
+from arcvideo.processes.terminal import speak_plainly
 from arcvideo.progress import watched
 from arcvideo.seals import write_sums
 from arcvideo.structured import filled
@@ -161,4 +162,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     sys.exit(main())

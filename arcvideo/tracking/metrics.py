@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from arcvideo.files import json_line, read_lines, write_lines
+from arcvideo.hidden import hidden
 from arcvideo.tracking.settings import LoggerSettings
 
 _WAITING = 10_000
@@ -87,6 +88,8 @@ class WandbMirror:
             config: resolved settings, shown by W&B.
             run_id: id from a checkpoint, None for a new run.
         """
+        # W&B notes the command of the process. Everybody who needed its words has read them.
+        sys.argv = [hidden(word) for word in sys.argv]
         mode = _wandb_mode(settings.wandb)
         self.run_id = run_id if mode == "disabled" else run_id or uuid.uuid4().hex[:8]
         self._on = mode != "disabled"

@@ -184,7 +184,7 @@ def media_path(name: Any, *, request: ImportRequest) -> Path:
     if len(name) > 4000 or any(len(part.encode("utf-8", "replace")) > _LONGEST for part in name.split("/")):
         raise RecordError("no_media", f"{name[:80]!r}... is longer than the name of a file can be")
     folder = request.media_folder()
-    path = Path(os.path.normpath(folder / Path(name.removeprefix("file://")).expanduser()))
+    path = Path(os.path.normpath(folder / os.path.expanduser(name.removeprefix("file://"))))
     if not request.outside and not path.is_relative_to(os.path.normpath(folder)):
         detail = f"media {name!r} lies outside of --videos {folder}; name a folder above it, or give --outside"
         raise RecordError("unsafe_name", detail)

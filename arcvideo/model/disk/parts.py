@@ -25,6 +25,7 @@ from arcvideo.model.disk.tokenizer import load_tokenizer, save_tokenizer
 from arcvideo.model.disk.weights import HEAD, IGNORED, tensors_of, weight_files
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import AudioSettings
+from arcvideo.processes.terminal import speak_plainly
 from arcvideo.seals import write_sums
 
 NEW_MODULES = ("vision_model.perceive", "mlp2")
@@ -260,4 +261,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     sys.exit(main())
