@@ -8,7 +8,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo pilot test test-slow test-all test-gpu machines torture check format docs clean bench-data bench-grpo bench-memory bench-model bench-plan
+.PHONY: help env demo pilot test test-slow test-all test-gpu machines torture fuzz check format docs clean bench-data bench-grpo bench-memory bench-model bench-plan
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,13 @@ bench-data: $(VENV)/ready  ## Decoding and batching against a straightforward pi
 
 torture: $(VENV)/ready  ## Kill a run 200 times at random instants; nothing may be lost
 	$(BIN)/python -m tests.runner.torture --kills 200
+
+SECONDS ?= 600
+READERS ?=
+
+fuzz: $(VENV)/ready  ## Fuzz everything that reads bytes of others, guided by coverage (SECONDS=60 READERS="tars lines")
+	@$(BIN)/python -c 'import atheris' || { echo "error: atheris is missing; $(BIN)/python -m pip install atheris"; exit 1; }
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(READERS)
 
 docs: $(VENV)/ready  ## The documentation site, into build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

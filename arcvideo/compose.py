@@ -14,7 +14,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from arcvideo.config import ConfigError, RunConfig, plain_dict, typed
+from arcvideo.config import ConfigError, RunConfig, recorded_settings, typed
 from arcvideo.overrides import as_overrides, flag_value, override_problems, settings_words, stages, with_search
 from arcvideo.places import CONF_DIR
 
@@ -98,7 +98,7 @@ def shown_text(words: Sequence[str], *, kind: str, package: str | None) -> str:
     """
     whole: dict[str, Any] = {}
     if kind in ("job", "all"):
-        whole |= plain_dict(stage_config(words))
+        whole |= recorded_settings(stage_config(words))
     if kind in ("hydra", "all"):
         made = composed(words, with_hydra=True)
         HydraConfig.instance().set_config(made)

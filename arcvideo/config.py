@@ -6,6 +6,7 @@ Nothing here imports torch: a wrong key, type or combination is reported before 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
 from arcvideo.evaluation.settings import EvaluationSettings
+from arcvideo.hidden import note, recorded
 from arcvideo.layout import MediaLayout
 from arcvideo.model.settings import LoraSettings, ModelSettings, lora_problems
 from arcvideo.named import problem as named_problem
@@ -171,8 +174,24 @@ def former(key: str) -> str:
     )
 
 
+def _from_environment(name: str, *default: Any) -> Any:
+    """`${oc.env:NAME}` and `${oc.env:NAME,default}`; what the environment says is remembered, so as not to be shown."""
+    value = oc.env(name, *default)
+    if name in os.environ:
+        note(name, str(value))
+    return value
+
+
+OmegaConf.register_new_resolver("oc.env", _from_environment, replace=True)
+
+
+def recorded_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings as they are written down and shown: without credentials, with names for the environment's values."""
+    return recorded(plain_dict(config))
+
+
 def plain_dict(config: RunConfig) -> dict[str, Any]:
-    """The settings as JSON-able values, for manifests, identities and W&B."""
+    """The settings as JSON-able values, for identities; `recorded_settings` is for whatever is written or shown."""
     return dataclasses.asdict(config)
 
 

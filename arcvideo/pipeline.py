@@ -23,6 +23,7 @@ from typing import Any
 
 from arcvideo.evaluation.targets import compare, judge
 from arcvideo.processes.children import REQUEUE_EXIT_CODE, run_child, stop_with_status
+from arcvideo.processes.terminal import speak_plainly
 from arcvideo.recipe import PlannedStage, Recipe, Standing, load_recipe, planned_stages, standing
 from arcvideo.structured import nearest
 
@@ -216,5 +217,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     stop_with_status()
     main()

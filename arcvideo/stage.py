@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from arcvideo.config import RunConfig, plain_dict
+from arcvideo.config import RunConfig, plain_dict, recorded_settings
 from arcvideo.evaluation.evaluate import choose, evaluate
+from arcvideo.feed.quarantine import ROW
 from arcvideo.feed.source import Source
 from arcvideo.files import json_line, read_lines
 from arcvideo.lineage.continued import continued_from
@@ -48,7 +49,7 @@ from arcvideo.runner.trainable import (
     trained_modules,
 )
 from arcvideo.runner.zero import loading_dtype
-from arcvideo.seals import seal_folder
+from arcvideo.seals import seal_folder, write_sums
 from arcvideo.tracking.metrics import Artifact, record_lineage
 from arcvideo.types import Counts
 
@@ -159,10 +160,12 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
         save_model(model, export)
         processor = ArcVideoProcessor(room.tokenizer, layout=config.layout, wording=config.data.wording)
         processor.save_pretrained(export)
+        told = recorded_settings(config)
         card = Card(stage=config.stage.name, parent=str(parent.identity or parent.path), identity=str(asked.identity),
-                    steps=result.steps, trained=ready.trained, mixture=mixture, settings=plain_dict(config),
+                    steps=result.steps, trained=ready.trained, mixture=mixture, settings=told,
                     metrics=metrics)  # fmt: skip
         write_card(export, card)
+        write_sums(export)
         manifest = Manifest(
             stage=config.stage.name,
             identity=str(asked.identity),
@@ -173,8 +176,8 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
             continued=continued_from(config.continue_from).facts if config.continue_from else {},
             code=asked.code,
             data=source.digest,
-            config=plain_dict(config),
-            config_diff=config_diff(parent.manifest.config, plain_dict(config)) if parent.manifest else {},
+            config=told,
+            config_diff=config_diff(parent.manifest.config, told) if parent.manifest else {},
             seen=result.counts.get("seen", {}),
             quarantined=_quarantined(folder, sources=source.counts()),
             mixture=mixture,
@@ -197,7 +200,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
 def _quarantined(folder: Path, *, sources: Iterable[str]) -> dict[str, int]:
     """Source -> distinct problems that any rank met, before a restart too; each rank writes a file of its own."""
     files = [folder / "quarantine.jsonl", *folder.glob("quarantine-[0-9]*.jsonl")]
-    rows = {json_line(row): row for file in files if file.exists() for row in read_lines(file)}
+    rows = {json_line(row): row for file in files if file.exists() for row in read_lines(file, fields=ROW)}
     counts = Counter(row["source"] for row in rows.values())
     return {name: counts[name] for name in sources}
 
@@ -242,7 +245,7 @@ def measure_stage(config: RunConfig, *, parent: Parent) -> None:
         kept = {name: value for name, value in old.metrics.items() if not name.startswith("eval/")}
         new = replace(
             old,
-            config=old.config | {"evaluation": plain_dict(config)["evaluation"]},
+            config=old.config | {"evaluation": recorded_settings(config)["evaluation"]},
             metrics=kept | {f"eval/{name}": value["value"] for name, value in metrics.items()},
             evaluation=wanted(plain_dict(config), parent=parent.identity).evaluation,
         )
@@ -344,7 +347,7 @@ def _train(ready: _Setup, *, until: int | None = None) -> tuple[ArcVideoForCondi
         identity=own,
         logger=config.logger,
         name=f"{config.stage.name}-{own[:8]}",
-        config=plain_dict(config),
+        config=recorded_settings(config),
         forward_extra={"features": room.features},
         continue_from=continued_from(config.continue_from).path if config.continue_from else None,
     ).run(until=until)

@@ -18,6 +18,8 @@ from hydra.types import RunMode
 
 from arcvideo.compose import search_words
 from arcvideo.config import RunConfig
+from arcvideo.files import write_whole
+from arcvideo.hidden import hidden
 from arcvideo.lineage.manifest import finished
 from arcvideo.lineage.parents import BASE
 from arcvideo.overrides import DEFAULT_MODEL, as_overrides, beside, parsed, settings_words
@@ -65,6 +67,13 @@ class SweepJob:
             optimizing=hydra.runtime.choices["hydra/sweeper"] != "basic",
         )
 
+    def hide(self) -> None:
+        """Take credentials out of what Hydra has written about the job, and about the sweep."""
+        for path in (*self.hydra_dir.glob(".hydra/*.yaml"), self.hydra_dir.parent / "multirun.yaml"):
+            text = path.read_text(encoding="utf-8") if path.is_file() else ""
+            if hidden(text) != text:
+                write_whole(path, hidden(text))
+
     def done(self, value: float | None, *, error: str = "") -> None:
         """Note the job for the table, on rank 0.
 
@@ -77,11 +86,11 @@ class SweepJob:
         manifest = finished(self.config.stage_dir)
         row = {
             "folder": str(self.config.stage_dir),
-            "overrides": self.overrides,
+            "overrides": {key: hidden(value) for key, value in self.overrides.items()},
             "metric": self.config.evaluation.optimize,
             "direction": "minimize" if lower_is_better(self.config.evaluation.optimize) else "maximize",
             "value": value,
-            "error": error,
+            "error": hidden(error),
             "metrics": manifest.metrics if manifest else {},
             "seconds": manifest.seconds if manifest else 0.0,
         }
@@ -101,7 +110,7 @@ def job_name(stage: str, *, overrides: Mapping[str, str], swept: Sequence[str] =
     deciding = {key: value for key, value in overrides.items() if key.split(".")[0] not in (*PLACES, "stage")}
     named = {key: value for key, value in deciding.items() if key in swept} or deciding
     rest = sorted(f"{key}={value}" for key, value in deciding.items() if key not in named)
-    text = re.sub(r"[^\w.=,+-]", "_", ",".join([stage, *(f"{key}={value}" for key, value in named.items())]))
+    text = re.sub(r"[^\w.=,+-]", "_", hidden(",".join([stage, *(f"{key}={value}" for key, value in named.items())])))
     if rest or len(text) > LONGEST_NAME:
         digest = hashlib.sha256(",".join([text, *rest]).encode()).hexdigest()[:8]
         return f"{text[: LONGEST_NAME - 9]}-{digest}"

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
+from arcvideo.processes.terminal import speak_plainly
+
 
 def main(words: Sequence[str] | None = None) -> None:
     """Start the ranks, wait, and exit with 0 or the status of the first rank that failed."""
@@ -59,4 +61,5 @@ def _children() -> Iterator[int]:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     main()

@@ -37,6 +37,7 @@ from omegaconf import DictConfig, OmegaConf
 from arcvideo.compose import shown_text, stage_config
 from arcvideo.config import ConfigError, RunConfig, plain_dict, typed
 from arcvideo.ending import Ended
+from arcvideo.hidden import hidden, plain
 from arcvideo.lineage.continued import continue_problems, continued_from
 from arcvideo.lineage.lock import agreed, alone_in, launch
 from arcvideo.lineage.manifest import finished, read_manifest
@@ -58,7 +59,7 @@ from arcvideo.overrides import (
 from arcvideo.places import CONF_DIR, writable
 from arcvideo.plugins import in_submitit, join_job, option_of, plugin_problems, queue_again, sweep_words
 from arcvideo.processes.children import stop_with_status
-from arcvideo.processes.terminal import one_voice
+from arcvideo.processes.terminal import one_voice, speak_plainly
 from arcvideo.report.closing import closing_text
 from arcvideo.sweep import (
     PLACED,
@@ -87,6 +88,7 @@ def train(composed: DictConfig) -> float | None:
         job = SweepJob.of(hydra_now, config=config)
         if job is not None:
             config = job.config
+            job.hide()
         if config.train_parents:
             train_parents(config, overrides=list(hydra_now.overrides.task), chosen=hydra_now.runtime.choices)
         rank, ranks, launched = launch()
@@ -144,7 +146,7 @@ def _run(config: RunConfig) -> float | None:
             raise ValueError(wrong)
     with alone_in(config.stage_dir) if rank == 0 else nullcontext():
         if config.verify_resume:
-            from arcvideo.verify import verify_resume
+            from arcvideo.verify_resume import verify_resume
 
             sys.exit(0 if verify_resume(config, parent=parent) else 1)
         state = state_of(config.stage_dir, asked=wanted(plain_dict(config), parent=parent.identity))
@@ -218,7 +220,7 @@ def _record(folder: Path) -> None:
     }
     (place / ".hydra").mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():
-        (place / ".hydra" / f"{name}.yaml").write_text(OmegaConf.to_yaml(part), encoding="utf-8")
+        (place / ".hydra" / f"{name}.yaml").write_text(hidden(OmegaConf.to_yaml(part)), encoding="utf-8")
 
 
 def _told(error: ValueError | OSError, *, folder: Path) -> str:
@@ -235,7 +237,7 @@ def _traced(folder: Path) -> str:
     trace = folder / f"error-{os.environ.get('RANK', '0')}.txt"
     try:
         trace.parent.mkdir(parents=True, exist_ok=True)
-        trace.write_text(traceback.format_exc())
+        trace.write_text(plain(traceback.format_exc()), encoding="utf-8", errors="backslashreplace")
     except OSError:
         return ""
     return f" (traceback in {trace})"
@@ -385,5 +387,6 @@ def _refuse(problems: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     stop_with_status()
     main()

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALL_FILES = [*FILES, *sorted((ROOT / "tests").rglob("*.py"))]
 
 FLOORS = (
-    {"registration", "types", "structured", "layout", "files", "progress", "places", "processes"},
+    {"registration", "hidden", "types", "structured", "layout", "files", "progress", "places", "processes"},
     {"seals", "named"},
     {"tasks"},
     {"media", "model", "objectives", "render", "flops", "saving"},
@@ -32,7 +32,7 @@ FLOORS = (
     {"overrides", "ending"},
     {"compose", "plugins", "torchrun"},
     {"recipe", "sweep", "stage", "ask"},
-    {"verify", "reference", "preflight", "pipeline"},
+    {"verify", "verify_resume", "reference", "preflight", "pipeline"},
     # What is typed and imported by nobody; train checks settings before torch is imported.
     {"completion", "train", "data"},
     {"__main__"},
@@ -40,6 +40,7 @@ FLOORS = (
 """From the ground up. A room is a folder or a single file of the package."""
 
 NEIGHBOURS = {
+    ("processes", "hidden"): {"*"},
     # What a prompt must agree on with the model: ids and positions.
     ("render", "model"): {"positions", "special"},
     ("flops", "model"): {"settings"},  # what a step costs follows from sizes alone

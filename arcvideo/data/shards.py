@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from arcvideo.data import commands
 from arcvideo.places import words_from_home
+from arcvideo.processes.terminal import speak_plainly
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,4 +27,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     sys.exit(main())

@@ -223,6 +223,12 @@ class Loader:
             sidecar_audio=sound,
             decoder=self.settings.decoder,
         )
+        request = read_request(
+            name="", layout=layout, policy=self.settings.frames, seed=seed, decoder=self.settings.decoder
+        )
+        if decoded.key != clip_key(index.clips[row]["digest"].tobytes(), request=request):
+            detail = f"{self.table.key(clip)} in {index.shard.name}: its bytes are not those that were indexed"
+            raise MediaError("corrupt", f"{detail}; restore the shard, `arcvideo verify {index.shard}` checks it")
         return to_media(decoded, layout=layout)
 
 

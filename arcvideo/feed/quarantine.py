@@ -18,6 +18,10 @@ UNREADABLE = ("media", "read")
 """Stages of failure that are met in training, when a clip's media are read; the index knows of all others."""
 
 
+ROW = dict.fromkeys(("source", "key", "stage", "reason", "detail", "shard"), str)
+"""Fields of a row of the file."""
+
+
 class QuarantineBudgetError(ValueError):
     """A source has more damage than `data.quarantine` allows."""
 
@@ -99,7 +103,7 @@ class Quarantine:
                 file.seek(0, os.SEEK_END)
             self._take_over(known[:ends])
             rows = [
-                json_line({"source": source, **asdict(problem)})
+                json_line({"source": source, **asdict(problem)}, checked=True)
                 for source, problem in found
                 if (source, _name(problem)) not in self._written
             ]
@@ -110,11 +114,11 @@ class Quarantine:
 
     def _take_over(self, data: bytes) -> None:
         """Rows of the file: written by other ranks, or before a restart. The index tells again what it knows itself."""
-        for row in parsed_lines(data, name=str(self._file)):
-            source = row.pop("source")
+        for row in parsed_lines(data, name=str(self._file), fields=ROW):
+            source = row["source"]
             if source not in self._problems:
                 continue
-            problem = Problem(**row)
+            problem = Problem(**{name: row[name] for name in ROW if name != "source"})
             self._written.add((source, _name(problem)))
             if problem.stage in UNREADABLE:
                 self._problems[source].setdefault(_name(problem), problem)

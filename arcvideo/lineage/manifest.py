@@ -10,6 +10,7 @@ from typing import Any
 
 from arcvideo.files import write_whole
 from arcvideo.seals import digest_of
+from arcvideo.structured import filled
 
 FORMAT = 3
 MANIFEST_NAME = "manifest.json"
@@ -114,7 +115,7 @@ def read_manifest(folder: Path) -> Manifest:
         seal = content.pop("seal")
         if seal != digest_of(content):
             raise _Refused("was changed after it was written: restore it, or delete it and train the stage again")
-        return Manifest(**{key: value for key, value in content.items() if key in known})
+        return filled(Manifest, {key: value for key, value in content.items() if key in known})
     except _Refused as reason:
         raise ValueError(f"{path} {reason}") from None
     except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:

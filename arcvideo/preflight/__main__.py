@@ -28,6 +28,7 @@ from arcvideo.preflight.fitting import misfits
 from arcvideo.preflight.machine import GIB, Machine, machine_of
 from arcvideo.preflight.measured import Measured, error_table, measured
 from arcvideo.processes.children import run_child
+from arcvideo.processes.terminal import speak_plainly
 from arcvideo.recipe import ExpectedSource, PlannedStage, Recipe, load_recipe, planned_stages
 
 OWN_WORDS = (
@@ -166,4 +167,5 @@ def _run_largest(stage: PlannedStage) -> int:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     main()

@@ -29,6 +29,7 @@ from arcvideo.objectives.next_token import NextToken
 from arcvideo.planning.cost import pack_cost
 from arcvideo.preflight.made import batch_of, model_of, objective_of
 from arcvideo.preflight.row import fullest_row
+from arcvideo.processes.terminal import speak_plainly
 from arcvideo.runner.trainable import PREFIXES, train_only, trained_modules
 from arcvideo.tracking.cost import MemoryUse, is_out_of_memory, peak_memory
 from arcvideo.types import Batch, model_inputs
@@ -117,4 +118,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import traceback
@@ -11,8 +12,39 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from arcvideo.hidden import plain
+
 LOGS_NAME = "logs"
 """Folder inside a stage's folder."""
+
+
+class _Plain(io.TextIOWrapper):
+    """A stream to a person: what is written to it neither gives credentials away nor steers the terminal."""
+
+    def write(self, text: str) -> int:
+        """Write; see `hidden.plain`."""
+        super().write(plain(text, colours=self.isatty()))
+        return len(text)
+
+
+def speak_plainly() -> None:
+    """From now on all that this process prints goes through `hidden.plain`, whoever prints it; for commands.
+
+    Signs that the encoding of the terminal does not have, and halves of characters, are printed as escapes.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if type(stream) is not io.TextIOWrapper:
+            continue  # a test, or somebody else's, captures it
+        stream.flush()
+        spoken = _Plain(
+            stream.buffer,
+            encoding=stream.encoding,
+            errors="backslashreplace",
+            line_buffering=stream.line_buffering or name == "stderr",
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, spoken)
 
 
 @contextmanager
@@ -41,12 +73,12 @@ def one_voice(folder: Path, *, rank: int, ranks: int, job: str) -> Iterator[None
     try:
         yield
     except Exception as error:
-        with log.open("a") as file:
-            file.write(traceback.format_exc())
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(plain(traceback.format_exc()))
         if _is_first(logs, job=job):
             line = _line(error)
             where = "" if "traceback in" in line else f" (traceback in {log})"
-            os.write(terminal, f"error on rank {rank}: {line}{where}\n".encode())
+            os.write(terminal, f"error on rank {rank}: {plain(line)}{where}\n".encode(errors="backslashreplace"))
         else:
             # What follows from a peer's end, as C++ and Python tell it on the way out, hides the reason.
             _send_to(log)

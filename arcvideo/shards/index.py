@@ -160,16 +160,29 @@ def open_index(shard: Path, *, place: str = "") -> ShardIndex | None:
         if not isinstance(stored, dict) or stored.get("made_from") != _made_from(shard):
             return None
         meta = _read_meta(folder)
+        _check_meta(meta)
         check(folder, meta["files"])
         for name in ("clips", "items", "keys"):
             _column(folder, name, meta["digest"])
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         _column.cache_clear()  # it may hold maps of the damaged files
         _tell(f"{folder}: damaged, made again: {error}")
         return None
     return ShardIndex(shard=shard, meta=meta, place=place)
+
+
+def _check_meta(meta: Mapping[str, Any]) -> None:
+    """Raise ValueError for what we would not have written, by whomever it was sealed."""
+    tasks, tagsets = meta.get("tasks"), meta.get("tagsets")
+    texts = isinstance(tasks, list) and isinstance(tagsets, list)
+    texts = texts and all(isinstance(text, str) for one in (tasks, *tagsets) if isinstance(one, list) for text in one)
+    counts = all(type(meta.get(name)) is int for name in ("clips", "items", "quarantined", "unheard_clips"))
+    if not texts or not all(isinstance(one, list) for one in tagsets or ()) or not counts:
+        raise ValueError("meta.json is not of an index")
+    if not isinstance(meta.get("digest"), str) or set(meta["files"]) != set(_FILES):
+        raise ValueError("meta.json is not of an index")
 
 
 @lru_cache(maxsize=1000)

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from arcvideo.processes.terminal import speak_plainly
 from arcvideo.progress import counted
 from arcvideo.synthetic.settings import TinyShortsSettings
 from arcvideo.synthetic.write import write_dataset
@@ -56,4 +57,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     sys.exit(main())

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from arcvideo.files import json_line, read_lines, write_lines
+from arcvideo.hidden import hidden
 from arcvideo.tracking.sent import has_key, last_sent
 from arcvideo.tracking.settings import LoggerSettings
 
@@ -63,7 +64,7 @@ def _finite(value: float) -> bool:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return read_lines(path) if path.exists() else []
+    return read_lines(path, fields={"step": int}) if path.exists() else []
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -97,6 +98,8 @@ class WandbMirror:
             run_id: id from a checkpoint, None for a new run.
             past: objects of metrics.jsonl from before; those that a kill kept from W&B are sent now.
         """
+        # W&B notes the command of the process. Everybody who needed its words has read them.
+        sys.argv = [hidden(word) for word in sys.argv]
         mode = _wandb_mode(settings.wandb)
         self.run_id = run_id if mode == "disabled" else run_id or _sweeps_id() or uuid.uuid4().hex[:8]
         self._on = mode != "disabled"

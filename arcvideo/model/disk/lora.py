@@ -18,6 +18,7 @@ from torch import nn
 
 from arcvideo.model.disk.loading import share
 from arcvideo.model.settings import LoraSettings
+from arcvideo.seals import write_sums
 from arcvideo.structured import nearest
 
 
@@ -49,6 +50,7 @@ class Adapters:
         _add(temporary / "adapter_model.safetensors", modules=whole)
         (temporary / "README.md").write_text(_card(config, whole=sorted(whole)))
         share(temporary)
+        write_sums(temporary)
         temporary.rename(folder)
 
     def merge(self) -> nn.Module:
