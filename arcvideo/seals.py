@@ -40,8 +40,8 @@ def seal_folder(folder: Path) -> dict[str, dict[str, Any]]:
     return seals
 
 
-def digest_of(content: Mapping[str, Any]) -> str:
-    """Return the sha256 hex of a JSON-able mapping; the order of keys does not matter."""
+def digest_of(content: Any) -> str:
+    """Return the sha256 hex of a JSON-able value; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

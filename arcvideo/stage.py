@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,9 +13,8 @@ import torch
 
 from arcvideo.config import RunConfig, plain_dict, recorded_settings
 from arcvideo.evaluation.evaluate import choose, evaluate
-from arcvideo.feed.quarantine import ROW
+from arcvideo.feed.quarantine import quarantined
 from arcvideo.feed.source import Source
-from arcvideo.files import json_line, read_lines
 from arcvideo.lineage.continued import continued_from
 from arcvideo.lineage.identity import config_diff
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, read_manifest, write_manifest
@@ -91,8 +89,8 @@ def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
     folder.mkdir(parents=True, exist_ok=True)
     if world.local_rank == 0:
         parent.verify()
-    how = {"precision": config.runner.precision, "cached": config.feature_cache}
-    model = load_model(parent.path, dtype=loading_dtype(config.engine, world=world, **how))
+    half = loading_dtype(config.engine, precision=config.runner.precision, cached=config.feature_cache, world=world)
+    model = load_model(parent.path, dtype=half)
     _fits(model, config=config, parent=parent)
     model.adopt(config.model)
     trained, adapters = _choose_trained(model, config=config, parent=parent)
@@ -179,7 +177,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
             config=told,
             config_diff=config_diff(parent.manifest.config, told) if parent.manifest else {},
             seen=result.counts.get("seen", {}),
-            quarantined=_quarantined(folder, sources=source.counts()),
+            quarantined=quarantined(folder, sources=source.counts()),
             mixture=mixture,
             frozen_before=frozen,
             frozen_after=frozen_after,
@@ -195,14 +193,6 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
         write_manifest(manifest, folder=folder)
         _record_lineage(manifest, room=room, wandb_id=result.wandb_id)
     barrier(world=world)
-
-
-def _quarantined(folder: Path, *, sources: Iterable[str]) -> dict[str, int]:
-    """Source -> distinct problems that any rank met, before a restart too; each rank writes a file of its own."""
-    files = [folder / "quarantine.jsonl", *folder.glob("quarantine-[0-9]*.jsonl")]
-    rows = {json_line(row): row for file in files if file.exists() for row in read_lines(file, fields=ROW)}
-    counts = Counter(row["source"] for row in rows.values())
-    return {name: counts[name] for name in sources}
 
 
 def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict[str, Any]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from arcvideo.files import json_line, parsed_lines
+from arcvideo.files import json_line, parsed_lines, read_lines
 from arcvideo.planning.mixture import SourceTable
 from arcvideo.planning.settings import QuarantineSettings
 from arcvideo.shards.members import Problem
@@ -142,3 +142,11 @@ class Quarantine:
 def _name(problem: Problem) -> str:
     """Equal for the same problem, whoever meets it."""
     return f"{problem.shard} {problem.key} {problem.reason} {problem.detail}"
+
+
+def quarantined(folder: Path, *, sources: Iterable[str]) -> dict[str, int]:
+    """Return source -> distinct problems of any rank, before a restart too; each rank writes a file of its own."""
+    files = [folder / "quarantine.jsonl", *folder.glob("quarantine-[0-9]*.jsonl")]
+    rows = {json_line(row): row for file in files if file.exists() for row in read_lines(file, fields=ROW)}
+    counts = Counter(row["source"] for row in rows.values())
+    return {name: counts[name] for name in sources}

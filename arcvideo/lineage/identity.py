@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from arcvideo.objectives import OBJECTIVES, objective_row
+from arcvideo.seals import digest_of
 
 IRRELEVANT = (
     "logger", "run_dir", "data_dir", "base", "parent", "output", "continue_from", "feature_cache", "threads",
@@ -42,12 +43,6 @@ def identity(*, config: Mapping[str, Any], data: str, parent: str, code: Mapping
         code: `lineage.code.training_code`: module -> digest.
     """
     return digest_of({"config": relevant(config), "data": data, "parent": parent, "code": dict(code)})
-
-
-def digest_of(value: Any) -> str:
-    """sha256 hex of a JSON-able value; the order of keys does not matter."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
