@@ -15,8 +15,8 @@ from arcvideo.preflight.row import Row
 
 FRAMES_TOGETHER = 64
 """Frames that the vision tower reads at once (`model/towers/media.py`)."""
-LOSS_BYTES = 12
-"""Of a logit when the loss goes backward: fp32 log-probabilities, their gradient and the gradient of the logits."""
+LOSS_BYTES = 4 * 4 * (1 << 25)
+"""Of logits in fp32 at one time (`objectives/grpo.py`): themselves, log-probabilities and the gradients of both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,8 @@ def activations(config: RunConfig, *, row: Row) -> Activations:
     biggest = 2 * w * text.intermediate_size * text.hidden_size if learning.llm else 0
     end = _norm(text.hidden_size, w=w, learns=learning.llm) * tokens + w * text.hidden_size * (tokens + targets)
     return Activations(
-        loss=kept * tokens + media + end + LOSS_BYTES * targets * text.vocab_size,
+        # Logits and their gradient whole, in fp32 a few rows at a time.
+        loss=kept * tokens + media + end + 2 * w * targets * text.vocab_size + LOSS_BYTES,
         decoder=(kept + anew + passing) * tokens + media + tied + biggest,
         towers=media + 3 * tied + _tower_backward(config, frames=row.frames, w=w) + inputs * tokens,
     )
