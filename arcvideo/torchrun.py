@@ -2,7 +2,7 @@
 
 The options before the first override are torchrun's own. The rank that failed has said why; this only hands on its exit
 status, which torchrun itself turns into 1, so that status 85 (saved, please requeue) reaches whoever waits for it.
-SIGTERM, SIGUSR1 and SIGHUP are handed on to the ranks, which save and end with 85; torchrun itself would kill them after 30 s.
+SIGTERM, SIGUSR1 and SIGHUP go on to the ranks, which save and end with 85; torchrun itself would kill them after 30 s.
 """
 
 from __future__ import annotations
