@@ -12,6 +12,7 @@ Exit status: 0 all is whole, 1 something is damaged, 2 a path is not there.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -251,21 +252,16 @@ def _check_index(folder: Path, found: Findings) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Check the named paths; returns the exit status."""
-    given = list(sys.argv[1:] if words is None else words)
-    every = "--all" in given
-    paths = [word for word in given if word != "--all"]
-    if {"-h", "--help"} & set(paths):
-        print(__doc__)
-        return 0
-    strange = [word for word in paths if word.startswith("--")]
-    if strange or not paths:
-        why = f"{strange[0]}: no such flag" if strange else "name a file or folder"
-        print(f"error: {why}; arcvideo verify PATH ... [--all]", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(
+        prog="arcvideo verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH")
+    parser.add_argument("--all", action="store_true", help="name the files that nobody vouches for")
+    options = parser.parse_args(words)
     damages = 0
-    for path in paths:
+    for path in options.paths:
         try:
-            found = verify(Path(path))
+            found = verify(path)
         except FileNotFoundError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
@@ -273,7 +269,7 @@ def main(words: Sequence[str] | None = None) -> int:
             print(damage)
         counts = ", ".join(f"{count} x {kind}" for kind, count in sorted(found.whole.items())) or "nothing"
         print(f"{path}: whole: {counts}; damaged: {len(found.damages)}; without a seal: {len(found.unsealed)} files")
-        if every:
+        if options.all:
             print("\n".join(f"  without a seal: {one}" for one in found.unsealed))
         damages += len(found.damages)
     return 1 if damages else 0

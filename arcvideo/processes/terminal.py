@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -22,9 +23,25 @@ class _Plain(io.TextIOWrapper):
     """A stream to a person: what is written to it neither gives credentials away nor steers the terminal."""
 
     def write(self, text: str) -> int:
-        """Write; see `hidden.plain`."""
-        super().write(plain(text, colours=self.isatty()))
+        """Write; see `hidden.plain`. A reader that has gone, or a full disk behind a redirection, ends no run."""
+        try:
+            super().write(plain(text, colours=self.isatty()))
+        except OSError as error:
+            self._lost(error)
         return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written, as far as somebody takes it."""
+        try:
+            super().flush()
+        except OSError as error:
+            self._lost(error)
+
+    def _lost(self, error: OSError) -> None:
+        if error.errno in (errno.EPIPE, errno.EIO):  # the other end is closed, for good
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
 
 
 def speak_plainly() -> None:
