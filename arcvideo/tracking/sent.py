@@ -35,7 +35,7 @@ def last_sent(folder: Path, *, run_id: str) -> int:
     last = -1
     for file in folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb"):
         for message in _messages(file.read_bytes()):
-            record = wandb_internal_pb2.Record()
+            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
             record.ParseFromString(message)
             if record.HasField("history"):
                 steps = [item.value_json for item in record.history.item if _name(item) == "_step"]
