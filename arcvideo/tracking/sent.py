@@ -7,7 +7,6 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 _BLOCK, _FILE_HEAD, _PIECE_HEAD = 32768, 7, 7
 _FULL, _LAST = 1, 4
@@ -33,12 +32,10 @@ def last_sent(folder: Path, *, run_id: str) -> int:
     """
     from wandb.proto import wandb_internal_pb2
 
-    row: Any = wandb_internal_pb2  # its classes are made when it is imported
-
     last = -1
     for file in folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb"):
         for message in _messages(file.read_bytes()):
-            record = row.Record()
+            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
             record.ParseFromString(message)
             if record.HasField("history"):
                 steps = [item.value_json for item in record.history.item if _name(item) == "_step"]
