@@ -46,8 +46,8 @@ def _fingerprint(options: argparse.Namespace) -> int:
 
 def _overlap(options: argparse.Namespace) -> int:
     first, second = (_printed(pattern, options=options) for pattern in (options.first, options.second))
-    for one in (first, second):
-        _say(one)
+    for side in (first, second):
+        _say(side)
     pairs = overlaps(first.prints, second.prints)
     if options.out is not None:
         rows = [

@@ -38,13 +38,10 @@ def plan_gates(gates: Sequence[Target], *, stages: Mapping[str, Measured]) -> di
         name = f"gates[{number}]"
         if gate.stage not in stages:
             raise ValueError(f"{name}.stage={gate.stage}: no such stage; the recipe has {', '.join(order)}")
-        compared = {}
-        for field in ("above_stage", "not_below_stage"):
-            other = getattr(gate, field)
-            if other is not None:
-                compared[field] = _compared(other, gate=gate, stages=stages, key=f"{name}.{field}")
+        above = _compared(gate.above_stage, gate=gate, stages=stages, key=f"{name}.above_stage")
+        kept = _compared(gate.not_below_stage, gate=gate, stages=stages, key=f"{name}.not_below_stage")
         metrics = [gate.metric, *([gate.above_metric] if gate.above_metric else [])]
-        for stage in (gate.stage, *compared.values()):
+        for stage in filter(None, (gate.stage, above, kept)):
             missing = [
                 metric for metric in metrics[: 2 if stage == gate.stage else 1] if metric not in stages[stage].metrics
             ]
@@ -53,12 +50,14 @@ def plan_gates(gates: Sequence[Target], *, stages: Mapping[str, Measured]) -> di
                     f"{name}: {stage} does not measure {missing[0]}, so the gate could never open; set "
                     "evaluation.shards of that stage, and name the metric in its evaluation.metrics"
                 )
-        planned.setdefault(gate.stage, []).append(replace(gate, **compared))
+        planned.setdefault(gate.stage, []).append(replace(gate, above_stage=above, not_below_stage=kept))
     return planned
 
 
-def _compared(other: str, *, gate: Target, stages: Mapping[str, Measured], key: str) -> str:
-    """The name of the stage that a gate compares with, which runs before it."""
+def _compared(other: str | None, *, gate: Target, stages: Mapping[str, Measured], key: str) -> str | None:
+    """The name of the stage that a gate compares with, which runs before it; None when it compares with none."""
+    if other is None:
+        return None
     if other == PARENT:
         other = stages[gate.stage].parent
         if not other:
