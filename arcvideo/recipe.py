@@ -82,6 +82,8 @@ class Recipe:
     says, `~data.sources:` all of its sources; a source that is null is left out."""
     targets: list[Target] = field(default_factory=list)
     """What the stages should reach; checked at the end."""
+    gates: list[Target] = field(default_factory=list)
+    """What a stage must reach, or must not lose, before the next one begins; `parent`: where it starts from."""
     machine: MachineSettings | None = None
     """What it is cut for."""
     extends: str | None = None

@@ -15,6 +15,7 @@ from arcvideo.config import RunConfig, plain_dict, recorded_settings
 from arcvideo.evaluation.evaluate import choose, evaluate
 from arcvideo.feed.quarantine import quarantined
 from arcvideo.feed.source import Source
+from arcvideo.fingerprints.guard import refuse_overlap
 from arcvideo.lineage.continued import continued_from
 from arcvideo.lineage.identity import config_diff
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, read_manifest, write_manifest
@@ -107,6 +108,8 @@ def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
     )
     load_objective(config.stage.objective)  # a class that is not there is told before the data are opened
     source = _source(config.data, room=room, supervised=not config.objective.sampled, pairs=config.objective.paired)
+    if world.first and config.data.overlap == "refuse":
+        print(refuse_overlap(config.data, held_out=config.evaluation.shards), end="", flush=True)
     # Once: an edit during the run must not make the manifest name another code than the identity.
     asked = replace(wanted(plain_dict(config), parent=parent.identity), data=source.digest)
     if world.first:

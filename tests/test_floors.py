@@ -23,7 +23,7 @@ FLOORS = (
     {"media", "model", "objectives", "render", "flops", "saving"},
     {"decoding", "tracking"},
     {"shards"},
-    {"planning", "bench"},
+    {"planning", "bench", "fingerprints"},
     {"feed"},
     {"messages", "processing", "lineage", "runner", "report", "sampling"},
     {"synthetic", "rollout"},

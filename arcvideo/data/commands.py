@@ -16,6 +16,7 @@ import numpy as np
 from arcvideo.data import plots
 from arcvideo.data.import_command import add_import, print_problems
 from arcvideo.data.inspection import View, describe, look, picture, view_table
+from arcvideo.data.overlap import add_overlap
 from arcvideo.data.split import add_split
 from arcvideo.data.transcribe import add_transcribe
 from arcvideo.decoding.pool import MediaPool
@@ -62,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     add_import(commands)
     add_transcribe(commands)
     add_split(commands)
+    add_overlap(commands)
     return top
 
 

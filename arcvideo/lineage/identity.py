@@ -24,7 +24,7 @@ IRRELEVANT_WITHIN = {
         "log_every", "save_every", "keep_last", "keep_every", "save_failures", "hang_seconds", "peak_tflops",
         "liveness", "liveness_scan", "liveness_every", "skip_budget",
     ),
-    "data": ("workers", "prefetch_steps", "quarantine", "limits", "shard_cache", "index_dir"),
+    "data": ("workers", "prefetch_steps", "quarantine", "limits", "shard_cache", "index_dir", "overlap"),
     "engine": ("zero_optimization",),
     "model": ("activation_checkpointing",),
     "next_token": ("log_accuracy",),
