@@ -38,7 +38,9 @@ COMMANDS = {
     "preflight": Command(
         module="arcvideo.preflight.__main__", documented=True, about="what a recipe needs, before anything is loaded"
     ),
-    "evaluate": Command(module="arcvideo.evaluate", about="measure a checkpoint on held-out shards"),
+    "evaluate": Command(
+        module="arcvideo.evaluate", about="measure a checkpoint: evaluate checkpoint=DIR bench=NAME data=DIR"
+    ),
     "ask": Command(module="arcvideo.ask", about="ask a checkpoint about a video"),
     "sample": Command(module="arcvideo.rejection.sample", about="draw answers and keep the right ones as shards"),
     "shards": Command(

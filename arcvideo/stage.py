@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from arcvideo.config import RunConfig, plain_dict, recorded_settings
-from arcvideo.evaluation.evaluate import choose, evaluate
+from arcvideo.evaluation.evaluate import evaluate
+from arcvideo.evaluation.figures import choose
 from arcvideo.feed.quarantine import quarantined
 from arcvideo.feed.source import Source
 from arcvideo.fingerprints.guard import refuse_overlap

@@ -28,10 +28,11 @@ FLOORS = (
     {"messages", "processing", "lineage", "runner", "report", "sampling"},
     {"synthetic", "rollout"},
     {"rejection", "evaluation"},
+    {"measuring"},
     {"config"},
     {"overrides", "ending"},
     {"compose", "plugins", "torchrun"},
-    {"recipe", "sweep", "stage", "ask"},
+    {"recipe", "sweep", "stage", "ask", "evaluate"},
     {"verify", "verify_resume", "reference", "preflight", "pipeline"},
     # What is typed and imported by nobody; train checks settings before torch is imported.
     {"completion", "train", "data"},

@@ -26,11 +26,13 @@ class Prediction:
     """Per item: 0 or 1, IoU, or edits."""
     weight: float = 1.0
     """Share in the mean: reference words when the score is edits, else 1."""
+    about: str = ""
+    """The clip; empty when it is the part of the key before its last slash."""
 
     @property
     def clip(self) -> str:
         """Key of the record that the item is about."""
-        return self.key.rpartition("/")[0] or self.key
+        return self.about or self.key.rpartition("/")[0] or self.key
 
 
 _TEXTS: Fields = dict.fromkeys(("metric", "key", "question", "prediction"), str)
