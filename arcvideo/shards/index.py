@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from tqdm import tqdm
@@ -126,7 +126,7 @@ def index_folder(shard: Path) -> Path:
     return shard.with_name(shard.name + ".index")
 
 
-@lru_cache(maxsize=3 * 16)
+@lru_cache(maxsize=3 * 64)
 def _column(folder: Path, name: str, digest: str) -> np.ndarray:
     column = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
     if _read_meta(folder)["digest"] != digest:
@@ -146,13 +146,12 @@ def open_index(shard: Path) -> ShardIndex | None:
     """
     folder = index_folder(shard)
     try:
-        stored = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        text = (folder / "meta.json").read_text(encoding="utf-8")
+        stored = json.loads(text)
         if not isinstance(stored, dict) or stored.get("made_from") != _made_from(shard):
             return None
-        meta = _read_meta(folder)
+        meta = unsealed(text, name=folder / "meta.json")
         check(folder, meta["files"])
-        for name in ("clips", "items", "keys"):
-            _column(folder, name, meta["digest"])
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -180,7 +179,8 @@ def ensure_indexes(shards: Sequence[Path], *, workers: int = 0, progress: bool =
         workers: processes that examine media, where a file that hangs or crashes a decoder costs one record;
             0 examines them in this process.
     """
-    stale = [shard for shard in shards if open_index(shard) is None]
+    found = {shard: open_index(shard) for shard in shards}
+    stale = [shard for shard, index in found.items() if index is None]
     bar = tqdm(total=len(stale), desc="index", unit="shard", disable=not progress or not stale, leave=False)
     with bar, ProbePool(count=workers) as pool:
         in_turns(
@@ -189,11 +189,52 @@ def ensure_indexes(shards: Sequence[Path], *, workers: int = 0, progress: bool =
             work=lambda shard: _build(shard, pool=pool, progress=progress),
             advance=bar.update,
         )
-    indexes = [open_index(shard) for shard in shards]
-    for shard, index in zip(shards, indexes, strict=True):
-        if index is None:
+    indexes = []
+    for shard in shards:
+        opened = found[shard] or open_index(shard)
+        if opened is None:
             raise ValueError(f"{shard}: changed while it was indexed; run again when its writer has finished")
-    return [index for index in indexes if index is not None]
+        indexes.append(opened)
+    return indexes
+
+
+class OpenedLater(Sequence[ShardIndex]):
+    """Indexes of many shards, each opened when it is needed; as many as fit are kept."""
+
+    def __init__(self, shards: Sequence[Path], digests: Sequence[str]) -> None:
+        """Open nothing yet.
+
+        Args:
+            shards: whose indexes are there.
+            digests: of their content, as they were when somebody looked.
+        """
+        self.digests = tuple(digests)
+        self._shards = tuple(shards)
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    @overload
+    def __getitem__(self, number: int) -> ShardIndex: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[ShardIndex]: ...
+    def __getitem__(self, number: int | slice) -> ShardIndex | Sequence[ShardIndex]:
+        """The index of a shard.
+
+        Raises:
+            ValueError: it is not what it was.
+        """
+        if isinstance(number, slice):
+            return [self[one] for one in range(len(self))[number]]
+        return _opened(self._shards[number], self.digests[number])
+
+
+@lru_cache(maxsize=1024)
+def _opened(shard: Path, digest: str) -> ShardIndex:
+    index = open_index(shard)
+    if index is None or index.digest != digest:
+        raise ValueError(f"{shard}: it or its index changed while a run used it; start again")
+    return index
 
 
 def build_index(shard: Path, *, pool: ProbePool | None = None) -> None:

@@ -66,7 +66,7 @@ def all_lengths(
     Raises:
         ValueError: counts are missing and the shards' folder cannot be written.
     """
-    name = f"tokens-{fingerprint(tokenizer)}-{_rules()}-{style}-{wording}" + ("-pairs" if pairs else "")
+    name = counts_name(tokenizer, style=style, wording=wording, pairs=pairs)
     by_shard = {index.shard: index for index in indexes}
 
     def done(shard: Path) -> bool:
@@ -86,6 +86,11 @@ def all_lengths(
     with tqdm(total=len(missing), desc="count tokens", unit="shard", disable=hidden, leave=False) as bar:
         in_turns(missing, done=done, work=work, advance=bar.update)
     return [_read(index, name) for index in indexes]
+
+
+def counts_name(tokenizer: Any, *, style: str, wording: str, pairs: bool = False) -> str:
+    """Return what the counts of `all_lengths` are called: equal where they would be equal."""
+    return f"tokens-{fingerprint(tokenizer)}-{_rules()}-{style}-{wording}" + ("-pairs" if pairs else "")
 
 
 def _rows(index: ShardIndex, name: str) -> Path:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from arcvideo.feed.quarantine import Quarantine, QuarantineBudgetError
-from arcvideo.planning.mixture import SourceTable, open_mixture
+from arcvideo.planning.mixture import open_mixture
+from arcvideo.planning.table import SourceTable
 from arcvideo.planning.settings import QuarantineSettings
 from arcvideo.shards.members import Problem
 from arcvideo.shards.write import Record, write_shards
