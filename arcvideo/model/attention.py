@@ -1,9 +1,16 @@
 """Who sees whom: one function, `attend`, over a plan made once per forward and shared by all layers.
 
 A packed row is a list of segments; a token sees its own segment causally and the whole of its segment's parent.
-`plans.py` makes the plans. What runs where (`model.attention`): sdpa is torch's fused kernel on every device, flash
-where causality is enough and memory-efficient where a mask is needed; flex_attention compiles the rule into one kernel
-on CUDA; auto takes flex_attention on CUDA for rows whose segments have parents, and sdpa elsewhere.
+`plans.py` makes the plans. What `model.attention: auto` runs, row by row (`plans.py:kernel_of`):
+
+| row | on the CPU | on CUDA |
+|---|---|---|
+| one document, or several of one length | fused kernel, causal | flash, causal |
+| documents of different length | fused kernel, padded blocks | flash over their bounds (varlen): nothing is padded |
+| branches that read a parent | fused kernel, a mask a block of branches | flex_attention: the rule in one kernel |
+
+On CUDA no keys or values are copied in any of these. sdpa takes the left column everywhere, flex_attention and eager
+what their names say.
 Shapes: B batch, L tokens, Q queries, K keys, H query heads, G key heads, h head width, N items of a block, r = H / G.
 """
 
@@ -18,6 +25,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.varlen import varlen_attn
 
 MASK_ROWS = 512
 """Queries that a mask covers at once: no mask grows with the square of the length."""
@@ -110,10 +118,7 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class FlexPlan:
-    """FlexAttention with the same rules as a block mask; a packed row or a batch.
-
-    TODO: unmeasured on CUDA. It needs a GPU, which the tests do not have.
-    """
+    """FlexAttention with the same rules as a block mask; a packed row or a batch. TODO: unmeasured on CUDA."""
 
     block_mask: Any
     flex: Callable[..., Tensor]
@@ -123,7 +128,19 @@ class FlexPlan:
     """K, where a cache hands out more rows than are filled; None reads all."""
 
 
-Plan = PackedPlan | BatchPlan | FlexPlan
+@dataclass(frozen=True)
+class VarlenPlan:
+    """Documents of a packed row, each causal, by their bounds. Half precision on CUDA. TODO: unmeasured."""
+
+    bounds: Tensor
+    """(N + 1,) int32: where each document starts, and the end of the row."""
+    longest: int
+    """Tokens of the longest document."""
+    keys: int | None = None
+    """As in the other plans; a packed row has no cache."""
+
+
+Plan = PackedPlan | BatchPlan | FlexPlan | VarlenPlan
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, plan: Plan) -> Tensor:
@@ -138,6 +155,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, plan: Plan) -> Tensor:
     if isinstance(plan, BatchPlan):
         heads_first = (x.transpose(1, 2) for x in (q, k, v))
         return _scaled_dot(*heads_first, mask=plan.mask, causal=plan.causal, eager=plan.eager).transpose(1, 2)
+    if isinstance(plan, VarlenPlan):
+        rows = [x.flatten(0, -3) for x in (q, k, v)]
+        bounds = {"cu_seq_q": plan.bounds, "cu_seq_k": plan.bounds, "max_q": plan.longest, "max_k": plan.longest}
+        grouped = rows[0].shape[1] != rows[1].shape[1]
+        return varlen_attn(*rows, **bounds, window_size=(-1, 0), enable_gqa=grouped).view(q.shape)  # type: ignore[arg-type]
     if isinstance(plan, FlexPlan):
         batched = ((x.flatten(0, -3).unsqueeze(0) if plan.packed else x).transpose(1, 2) for x in (q, k, v))
         return plan.flex(*batched, block_mask=plan.block_mask, enable_gqa=True).transpose(1, 2).reshape(q.shape)

@@ -14,7 +14,7 @@ from arcvideo.types import Segments
 
 
 def flex_plan(segments: Segments, *, length: int) -> FlexPlan:
-    """Return the FlexAttention form of the rule. TODO: unmeasured, see FlexPlan."""
+    """Return the FlexAttention form of the rule; no row is without keys, as every token sees itself."""
     sizes = (segments.starts[1:] - segments.starts[:-1]).long()
     owner = torch.repeat_interleave(torch.arange(segments.count, device=sizes.device), sizes)
     parent = segments.parents.long()[owner]

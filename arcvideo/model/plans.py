@@ -14,9 +14,12 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from arcvideo.model.attention import BatchPlan, Block, Mask, PackedPlan, Plan, Span
+from arcvideo.model.attention import BatchPlan, Block, Mask, PackedPlan, Plan, Span, VarlenPlan
 from arcvideo.model.flex import flex_batch, flex_plan
 from arcvideo.types import Segments
+
+LEAST_FLEX_WIDTH = 16
+"""Narrowest heads that FlexAttention compiles on CUDA."""
 
 
 def batch_plan(
@@ -82,8 +85,47 @@ def _compacted(kept: Tensor) -> PackedPlan:
     return PackedPlan((Block(queries=position.flatten(), keys=None, items=rows, mask=None),), order)
 
 
-def packed_plan(segments: Segments, *, dtype: torch.dtype, device: torch.device, implementation: str = "sdpa") -> Plan:
-    """Return the plan of a packed row: batched families, or one FlexAttention.
+def kernel_of(
+    spans: Sequence[Span], parents: Sequence[int], *, device: str, dtype: torch.dtype, width: int | None, named: str
+) -> str:
+    """Return what computes a packed row: blocks, varlen or flex.
+
+    Args:
+        spans: first token of each segment and the one after its last.
+        parents: number of the segment that each one reads, -1 for none.
+        device: type of the device.
+        dtype: of the activations.
+        width: h; None is not asked about.
+        named: `model.attention`.
+    """
+    if named == "flex_attention":
+        return "flex"
+    if named != "auto" or device != "cuda":
+        return "blocks"
+    if max(parents, default=-1) >= 0:
+        # The compiled kernel has no double precision, and no heads narrower than a tile.
+        return "flex" if dtype != torch.float64 and (width is None or width >= LEAST_FLEX_WIDTH) else "blocks"
+    lengths = {last - first for first, last in spans if first < last}
+    flash = dtype in (torch.bfloat16, torch.float16) and (width is None or width % 8 == 0)
+    return "varlen" if flash and len(lengths) > 1 else "blocks"
+
+
+def packed_plan(
+    segments: Segments,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    implementation: str = "sdpa",
+    width: int | None = None,
+) -> Plan:
+    """Return the plan of a packed row: batched families, documents by their bounds, or one FlexAttention.
+
+    Args:
+        segments: how the row is cut.
+        dtype: of the activations.
+        device: of the activations.
+        implementation: `model.attention`; see `attention.py` for what auto takes.
+        width: h, which not every kernel takes.
 
     Raises:
         ValueError: a parent that has a parent itself or does not stand before its child.
@@ -92,9 +134,13 @@ def packed_plan(segments: Segments, *, dtype: torch.dtype, device: torch.device,
     for child, parent in enumerate(parents):
         if parent >= child or (parent >= 0 and parents[parent] >= 0):
             raise ValueError(f"segment {child} has parent {parent}: parents stand earlier and have none themselves")
-    branching = max(parents, default=-1) >= 0
-    if implementation == "flex_attention" or (implementation == "auto" and branching and device.type == "cuda"):
+    spans = list(pairwise(starts))
+    kernel = kernel_of(spans, parents, device=device.type, dtype=dtype, width=width, named=implementation)
+    if kernel == "flex":
         return flex_plan(segments.to(device), length=starts[-1])
+    if kernel == "varlen":
+        bounds = torch.tensor(sorted(set(starts)), dtype=torch.int32)
+        return VarlenPlan(bounds.to(device), max(last - first for first, last in spans))
     return replace(_family_plan(starts, parents, dtype=dtype, device=device), eager=implementation == "eager")
 
 

@@ -40,7 +40,7 @@ def _keep_products() -> Any:
 
     def policy(context: Any, operation: Any, *arguments: Any, **words: Any) -> CheckpointPolicy:
         name = operation.__name__.partition(".")[0] if hasattr(operation, "__name__") else ""
-        kept = name in _KEPT_KERNELS or name.startswith("_scaled_dot_product_")
+        kept = name in _KEPT_KERNELS or name.startswith(("_scaled_dot_product_", "_varlen_attn"))
         return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
     return create_selective_checkpoint_contexts(policy)

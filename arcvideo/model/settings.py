@@ -113,9 +113,9 @@ class ModelSettings:
     """What the backward pass recomputes of the decoder and of towers that learn: none, selective (norms, rope and
     activations; outputs of matrix products and attention are kept, so it costs hardly any time) or full (whole layers;
     least memory)."""
-    attention: str = "sdpa"
-    """Attention of the decoder: sdpa, flex_attention or eager (transformers' attn_implementation), or auto:
-    flex_attention on CUDA for rows whose segments share a prefix, sdpa elsewhere."""
+    attention: str = "auto"
+    """Attention of the decoder: auto (the best kernel for each row; on CUDA flash for documents and flex_attention for
+    branches that share a prefix, sdpa on the CPU), or one of sdpa, flex_attention and eager for all rows."""
     corrections: Corrections = field(default_factory=Corrections)
     """Departures from the released code."""
 

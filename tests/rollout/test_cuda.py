@@ -50,7 +50,7 @@ def test_shared_rows_equal_full_copies_on_the_gpu(attention: str) -> None:
     weights = torch.randn(len(whole.target_ids), generator=torch.Generator().manual_seed(1)).cuda()
     found = []
     for batches in ([whole], rows):
-        model = make_model().cuda()
+        model = make_model(width=32).cuda()  # FlexAttention compiles no narrower heads than 16
         model.set_attn_implementation(attention)
         for row, part in zip(batches, weights.split([len(row.target_ids) for row in batches]), strict=True):
             (token_logprobs(logits(model, row), target_ids=row.target_ids, temperature=1.0) * part).sum().backward()

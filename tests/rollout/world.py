@@ -15,10 +15,10 @@ from torch import Tensor
 from arcvideo.feed.prompts import Prompt
 from arcvideo.layout import MediaLayout
 from arcvideo.model.configuration import ArcVideoConfig
+from arcvideo.model.disk.tokenizer import build_tiny_tokenizer
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import special_ids
-from arcvideo.model.tokenizer import build_tiny_tokenizer
 from arcvideo.render import render_branch, render_prefix
 from arcvideo.types import Media, Sample, Turn
 from tests.model.small import SETTINGS as SMALL
@@ -46,10 +46,11 @@ def tokenizer() -> Any:
     return build_tiny_tokenizer(corpus, vocab_size=400)
 
 
-def make_model(*, seed: int = 0) -> ArcVideoForConditionalGeneration:
-    """A fresh model; towers frozen as in training."""
+def make_model(*, seed: int = 0, width: int = 8) -> ArcVideoForConditionalGeneration:
+    """A fresh model; towers frozen as in training, heads `width` wide."""
     torch.manual_seed(seed)
-    config = ArcVideoConfig.from_settings(SETTINGS, vocab_size=len(tokenizer()), special=special_ids(tokenizer()))
+    settings = replace(SETTINGS, text=replace(SETTINGS.text, attention_head_dim=width))
+    config = ArcVideoConfig.from_settings(settings, vocab_size=len(tokenizer()), special=special_ids(tokenizer()))
     model = ArcVideoForConditionalGeneration(config)
     model.requires_grad_(False)
     model.language_model.requires_grad_(True)
