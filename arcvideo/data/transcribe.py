@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from arcvideo.decoding.pool import MediaPool
 from arcvideo.layout import MediaLayout
-from arcvideo.media.audio import Whisper
 from arcvideo.media.errors import MediaError
 from arcvideo.media.settings import MediaLimits, ShardCacheSettings
 from arcvideo.progress import watched
@@ -17,6 +15,10 @@ from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ShardIndex, ensure_indexes
 from arcvideo.shards.members import read_at, read_groups
 from arcvideo.shards.write import Record, write_shards
+
+if TYPE_CHECKING:  # these load torch
+    from arcvideo.decoding.pool import MediaPool
+    from arcvideo.media.audio import Whisper
 
 _LAYOUT = MediaLayout(image_size=64, mel_bins=80)
 
@@ -46,6 +48,9 @@ def _transcribe(options: argparse.Namespace) -> int:
         )
     waiting = [path for path in paths if not _target(path, out=options.out).exists()]
     print(f"{len(paths)} shards, {len(paths) - len(waiting)} done before")
+    from arcvideo.decoding.pool import MediaPool
+    from arcvideo.media.audio import Whisper
+
     model = Whisper(options.model) if waiting else None
     with MediaPool(limits=limits) as pool:
         for index in ensure_indexes(waiting, workers=1):

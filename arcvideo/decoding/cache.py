@@ -110,6 +110,8 @@ class FrameCache:
         facts["crc32"] = _checksum(facts, tensors)
         try:
             save_file(tensors, partial, metadata=facts)
+            # safetensors writes for its owner alone; a cache is shared as far as the umask says.
+            partial.chmod(path.parent.stat().st_mode & 0o666)
             self._make_room(partial.stat().st_size)
             os.replace(partial, path)
         finally:

@@ -24,8 +24,8 @@ from arcvideo.media.read import clip_key
 from arcvideo.model.special import special_ids
 from arcvideo.model.towers.features import feature_key
 from arcvideo.planning.families import Family
-from arcvideo.planning.mixture import SourceTable
 from arcvideo.planning.settings import DataSettings
+from arcvideo.planning.table import SourceTable
 from arcvideo.render import render_branch, render_prefix, split_question
 from arcvideo.tasks import RecordError, make_pair, make_sample
 from arcvideo.types import Clip, Media, Sample

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from arcvideo.files import json_line, parsed_lines, read_lines
-from arcvideo.planning.mixture import SourceTable
 from arcvideo.planning.settings import QuarantineSettings
+from arcvideo.planning.table import SourceTable
 from arcvideo.shards.members import Problem
 
 UNREADABLE = ("media", "read")

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from arcvideo.compose import stage_config
@@ -36,11 +37,11 @@ from arcvideo.types import Batch, model_inputs
 
 
 def largest_batch(source: Source) -> Batch:
-    """The pack of the first epoch that costs most."""
-    plan = source.plan.epoch(0)
-    number = int(plan.pack_cost.argmax())
-    rows = source.batches(number // source.plan.packs_per_step).batches
-    return rows[number % source.plan.packs_per_step]
+    """The pack that costs most of the first epoch, or of its first window where it has many."""
+    window = source.plan.window(0, 0)
+    number = int(window.pack_cost.argmax())
+    step = int(np.searchsorted(window.step_start, number, side="right")) - 1
+    return source.batches(step).batches[number - int(window.step_start[step])]
 
 
 def run_largest(config: RunConfig) -> str:

@@ -10,11 +10,13 @@ import numpy as np
 
 from arcvideo.config import RunConfig
 from arcvideo.planning.cost import pack_cost
-from arcvideo.planning.mixture import SourceTable, source_table
-from arcvideo.planning.plan import EpochPlan, Plan
+from arcvideo.planning.mixture import source_table
+from arcvideo.planning.plan import Plan
 from arcvideo.planning.settings import SourceSettings
 from arcvideo.planning.shares import pass_tokens, with_passes
 from arcvideo.planning.sizes import attention_pairs, audio_chunks, prefix_tokens
+from arcvideo.planning.table import SourceTable
+from arcvideo.planning.window import WindowPlan
 from arcvideo.preflight.declared import ORDINARY, Row, declared_longest, declared_row
 from arcvideo.recipe import ExpectedSource
 from arcvideo.shards.expand import expand_shards
@@ -156,7 +158,7 @@ def _lengths(index: ShardIndex, *, style: str, rules: str) -> Lengths:
     return AssumedLengths(path=index.folder, problems=[], items=len(index.items), style=style)
 
 
-def _planned(plan: EpochPlan, *, shares: Sequence[float], config: RunConfig, chunk: int, how: str) -> Volume:
+def _planned(plan: WindowPlan, *, shares: Sequence[float], config: RunConfig, chunk: int, how: str) -> Volume:
     families = plan.families
     own = families.tokens - families.prefix
     totals = np.concatenate([[0], np.cumsum(families.tokens[plan.pack_family])])

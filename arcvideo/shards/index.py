@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -136,7 +136,7 @@ def index_folder(shard: Path, *, place: str = "") -> Path:
     return Path(place) / f"{shard.name}.{digest[:12]}.index"
 
 
-@lru_cache(maxsize=3 * 16)
+@lru_cache(maxsize=3 * 64)
 def _column(folder: Path, name: str, digest: str) -> np.ndarray:
     column = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
     if _read_meta(folder)["digest"] != digest:
@@ -156,14 +156,13 @@ def open_index(shard: Path, *, place: str = "") -> ShardIndex | None:
     """
     folder = index_folder(shard, place=place)
     try:
-        stored = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        text = (folder / "meta.json").read_text(encoding="utf-8")
+        stored = json.loads(text)
         if not isinstance(stored, dict) or stored.get("made_from") != _made_from(shard):
             return None
-        meta = _read_meta(folder)
+        meta = unsealed(text, name=folder / "meta.json")
         _check_meta(meta)
         check(folder, meta["files"])
-        for name in ("clips", "items", "keys"):
-            _column(folder, name, meta["digest"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -209,7 +208,8 @@ def ensure_indexes(
     Raises:
         ValueError: a shard changed meanwhile, or its index cannot be written.
     """
-    stale = [shard for shard in shards if open_index(shard, place=place) is None]
+    found = {shard: open_index(shard, place=place) for shard in shards}
+    stale = [shard for shard, index in found.items() if index is None]
     bar = counted(what="index", total=len(stale), unit="shard", quiet=not progress or not stale)
     with bar as advance, ProbePool(count=workers) as pool:
         in_turns(
@@ -219,11 +219,53 @@ def ensure_indexes(
             advance=advance,
             lock=lambda shard: lock_file(shard, place=place),
         )
-    indexes = [open_index(shard, place=place) for shard in shards]
-    for shard, index in zip(shards, indexes, strict=True):
-        if index is None:
+    indexes = []
+    for shard in shards:
+        opened = found[shard] or open_index(shard, place=place)
+        if opened is None:
             raise ValueError(f"{shard}: changed while it was indexed; run again when its writer has finished")
-    return [index for index in indexes if index is not None]
+        indexes.append(opened)
+    return indexes
+
+
+class OpenedLater(Sequence[ShardIndex]):
+    """Indexes of many shards, each opened when it is needed; as many as fit are kept."""
+
+    def __init__(self, shards: Sequence[Path], digests: Sequence[str], *, place: str = "") -> None:
+        """Open nothing yet.
+
+        Args:
+            shards: whose indexes are there.
+            digests: of their content, as they were when somebody looked.
+            place: `data.index_dir`; empty for indexes beside their shards.
+        """
+        self.digests = tuple(digests)
+        self._shards, self._place = tuple(shards), place
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    @overload
+    def __getitem__(self, number: int) -> ShardIndex: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[ShardIndex]: ...
+    def __getitem__(self, number: int | slice) -> ShardIndex | Sequence[ShardIndex]:
+        """The index of a shard.
+
+        Raises:
+            ValueError: it is not what it was.
+        """
+        if isinstance(number, slice):
+            return [self[one] for one in range(len(self))[number]]
+        return _opened(self._shards[number], self.digests[number], self._place)
+
+
+@lru_cache(maxsize=1024)
+def _opened(shard: Path, digest: str, place: str) -> ShardIndex:
+    index = open_index(shard, place=place)
+    if index is None or index.digest != digest:
+        raise ValueError(f"{shard}: it or its index changed while a run used it; start again")
+    return index
 
 
 def build_index(shard: Path, *, pool: ProbePool | None = None) -> None:

@@ -66,7 +66,7 @@ def all_lengths(
     Raises:
         ValueError: counts are missing and the shards' folder cannot be written.
     """
-    name = f"tokens-{fingerprint(tokenizer)}-{_rules()}-{style}-{wording}" + ("-pairs" if pairs else "")
+    name = counts_name(tokenizer, style=style, wording=wording, pairs=pairs)
     by_shard = {index.shard: index for index in indexes}
 
     def done(shard: Path) -> bool:
@@ -92,6 +92,11 @@ def all_lengths(
             lock=lambda shard: lock_file(shard, place=by_shard[shard].place),
         )
     return [_read(index, name) for index in indexes]
+
+
+def counts_name(tokenizer: Any, *, style: str, wording: str, pairs: bool = False) -> str:
+    """Return what the counts of `all_lengths` are called: equal where they would be equal."""
+    return f"tokens-{fingerprint(tokenizer)}-{_rules()}-{style}-{wording}" + ("-pairs" if pairs else "")
 
 
 def _rows(index: ShardIndex, name: str) -> Path:
