@@ -8,7 +8,7 @@ from arcvideo.tasks import default_rewards
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
 DPO_LOSS_TYPES = ("sigmoid", "hinge", "ipo", "robust", "apo_zero")
-DECODE = ("dynamic", "static", "cuda_graph")
+DECODE = ("auto", "dynamic", "static", "cuda_graph")
 KL_ESTIMATORS = ("k1", "k2", "k3")
 SCALE_REWARDS = ("group", "batch", "none")
 IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
@@ -40,8 +40,9 @@ class GrpoSettings:
     """Sample among the k most likely tokens; 0 keeps all."""
     stop: list[str] = field(default_factory=list)
     """Texts that end a completion, besides the end token, e.g. `</answer>`; they stay in it."""
-    decode: str = "dynamic"
-    """How the sampler decodes: dynamic (finished rows leave the batch), static, or cuda_graph (static, on a GPU)."""
+    decode: str = "auto"
+    """How the sampler decodes: auto (cuda_graph on a GPU, dynamic on the CPU), dynamic, static (shapes change only when
+    rows leave) or cuda_graph (static, replayed)."""
     beta: float = 0.1
     """Weight of the KL to the parent checkpoint (paper: 0.1). 0: no reference model is kept."""
     kl_estimator: str = "k3"
