@@ -48,7 +48,9 @@ COMMANDS = {
     "torchrun": Command(module="arcvideo.torchrun", about="one stage on several devices"),
     "synthetic": Command(module="arcvideo.synthetic.__main__", about="generate TinyShorts"),
     "parts": Command(
-        module="arcvideo.model.parts", documented=True, about="base weights from a language model and a Whisper encoder"
+        module="arcvideo.model.disk.parts",
+        documented=True,
+        about="base weights from a language model and a Whisper encoder",
     ),
 }
 """Word -> command; those whose module this version has are listed."""

@@ -201,7 +201,7 @@ def ask(settings: AskSettings, *, out: TextIO, err: TextIO) -> str:
     import torch
 
     from arcvideo.media.sound import SAMPLE_RATE
-    from arcvideo.model.loading import load_model
+    from arcvideo.model.disk.loading import load_model
     from arcvideo.processing import ArcVideoProcessor
     from arcvideo.sampling.sampler import banned_ids, stop_ids
 

@@ -23,10 +23,10 @@ from arcvideo.media.overlay import stamp
 from arcvideo.media.read import ClipArrays, resize
 from arcvideo.messages import PLAIN_OPTIONS, Attached, attach, attached, check_options, file_bytes, messages_of, per_row
 from arcvideo.model.configuration import ArcVideoConfig
-from arcvideo.model.loading import CODE_FILE, load_config, share, write_code
+from arcvideo.model.disk.loading import CODE_FILE, load_config, share, write_code
+from arcvideo.model.disk.tokenizer import CHAT_TEMPLATE, load_tokenizer, save_tokenizer
 from arcvideo.model.positions import replace_newlines, video_ids, xd_positions
 from arcvideo.model.special import SPECIALS, special_ids
-from arcvideo.model.tokenizer import CHAT_TEMPLATE, load_tokenizer, save_tokenizer
 from arcvideo.planning.settings import MODALITIES, WORDINGS
 from arcvideo.render import MEDIA_TAG, Ids, encode, render_branch, render_prefix, split_question
 from arcvideo.tasks import DEFAULT_TASK, TASKS

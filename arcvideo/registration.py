@@ -1,14 +1,15 @@
 """Makes transformers know the model and its processor, without importing either before somebody asks for one.
 
 transformers keeps its Auto classes in three modules. When one of them is imported, the classes that belong there are
-imported too, and register themselves; `import arcvideo` alone stays a matter of milliseconds.
+imported too, and register themselves; `import arcvideo` alone stays a matter of milliseconds. Where one of our own
+modules is what imports transformers, ours wait until it is whole: they may need it.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -19,6 +20,7 @@ OURS = {
     "transformers.models.auto.processing_auto": "arcvideo.processing",
 }
 """Where transformers keeps a kind of Auto class -> the module of ours that registers its class there."""
+PACKAGE = __name__.partition(".")[0] + "."
 
 
 def register() -> None:
@@ -32,31 +34,46 @@ def register() -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds the three modules where they are, and adds ours behind them."""
+    """Finds the three modules where they are and adds ours behind them; counts which of ours are being imported."""
+
+    def __init__(self) -> None:
+        self._entered = 0
+        self._waiting: list[str] = []
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in OURS:
+        if fullname not in OURS and not fullname.startswith(PACKAGE):
             return None
         spec = PathFinder.find_spec(fullname, path)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, ours=OURS[fullname])
+            execute = self._then_ours if fullname in OURS else self._counted
+            spec.loader.exec_module = execute(spec.loader, fullname)  # type: ignore[method-assign]
         return spec
 
+    def _then_ours(self, loader: Loader, fullname: str) -> Callable[[ModuleType], None]:
+        run = loader.exec_module
 
-class _Loader(Loader):
-    def __init__(self, loader: Loader, *, ours: str) -> None:
-        self._loader = loader
-        self._ours = ours
+        def execute(module: ModuleType) -> None:
+            run(module)
+            self._waiting.append(OURS[fullname])
+            self._settle()
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
+        return execute
 
-    def exec_module(self, module: ModuleType) -> None:
-        self._loader.exec_module(module)
-        # Ours may be what imports theirs: then it is in the middle of being imported and registers when it is done.
-        importlib.import_module(self._ours)
+    def _counted(self, loader: Loader, fullname: str) -> Callable[[ModuleType], None]:
+        run = loader.exec_module
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._loader, name)
+        def execute(module: ModuleType) -> None:
+            self._entered += 1
+            try:
+                run(module)
+            finally:
+                self._entered -= 1
+            self._settle()
+
+        return execute
+
+    def _settle(self) -> None:
+        while self._waiting and not self._entered:
+            importlib.import_module(self._waiting.pop(0))

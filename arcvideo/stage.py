@@ -20,12 +20,12 @@ from arcvideo.lineage.identity import config_diff
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, read_manifest, write_manifest
 from arcvideo.lineage.parents import Parent
 from arcvideo.lineage.state import Wanted, wanted, write_started
-from arcvideo.model.card import Card, write_card
-from arcvideo.model.features import FeatureStore, tower_digest
-from arcvideo.model.loading import load_model, save_model
-from arcvideo.model.lora import Adapters, add_adapters
+from arcvideo.model.disk.card import Card, write_card
+from arcvideo.model.disk.loading import load_model, save_model
+from arcvideo.model.disk.lora import Adapters, add_adapters
+from arcvideo.model.disk.tokenizer import load_tokenizer
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
-from arcvideo.model.tokenizer import load_tokenizer
+from arcvideo.model.towers.features import FeatureStore, tower_digest
 from arcvideo.objectives import load_objective
 from arcvideo.planning.cost import pack_cost
 from arcvideo.planning.settings import DataSettings, SourceSettings

@@ -18,7 +18,7 @@ import numpy as np
 
 from arcvideo.feed.source import Source
 from arcvideo.layout import MediaLayout
-from arcvideo.model.tokenizer import build_tiny_tokenizer
+from arcvideo.model.disk.tokenizer import build_tiny_tokenizer
 from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ensure_indexes, index_folder, seal_index

@@ -24,15 +24,15 @@ import torch
 import whisper
 from PIL import Image
 
+from arcvideo.decoding.cache import FrameCache
+from arcvideo.decoding.pool import MediaPool
 from arcvideo.feed.collate import Rendered, collate
 from arcvideo.layout import MediaLayout
 from arcvideo.media import overlay
-from arcvideo.decoding.cache import FrameCache
 from arcvideo.media.clip import to_media
 from arcvideo.media.frames import plan_frames, stamp_text
-from arcvideo.decoding.pool import MediaPool
 from arcvideo.media.settings import FrameCacheSettings
-from arcvideo.model.tokenizer import build_tiny_tokenizer
+from arcvideo.model.disk.tokenizer import build_tiny_tokenizer
 from arcvideo.render import render_branch, render_prefix, special_ids
 from arcvideo.types import Media, Sample, Turn
 from benchmarks.table import Row, interleaved, report

@@ -25,19 +25,19 @@ from transformers import LogitsProcessor, LogitsProcessorList, TrainerCallback
 from arcvideo.feed.prompts import Prompt, StepPrompts
 from arcvideo.flops import Segment, decoder_flops, media_flops
 from arcvideo.model.configuration import ArcVideoConfig
-from arcvideo.model.media import FRAMES_PER_CALL, normalize_pixels
+from arcvideo.model.disk.tokenizer import build_tiny_tokenizer
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.positions import replace_newlines, xd_positions
 from arcvideo.model.settings import AudioSettings, ModelSettings, TextSettings, VisionSettings
 from arcvideo.model.special import special_ids
-from arcvideo.model.tokenizer import build_tiny_tokenizer
+from arcvideo.model.towers.media import FRAMES_PER_CALL, normalize_pixels
 from arcvideo.objectives.grpo import Grpo
 from arcvideo.objectives.settings import GrpoSettings
+from arcvideo.processes.ranks import join
 from arcvideo.processing import ArcVideoProcessor
 from arcvideo.render import render_branch, render_prefix
 from arcvideo.rollout.source import RolloutSource
 from arcvideo.runner.engine import Engine
-from arcvideo.processes.ranks import join
 from arcvideo.runner.settings import OptimizerSettings
 from arcvideo.types import Media, Sample, Turn, model_inputs
 from benchmarks.table import Row, median_ratio

@@ -36,14 +36,14 @@ from arcvideo.model.settings import AudioSettings, ModelSettings, TextSettings, 
 from arcvideo.model.special import SpecialIds
 from arcvideo.objectives.next_token import NextToken
 from arcvideo.planning.pack import best_fit
-from arcvideo.saving.checkpoint import CheckpointFolder
-from arcvideo.runner.engine import Engine
-from arcvideo.tracking.metrics import read_metrics
 from arcvideo.processes.ranks import join
+from arcvideo.runner.engine import Engine
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.saving import Saver
 from arcvideo.runner.settings import OptimizerSettings, RunnerSettings, ScheduleSettings
 from arcvideo.runner.trainable import train_only
+from arcvideo.saving.checkpoint import CheckpointFolder
+from arcvideo.tracking.metrics import read_metrics
 from arcvideo.types import Batch, Segments, StepData, model_inputs
 from benchmarks.table import Row, interleaved, report
 

@@ -19,11 +19,11 @@ from arcvideo.model.positions import replace_newlines, video_ids, xd_positions
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import SpecialIds
 from arcvideo.objectives.next_token import NextToken
-from arcvideo.tracking.cost import useful_flops
-from arcvideo.runner.engine import Engine
 from arcvideo.processes.ranks import World, join
+from arcvideo.runner.engine import Engine
 from arcvideo.runner.settings import OptimizerSettings
 from arcvideo.runner.trainable import train_only
+from arcvideo.tracking.cost import useful_flops
 from arcvideo.types import Batch, Media, Segments, model_inputs
 from benchmarks.table import Row, report
 

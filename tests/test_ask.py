@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from arcvideo.ask import TerminalWriter, ask, main, read_words, readings
-from arcvideo.model.loading import save_model
-from arcvideo.model.tokenizer import save_tokenizer
+from arcvideo.model.disk.loading import save_model
+from arcvideo.model.disk.tokenizer import save_tokenizer
 from arcvideo.structured import SettingsError
 from tests.data.build import mp4, png, wav
 from tests.rollout.world import make_model, tokenizer

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
-from arcvideo.model.card import Card, write_card
-from arcvideo.model.loading import save_model
+from arcvideo.model.disk.card import Card, write_card
+from arcvideo.model.disk.loading import save_model
 from arcvideo.processing import ArcVideoProcessor
 from arcvideo.render import render_branch
 from arcvideo.types import Sample, Turn

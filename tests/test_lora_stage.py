@@ -13,7 +13,7 @@ import torch
 from arcvideo.compose import composed
 from arcvideo.lineage.identity import relevant
 from arcvideo.lineage.manifest import read_manifest
-from arcvideo.model.loading import load_model
+from arcvideo.model.disk.loading import load_model
 from arcvideo.overrides import override_problems
 from arcvideo.saving.checkpoint import CheckpointFolder
 from tests.compose import settings

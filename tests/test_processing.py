@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from arcvideo.model.loading import save_model
+from arcvideo.model.disk.loading import save_model
 from arcvideo.processing import ArcVideoProcessor
 from arcvideo.render import render_branch
 from arcvideo.tasks import make_sample

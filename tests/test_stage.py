@@ -23,8 +23,8 @@ from arcvideo.feed.source import Source
 from arcvideo.lineage.identity import folder_digest
 from arcvideo.lineage.manifest import Manifest, read_manifest
 from arcvideo.lineage.parents import Parent, resolve_parent
-from arcvideo.model.loading import load_model
-from arcvideo.model.tokenizer import load_tokenizer
+from arcvideo.model.disk.loading import load_model
+from arcvideo.model.disk.tokenizer import load_tokenizer
 from arcvideo.processes.signals import REQUEUE_EXIT_CODE
 from arcvideo.rollout.rewards.loading import load_reward
 from arcvideo.stage import run_stage

@@ -197,7 +197,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _view(options: argparse.Namespace, index: ShardIndex, *, token_budget: int | None = None) -> View:
-    from arcvideo.model.tokenizer import build_tiny_tokenizer, load_tokenizer  # imports transformers
+    from arcvideo.model.disk.tokenizer import build_tiny_tokenizer, load_tokenizer  # imports transformers
 
     if options.tokenizer is not None:
         tokenizer = load_tokenizer(options.tokenizer)

@@ -20,8 +20,8 @@ from arcvideo.media.audio import fit_waveform, silent_seconds
 from arcvideo.media.clip import read_clip, read_request, to_media
 from arcvideo.media.errors import MediaError
 from arcvideo.media.read import clip_key
-from arcvideo.model.features import feature_key
 from arcvideo.model.special import special_ids
+from arcvideo.model.towers.features import feature_key
 from arcvideo.planning.families import Family
 from arcvideo.planning.mixture import SourceTable
 from arcvideo.planning.settings import DataSettings

@@ -15,20 +15,20 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, DynamicCache, PreTrainedModel
 
+from arcvideo.model.arc_hunyuan.initialization import initialize
+from arcvideo.model.arc_hunyuan.language import LanguageModel
+from arcvideo.model.arc_hunyuan.vision import VisionModel
 from arcvideo.model.attention import Plan
-from arcvideo.model.audio import AudioEncoder, audio_projector
 from arcvideo.model.configuration import ArcVideoConfig
-from arcvideo.model.features import FeatureStore
-from arcvideo.model.fused import ArcVideoMediaMixin
+from arcvideo.model.disk.weights import check_fit
 from arcvideo.model.generation import ArcVideoGenerationMixin, generation_config
-from arcvideo.model.initialization import initialize
 from arcvideo.model.inputs import check_batch, four_axes, insert, running_positions
-from arcvideo.model.language import LanguageModel
 from arcvideo.model.output import ArcVideoOutput, Trace, cross_entropy, seen_states
 from arcvideo.model.plans import batch_plan, document_segments, packed_plan
 from arcvideo.model.settings import ModelSettings
-from arcvideo.model.vision import VisionModel
-from arcvideo.model.weights import check_fit
+from arcvideo.model.towers.audio import AudioEncoder, audio_projector
+from arcvideo.model.towers.features import FeatureStore
+from arcvideo.model.towers.fused import ArcVideoMediaMixin
 from arcvideo.types import Media, Segments
 
 
@@ -125,6 +125,14 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
         table = super().resize_token_embeddings(*args, **kwargs)
         self.settings = replace(self.config.settings, activation_checkpointing=self.settings.activation_checkpointing)
         return table
+
+    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        """Choose the attention of the decoder; the towers know one way only, and their blocks just repeat the name."""
+        if isinstance(attn_implementation, str):
+            # They are no models of their own, which transformers would warn of at every call.
+            for name in self.config.sub_configs:
+                getattr(self.config, name)._attn_implementation_internal = attn_implementation
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     def adopt(self, settings: ModelSettings) -> None:
         """Take over what settings say about computing: checkpointing, attention, corrections; sizes stay.

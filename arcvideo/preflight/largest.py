@@ -19,9 +19,9 @@ from arcvideo.compose import stage_config
 from arcvideo.config import RunConfig
 from arcvideo.feed.source import Source
 from arcvideo.lineage.parents import resolve_parent
-from arcvideo.model.loading import load_model
-from arcvideo.model.lora import add_adapters
-from arcvideo.model.tokenizer import load_tokenizer
+from arcvideo.model.disk.loading import load_model
+from arcvideo.model.disk.lora import add_adapters
+from arcvideo.model.disk.tokenizer import load_tokenizer
 from arcvideo.objectives.next_token import NextToken
 from arcvideo.planning.cost import pack_cost
 from arcvideo.runner.trainable import PREFIXES, train_only, trained_modules

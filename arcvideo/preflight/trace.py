@@ -25,7 +25,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from arcvideo.compose import stage_config
 from arcvideo.config import RunConfig
 from arcvideo.model.configuration import ArcVideoConfig
-from arcvideo.model.lora import add_adapters
+from arcvideo.model.disk.lora import add_adapters
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.special import SpecialIds
 from arcvideo.objectives import load_objective

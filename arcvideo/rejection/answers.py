@@ -18,8 +18,8 @@ from arcvideo.decoding.pool import MediaPool
 from arcvideo.feed.prompts import Prompt
 from arcvideo.files import write_whole
 from arcvideo.lineage.parents import resolve_parent
-from arcvideo.model.features import FeatureStore, tower_digest
-from arcvideo.model.loading import load_model
+from arcvideo.model.disk.loading import load_model
+from arcvideo.model.towers.features import FeatureStore, tower_digest
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.planning.families import Family
 from arcvideo.processing import ArcVideoProcessor

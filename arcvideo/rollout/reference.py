@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from arcvideo.model.lora import disable_adapters
+from arcvideo.model.disk.lora import disable_adapters
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

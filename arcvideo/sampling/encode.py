@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from arcvideo.feed.prompts import Prompt
-from arcvideo.model.features import feature_key
-from arcvideo.model.media import Towers, tower_outputs
+from arcvideo.model.towers.features import feature_key
+from arcvideo.model.towers.media import Towers, tower_outputs
 from arcvideo.types import Media
 
 

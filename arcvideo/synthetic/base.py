@@ -22,12 +22,12 @@ import yaml
 from arcvideo.layout import MediaLayout
 from arcvideo.media.clip import read_clip, to_media
 from arcvideo.model.configuration import ArcVideoConfig
-from arcvideo.model.features import FeatureStore, tower_digest
-from arcvideo.model.loading import save_model
+from arcvideo.model.disk.loading import save_model
+from arcvideo.model.disk.tokenizer import build_tiny_tokenizer, save_tokenizer
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import special_ids
-from arcvideo.model.tokenizer import build_tiny_tokenizer, save_tokenizer
+from arcvideo.model.towers.features import FeatureStore, tower_digest
 from arcvideo.progress import watched
 from arcvideo.structured import filled
 from arcvideo.synthetic.prose import corpus, train_language

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from arcvideo.model.media import normalize_pixels
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
+from arcvideo.model.towers.media import normalize_pixels
 from arcvideo.progress import watched
 from arcvideo.runner.muon import Muon
 from arcvideo.synthetic.script import COLORS, DURATION, KINDS, SCREEN_WORDS, SOUNDS, SPOKEN_WORDS, Script

@@ -40,7 +40,7 @@ def useful_flops(batch: Batch, *, settings: ModelSettings, trained: Collection[s
             frames=media.frame_count,
             seconds=media.seconds,
             chunks=chunks,
-            # An absent picture is one blank frame, looked at once (model/media.py).
+            # An absent picture is one blank frame, looked at once (model/towers/media.py).
             seen=0 if media.patches is not None else media.frame_count if media.has_video else 1,
             heard=0 if media.speech is not None else chunks,
         )

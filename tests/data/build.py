@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from arcvideo.layout import MediaLayout
-from arcvideo.model.tokenizer import build_tiny_tokenizer
+from arcvideo.model.disk.tokenizer import build_tiny_tokenizer
 from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.shards.write import Record, write_shards
 

@@ -64,8 +64,8 @@ IDLE = (
 DECISIVE = (
     "types.py", "render.py", "planning/plan.py", "planning/pack.py", "shards/index.py", "feed/collate.py",
     "media/decode.py", "decoding/worker.py", "media/audio.py", "tasks/mcq.py", "model/modeling.py",
-    "model/language.py", "objectives/loss.py", "runner/runner.py", "runner/engine.py", "runner/optimizer.py",
-    "runner/muon.py", "stage.py",
+    "model/arc_hunyuan/language.py", "objectives/loss.py", "runner/runner.py", "runner/engine.py",
+    "runner/optimizer.py", "runner/muon.py", "stage.py",
 )  # fmt: skip
 OWN = {"objectives/next_token.py": {"next_token"}, "objectives/grpo.py": {"grpo", "dpo"},
        "objectives/dpo.py": {"dpo"}, "sampling/sampler.py": {"grpo", "dpo"}}  # fmt: skip

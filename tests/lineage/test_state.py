@@ -20,7 +20,7 @@ CONFIG: dict[str, Any] = {
     "runner": {"steps": 5, "log_every": 1},
     "evaluation": {"items": 10, "samples": 4},
 }
-ASKED = Wanted(stage="sft", config=CONFIG, parent="p" * 64, data="d", code={"arcvideo.model.vision": "1"})
+ASKED = Wanted(stage="sft", config=CONFIG, parent="p" * 64, data="d", code={"arcvideo.model.arc_hunyuan.vision": "1"})
 
 
 def changed(**groups: Any) -> Wanted:
@@ -62,7 +62,10 @@ def test_a_finished_stage_stays_finished_when_only_its_volume_changes(tmp_path: 
         (changed(runner={"steps": 6, "log_every": 1}), "runner.steps: 5 -> 6"),
         (dataclasses.replace(ASKED, data="e"), "data: other shards, or other content in them"),
         (dataclasses.replace(ASKED, parent="q" * 64), "parent: pppppppp -> qqqqqqqq"),
-        (dataclasses.replace(ASKED, code={"arcvideo.model.vision": "2"}), "code: arcvideo.model.vision"),
+        (
+            dataclasses.replace(ASKED, code={"arcvideo.model.arc_hunyuan.vision": "2"}),
+            "code: arcvideo.model.arc_hunyuan.vision",
+        ),
     ],
     ids=["settings", "data", "parent", "code"],
 )

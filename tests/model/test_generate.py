@@ -5,7 +5,7 @@ import torch
 from transformers import GenerationConfig
 
 from arcvideo.model.generation import clips_of_rows
-from arcvideo.model.media import normalize_pixels
+from arcvideo.model.towers.media import normalize_pixels
 from tests.model.small import SETTINGS, SPECIAL, Row, clip, prefix, small_model, text
 from tests.rollout.world import make_model, tokenizer
 

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from arcvideo.model.configuration import ArcVideoConfig
-from arcvideo.model.loading import load_model, save_model
+from arcvideo.model.disk.loading import load_model, save_model
+from arcvideo.model.disk.weights import EMBEDDING, HEAD
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import ModelSettings
-from arcvideo.model.weights import EMBEDDING, HEAD
 from tests.model.small import SETTINGS, SPECIAL, small_model, text
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from arcvideo.model.loading import load_model, save_model
-from arcvideo.model.lora import Adapters, add_adapters, disable_adapters, whole_modules
+from arcvideo.model.disk.loading import load_model, save_model
+from arcvideo.model.disk.lora import Adapters, add_adapters, disable_adapters, whole_modules
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import LoraSettings, lora_problems
 from tests.model.small import SETTINGS, Row, clip, prefix, small_model

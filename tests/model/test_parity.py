@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from arcvideo.model import parity
-from arcvideo.model.language import MLP
+from arcvideo.model.arc_hunyuan.language import MLP
+from arcvideo.model.disk import parity
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity"
 PREPROCESSING = Path(__file__).parents[1] / "fixtures" / "preproc"

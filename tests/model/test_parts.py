@@ -8,10 +8,10 @@ from safetensors.torch import load_file, save_file
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 from whisper.model import ModelDimensions, Whisper
 
-from arcvideo.model.loading import load_model, save_model
-from arcvideo.model.parts import assemble, main
+from arcvideo.model.disk.loading import load_model, save_model
+from arcvideo.model.disk.parts import assemble, main
+from arcvideo.model.disk.tokenizer import build_tiny_tokenizer, load_tokenizer, save_tokenizer
 from arcvideo.model.special import SPECIALS
-from arcvideo.model.tokenizer import build_tiny_tokenizer, load_tokenizer, save_tokenizer
 from tests.model.small import SETTINGS, small_model
 
 AUDIO = SETTINGS.audio

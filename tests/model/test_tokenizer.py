@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.model.special import ANSWER_TAGS, SPECIALS, special_ids
-from arcvideo.model.tokenizer import (
+from arcvideo.model.disk.tokenizer import (
     RELEASED_FILE,
     RELEASED_PIECES,
     build_tiny_tokenizer,
@@ -16,6 +15,7 @@ from arcvideo.model.tokenizer import (
     released_tokenizer,
     save_tokenizer,
 )
+from arcvideo.model.special import ANSWER_TAGS, SPECIALS, special_ids
 from arcvideo.tasks.instructions import suffix
 
 ROOT = Path(__file__).parents[2]
@@ -100,7 +100,7 @@ def test_nothing_is_added_on_its_own(tiny):
 def test_training_does_not_depend_on_process_or_order():
     code = (
         "import sys, hashlib; from tests.model.test_tokenizer import CORPUS; "
-        "from arcvideo.model.tokenizer import build_tiny_tokenizer; "
+        "from arcvideo.model.disk.tokenizer import build_tiny_tokenizer; "
         "text = build_tiny_tokenizer(CORPUS[::-1], vocab_size=640).backend_tokenizer.to_str(); "
         "print(hashlib.sha256(text.encode()).hexdigest())"
     )

@@ -5,9 +5,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
+from arcvideo.model.arc_hunyuan.language import rope_tables
 from arcvideo.model.configuration import ArcVideoConfig
-from arcvideo.model.language import rope_tables
-from arcvideo.model.loading import empty_model, save_model
+from arcvideo.model.disk.loading import empty_model, save_model
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.plans import batch_plan
 from tests.model.small import SETTINGS, Row, clip, prefix, small_model, text

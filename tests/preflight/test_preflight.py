@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from arcvideo.feed.source import Source
-from arcvideo.model.tokenizer import load_tokenizer
+from arcvideo.model.disk.tokenizer import load_tokenizer
 from arcvideo.planning.cost import pack_cost
 from arcvideo.preflight.__main__ import main
 from arcvideo.preflight.estimate import estimate

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from arcvideo.model.features import FeatureStore, tower_digest
+from arcvideo.model.towers.features import FeatureStore, tower_digest
 from arcvideo.rollout.gates import check_media, clipped_warning
 from arcvideo.rollout.measure import Report
 from tests.rollout.test_source import SETTINGS, make_source, train_step

@@ -15,10 +15,10 @@ from torch import Tensor
 from arcvideo.feed.prompts import Prompt
 from arcvideo.layout import MediaLayout
 from arcvideo.model.configuration import ArcVideoConfig
+from arcvideo.model.disk.tokenizer import build_tiny_tokenizer
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import special_ids
-from arcvideo.model.tokenizer import build_tiny_tokenizer
 from arcvideo.render import render_branch, render_prefix
 from arcvideo.types import Media, Sample, Turn
 from tests.model.small import SETTINGS as SMALL

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from arcvideo.model.lora import add_adapters
+from arcvideo.model.disk.lora import add_adapters
 from arcvideo.model.settings import LoraSettings
 from arcvideo.processes.ranks import World, join
 from arcvideo.runner.engine import Engine

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from arcvideo.model.lora import add_adapters
+from arcvideo.model.disk.lora import add_adapters
 from arcvideo.processes.ranks import World
 from arcvideo.runner.optimizer import peak_lrs
 from arcvideo.runner.settings import OptimizerSettings

@@ -10,10 +10,10 @@ import torch
 
 from arcvideo.feed.source import Source
 from arcvideo.layout import MediaLayout
-from arcvideo.model.features import FeatureStore, tower_digest
-from arcvideo.model.loading import load_model
+from arcvideo.model.disk.loading import load_model
+from arcvideo.model.disk.tokenizer import load_tokenizer
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
-from arcvideo.model.tokenizer import load_tokenizer
+from arcvideo.model.towers.features import FeatureStore, tower_digest
 from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.synthetic.base import main
 from arcvideo.synthetic.questions import questions, scene

@@ -1,4 +1,4 @@
-"""Compare the model with stored reference numerics: `python -m arcvideo.model.parity --fixtures DIR --prefix dev`.
+"""Compare the model with stored reference numerics: `python -m arcvideo.model.disk.parity --fixtures DIR --prefix dev`.
 
 A fixture set is PREFIX_meta.json (configuration, gradient norms), PREFIX_weights, PREFIX_inputs and PREFIX_outputs
 (safetensors); the preprocessing half (PREFIX_preproc) is compared where it is present. Prints the largest difference
@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from arcvideo.model.configuration import ArcVideoConfig
-from arcvideo.model.loading import load_weights
+from arcvideo.model.disk.loading import load_weights
+from arcvideo.model.disk.parity_preprocessing import has_preprocessing, preprocessing_differences
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration, ArcVideoOutput
-from arcvideo.model.parity_preprocessing import has_preprocessing, preprocessing_differences
 from arcvideo.model.positions import replace_newlines, xd_positions
 from arcvideo.model.special import SpecialIds
 

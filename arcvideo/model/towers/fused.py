@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from arcvideo.model.audio import AudioEncoder, pool_rows
-from arcvideo.model.features import FeatureStore
-from arcvideo.model.fusion import audio_for_frames
-from arcvideo.model.media import Towers, tower_outputs
+from arcvideo.model.arc_hunyuan.vision import VisionModel
 from arcvideo.model.settings import ModelSettings
-from arcvideo.model.vision import VisionModel
+from arcvideo.model.towers.audio import AudioEncoder, pool_rows
+from arcvideo.model.towers.features import FeatureStore
+from arcvideo.model.towers.fusion import audio_for_frames
+from arcvideo.model.towers.media import Towers, tower_outputs
 from arcvideo.types import Media
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from arcvideo.model.features import FeatureStore, feature_key
 from arcvideo.model.settings import ModelSettings
+from arcvideo.model.towers.features import FeatureStore, feature_key
 from arcvideo.types import Media
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)

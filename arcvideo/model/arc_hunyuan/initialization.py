@@ -10,11 +10,11 @@ import math
 from torch import nn
 from transformers import initialization as init
 
-from arcvideo.model.audio import AudioEncoder, sinusoids
-from arcvideo.model.language import DecoderLayer, LanguageModel
+from arcvideo.model.arc_hunyuan.language import DecoderLayer, LanguageModel
+from arcvideo.model.arc_hunyuan.vision import PatchEmbeddings, Perceiver, VisionLayer
 from arcvideo.model.norms import RMSNorm
 from arcvideo.model.settings import ModelSettings
-from arcvideo.model.vision import PatchEmbeddings, Perceiver, VisionLayer
+from arcvideo.model.towers.audio import AudioEncoder, sinusoids
 
 GELU_RMS = 0.65
 """RMS of GELU over a standard normal."""

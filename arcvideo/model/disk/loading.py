@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from arcvideo.model.configuration import ArcVideoConfig
+from arcvideo.model.disk.weights import HEAD, fill, weight_files
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
-from arcvideo.model.weights import HEAD, fill, weight_files
 
 CODE_FILE = "arcvideo_classes.py"
 CODE = '''"""Where transformers finds the classes of this folder: in the package arcvideo, which must be installed."""

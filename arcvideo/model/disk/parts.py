@@ -1,6 +1,6 @@
 """Base weights from parts: a directory with language model and vision tower, and a Whisper encoder.
 
-`python -m arcvideo.model.parts --llm DIR --whisper DIR|FILE.pt --out DIR` writes what the first stage starts from.
+`python -m arcvideo.model.disk.parts --llm DIR --whisper DIR|FILE.pt --out DIR` writes what the first stage starts from.
 Projectors that no part brings are new: drawn with --seed and listed.
 """
 
@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from arcvideo.model.arc_hunyuan.initialization import initialize
 from arcvideo.model.configuration import ArcVideoConfig
-from arcvideo.model.initialization import initialize
-from arcvideo.model.loading import empty_model, load_config, save_model
+from arcvideo.model.disk.loading import empty_model, load_config, save_model
+from arcvideo.model.disk.tokenizer import load_tokenizer, save_tokenizer
+from arcvideo.model.disk.weights import HEAD, IGNORED, tensors_of, weight_files
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import AudioSettings
-from arcvideo.model.tokenizer import load_tokenizer, save_tokenizer
-from arcvideo.model.weights import HEAD, IGNORED, tensors_of, weight_files
 
 NEW_MODULES = ("vision_model.perceive", "mlp2")
 """May be missing from the parts; any other module must come complete."""

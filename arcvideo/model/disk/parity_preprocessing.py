@@ -22,10 +22,10 @@ from arcvideo.media.audio import SAMPLE_RATE, cut_waveform, fit_waveform, mel_ch
 from arcvideo.media.frames import plan_frames, stamp_text
 from arcvideo.media.overlay import stamp
 from arcvideo.media.read import resize
-from arcvideo.model.fusion import rows_per_frame
-from arcvideo.model.media import normalize_pixels
 from arcvideo.model.positions import replace_newlines, xd_positions
 from arcvideo.model.special import special_ids
+from arcvideo.model.towers.fusion import rows_per_frame
+from arcvideo.model.towers.media import normalize_pixels
 from arcvideo.render import render_branch, render_prefix
 from arcvideo.types import Sample, Turn
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from arcvideo.model.loading import share
+from arcvideo.model.disk.loading import share
 from arcvideo.model.settings import LoraSettings
 from arcvideo.structured import nearest
 
