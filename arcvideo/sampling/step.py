@@ -1,6 +1,6 @@
 """One decoding step: a token of every row through the decoder, in as few kernels as it takes.
 
-`TokenStep` computes what `model/language.py` computes for one text token a row: queries and keys are rotated and
+`TokenStep` computes what the decoder computes for one text token a row: queries and keys are rotated and
 normalised together, rope is looked up instead of computed, and keys and values go to their slot in one write.
 A decoder of another class, or one that somebody has hooked into, is called as it is (`PlainStep`).
 Shapes: R rows, D width, H query heads, G key heads, r = H / G, h head width, V vocabulary, N positions.
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from arcvideo.model.language import Decoder, DecoderLayer, LanguageModel, rope_tables
+from arcvideo.model.arc_hunyuan.language import Decoder, DecoderLayer, LanguageModel, rope_tables
 from arcvideo.model.norms import RMSNorm
 from arcvideo.sampling.forked import ForkedCache
 
@@ -78,7 +78,8 @@ class TokenStep:
         half = sin.shape[-1] // 2
         signed = torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)  # the sign of the rolled half
         self._rope = torch.stack([cos, signed], dim=1).unsqueeze(2).unsqueeze(2)  # (N, 2, 1, 1, h)
-        self._norms = [self._joined_norm(layer.self_attn) for layer in decoder.layers]
+        norms = [self._joined_norm(layer.self_attn) for layer in decoder.layers]
+        self._norms = torch.stack(norms).unsqueeze(1).unsqueeze(1).unsqueeze(1)  # (layers, 1, 1, 1, r + 1, h)
 
     @staticmethod
     def _joined_norm(attention: Any) -> Tensor:
@@ -89,12 +90,14 @@ class TokenStep:
     def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
         decoder = self._language.model
         x = nnf.embedding(tokens, decoder.embed_tokens.weight)
-        cos, sin = self._rope.index_select(0, positions).unbind(1)
+        # A rotation changes no length, so queries and keys are normalised before it and weighted by its own factors.
+        rope = self._norms * self._rope.index_select(0, positions)  # (layers, R, 2, 1, r + 1, h)
         for number, layer in enumerate(decoder.layers):
-            x = x + layer.self_attn.o_proj(self._attend(x, layer, number=number, cos=cos, sin=sin))
+            cos, sin = rope[number].unbind(1)
+            x = _added(x, layer.self_attn.o_proj, self._attend(x, layer, number=number, cos=cos, sin=sin))
             gate_up: Tensor = layer.mlp.gate_and_up_proj(_norm(x, layer.post_attention_layernorm))
             a, b = gate_up.chunk(2, dim=-1)
-            x = x + layer.mlp.down_proj(a * nnf.silu(b))
+            x = _added(x, layer.mlp.down_proj, a * nnf.silu(b))
         return self._language.lm_head(_norm(x, decoder.norm)).float()
 
     def _attend(self, x: Tensor, layer: nn.Module, *, number: int, cos: Tensor, sin: Tensor) -> Tensor:
@@ -103,12 +106,18 @@ class TokenStep:
         qkv = attention.qkv_proj(_norm(x, layer.input_layernorm))  # type: ignore[arg-type]
         qkv = qkv.unflatten(-1, (-1, attention.groups + 2, attention.head_dim))  # a group: its queries, key, value
         qk = qkv[:, :, :-1]
-        # rotate() of model/language.py: the halves change places, one of them its sign.
-        rotated = torch.addcmul(qk * cos, qk.roll(attention.head_dim // 2, dims=-1), sin)
-        normed = nnf.rms_norm(rotated, (attention.head_dim,), None, attention.query_layernorm.eps)
+        normed = nnf.rms_norm(qk, (attention.head_dim,), None, attention.query_layernorm.eps)
         # Written where they stood, so that keys lie beside their values.
-        torch.mul(normed, self._norms[number], out=qk)
+        torch.addcmul(normed * cos, normed.roll(attention.head_dim // 2, dims=-1), sin, out=qk)
         return self._cache.read(qkv[:, :, :-2], qkv[:, :, -2:], layer=number)
+
+
+def _added(x: Tensor, linear: Any, y: Tensor) -> Tensor:
+    """Return x + linear(y), in one product where the layer is no more than its weight (an adapter is more)."""
+    plain = type(linear) is nn.Linear and linear.bias is None and not linear._forward_hooks
+    if plain and x.dtype == y.dtype == linear.weight.dtype:
+        return torch.addmm(x, y, linear.weight.t())
+    return x + linear(y)
 
 
 def _norm(x: Tensor, norm: Any) -> Tensor:
