@@ -92,6 +92,7 @@ class TokenStep:
         x = nnf.embedding(tokens, decoder.embed_tokens.weight)
         # A rotation changes no length, so queries and keys are normalised before it and weighted by its own factors.
         rope = self._norms * self._rope.index_select(0, positions)  # (layers, R, 2, 1, r + 1, h)
+        layer: Any
         for number, layer in enumerate(decoder.layers):
             cos, sin = rope[number].unbind(1)
             x = _added(x, layer.self_attn.o_proj, self._attend(x, layer, number=number, cos=cos, sin=sin))
