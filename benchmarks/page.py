@@ -34,8 +34,8 @@ tokens a second, MFU and peak memory, recorded as the result `slice` beside the 
     make gpu-day
 
 is for the first half hour on a card: eleven steps with deadlines (ceilings, which kernels run, repeatable gradients, a
-full SFT row beside the trace, frames, rollouts beside the roofline, GRPO against copies, kill and resume, two ranks), none
-of which stops the others, and a page of measured against predicted. `SIZE=toy` rehearses it on a CPU.
+full SFT row beside the trace, frames, rollouts beside the roofline, GRPO against copies, kill and resume, two ranks),
+none of which stops the others, and a page of measured against predicted. `SIZE=toy` rehearses it on a CPU.
 
 What this means: nothing here says how fast the 7B trains, how much memory it takes, or how collectives over NCCL
 scale. `python -m arcvideo.preflight` computes what it should take; a computed figure is not a measured one.
