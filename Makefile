@@ -8,7 +8,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo pilot test test-slow test-all test-gpu machines torture fuzz check format docs clean bench-data bench-grpo bench-memory bench-model bench-plan
+.PHONY: help env demo pilot test test-slow test-all test-gpu gpu-day machines torture fuzz check format docs clean bench-data bench-grpo bench-memory bench-model bench-plan
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,10 @@ machines: $(VENV)/ready  ## The tests under each CPU capability and thread count
 test-gpu: $(VENV)/ready  ## Tests that need a CUDA device, then one step of a depth slice at real widths
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m benchmarks.slice
+
+SIZE ?= full
+gpu-day: $(VENV)/ready  ## Everything that only a GPU can tell, within 30 minutes, and a page of it (SIZE=toy rehearses on a CPU)
+	$(BIN)/python -m benchmarks.gpu_day --size $(SIZE)
 
 test-slow: $(VENV)/ready  ## The slow tests alone, but for those that landing leaves out
 	$(BIN)/python -m pytest -m "slow and not gpu and not nightly" --durations=25 $(PYTEST_WORDS) $(TESTS)

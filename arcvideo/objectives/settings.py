@@ -10,7 +10,7 @@ LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
 DPO_LOSS_TYPES = ("sigmoid", "hinge", "ipo", "robust", "apo_zero")
 IN_PROCESS = "in_process"
 """The sampler of this package, in `grpo.sampler`."""
-DECODE = ("dynamic", "static", "cuda_graph")
+DECODE = ("auto", "dynamic", "static", "cuda_graph")
 KL_ESTIMATORS = ("k1", "k2", "k3")
 SCALE_REWARDS = ("group", "batch", "none")
 IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
@@ -45,8 +45,9 @@ class GrpoSettings:
     sampler: str = IN_PROCESS
     """What draws completions: in_process, an entry point `arcvideo.samplers`, or `package.module:Class` that is made
     and asked as `arcvideo.sampling.sampler:InProcessSampler` is."""
-    decode: str = "dynamic"
-    """How the sampler decodes: dynamic (finished rows leave the batch), static, or cuda_graph (static, on a GPU)."""
+    decode: str = "auto"
+    """How the sampler decodes: auto (cuda_graph on a GPU, dynamic on the CPU), dynamic, static (shapes change only when
+    rows leave) or cuda_graph (static, replayed)."""
     beta: float = 0.1
     """Weight of the KL to the parent checkpoint (paper: 0.1). 0: no reference model is kept."""
     kl_estimator: str = "k3"
