@@ -27,7 +27,7 @@ from arcvideo.config import RunConfig
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.disk.lora import add_adapters
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
-from arcvideo.model.special import SpecialIds
+from arcvideo.model.special import default_ids
 from arcvideo.objectives import load_objective
 from arcvideo.runner.trainable import PREFIXES, train_only, trained_modules
 from arcvideo.tasks import DEFAULT_TASK
@@ -214,9 +214,12 @@ def trace_row(config: RunConfig, *, row: Row) -> Traced:
 def _model(config: RunConfig) -> ArcVideoForConditionalGeneration:
     settings = config.model
     if settings.text.vocab_size == 0:
-        settings = replace(settings, text=replace(settings.text, vocab_size=max(vars(SpecialIds()).values()) + 1))
+        most = max(vars(default_ids(settings.family)).values())
+        settings = replace(settings, text=replace(settings.text, vocab_size=most + 1))
     with META:
-        model = ArcVideoForConditionalGeneration(ArcVideoConfig.from_settings(settings, special=SpecialIds()))
+        model = ArcVideoForConditionalGeneration(
+            ArcVideoConfig.from_settings(settings, special=default_ids(settings.family))
+        )
     model.adopt(config.model)
     lora = config.lora
     if lora is not None:
@@ -239,7 +242,7 @@ def _objective(config: RunConfig) -> Any:
 
 def _batch(config: RunConfig, *, row: Row) -> Batch:
     """A row of that shape: ids, segments and positions are real, pictures and sound are on meta."""
-    special, pictures = SpecialIds(), row.frames * config.layout.tokens_per_frame
+    special, pictures = default_ids(config.model.family), config.layout.placeholders(row.frames)
     prompt = torch.zeros(1 + pictures + row.text, dtype=torch.int64)
     prompt[1 : 1 + pictures] = special.image
     lengths = [len(prompt), *row.branches] * row.families
@@ -278,7 +281,7 @@ def _media(config: RunConfig, *, frames: int) -> Media:
         patches = (vision.force_image_size // vision.patch_size) ** 2
         return replace(
             bare,
-            patches=torch.empty(frames, patches, vision.hidden_size, device=META),
+            patches=torch.empty(config.layout.groups(frames), patches, vision.hidden_size, device=META),
             speech=torch.empty(chunks, audio.max_source_positions, audio.d_model, device=META),
         )
     side = vision.force_image_size

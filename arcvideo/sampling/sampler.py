@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from arcvideo.feed.prompts import Prompt
-from arcvideo.model.special import SPECIALS
+from arcvideo.model.special import ALL_SPECIALS
 from arcvideo.sampling.draw import draw, filtered, uniforms
 from arcvideo.sampling.forked import ForkedCache
 from arcvideo.sampling.graph import GraphStep
@@ -101,7 +101,7 @@ class InProcessSampler:
                 static=settings.decode != "dynamic",
             ),
             logits=prefilled.logits[rows],
-            next_positions=prefilled.mask.sum(dim=1)[rows],
+            next_positions=prefilled.next_positions[rows],
             noise=noise.flatten(0, 1),
         )
         del prefilled
@@ -194,7 +194,7 @@ class _Decoding:
     logits: Tensor
     """(R, V) float32 of the token to draw."""
     next_positions: Tensor
-    """(R,) int64: position of the token to draw, the number of real tokens before it."""
+    """(R,) int64: position of the token to draw, on all axes."""
     noise: Tensor
     """(all rows, max_new_tokens) float64 on CPU, never compacted."""
     graph: GraphStep | None = None
@@ -241,5 +241,5 @@ def banned_ids(tokenizer: Any, *, stop: frozenset[int]) -> frozenset[int]:
     """Special ids that are never sampled: a sampled image token would be read as a place for media."""
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     known = tokenizer.get_vocab()
-    media = {known[name] for name in SPECIALS.values() if name in known}  # whether or not they are marked special
+    media = {known[name] for name in ALL_SPECIALS if name in known}  # whether or not they are marked special
     return frozenset(special | media | set(tokenizer.all_special_ids)) - stop
