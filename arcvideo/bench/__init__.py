@@ -9,9 +9,36 @@ from importlib import import_module
 from pathlib import Path
 
 from arcvideo.bench.item import Bench, BenchHole, BenchItem, Reader
+from arcvideo.bench.readers.activitynet import ACTIVITYNET
+from arcvideo.bench.readers.charades_sta import CHARADES_STA
+from arcvideo.bench.readers.daily_omni import DAILY_OMNI
+from arcvideo.bench.readers.mvbench import MVBENCH
+from arcvideo.bench.readers.own import OWN
+from arcvideo.bench.readers.qvhighlights import QVHIGHLIGHTS
+from arcvideo.bench.readers.shortvid import SHORTVID
+from arcvideo.bench.readers.timelens import TIMELENS
+from arcvideo.bench.readers.tinyshorts import TINYSHORTS
+from arcvideo.bench.readers.vcr_bench import VCR_BENCH
+from arcvideo.bench.readers.video_holmes import VIDEO_HOLMES
+from arcvideo.bench.readers.video_mme import VIDEO_MME
+from arcvideo.bench.readers.worldsense import WORLDSENSE
 from arcvideo.structured import nearest
 
-BENCHES: dict[str, Reader] = {}
+BENCHES: dict[str, Reader] = {
+    "shortvid-bench": SHORTVID,
+    "charades-sta": CHARADES_STA,
+    "activitynet-captions": ACTIVITYNET,
+    "qvhighlights": QVHIGHLIGHTS,
+    "timelens-bench": TIMELENS,
+    "mvbench": MVBENCH,
+    "video-mme": VIDEO_MME,
+    "vcr-bench": VCR_BENCH,
+    "video-holmes": VIDEO_HOLMES,
+    "daily-omni": DAILY_OMNI,
+    "worldsense": WORLDSENSE,
+    "tinyshorts": TINYSHORTS,
+    "own": OWN,
+}
 """Name -> reader."""
 
 __all__ = ["BENCHES", "Bench", "BenchHole", "BenchItem", "Reader", "find_reader", "read_bench"]

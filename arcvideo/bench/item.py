@@ -74,7 +74,7 @@ class Reader:
     metrics: tuple[str, ...] = ()
     """Metrics that its papers report, the main one first."""
     published: str = ""
-    """Column of `arcvideo.bench.published` that prints beside its main figure; empty when none is known."""
+    """Name in `arcvideo.bench.published`, without size or split (`Bench.name` has them); empty when none is known."""
     layout: str = ""
     """The folder that is wanted, in one line."""
     options: Mapping[str, str] = field(default_factory=dict)

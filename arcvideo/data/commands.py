@@ -17,6 +17,7 @@ from tqdm import tqdm
 from arcvideo.data import plots
 from arcvideo.data.import_command import add_import, print_problems
 from arcvideo.data.inspection import View, describe, look, picture, view_table
+from arcvideo.data.split import add_split
 from arcvideo.data.transcribe import add_transcribe
 from arcvideo.decoding.pool import MediaPool
 from arcvideo.layout import MediaLayout
@@ -60,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--plot", type=Path, help="also draw it, into this PNG file")
     add_import(commands)
     add_transcribe(commands)
+    add_split(commands)
     return top
 
 

@@ -61,7 +61,7 @@ def _import(options: argparse.Namespace) -> int:
         raise ValueError(f"--name {options.name}: a name without slashes; --out says where")
     if options.map and options.format not in ("table", "video-chatgpt", "video-mme", "daily-omni"):
         raise ValueError(f"--map: columns are for tables; give --format table instead of {options.format}")
-    _share(options.held_out)
+    held_out_share(options.held_out)
     for folder in ("videos", "audio", "out"):
         if getattr(options, folder) is not None:
             setattr(options, folder, getattr(options, folder).expanduser())
@@ -100,8 +100,12 @@ def _columns(text: str | None) -> dict[str, str]:
     return {field.strip(): column.strip() for field, _, column in pairs}
 
 
-def _share(text: str) -> float:
-    """The number of `10%` or `0.1`."""
+def held_out_share(text: str) -> float:
+    """Return the number of `10%` or `0.1`.
+
+    Raises:
+        ValueError: it is none from 0 to below 1.
+    """
     try:
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
@@ -109,6 +113,11 @@ def _share(text: str) -> float:
     if not 0 <= share < 1:
         raise ValueError(f"--held-out {text}: must be a share from 0% to below 100%, like 10%")
     return share
+
+
+def is_held_out(name: str, *, share: float) -> bool:
+    """Return whether the clip of that name is among the share that is held out, whatever other clips there are."""
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big") < share * 2**64
 
 
 def _mixture_line(out: Path, entry: MetaEntry) -> str:
@@ -129,7 +138,7 @@ def _import_one(options: argparse.Namespace, request: ImportRequest, *, kind: st
         paths: list[Path] = []
         try:
             _check_room(options.out, size=sum(sizes.values()))
-            for part, chosen in _parts(drafts, name=name, share=_share(options.held_out)):
+            for part, chosen in _parts(drafts, name=name, share=held_out_share(options.held_out)):
                 paths += _written(options, chosen, name=part, report=report)
         except ValueError:
             print_problems(report.problems)
@@ -153,16 +162,15 @@ def _files(draft: Draft) -> list[Path]:
 
 def _parts(drafts: Sequence[Draft], *, name: str, share: float) -> list[tuple[str, list[Draft]]]:
     """(name of the shards, drafts): all, or those to train on and those held out, chosen by their keys alone."""
-
-    def is_held(draft: Draft) -> bool:
-        return int.from_bytes(hashlib.sha256(draft.key.encode()).digest()[:8], "big") < share * 2**64
-
-    held = [draft for draft in drafts if is_held(draft)]
+    held = [draft for draft in drafts if is_held_out(draft.key, share=share)]
     if not share:
         return [(name, list(drafts))]
     if not held or len(held) == len(drafts):
         raise ValueError(f"--held-out {share:.0%} of {len(drafts)} clips leaves one side without any; change the share")
-    return [(name, [draft for draft in drafts if not is_held(draft)]), (f"{name}-{HELD_OUT}", held)]
+    return [
+        (name, [draft for draft in drafts if not is_held_out(draft.key, share=share)]),
+        (f"{name}-{HELD_OUT}", held),
+    ]
 
 
 def _written(options: argparse.Namespace, drafts: Sequence[Draft], *, name: str, report: ImportReport) -> list[Path]:

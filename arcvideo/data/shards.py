@@ -3,7 +3,7 @@
 index    makes the sidecar indexes            inspect  shows a clip as the model will see it
 verify   decodes and hashes every clip        stats    counts tasks, seconds, tokens
 import   turns other people's formats into shards
-transcribe  adds what Whisper hears
+transcribe  adds what Whisper hears    split    holds out a share of own questions, by clip
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""One file for each public benchmark: its folder becomes questions."""
