@@ -26,7 +26,7 @@ from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.disk.loading import CODE_FILE, load_config, share, write_code
 from arcvideo.model.disk.tokenizer import chat_template as own_template
 from arcvideo.model.disk.tokenizer import load_tokenizer, save_tokenizer
-from arcvideo.model.families import family_of
+from arcvideo.model.families.table import family_of
 from arcvideo.model.positions import replace_newlines, video_ids, xd_positions
 from arcvideo.model.special import special_ids, template_of
 from arcvideo.planning.settings import MODALITIES, WORDINGS

@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextT
 from arcvideo.model.attention import Plan
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.disk.weights import check_fit
-from arcvideo.model.families import parts_of
+from arcvideo.model.families.table import parts_of
 from arcvideo.model.generation import ArcVideoGenerationMixin, generation_config
 from arcvideo.model.inputs import check_batch, four_axes, insert, running_positions
 from arcvideo.model.output import ArcVideoOutput, Trace, cross_entropy, seen_states

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from arcvideo.layout import MediaLayout
-from arcvideo.model.families import FAMILIES
-from arcvideo.model.family import Family
+from arcvideo.model.families.family import Family
+from arcvideo.model.families.table import FAMILIES
 
 ATTENTIONS = ("sdpa", "flex_attention", "auto", "eager")
 RECOMPUTES = ("none", "selective", "full")

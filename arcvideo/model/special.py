@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 from arcvideo.model.arc_hunyuan.family import ARC_HUNYUAN
-from arcvideo.model.families import FAMILIES, family_of
-from arcvideo.model.family import Template
+from arcvideo.model.families.family import Template
+from arcvideo.model.families.table import FAMILIES, family_of
 
 SPECIALS: dict[str, str] = {
     "end": ARC_HUNYUAN.strings["end"],

@@ -1,6 +1,6 @@
 """ARC-Hunyuan-Video: every frame between marks of its own, rows with ends, sound of a second on each frame."""
 
-from arcvideo.model.family import Family, Template
+from arcvideo.model.families.family import Family, Template
 
 ARC_HUNYUAN = Family(
     name="arc_hunyuan",

@@ -12,7 +12,7 @@ from arcvideo.model.arc_hunyuan.initialization import initialize
 from arcvideo.model.arc_hunyuan.language import Decoder, LanguageModel
 from arcvideo.model.arc_hunyuan.vision import Perceiver, VisionModel, VisionTransformer
 from arcvideo.model.configuration import ArcVideoConfig
-from arcvideo.model.parts import Named, Parts
+from arcvideo.model.families.parts import Named, Parts
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.towers.fusion import audio_for_frames
 

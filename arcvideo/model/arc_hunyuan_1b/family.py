@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from arcvideo.model.arc_hunyuan.family import ARC_HUNYUAN
-from arcvideo.model.family import Template
+from arcvideo.model.families.family import Template
 
 
 def _place(number: int) -> str:

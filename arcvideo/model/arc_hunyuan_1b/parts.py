@@ -15,7 +15,7 @@ from torch import Tensor
 from arcvideo.model.arc_hunyuan.language import Decoder, LanguageModel
 from arcvideo.model.arc_hunyuan.parts import PARTS as ARC
 from arcvideo.model.arc_hunyuan.vision import Perceiver, VisionModel, VisionTransformer
-from arcvideo.model.parts import Named
+from arcvideo.model.families.parts import Named
 from arcvideo.model.settings import ModelSettings
 
 RENAMES = (

@@ -1,6 +1,6 @@
 """ARC-Qwen-Video: two frames a group, no marks between groups, sound of two seconds on each group."""
 
-from arcvideo.model.family import Family, Template
+from arcvideo.model.families.family import Family, Template
 
 ARC_QWEN = Family(
     name="arc_qwen",

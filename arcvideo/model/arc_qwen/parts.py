@@ -24,7 +24,7 @@ from arcvideo.model.arc_hunyuan.language import LanguageModel
 from arcvideo.model.arc_hunyuan.vision import VisionModel
 from arcvideo.model.arc_qwen.language import Decoder, DecoderLayer
 from arcvideo.model.arc_qwen.vision import Merger, VisionLayer, VisionTransformer
-from arcvideo.model.parts import Named, Parts
+from arcvideo.model.families.parts import Named, Parts
 from arcvideo.model.settings import ModelSettings
 
 RENAMES = (

@@ -23,7 +23,7 @@ from arcvideo.model.configuration import ArcVideoConfig, ids_to_config
 from arcvideo.model.disk.loading import empty_model, save_model
 from arcvideo.model.disk.tokenizer import load_tokenizer, save_tokenizer
 from arcvideo.model.disk.weights import HEAD, IGNORED, tensors_of, weight_files
-from arcvideo.model.families import FAMILIES, family_of, parts_of
+from arcvideo.model.families.table import FAMILIES, family_of, parts_of
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import AudioSettings
 from arcvideo.model.special import special_ids

@@ -14,8 +14,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from arcvideo.model.arc_hunyuan.family import ARC_HUNYUAN
-from arcvideo.model.families import FAMILIES
-from arcvideo.model.family import Family
+from arcvideo.model.families.family import Family
+from arcvideo.model.families.table import FAMILIES
 from arcvideo.model.special import ANSWER_TAGS, SPECIALS
 
 TINY_PIECES = r"\d\d:\d\d:\d\d|\d| ?\p{L}+| ?[^\s\p{L}\d]|\s"

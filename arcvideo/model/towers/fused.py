@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from arcvideo.model.parts import Parts
+from arcvideo.model.families.parts import Parts
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.towers.audio import AudioEncoder, pool_rows
 from arcvideo.model.towers.features import FeatureStore

@@ -8,7 +8,7 @@ from typing import Any
 from arcvideo.model.arc_hunyuan.family import ARC_HUNYUAN
 from arcvideo.model.arc_hunyuan_1b.family import ARC_HUNYUAN_1B
 from arcvideo.model.arc_qwen.family import ARC_QWEN
-from arcvideo.model.family import Family
+from arcvideo.model.families.family import Family
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (ARC_HUNYUAN, ARC_HUNYUAN_1B, ARC_QWEN)}
 
