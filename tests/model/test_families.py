@@ -11,11 +11,13 @@ from torch import Tensor
 
 from arcvideo.model.disk.loading import load_model, save_model
 from arcvideo.model.disk.tokenizer import load_tokenizer
+from arcvideo.model.families.table import family_of
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.positions import next_position, replace_newlines, video_ids, xd_positions
 from arcvideo.model.special import SpecialIds, special_ids
 from arcvideo.model.towers.media import grouped
-from arcvideo.types import Media, Segments
+from arcvideo.render import render_branch
+from arcvideo.types import Media, Sample, Segments, Turn
 from tests.model.families import assembled
 
 FAMILIES = ["arc_hunyuan_1b", "arc_qwen"]
@@ -83,6 +85,28 @@ def test_without_sound_logits_are_those_of_transformers(family: Any) -> None:
     got = ours(inputs_embeds=embeds, position_ids=xd_positions(ids, special)[None]).logits
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     assert want.std() > 0.1
+
+
+def test_the_chat_template_writes_what_training_renders(family: Any) -> None:
+    _, folder, _, _ = family
+    tokenizer = load_tokenizer(folder / "base")
+    turns = (Turn(question="What?", answer="A circle."), Turn(question="When?", answer="At 00:00:01."))
+    sample = Sample(key="a/0", task="qa", turns=turns, media_key=None)
+    rendered = render_branch(sample, tokenizer=tokenizer, wording="arc")
+    messages = [
+        {"role": role, "content": content}
+        for turn in turns
+        for role, content in (("user", turn.question), ("assistant", turn.answer))
+    ]
+    written = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert tokenizer.encode(written, add_special_tokens=False) == rendered.ids.tolist()
+    supervised = tokenizer.decode(rendered.ids[rendered.is_target].tolist())
+    end = template_end(tokenizer)
+    assert supervised == f"A circle.{end}At 00:00:01.{end}"
+
+
+def template_end(tokenizer: Any) -> str:
+    return family_of(tokenizer).strings["end"]
 
 
 @torch.no_grad()

@@ -139,6 +139,7 @@ def describe(directory: Path) -> Mapping[str, Any]:
             "intermediate_size": picture.intermediate_size,
             "num_hidden_layers": picture.depth,
             "num_attention_heads": picture.num_heads,
+            "rms_norm_eps": 1e-6,  # a constant of transformers' modules
             "patch_size": picture.patch_size,
             "num_channels": picture.in_channels,
             "anyres_pooling_size": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import lru_cache
 from typing import Any
 
 from arcvideo.model.arc_hunyuan.family import ARC_HUNYUAN
@@ -13,6 +14,7 @@ from arcvideo.model.families.family import Family
 FAMILIES: dict[str, Family] = {family.name: family for family in (ARC_HUNYUAN, ARC_HUNYUAN_1B, ARC_QWEN)}
 
 
+@lru_cache(maxsize=8)
 def family_of(tokenizer: Any) -> Family:
     """Return the family whose special strings a tokenizer has.
 
