@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -57,6 +58,7 @@ class Loader:
     """In this process, or `MediaPool.read_clip`."""
     kept_clips: int = 4
     _kept: OrderedDict[str, Media] = field(default_factory=OrderedDict)
+    _loading: dict[str, Future[Media]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def rendered(self, family: Family) -> list[Rendered]:
@@ -174,19 +176,39 @@ class Loader:
         return replace(self.layout, max_frames=int(self.table.frame_limit[clip]))
 
     def _decoded(self, clip: int, *, key: str, seed: int) -> Media:
+        """The clip's media; families of one clip that are loaded at once wait for one decoding of it."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
+            others = self._loading.get(key)
+            if others is None:
+                mine = self._loading[key] = Future()
+        if others is not None:
+            return others.result()
+        try:
+            media = self._stored(clip, key=key, seed=seed)
+        except BaseException as error:
+            mine.set_exception(error)
+            raise
+        else:
+            with self._lock:
+                self._kept[key] = media
+                while len(self._kept) > self.kept_clips:
+                    self._kept.popitem(last=False)
+            mine.set_result(media)
+        finally:
+            with self._lock:
+                del self._loading[key]
+        return media
+
+    def _stored(self, clip: int, *, key: str, seed: int) -> Media:
+        """From the frame cache, or decoded and written there."""
         media = self.cache.load(key) if self.cache is not None else None
         if media is None:
             media = self._fresh(clip, seed=seed)
             if self.cache is not None:
                 media = self.cache.save(key, media)
-        with self._lock:
-            self._kept[key] = media
-            while len(self._kept) > self.kept_clips:
-                self._kept.popitem(last=False)
         return media
 
     def _fresh(self, clip: int, *, seed: int) -> Media:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from arcvideo.decoding.cache import FrameCache
 from arcvideo.decoding.pool import MediaPool
-from arcvideo.feed.collate import collate
+from arcvideo.feed.ahead import Ahead
+from arcvideo.feed.collate import Rendered, collate
 from arcvideo.feed.load import FAILURES, Features, Loader
 from arcvideo.feed.prompts import Prompt, Question, StepPrompts
 from arcvideo.feed.quarantine import Quarantine
@@ -30,12 +31,22 @@ from arcvideo.planning.shares import mixture_report, realised, realised_prompts,
 from arcvideo.shards.members import Problem
 from arcvideo.types import Batch, Counts, StepData
 
-T = TypeVar("T")
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """What was made of a family: rows of a batch or prompts, or nothing."""
+
+    family: Family
+    rows: Sequence[Rendered] = ()
+    prompts: Sequence[Prompt] = ()
+    problem: Problem | None = None
+    """Why there is nothing, when that is news."""
+    lost: bool = False
 
 
 @dataclass
 class _Step:
-    """What a background thread made of one step."""
+    """What was made of one step."""
 
     batches: list[Batch] = field(default_factory=list)
     prompts: list[Prompt] = field(default_factory=list)
@@ -115,8 +126,9 @@ class Source:
         self.quarantine = Quarantine(self.tables, settings=settings.quarantine, file=quarantine_file)
         # Threads read, cut mels and render; decoding itself runs in processes that can be killed, also with workers=0.
         self._media = MediaPool(count=max(1, settings.workers), limits=settings.limits)
-        self._pool = ThreadPoolExecutor(settings.workers, "data") if settings.workers else None
-        self._ahead: dict[tuple[int, int], Future[_Step]] = {}
+        self._ahead: Ahead[Family, _Loaded, _Step] | None = None
+        if settings.workers:
+            self._ahead = Ahead(workers=settings.workers, load=self._attempt)
         cached = settings.frame_cache.path is not None
         cache = FrameCache(settings.frame_cache, layout=layout) if cached else None
         self._loaders = [
@@ -205,8 +217,10 @@ class Source:
             if (items := tuple(i for i in family.items if only is None or self._question(family, i).key in only))
         ]
         block = np.array_split(np.arange(len(families)), self.world)[self.rank]
-        for number in block:
-            yield from self._finish(self._load_prompts([families[number]])).prompts
+        wanted = (families[number] for number in block)
+        loading = map(self._attempt, wanted) if self._ahead is None else self._ahead.in_order(wanted)
+        for loaded in loading:
+            yield from self._finish(self._joined([[loaded]], None)).prompts
 
     def counts(self) -> dict[str, dict[str, Any]]:
         """Return for each source what the index holds, and the bad samples that all ranks met."""
@@ -237,25 +251,34 @@ class Source:
 
     def close(self) -> None:
         """Stops the background threads and processes."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._ahead is not None:
+            self._ahead.close()
         self._media.close()
 
     def _ready(self, step: int, count: int) -> _Step:
         """The step's content; with workers, the following steps are started too."""
-        if self._pool is None:
-            return self._load(step, count)
-        wanted = [(number, count) for number in range(step, step + 1 + self.settings.prefetch_steps)]
-        for key in [key for key in self._ahead if key not in wanted]:
-            self._ahead.pop(key).cancel()
-        for key in wanted:
-            if key not in self._ahead:
-                # Planning touches shared state, so it happens here; threads only read and decode.
-                self._ahead[key] = self._pool.submit(self._load_planned, *self._planned(*key))
-        return self._ahead.pop((step, count)).result()
+        if self._ahead is None:
+            packs, places = self._planned(step, count)
+            return self._joined([[self._attempt(family) for family in pack] for pack in packs], places)
+        self._ahead.keep((number, count) for number in range(step, step + 1 + self._most_ahead))
+        clips, last = 0, step + self.settings.prefetch_steps
+        for number in range(step, step + 1 + self._most_ahead):
+            # Planning touches shared state, so it happens here; threads only read and decode.
+            packs, places = self._planned(number, count)
+            if (number, count) not in self._ahead:
+                self._ahead.start((number, count), packs, join=partial(self._joined, places=places))
+            clips += (number > step) * sum(self._has_media(family) for pack in packs for family in pack)
+            if number >= last and clips >= self.settings.workers:
+                break
+        return self._ahead.take((step, count))
 
-    def _load(self, step: int, count: int) -> _Step:
-        return self._load_planned(*self._planned(step, count))
+    @property
+    def _most_ahead(self) -> int:
+        """Steps prepared ahead: `data.prefetch_steps`, and more where those leave decoders without a clip."""
+        return self.settings.prefetch_steps + self.settings.workers
+
+    def _has_media(self, family: Family) -> bool:
+        return bool(self.tables[family.source].media_tokens[family.clip])
 
     def _planned(self, step: int, count: int) -> tuple[list[tuple[Family, ...]], range | None]:
         """The families of a step; of prompts also their places in the stream."""
@@ -264,33 +287,31 @@ class Source:
             return [tuple(self._prompt_plan.step(step, **share))], self._prompt_plan.places(step, **share)
         return self.plan.step(step, rank=self.rank, world=self.world), None
 
-    def _load_planned(self, packs: list[tuple[Family, ...]], places: range | None) -> _Step:
-        if places is not None:
-            return self._load_prompts([family for pack in packs for family in pack], places=places)
+    def _joined(self, packs: list[list[_Loaded]], places: range | None) -> _Step:
+        """The step made of its families; with places each family is one item, the prompt at the place beside it."""
         done = _Step()
         for pack in packs:
-            rendered = [row for family in pack for row in self._attempt(family, done, Loader.rendered)]
-            done.batches.append(collate(rendered, specials=self.specials, weighting=self._weighting))
+            for loaded in pack:
+                self._note(loaded, done)
+            if self.supervised:
+                rendered = [row for loaded in pack for row in loaded.rows]
+                done.batches.append(collate(rendered, specials=self.specials, weighting=self._weighting))
+            else:
+                for number, loaded in enumerate(pack):
+                    place = None if places is None else places[number]
+                    done.prompts += [replace(prompt, place=place) for prompt in loaded.prompts]
         return done
 
-    def _load_prompts(self, families: list[Family], *, places: range | None = None) -> _Step:
-        """The families as prompts; with places each family is one item, the prompt at the place beside it."""
-        done = _Step()
-        for number, family in enumerate(families):
-            place = None if places is None else places[number]
-            done.prompts += [replace(prompt, place=place) for prompt in self._attempt(family, done, Loader.prompts)]
-        return done
-
-    def _attempt(self, family: Family, done: _Step, load: Callable[[Loader, Family], list[T]]) -> list[T]:
-        """What `load` makes of the family; nothing and an entry in the books when it fails."""
-        table = self.tables[family.source]
-        name, key = table.name, table.key(family.clip)
-        done.planned[name] += len(family.items)
-        if self.quarantine.unreadable(name, key):
-            self._lose(family, done)
-            return []
+    def _attempt(self, family: Family) -> _Loaded:
+        """What can be made of the family; any thread may ask."""
+        table, loader = self.tables[family.source], self._loaders[family.source]
+        key = table.key(family.clip)
+        if self.quarantine.unreadable(table.name, key):
+            return _Loaded(family=family, lost=True)
         try:
-            loaded = load(self._loaders[family.source], family)
+            if self.supervised:
+                return _Loaded(family=family, rows=loader.rendered(family))
+            return _Loaded(family=family, prompts=loader.prompts(family))
         except FAILURES as error:
             problem = Problem(
                 key=key,
@@ -299,16 +320,18 @@ class Source:
                 detail=getattr(error, "detail", str(error)),
                 shard=table.indexes[table.clip_shard[family.clip]].shard.name,
             )
-            self._lose(family, done)
-            done.problems.append((name, problem))
-            return []
-        done.seen[name] += len(family.items)
-        return loaded
+            return _Loaded(family=family, problem=problem, lost=True)
 
-    def _lose(self, family: Family, done: _Step) -> None:
-        table = self.tables[family.source]
-        done.quarantined[table.name] += len(family.items)
-        done.lost.append(table.key(family.clip))
+    def _note(self, loaded: _Loaded, done: _Step) -> None:
+        """Enter a family in the books of its step."""
+        family, table = loaded.family, self.tables[loaded.family.source]
+        done.planned[table.name] += len(family.items)
+        books = done.quarantined if loaded.lost else done.seen
+        books[table.name] += len(family.items)
+        if loaded.lost:
+            done.lost.append(table.key(family.clip))
+        if loaded.problem is not None:
+            done.problems.append((table.name, loaded.problem))
 
     def _finish(self, done: _Step) -> _Step:
         """Write down what a step that is now handed out met; the same problem counts once."""

@@ -112,10 +112,10 @@ class DataSettings:
     min_frames: int = 1
     """An item that would leave its clip fewer frames than this is dropped by fewer_frames, and counted."""
     workers: int = 0
-    """Decoding processes, each with a thread that works ahead; 0 works ahead of nothing: a step's media are decoded
-    when the step asks for them, in one process."""
+    """Clips decoded at once, each in a process of its own that works ahead; 0 works ahead of nothing: a step's media
+    are decoded when the step asks for them, in one process."""
     prefetch_steps: int = 2
-    """Optimizer steps prepared ahead when workers > 0."""
+    """Optimizer steps prepared ahead when workers > 0; more where those hold fewer clips than there are workers."""
     limits: MediaLimits = field(default_factory=MediaLimits)
     """What one file may cost; a decoding process that goes beyond is replaced, and the file quarantined."""
     frame_cache: FrameCacheSettings = field(default_factory=FrameCacheSettings)
