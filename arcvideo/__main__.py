@@ -53,6 +53,11 @@ COMMANDS = {
     "settings": Command(module="arcvideo.reference", about="every setting with its meaning, as Markdown"),
     "torchrun": Command(module="arcvideo.torchrun", about="one stage on several devices"),
     "synthetic": Command(module="arcvideo.synthetic.__main__", about="generate TinyShorts"),
+    "model": Command(
+        module="arcvideo.model.disk.parts",
+        documented=True,
+        about="arcvideo model assemble: base weights of a family from public parts",
+    ),
     "parts": Command(
         module="arcvideo.model.disk.parts",
         documented=True,

@@ -265,7 +265,11 @@ def _objective_problems(config: RunConfig) -> Iterator[str]:
     if config.stage.options and row in OBJECTIVES.values():
         yield f"stage.options is for a class of your own; the settings of {config.stage.objective} are {row.settings}.*"
     yield from lora_problems(
-        config.lora, train=config.stage.train, objective=config.stage.objective, answers=row.feed == "answers"
+        config.lora,
+        train=config.stage.train,
+        objective=config.stage.objective,
+        answers=row.feed == "answers",
+        family=config.model.family,
     )
     for name in config.grpo.reward_names if row.sampled else ():
         try:

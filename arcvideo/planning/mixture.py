@@ -129,7 +129,9 @@ def frame_limits(duration: np.ndarray, *, clip: Ints, text: Ints, settings: Data
     limit = np.full(len(duration), layout.max_frames, dtype=np.int64)
     if settings.over_budget == "fewer_frames":
         ends = media_length(0, layout=layout)
-        room = (settings.token_budget - text - ends) // (media_length(1, layout=layout) - ends)
+        room = (
+            (settings.token_budget - text - ends) // (media_length(1, layout=layout) - ends) * layout.frames_per_group
+        )
         tight = room < frame_counts(duration, max_frames=layout.max_frames)[clip]
         tight &= room >= settings.min_frames
         np.minimum.at(limit, clip[tight], room[tight])

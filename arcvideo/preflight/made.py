@@ -13,7 +13,7 @@ from arcvideo.config import RunConfig
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.disk.lora import add_adapters
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
-from arcvideo.model.special import SpecialIds
+from arcvideo.model.special import default_ids
 from arcvideo.objectives import load_objective
 from arcvideo.preflight.row import Row
 from arcvideo.runner.trainable import PREFIXES, train_only, trained_modules
@@ -25,9 +25,11 @@ def model_of(config: RunConfig, *, device: torch.device) -> ArcVideoForCondition
     """Return the model of a stage with what learns in it; its weights are small random numbers, or none on meta."""
     settings = config.model
     if settings.text.vocab_size == 0:
-        settings = replace(settings, text=replace(settings.text, vocab_size=max(vars(SpecialIds()).values()) + 1))
+        most = max(vars(default_ids(settings.family)).values())
+        settings = replace(settings, text=replace(settings.text, vocab_size=most + 1))
+    special = default_ids(settings.family)
     with torch.device("meta"):
-        model = ArcVideoForConditionalGeneration(ArcVideoConfig.from_settings(settings, special=SpecialIds()))
+        model = ArcVideoForConditionalGeneration(ArcVideoConfig.from_settings(settings, special=special))
     model.adopt(config.model)
     lora = config.lora
     if lora is not None:
@@ -61,7 +63,7 @@ def objective_of(config: RunConfig) -> Any:
 
 def batch_of(config: RunConfig, *, row: Row, device: torch.device) -> Batch:
     """Return a row of that shape: ids, segments and positions are on the CPU, pictures and sound on `device`."""
-    special, pictures = SpecialIds(), row.frames * config.layout.tokens_per_frame
+    special, pictures = default_ids(config.model.family), config.layout.placeholders(row.frames)
     prompt = torch.zeros(1 + pictures + row.text, dtype=torch.int64)
     prompt[1 : 1 + pictures] = special.image
     lengths = [len(prompt), *row.branches] * row.families
@@ -102,7 +104,7 @@ def _media(config: RunConfig, *, frames: int, device: torch.device) -> Media:
         patches = (vision.force_image_size // vision.patch_size) ** 2
         return replace(
             bare,
-            patches=torch.zeros(frames, patches, vision.hidden_size, device=device),
+            patches=torch.zeros(config.layout.groups(frames), patches, vision.hidden_size, device=device),
             speech=torch.zeros(chunks, audio.max_source_positions, audio.d_model, device=device),
         )
     side = vision.force_image_size

@@ -7,7 +7,7 @@ from typing import Any
 
 from arcvideo.config import RunConfig
 from arcvideo.flops import decoder_weights, head_weights
-from arcvideo.model.settings import ModelSettings
+from arcvideo.model.settings import ModelSettings, adapter_targets
 from arcvideo.preflight.activations import activations
 from arcvideo.preflight.row import Row
 from arcvideo.runner.settings import zero_stage
@@ -42,8 +42,9 @@ def parameters(model: ModelSettings) -> dict[str, float]:
     vision, audio, width = model.vision, model.audio, model.text.hidden_size
     wide = vision.hidden_size
     return {
-        "llm": decoder_weights(model.text) + head_weights(model.text),
-        "vit": vision.num_hidden_layers * (4 * wide**2 + 2 * wide * vision.intermediate_size)
+        "llm": decoder_weights(model.text) + head_weights(model.text) * (1 if model.text.tie_word_embeddings else 2),
+        "vit": vision.num_hidden_layers
+        * (4 * wide**2 + (3 if model.kind.gated_vision else 2) * wide * vision.intermediate_size)
         + (vision.max_image_size // vision.patch_size) ** 2 * wide,
         "vision_projector": 16 * wide**2 + 4 * wide * width,
         "whisper": audio.encoder_layers * (4 * audio.d_model**2 + 2 * audio.d_model * audio.encoder_ffn_dim),
@@ -64,13 +65,20 @@ def _adapters(config: RunConfig) -> float:
     text, rank = config.model.text, config.lora.rank
     heads = text.num_attention_heads * text.attention_head_dim
     both = heads + 2 * text.num_key_value_heads * text.attention_head_dim
+    queries, keys = heads, text.num_key_value_heads * text.attention_head_dim
     widths = {
         "qkv_proj": text.hidden_size + both,
+        "q_proj": text.hidden_size + queries,
+        "k_proj": text.hidden_size + keys,
+        "v_proj": text.hidden_size + keys,
+        "gate_proj": text.hidden_size + text.intermediate_size,
+        "up_proj": text.hidden_size + text.intermediate_size,
         "o_proj": heads + text.hidden_size,
         "gate_and_up_proj": text.hidden_size + 2 * text.intermediate_size,
         "down_proj": text.intermediate_size + text.hidden_size,
     }
-    return float(text.num_hidden_layers * rank * sum(widths.get(name, 0) for name in config.lora.targets))
+    targets = adapter_targets(config.lora, family=config.model.family)
+    return float(text.num_hidden_layers * rank * sum(widths.get(name, 0) for name in targets))
 
 
 def memory(config: RunConfig, *, ranks: int, row: Row) -> Memory:

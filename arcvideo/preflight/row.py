@@ -28,7 +28,7 @@ class Row:
 
     def tokens(self, config: RunConfig) -> int:
         """Of the row."""
-        family = 1 + self.frames * config.layout.tokens_per_frame + self.text + sum(self.branches)
+        family = 1 + config.layout.placeholders(self.frames) + self.text + sum(self.branches)
         return self.families * family
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
 from arcvideo.feed.prompts import Prompt
-from arcvideo.model.positions import replace_newlines, xd_positions
+from arcvideo.model.positions import next_position, replace_newlines, xd_positions
 from arcvideo.model.special import SpecialIds
 from arcvideo.render import Ids
 from arcvideo.sampling.cache import fork
@@ -34,7 +34,9 @@ class Prefilled:
     logits: Tensor
     """(B, V) float32 of the first new token."""
     mask: Tensor
-    """(B, P + Q) bool, False on padding; its sum is the position of the first new token."""
+    """(B, P + Q) bool, False on padding."""
+    next_positions: Tensor
+    """(B,) int64: the position of the first new token, on all axes."""
 
 
 def prefill(model: Any, prompts: Sequence[Prompt], *, features: Any = None) -> Prefilled:
@@ -51,7 +53,7 @@ def prefill(model: Any, prompts: Sequence[Prompt], *, features: Any = None) -> P
     cache: Cache = DynamicCache()
     questions = _rows(
         [prompt.question_ids for prompt in prompts],
-        offsets=[len(prompt.prefix_ids) for prompt in prompts],
+        offsets=[next_position(torch.from_numpy(prompt.prefix_ids), special) for prompt in prompts],
         special=special,
         device=device,
     )
@@ -76,7 +78,7 @@ def prefill(model: Any, prompts: Sequence[Prompt], *, features: Any = None) -> P
         input_ids=questions.ids, position_ids=questions.positions, attention_mask=mask.long(), past_key_values=cache
     )
     logits = output.logits[torch.arange(len(prompts), device=device), questions.mask.sum(dim=1) - 1].float()
-    return Prefilled(cache=cache, logits=logits, mask=mask)
+    return Prefilled(cache=cache, logits=logits, mask=mask, next_positions=questions.nexts)
 
 
 def parts_of(prompts: Sequence[Prompt], *, tokens: int = PREFILL_TOKENS) -> list[list[int]]:
@@ -155,6 +157,8 @@ class _Rows:
     """(B, 4, L) int64."""
     mask: Tensor
     """(B, L) bool."""
+    nexts: Tensor
+    """(B,) int64: the position behind each row."""
 
 
 def _rows(rows: Sequence[Ids], *, offsets: Sequence[int], special: SpecialIds, device: torch.device) -> _Rows:
@@ -163,10 +167,15 @@ def _rows(rows: Sequence[Ids], *, offsets: Sequence[int], special: SpecialIds, d
     ids = torch.zeros(len(rows), longest, dtype=torch.int64)
     positions = torch.zeros(len(rows), 4, longest, dtype=torch.int64)
     mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    nexts = torch.zeros(len(rows), dtype=torch.int64)
     for index, (row, offset) in enumerate(zip(rows, offsets, strict=True)):
         ids[index, : len(row)] = torch.from_numpy(row)
         positions[index, :, : len(row)] = xd_positions(torch.from_numpy(row), special, offset=offset)
         mask[index, : len(row)] = True
+        nexts[index] = next_position(torch.from_numpy(row), special, offset=offset)
     return _Rows(
-        ids=replace_newlines(ids, special=special).to(device), positions=positions.to(device), mask=mask.to(device)
+        ids=replace_newlines(ids, special=special).to(device),
+        positions=positions.to(device),
+        mask=mask.to(device),
+        nexts=nexts.to(device),
     )

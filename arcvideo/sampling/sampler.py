@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from arcvideo.feed.prompts import Prompt
-from arcvideo.model.special import SPECIALS
+from arcvideo.model.special import ALL_SPECIALS
 from arcvideo.named import load
 from arcvideo.objectives.settings import IN_PROCESS
 from arcvideo.sampling.decode import Answers, Decoding
@@ -192,7 +192,7 @@ def banned_ids(tokenizer: Any, *, stop: frozenset[int]) -> frozenset[int]:
     """Special ids that are never sampled: a sampled image token would be read as a place for media."""
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     known = tokenizer.get_vocab()
-    media = {known[name] for name in SPECIALS.values() if name in known}  # whether or not they are marked special
+    media = {known[name] for name in ALL_SPECIALS if name in known}  # whether or not they are marked special
     return frozenset(special | media | set(tokenizer.all_special_ids)) - stop
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from arcvideo.files import read_lines, whole, write_lines, write_whole
 from arcvideo.progress import counted
-from arcvideo.render import TEXT_FORMAT, encode, fingerprint, render_branch, split_question
+from arcvideo.render import TEXT_FORMAT, encode, fingerprint, render_branch, split_question, written
 from arcvideo.shards.index import ShardIndex, lock_file
 from arcvideo.shards.locks import in_turns
 from arcvideo.shards.members import Problem
@@ -139,6 +139,8 @@ def _count(
 ) -> tuple[np.ndarray, list[Problem]]:
     rows = np.zeros(len(index.items), dtype=LENGTHS)
     problems: list[Problem] = []
+    # What stands before the media beside text of the item; the plan counts one token of it itself.
+    opening = len(written("opening", tokenizer)) - 1
     for number, clip in enumerate(index.clips):
         record, key = index.record(number), index.key(number)
         media_key = key if clip["media_size"] else None
@@ -154,7 +156,7 @@ def _count(
                 before = split_question(samples[0]).before
                 branches = [render_branch(sample, tokenizer=tokenizer, wording=wording) for sample in samples]
                 rows[row] = (
-                    len(encode(before, tokenizer=tokenizer)),
+                    opening + len(encode(before, tokenizer=tokenizer)),
                     sum(len(branch.ids) for branch in branches),
                     sum(branch.is_target.sum() for branch in branches),
                     groups.setdefault(before, len(groups)),

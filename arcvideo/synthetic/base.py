@@ -46,16 +46,9 @@ def make_base(options: argparse.Namespace) -> dict[str, float]:
     if options.threads:
         torch.set_num_threads(options.threads)
     settings = filled(ModelSettings, yaml.safe_load(options.model.read_text()))
-    layout = MediaLayout(
-        image_size=settings.vision.force_image_size,
-        mel_bins=settings.audio.num_mel_bins,
-        audio_positions=settings.audio.max_source_positions,
-        audio_pooling=settings.audio_pooling,
-        max_frames=settings.max_num_frame,
-    )
-    clips = _known(options.data, layout=layout, workers=options.workers)
+    clips = _known(options.data, layout=settings.layout, workers=options.workers)
     scripts = [clip.script for clip in clips]
-    tokenizer = build_tiny_tokenizer(corpus(scripts))
+    tokenizer = build_tiny_tokenizer(corpus(scripts), family=settings.family)
     special = special_ids(tokenizer)
     model = ArcVideoForConditionalGeneration(
         ArcVideoConfig.from_settings(settings, vocab_size=len(tokenizer), special=special)

@@ -132,7 +132,6 @@ def test_a_module_without_any_target_is_named() -> None:
         ({"rank": 0}, "lora.rank=0"),
         ({"alpha": 0.0}, "lora.alpha"),
         ({"dropout": 1.0}, "lora.dropout"),
-        ({"targets": []}, "lora.targets"),
         ({"modules": ["vit"]}, "lora.modules has 'vit'"),
     ],
 )

@@ -73,7 +73,7 @@ def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> ArcVid
     nn.Module.to(model, dtype)
     nn.Module.to_empty(model, device="cpu")
     model.tie_weights()
-    fill(model.state_dict(), files)
+    fill(model.state_dict(), files, tied=model.config.tie_word_embeddings)
     return model.eval()
 
 
@@ -89,14 +89,15 @@ def load_weights(model: nn.Module, *files: Path) -> None:
 def save_model(
     model: ArcVideoForConditionalGeneration, directory: Path, *, state: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write config.json and safetensors (head left out, it is tied) so that `load_model` and transformers read them.
+    """Write config.json and safetensors (a tied head left out) so that `load_model` and transformers read them.
 
     Args:
         model: whose configuration and, without `state`, parameters are written.
         directory: made when absent.
         state: gathered parameters, where the model's own are partitioned.
     """
-    given = None if state is None else {name: tensor for name, tensor in state.items() if name != HEAD}
+    tied = model.config.tie_word_embeddings
+    given = None if state is None else {name: x for name, x in state.items() if name != HEAD or not tied}
     classes = Path(CODE_FILE).stem
     found = f"{classes}.{ArcVideoForConditionalGeneration.__name__}"
     model.config.auto_map = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from arcvideo.model.disk.loading import share
-from arcvideo.model.settings import LoraSettings
+from arcvideo.model.settings import LoraSettings, adapter_targets
 from arcvideo.seals import write_sums
 from arcvideo.structured import nearest
 
@@ -81,6 +82,7 @@ def add_adapters(
     """
     from peft import LoraConfig, get_peft_model
 
+    settings = replace(settings, targets=adapter_targets(settings, family=model.config.family))  # type: ignore[union-attr, arg-type]
     _check_targets(model, settings=settings, prefixes=prefixes)
     where, what = (f"(?:{'|'.join(map(re.escape, words))})" for words in (prefixes, settings.targets))
     config = LoraConfig(
