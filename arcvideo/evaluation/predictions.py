@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from arcvideo.files import read_lines, write_lines
+from arcvideo.files import Fields, read_lines, write_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,10 @@ class Prediction:
         return self.about or self.key.rpartition("/")[0] or self.key
 
 
+_TEXTS: Fields = dict.fromkeys(("metric", "key", "question", "prediction"), str)
+_FIELDS: Fields = {**_TEXTS, "score": (int, float), "weight": (int, float)}
+
+
 def write_predictions(path: Path, *, predictions: Iterable[Prediction]) -> None:
     """Write one JSON object a line, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +47,7 @@ def write_predictions(path: Path, *, predictions: Iterable[Prediction]) -> None:
 
 def read_predictions(path: Path) -> Iterator[Prediction]:
     """The predictions of a file."""
-    for row in read_lines(path):
+    for row in read_lines(path, fields=_FIELDS):
         yield Prediction(**row)
 
 

@@ -146,7 +146,7 @@ class Ours:
         for answer in answered(batch, sampler=self.sampler, settings=self.sampling):
             clip = read[answer.arm, answer.number]
             shown = None if clip.seen is None else clip.seen.clip
-            has = {
+            has: dict[str, Any] = {
                 "has_audio": shown is not None and shown.waveform is not None,
                 "has_video": shown is not None and shown.frames is not None,
             }

@@ -127,6 +127,7 @@ def _mel(clip: Clip, waveform: Tensor, *, frame_count: int, layout: Layout) -> t
         video_seconds=video_seconds,
         max_frames=layout.max_frames,
         max_seconds=layout.max_seconds,
+        middle=layout.middle_sound,
     )
     chunk_seconds = layout.audio_positions // 50
     mel = mel_chunks(
