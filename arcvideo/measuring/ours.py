@@ -23,9 +23,9 @@ from arcvideo.measuring.questions import Question
 from arcvideo.measuring.read import Read
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.media.clip import to_media
-from arcvideo.model.features import FeatureStore, tower_digest
-from arcvideo.model.loading import load_model
+from arcvideo.model.disk.loading import load_model
 from arcvideo.model.special import special_ids
+from arcvideo.model.towers.features import FeatureStore, tower_digest
 from arcvideo.processing import ArcVideoProcessor
 from arcvideo.render import render_branch, render_prefix, split_question
 from arcvideo.sampling.encode import encoded
