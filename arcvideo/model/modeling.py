@@ -63,7 +63,7 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
         self.vision_model = self.parts.vision(settings)
         self.speech_encoder = AudioEncoder(settings.audio)
         self.mlp2 = audio_projector(settings.audio.d_model, text_width=width)
-        self.language_model = self.parts.language(settings)
+        self.language_model: Any = self.parts.language(settings)
         self.post_init()
         self.generation_config = generation_config(config)
         self.vision_model.requires_grad_(False)

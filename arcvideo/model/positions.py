@@ -104,11 +104,11 @@ def _flat(tokens: np.ndarray, special: FlatIds, *, offset: int) -> np.ndarray:
     place, here = 0, offset
     for first, last in zip(opens + 1, closes, strict=True):
         axes[:, place:first] = here + np.arange(first - place)
-        here += first - place
+        here += int(first) - place
         cells = tokens[first:last]
         ends = np.flatnonzero((cells == special.newline) | (cells == special.img_close))
-        width = ends[0] + 1 if len(ends) else 0
-        each = np.flatnonzero(cells == special.img_close)[0] + 1 if (cells == special.img_close).any() else 0
+        width = int(ends[0]) + 1 if len(ends) else 0
+        each = int((cells == special.img_close).argmax()) + 1 if (cells == special.img_close).any() else 0
         if not each or len(cells) % each or each % width or (np.diff(ends, prepend=-1) != width).any():
             raise ValueError("the cells of a video do not form rows and groups of equal length")
         cell = np.arange(len(cells))
@@ -116,7 +116,7 @@ def _flat(tokens: np.ndarray, special: FlatIds, *, offset: int) -> np.ndarray:
         axes[2, first:last] = here + cell % each // width
         axes[3, first:last] = here + cell // each * GROUP_STEP
         axes[0, first:last] = axes[3, first:last]
-        here, place = int(axes[1:, first:last].max()) + 1, last
+        here, place = int(axes[1:, first:last].max()) + 1, int(last)
     axes[:, place:] = here + np.arange(len(tokens) - place)
     return axes
 

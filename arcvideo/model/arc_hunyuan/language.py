@@ -163,5 +163,5 @@ class LanguageModel(nn.Module):
 
     def __init__(self, settings: TextSettings, *, decoder: nn.Module) -> None:
         super().__init__()
-        self.model = decoder
+        self.model: Any = decoder
         self.lm_head = nn.Linear(settings.hidden_size, settings.vocab_size, bias=False)

@@ -67,7 +67,8 @@ def describe(directory: Path) -> Mapping[str, Any]:
     if written.get("model_type") != "hunyuan_vl":
         raise ValueError(f"{directory}/config.json is of {written.get('model_type')!r}: give a HunyuanOCR directory")
     found = HunYuanVLConfig.from_pretrained(directory, local_files_only=True)
-    text, picture = found.text_config, found.vision_config
+    text: Any = found.text_config
+    picture: Any = found.vision_config
     rope = text.rope_parameters
     width = text.head_dim or text.hidden_size // text.num_attention_heads
     shares = [section / (width // 2) for section in rope.get("mrope_section", [width // 8] * 4)]

@@ -94,7 +94,8 @@ class DecoderLayer(Qwen2_5_VLDecoderLayer):
         self, x: Tensor, rope: Rope, plan: Plan, cache: Any = None, weights: list[Tensor] | None = None
     ) -> Tensor:
         own = hasattr(cache, "attend")
-        return super().forward(
+        layer: Any = super()  # what it is given beside its own arguments reaches the attention function
+        return layer.forward(
             x,
             position_embeddings=rope,
             past_key_values=_Passing() if own else cache,

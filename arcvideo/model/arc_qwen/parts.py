@@ -63,7 +63,7 @@ def initialize(module: nn.Module, *, settings: ModelSettings) -> None:
     elif isinstance(module, VisionLayer):
         shrink(module.attn.proj, module.mlp.down_proj, layers=settings.vision.num_hidden_layers)
     elif isinstance(module, Merger):
-        last = module.mlp[-1]
+        last: Any = module.mlp[-1]
         init.normal_(last.weight, std=settings.text.initializer_range / (GELU_RMS * last.in_features**0.5))
     else:
         initialize_shared(module, settings=settings)
@@ -109,7 +109,8 @@ def describe(directory: Path) -> Mapping[str, Any]:
     if "vision_config" not in written or "qwen2_5_vl" not in str(written.get("model_type", "")).lower():
         raise ValueError(f"{path} is of {written.get('model_type')!r}: give a Qwen2.5-VL directory")
     found = Qwen2_5_VLConfig.from_dict({**written, "model_type": "qwen2_5_vl"})
-    text, picture = found.text_config, found.vision_config
+    text: Any = found.text_config
+    picture: Any = found.vision_config
     rope = text.rope_parameters
     width = text.hidden_size // text.num_attention_heads
     frame, row, column = rope.get("mrope_section", [16, 24, 24])
