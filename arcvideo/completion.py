@@ -19,9 +19,13 @@ _BASH = """_arcvideo() {
 complete -o default -F _arcvideo arcvideo"""
 _FISH = "complete -c arcvideo -f -a '(arcvideo --complete (commandline -cp))'"
 _HYDRA = ("train", "pipeline", "preflight")
-_WORDS = {"ask": ("arcvideo.ask", "AskSettings"), "sample": ("arcvideo.sampling.settings", "SampleSettings")}
+_WORDS = {
+    "ask": ("arcvideo.ask", "AskSettings"),
+    "evaluate": ("arcvideo.measuring.settings", "EvaluateSettings"),
+    "sample": ("arcvideo.sampling.settings", "SampleSettings"),
+}
 """Command -> where the settings of its words are."""
-_OWN = {"pipeline": ("status", "stale="), "preflight": ("stage=", "device=", "gpus=")}
+_OWN = {"pipeline": ("status", "stale=", "gates="), "preflight": ("stage=", "device=", "gpus=")}
 _SHARDS = ("import", "index", "verify", "inspect", "stats", "transcribe")
 
 
@@ -80,6 +84,8 @@ def _hydra(command: str, *, words: Sequence[str]) -> Iterator[str]:
         yield from (f"recipe={name}" for name in recipe_names())
     elif key == "stale":
         yield from (f"stale={policy}" for policy in ("refuse", "rerun", "keep"))
+    elif key == "gates":
+        yield from ("gates=stop", "gates=pass")
     elif key == "stage":
         yield from (f"stage={name}" for name in (*stages(words), *options("stage", among=among)))
     elif key in groups:

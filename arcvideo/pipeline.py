@@ -3,6 +3,7 @@
   python -m arcvideo.pipeline recipe=NAME [override ...]          overrides go to every stage
   python -m arcvideo.pipeline recipe=NAME status [override ...]   where each stage stands, and why
   ... stale=refuse | rerun | keep                                 what to do with stages that were finished otherwise
+  ... gates=stop | pass                                           whether a gate that stays shut ends the run
   ... given.NAME=VALUE                                            another value for a `given` of the recipe
 
 Finished stages are skipped and an interrupted one continues from its newest checkpoint. A stage that was finished with
@@ -21,29 +22,40 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arcvideo.evaluation.targets import compare, judge
+from arcvideo.evaluation.gates import Measured, gate_table, judge_gates, plan_gates
+from arcvideo.evaluation.targets import Target, compare, judge
+from arcvideo.files import write_whole
 from arcvideo.processes.children import REQUEUE_EXIT_CODE, run_child, stop_with_status
-from arcvideo.recipe import PlannedStage, Recipe, Standing, load_recipe, planned_stages, standing
+from arcvideo.processes.terminal import speak_plainly
+from arcvideo.recipe import PlannedStage, Recipe, Standing, load_recipe, parent_folder, planned_stages, standing
 from arcvideo.structured import nearest
 
 STALE_POLICIES = ("refuse", "rerun", "keep")
 STALE_EXIT_CODE = 4
+GATE_POLICIES = ("stop", "pass")
+GATE_EXIT_CODE = 5
+GATES = "gates.json"
+"""File in the folder of the run: stage -> what became of its gates."""
 LAUNCHER = "ARCVIDEO_LAUNCHER"
 """Environment variable with the words that start a stage instead of `python`, e.g. `torchrun --nproc_per_node 8`."""
 
 
-def run(recipe: Recipe, *, extra: Sequence[str] = (), stale: str = "refuse") -> bool:
+def run(recipe: Recipe, *, extra: Sequence[str] = (), stale: str = "refuse", gates: str = "stop") -> bool:
     """Prepare, train every unfinished stage in order, compare with the targets; True when all are met.
 
     Args:
         extra: overrides for every stage.
         stale: what to do with stages that were finished as something else: refuse, rerun (the old folder is renamed),
             or keep.
+        gates: what to do when a gate stays shut: stop, or pass, which says so and goes on.
 
     Raises:
-        SystemExit: a step failed (its exit status is passed on), or a stage is stale and `stale` is refuse.
+        SystemExit: a step failed (its exit status is passed on), a stage is stale and `stale` is refuse, or a gate
+            stays shut and `gates` is stop.
+        ValueError: a gate that could never be judged.
     """
     stages = planned_stages(recipe, extra=extra)
+    planned = _planned_gates(recipe, stages=stages)
     for step in recipe.prepare:
         if Path(step.makes).exists():
             print(f"[{recipe.name}] {step.name}: there already ({step.makes})", flush=True)
@@ -56,11 +68,53 @@ def run(recipe: Recipe, *, extra: Sequence[str] = (), stale: str = "refuse") -> 
         _remember(stages, name=step.name, seconds=time.monotonic() - started)
     for number, stage in enumerate(stages):
         found = standing(stages)[number] if stale != "keep" else standing([stage])[0]
-        if _skipped(found, recipe=recipe, stale=stale):
-            continue
-        print(f"[{recipe.name}] {stage.name}: python -m arcvideo.train {shlex.join(stage.words)}", flush=True)
-        _call([*_launcher(), "-m", "arcvideo.train", *stage.words], what=stage.name)
+        if not _skipped(found, recipe=recipe, stale=stale):
+            print(f"[{recipe.name}] {stage.name}: python -m arcvideo.train {shlex.join(stage.words)}", flush=True)
+            _call([*_launcher(), "-m", "arcvideo.train", *stage.words], what=stage.name)
+        if stage.name in planned:
+            _pass_gates(stage, planned[stage.name], recipe=recipe, policy=gates)
     return summarise(recipe, stages=stages)
+
+
+def _planned_gates(recipe: Recipe, *, stages: Sequence[PlannedStage]) -> dict[str, list[Target]]:
+    """Stage -> its gates."""
+    names = {stage.folder: stage.name for stage in stages}
+    facts = {
+        stage.name: Measured(
+            parent=names.get(parent_folder(stage.config), ""),
+            metrics=stage.config.evaluation.metrics if stage.config.evaluation.shards else (),
+        )
+        for stage in stages
+    }
+    return plan_gates(recipe.gates, stages=facts)
+
+
+def _pass_gates(stage: PlannedStage, gates: Sequence[Target], *, recipe: Recipe, policy: str) -> None:
+    """Judge the gates of a finished stage, note what became of them, and stop the run when one stays shut."""
+    from arcvideo.report.summary import evaluations
+
+    run_dir = Path(stage.config.run_dir)
+    verdicts = judge_gates(gates, metrics=evaluations(run_dir, stages=[stage.name]), run_dir=run_dir)
+    rows = [{"metric": one.target.metric, "met": one.met, "reason": one.reason} for one in verdicts]
+    path = run_dir / GATES
+    noted = json.loads(path.read_text()) if path.exists() else {}
+    write_whole(path, json.dumps({**noted, stage.name: rows}, indent=1) + "\n")
+    is_open = all(one.met for one in verdicts)
+    print(f"[{recipe.name}] {stage.name}: gates {'open' if is_open else 'shut'}\n{gate_table(verdicts)}", flush=True)
+    if is_open:
+        return
+    if policy == "pass":
+        print(f"[{recipe.name}] {stage.name}: goes on all the same, as gates=pass says", flush=True)
+        return
+    print(
+        f"error: {stage.name} may not go on: a gate stays shut; {stage.folder} keeps what was trained. To go on:\n"
+        f"  change settings of {stage.name} (steps, rate, data) and say stale=rerun: it trains again, and the old "
+        "folder is renamed\n"
+        f"  change `gates` in the recipe, and start the same command: nothing that is finished trains again\n"
+        "  gates=pass   go on with the next stage all the same",
+        file=sys.stderr,
+    )
+    sys.exit(GATE_EXIT_CODE)
 
 
 def _skipped(found: Standing, *, recipe: Recipe, stale: str) -> bool:
@@ -185,7 +239,7 @@ def _remembered(run_dir: Path) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read `recipe=NAME`, `status` and `stale=`; all other words are overrides for every stage."""
+    """Read `recipe=NAME`, `status`, `stale=` and `gates=`; all other words are overrides for every stage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(words):
         print(__doc__)
@@ -196,7 +250,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     policies = [word.removeprefix("stale=") for word in words if word.startswith("stale=")] or ["refuse"]
     if len(policies) != 1 or policies[0] not in STALE_POLICIES:
         sys.exit(f"error: stale={','.join(policies)}: choose one of {', '.join(STALE_POLICIES)}")
-    extra = [word for word in words if not word.startswith(("recipe=", "stale=", "given.")) and word != "status"]
+    passing = [word.removeprefix("gates=") for word in words if word.startswith("gates=")] or ["stop"]
+    if len(passing) != 1 or passing[0] not in GATE_POLICIES:
+        sys.exit(f"error: gates={','.join(passing)}: choose one of {', '.join(GATE_POLICIES)}")
+    ours = ("recipe=", "stale=", "gates=", "given.")
+    extra = [word for word in words if not word.startswith(ours) and word != "status"]
     strange = [word for word in extra if "=" not in word and not word.startswith("~")]
     if strange:
         sys.exit(f"error: {strange[0]}: expected status, or KEY=VALUE{nearest(strange[0], ['status'])}")
@@ -206,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "status" in words:
             print(status(recipe, extra=extra))
             return
-        met = run(recipe, extra=extra, stale=policies[0])
+        met = run(recipe, extra=extra, stale=policies[0], gates=passing[0])
     except ValueError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -216,5 +274,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     stop_with_status()
     main()

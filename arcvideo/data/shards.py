@@ -4,6 +4,7 @@ index    makes the sidecar indexes            inspect  shows a clip as the model
 verify   decodes and hashes every clip        stats    counts tasks, seconds, tokens
 import   turns other people's formats into shards
 transcribe  adds what Whisper hears    split    holds out a share of own questions, by clip
+fingerprint  of picture and sound       overlap  finds clips that two sets share
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 
 from arcvideo.data import commands
 from arcvideo.places import words_from_home
+from arcvideo.processes.terminal import speak_plainly
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,4 +28,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     sys.exit(main())

@@ -31,6 +31,8 @@ class Target:
     """Largest value allowed."""
     at_least: float | None = None
     """Smallest value allowed."""
+    surely: bool = False
+    """The bounds must hold for the whole 95 % interval, not for the value alone."""
     at_chance: bool = False
     """The 95 % interval must reach down to the chance level."""
     above_metric: str | None = None
@@ -50,6 +52,8 @@ class Target:
             raise ValueError(
                 f"{self.stage} {self.metric}: within={self.within:g} must be above 0 and stand beside not_below_stage"
             )
+        if self.surely and self.at_least is None and self.at_most is None:
+            raise ValueError(f"{self.stage} {self.metric}: surely stands beside at_least or at_most")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +100,12 @@ def _judge(target: Target, *, metrics: Mapping[str, Metrics], run_dir: Path) -> 
     if measured is None:
         return Verdict(target=target, met=False, reason="not measured")
     checks: list[tuple[bool, str]] = []
-    value = measured["value"]
+    least, most = (measured["low"], measured["high"]) if target.surely else (measured["value"],) * 2
+    names = ("low ", "high ") if target.surely else ("", "")
     if target.at_most is not None:
-        checks.append((value <= target.at_most, f"{value:.3f} <= {target.at_most:g}"))
+        checks.append((most <= target.at_most, f"{names[1]}{most:.3f} <= {target.at_most:g}"))
     if target.at_least is not None:
-        checks.append((value >= target.at_least, f"{value:.3f} >= {target.at_least:g}"))
+        checks.append((least >= target.at_least, f"{names[0]}{least:.3f} >= {target.at_least:g}"))
     if target.at_chance:
         checks.append(
             (measured["low"] <= measured["chance"], f"low {measured['low']:.3f} <= chance {measured['chance']:.3f}")

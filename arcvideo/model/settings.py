@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from arcvideo.layout import MediaLayout
 from arcvideo.model.families.family import Family
 from arcvideo.model.families.table import FAMILIES
+from arcvideo.structured import nearest
 
 ATTENTIONS = ("sdpa", "flex_attention", "auto", "eager")
 RECOMPUTES = ("none", "selective", "full")
@@ -207,9 +208,40 @@ class LoraSettings:
     """Which modules of stage.train train through adapters; the others of stage.train train whole."""
 
 
+TOWER_LAYERS = {
+    "vision_projector": ("mlp",),
+    "audio_projector": ("1", "3"),
+    "vit": ("qkv_proj", "o_proj", "dense_h_to_4h", "dense_4h_to_h"),
+    "whisper": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+}
+"""Module beside the decoder -> last parts of the names of its linear layers."""
+
+
 def adapter_targets(lora: LoraSettings, *, family: str) -> list[str]:
     """Return the last parts of the names of the layers that get adapters."""
     return list(lora.targets or FAMILIES[family].adapter_targets)
+
+
+def _target_problems(lora: LoraSettings, *, family: str) -> list[str]:
+    """Return what is wrong with `lora.targets`, as far as names alone tell; none means all of the decoder's."""
+    if family not in FAMILIES:
+        return []
+    every = TOWER_LAYERS | {"llm": FAMILIES[family].adapter_targets}
+    layers = {module: every[module] for module in lora.modules if module in every}
+    known = sorted({name for names in layers.values() for name in names})
+    last = {target.rpartition(".")[2]: target for target in adapter_targets(lora, family=family)}
+    problems = [
+        f"lora.targets has {target!r}, which is no linear layer of {', '.join(layers)} with model.family={family}"
+        f"{nearest(name, known)}; there are {', '.join(known)}"
+        for name, target in last.items()
+        if layers and name not in known
+    ]
+    problems += [
+        f"lora.targets names no linear layer of {module}, which lora.modules adapts: {', '.join(names)}"
+        for module, names in layers.items()
+        if not problems and not set(names) & set(last)
+    ]
+    return problems
 
 
 def lora_problems(
@@ -227,14 +259,6 @@ def lora_problems(
     if lora is None:
         return []
     problems = []
-    known = FAMILIES[family].adapter_targets if family in FAMILIES else ()
-    strange = [target for target in lora.targets if target.rsplit(".", 1)[-1] not in known]
-    # With towers among the modules their layers may be meant, but then not theirs alone.
-    if "llm" in lora.modules and strange and (len(strange) == len(lora.targets) or list(lora.modules) == ["llm"]):
-        problems.append(
-            f"lora.targets has {strange[0]!r}, which is no linear layer of the decoder of model.family={family}: "
-            f"choose from {', '.join(known)}, or name none for all of them"
-        )
     if lora.rank < 1:
         problems.append(f"lora.rank={lora.rank} must be at least 1; lora=null trains whole modules")
     if not lora.alpha > 0:
@@ -249,7 +273,7 @@ def lora_problems(
     for name in lora.modules:
         if name not in train:
             problems.append(f"lora.modules has {name!r}, which stage.train={list(train)} does not train: add it there")
-    return problems
+    return problems + _target_problems(lora, family=family)
 
 
 def check(settings: ModelSettings) -> None:

@@ -13,6 +13,7 @@ LENGTH_WEIGHTINGS = ("token", "sqrt", "sample")
 FRAME_POLICIES = ("middle", "random")
 WORDINGS = ("arc", "brief")
 OVER_BUDGET = ("drop", "error", "fewer_frames")
+OVERLAPS = ("refuse", "allow")
 UNITS = ("epochs", "tokens")
 MODALITIES = ("both", "video", "audio")
 
@@ -122,10 +123,15 @@ class DataSettings:
     """Decoded frames kept on disk."""
     shard_cache: ShardCacheSettings = field(default_factory=ShardCacheSettings)
     """Copies of remote shards on disk."""
+    index_dir: str | None = None
+    """Folder of the shards' indexes and token counts; null keeps them beside the shards, which must be writable."""
     quarantine: QuarantineSettings = field(default_factory=QuarantineSettings)
     """How much damage is tolerated in each source."""
+    overlap: str = "refuse"
+    """What to do when a source holds a clip of `evaluation.shards`: refuse, or allow."""
 
     def __post_init__(self) -> None:
+        _one_of("data.overlap", self.overlap, OVERLAPS)
         _one_of("data.length_weighting", self.length_weighting, LENGTH_WEIGHTINGS)
         _one_of("data.frames", self.frames, FRAME_POLICIES)
         _one_of("data.unit", self.unit, UNITS)

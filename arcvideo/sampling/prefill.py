@@ -19,6 +19,10 @@ from arcvideo.model.positions import next_position, replace_newlines, xd_positio
 from arcvideo.model.special import SpecialIds
 from arcvideo.render import Ids
 from arcvideo.sampling.cache import fork
+from arcvideo.sampling.forked import PromptRun
+
+PREFILL_TOKENS = 32_768
+"""Padded tokens that one forward takes: enough to fill a GPU, and memory that does not grow with the prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,57 @@ def prefill(model: Any, prompts: Sequence[Prompt], *, features: Any = None) -> P
     )
     logits = output.logits[torch.arange(len(prompts), device=device), questions.mask.sum(dim=1) - 1].float()
     return Prefilled(cache=cache, logits=logits, mask=mask, next_positions=questions.nexts)
+
+
+def parts_of(prompts: Sequence[Prompt], *, tokens: int = PREFILL_TOKENS) -> list[list[int]]:
+    """Return numbers of prompts to prefill together: those about a clip stay together, similar lengths come together.
+
+    Args:
+        prompts: in any order.
+        tokens: most padded tokens of a part, unless one clip alone has more.
+    """
+    prefixes, owner = _distinct(prompts)
+    asked: list[list[int]] = [[] for _ in prefixes]
+    for number, prefix in enumerate(owner):
+        asked[prefix].append(number)
+    lengths = [max(prompts[number].length for number in numbers) for numbers in asked]
+    parts: list[list[int]] = []
+    longest = rows = 0
+    for clip in sorted(range(len(asked)), key=lambda clip: -lengths[clip]):
+        if not parts or (rows + 1) * longest > tokens:
+            parts.append([])
+            longest, rows = lengths[clip], 0
+        parts[-1] += asked[clip]
+        rows += 1
+    return parts
+
+
+def runs_of(prefilled: Prefilled, *, padded: bool) -> list[PromptRun]:
+    """Return the keys and values of prompts as what one call of the kernel reads; the cache is used up.
+
+    Args:
+        prefilled: B prompts.
+        padded: prompts of different length stay side by side, padding hidden by a mask; else each stands alone, without
+            padding, for kernels that take no mask.
+    """
+    layers: list[Any] = list(prefilled.cache.layers)
+    mask = prefilled.mask
+    prefilled.cache.layers.clear()
+    if padded or bool(mask.all()):
+        like = layers[0].keys
+        hidden = (
+            None if bool(mask.all()) else like.new_zeros(mask.shape).masked_fill(~mask, float("-inf"))[:, None, None]
+        )
+        keys, values = [layer.keys for layer in layers], [layer.values for layer in layers]
+        return [PromptRun(keys=keys, values=values, mask=hidden)]
+    places = [row.nonzero().squeeze(1) for row in mask]
+    runs = [PromptRun(keys=[], values=[], mask=None) for _ in places]
+    for number, layer in enumerate(layers):
+        for row, (run, place) in enumerate(zip(runs, places, strict=True)):
+            run.keys.append(layer.keys[row : row + 1].index_select(2, place))
+            run.values.append(layer.values[row : row + 1].index_select(2, place))
+        layers[number] = None  # before the next layer is copied
+    return runs
 
 
 def _distinct(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[int]]:

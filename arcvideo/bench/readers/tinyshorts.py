@@ -67,7 +67,8 @@ def _unpacked(index: ShardIndex, number: int, *, extensions: Mapping[int, str], 
     """The media file of a record, named by its content: shards that are written again bring files of their own.
 
     Raises:
-        RecordError: `no_media`, or `sound_beside`: the sound is a file of its own, and a question has one file.
+        RecordError: `no_media`; `sound_beside`: the sound is a file of its own, and a question has one file;
+            `not_unpacked`: there is no room for it.
     """
     clip = index.clips[number]
     if not clip["media_size"]:
@@ -78,8 +79,11 @@ def _unpacked(index: ShardIndex, number: int, *, extensions: Mapping[int, str], 
     stem = re.sub(r"[^\w-]", "_", index.key(number))[-80:]
     path = media / f"{stem}-{bytes(clip['digest'])[:8].hex()}.{extension}"
     if not path.is_file() or path.stat().st_size != int(clip["media_size"]):
-        media.mkdir(parents=True, exist_ok=True)
-        write_whole(path, index.media_bytes(number)[0])
+        try:
+            media.mkdir(parents=True, exist_ok=True)
+            write_whole(path, index.media_bytes(number)[0])
+        except OSError as error:
+            raise RecordError("not_unpacked", f"{error}; media=FOLDER unpacks it elsewhere") from None
     return path
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.disk.weights import HEAD, fill, weight_files
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
+from arcvideo.seals import SUMS, Damaged, check_sums
 
 CODE_FILE = "arcvideo_classes.py"
 CODE = '''"""Where transformers finds the classes of this folder: in the package arcvideo, which must be installed."""
@@ -60,6 +61,12 @@ def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> ArcVid
         ValueError: no weights, or weights that do not fit, with every missing, unexpected and misshapen key.
     """
     directory = Path(directory)
+    try:
+        check_sums(directory)
+    except Damaged as error:
+        raise ValueError(
+            f"{directory}: {error}. Restore that file, or delete {SUMS} there when the change is meant"
+        ) from None
     files = weight_files(directory)
     # Built without memory and without drawing random numbers: loading fills everything or fails.
     model = empty_model(load_config(directory))

@@ -19,6 +19,7 @@ from torch import nn
 
 from arcvideo.model.disk.loading import share
 from arcvideo.model.settings import LoraSettings, adapter_targets
+from arcvideo.seals import write_sums
 from arcvideo.structured import nearest
 
 
@@ -50,6 +51,7 @@ class Adapters:
         _add(temporary / "adapter_model.safetensors", modules=whole)
         (temporary / "README.md").write_text(_card(config, whole=sorted(whole)))
         share(temporary)
+        write_sums(temporary)
         temporary.rename(folder)
 
     def merge(self) -> nn.Module:

@@ -27,6 +27,8 @@ from arcvideo.model.families.table import FAMILIES, family_of, parts_of
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import AudioSettings
 from arcvideo.model.special import special_ids
+from arcvideo.processes.terminal import speak_plainly
+from arcvideo.seals import write_sums
 
 NEW_MODULES = ("vision_model.perceive", "mlp2")
 """May be missing from the parts; any other module must come complete."""
@@ -287,10 +289,12 @@ def main(argv: list[str] | None = None) -> int:
     save_model(model, options.out)
     save_tokenizer(tokenizer, options.out)
     (options.out / "parts.json").write_text(json.dumps([asdict(part) for part in parts], indent=1) + "\n")
+    write_sums(options.out)
     for part in parts:
         print(f"{part.module:24} {part.tensors:5} tensors {part.parameters:14,} parameters  {part.source}")
     return 0
 
 
 if __name__ == "__main__":
+    speak_plainly()
     sys.exit(main())

@@ -1,0 +1,81 @@
+"""`python -m arcvideo.data.shards fingerprint` and `overlap`: clips that two sets share, however they were changed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from arcvideo.fingerprints.guard import joined, told
+from arcvideo.fingerprints.match import overlaps
+from arcvideo.fingerprints.sidecar import Printed, print_folder, print_shard
+from arcvideo.media.settings import ShardCacheSettings
+from arcvideo.shards.expand import expand_shards
+from arcvideo.shards.index import ensure_indexes
+
+
+def add_overlap(commands: Any) -> None:
+    """Add the subcommands."""
+    text = "keep fingerprints of picture and sound beside shards, which `overlap` and training compare"
+    command = commands.add_parser("fingerprint", help=text, description=text)
+    command.add_argument("shards", nargs="+", help="tar files, or folders of videos")
+    command.set_defaults(run=_fingerprint)
+    other = (
+        "find clips of one set in another, also trimmed, encoded anew, or with another sound; exit status 1 when any"
+    )
+    found = commands.add_parser("overlap", help=other, description=other)
+    found.add_argument(
+        "first", help="clips that are looked for: tar files, or a folder of videos such as a benchmark's"
+    )
+    found.add_argument("second", help="clips that they are looked for in")
+    found.add_argument("--out", type=Path, help="also write every pair, as JSON lines")
+    found.set_defaults(run=_overlap)
+    for one in (command, found):
+        one.add_argument("--cache", help="folder for copies of remote shards")
+        one.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads that decode")
+
+
+def _fingerprint(options: argparse.Namespace) -> int:
+    for pattern in options.shards:
+        _say(_printed(pattern, options=options))
+    return 0
+
+
+def _overlap(options: argparse.Namespace) -> int:
+    first, second = (_printed(pattern, options=options) for pattern in (options.first, options.second))
+    for side in (first, second):
+        _say(side)
+    pairs = overlaps(first.prints, second.prints)
+    if options.out is not None:
+        rows = [
+            {**asdict(one), "first": first.keys[one.first], "second": second.keys[one.second], "kind": one.kind}
+            for one in pairs
+        ]
+        options.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for one in pairs[:20]:
+        print(f"  {told(one, first, second)}")
+    if len(pairs) > 20:
+        print(f"  ... and {len(pairs) - 20} more{'' if options.out else '; --out FILE keeps all'}")
+    shared, among = len({one.first for one in pairs}), len({one.second for one in pairs})
+    print(f"{shared} of {len(first.keys)} clips are in {second.name}, as {among} of its {len(second.keys)}")
+    return 1 if pairs else 0
+
+
+def _printed(pattern: str, *, options: argparse.Namespace) -> Printed:
+    folder = Path(pattern).expanduser()
+    if folder.is_dir():
+        return print_folder(folder, workers=options.workers)
+    cache = None if options.cache is None else ShardCacheSettings(path=options.cache)
+    indexes = ensure_indexes(expand_shards(pattern, cache=cache), workers=options.workers)
+    return joined([print_shard(index, workers=options.workers) for index in indexes])
+
+
+def _say(printed: Printed) -> None:
+    heard = sum(len(one.sound) > 0 for one in printed.prints)
+    seen = sum(len(one.picture) > 0 for one in printed.prints)
+    print(f"{printed.name}: {len(printed.keys)} clips, {seen} with picture, {heard} with sound")
+    for line in printed.unread[:5]:
+        print(f"  not decoded: {line}")
