@@ -170,8 +170,8 @@ def media_flops(
     width, text = settings.audio.d_model, settings.text.hidden_size
     return ForwardFlops(
         vit=vit_flops(settings.vision, matrices=3 if settings.kind.gated_vision else 2)
-        * settings.layout.groups(frames if seen is None else seen),
-        vision_projector=merger_flops(settings) * settings.layout.groups(frames),
+        * settings.groups(frames if seen is None else seen),
+        vision_projector=merger_flops(settings) * settings.groups(frames),
         whisper=whisper_flops(settings.audio) * (chunks if heard is None else heard),
         audio_projector=2.0 * seconds * settings.rows_per_second * text * (width + text),
     )

@@ -278,7 +278,7 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
         if len(slots) != count:
             raise ValueError(
                 f"the ids hold {len(slots)} image tokens but the media give {count}: "
-                f"{_frames(self.settings.kind.frames_per_group)} {self.settings.layout.tokens_per_group} of them here"
+                f"{_frames(self.settings.kind.frames_per_group)} {self.settings.tokens_per_group} of them here"
             )
         if fused is None:
             return embeds

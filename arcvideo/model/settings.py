@@ -148,12 +148,25 @@ class ModelSettings:
     @property
     def grid(self) -> int:
         """Cells on a side of a frame."""
-        return self.layout.grid
+        return self.vision.force_image_size // self.cell
+
+    @property
+    def tokens_per_group(self) -> int:
+        """Fused tokens of a group of frames: rows of cells, each with its end where there is one, begin and end."""
+        return self.grid * (self.grid + self.kind.row_ends) + self.kind.edges
 
     @property
     def tokens_per_frame(self) -> int:
-        """Fused tokens of a frame: begin, rows of cells each with a newline, end; of a group, a frame's share."""
-        return self.layout.tokens_per_frame
+        """Fused tokens of a frame; of a group's, each frame's share, rounded up."""
+        return -(-self.tokens_per_group // self.kind.frames_per_group)
+
+    def groups(self, frames: int) -> int:
+        """Return how many groups so many frames are."""
+        return -(-frames // self.kind.frames_per_group)
+
+    def placeholders(self, frames: int) -> int:
+        """Return how many fused tokens so many frames give."""
+        return self.groups(frames) * self.tokens_per_group
 
     @property
     def layout(self) -> MediaLayout:
@@ -313,7 +326,7 @@ def check(settings: ModelSettings) -> None:
     for message, holds in rules.items():
         if not holds:
             raise ValueError(message)
-    if settings.rows_per_second * settings.kind.frames_per_group > settings.layout.tokens_per_group:
+    if settings.rows_per_second * settings.kind.frames_per_group > settings.tokens_per_group:
         raise ValueError(
             f"a frame of model.vision.force_image_size={vision.force_image_size} has {settings.tokens_per_frame} "
             f"tokens and cannot take {settings.rows_per_second} audio rows a second: "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from arcvideo.feed.prompts import Prompt
-from arcvideo.layout import MediaLayout
+from arcvideo.model.settings import ModelSettings
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.measure import ZERO_STD, Report, gathered
 from arcvideo.types import Batch
@@ -17,7 +17,7 @@ REFERENCE_GAP = 1e-3
 """Largest difference in nats between policy and reference before the first update; they are the same weights."""
 
 
-def check_media(prompts: Sequence[Prompt], *, layout: MediaLayout) -> None:
+def check_media(prompts: Sequence[Prompt], *, sizes: ModelSettings) -> None:
     """Media tokens are never cut, neither the ids nor the frames behind them.
 
     Raises:
@@ -25,7 +25,7 @@ def check_media(prompts: Sequence[Prompt], *, layout: MediaLayout) -> None:
     """
     for prompt in prompts:
         have = int((prompt.input_ids == prompt.specials.image).sum())
-        need = sum(layout.placeholders(media.frame_count) for media in prompt.media)
+        need = sum(sizes.placeholders(media.frame_count) for media in prompt.media)
         if have != need:
             raise ValueError(
                 f"{prompt.key}: the prompt holds {have} media tokens but its frames fill {need}; media must not be "

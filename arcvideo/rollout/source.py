@@ -177,7 +177,7 @@ class RolloutSource:
         settings = self.settings
         self._asked.append(self.source.prompts(chunk, count=settings.num_prompts))
         prompts = self._asked[-1].prompts
-        check_media(prompts, layout=model.settings.layout)
+        check_media(prompts, sizes=model.settings)
         began = time.perf_counter()
         prompts = with_features(prompts, model=model, features=self.features)
         self._seconds["encode"] += time.perf_counter() - began

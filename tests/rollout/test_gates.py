@@ -79,12 +79,12 @@ def report_of(*, finished: list[bool]) -> Report:
 @pytest.mark.parametrize("cut", [3, 7])
 def test_a_prompt_whose_media_were_cut_is_refused(cut: int) -> None:
     whole = make_prompts()
-    check_media(whole, layout=MODEL.layout)
+    check_media(whole, sizes=MODEL)
     short = replace(whole[2], prefix_ids=whole[2].prefix_ids[:-cut])
     with pytest.raises(
         ValueError, match=r"b/0: the prompt holds \d+ media tokens but its frames fill \d+.*token_budget"
     ):
-        check_media([whole[0], short], layout=MODEL.layout)
+        check_media([whole[0], short], sizes=MODEL)
 
 
 def counted(model: Any) -> tuple[list[int], list[int]]:

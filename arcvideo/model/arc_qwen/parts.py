@@ -82,7 +82,7 @@ def add_sound(rows: Tensor, *, frames: int, tokens: int, seconds: int, settings:
     Raises:
         ValueError: too few rows, or more than the tokens of a group.
     """
-    groups, count = settings.layout.groups(frames), seconds * settings.rows_per_second
+    groups, count = settings.groups(frames), seconds * settings.rows_per_second
     if rows.shape[0] < count:
         raise ValueError(f"{seconds} s of audio need {count} rows but the clip has {rows.shape[0]}")
     each = settings.kind.frames_per_group * settings.rows_per_second

@@ -121,7 +121,7 @@ def _look(
     result = []
     for i, item in enumerate(media):
         patches = known[i]
-        groups = settings.layout.groups(item.frame_count)
+        groups = settings.groups(item.frame_count)
         result.append(patches if patches is not None else fresh[i].expand(groups, -1, -1))
     return result
 
