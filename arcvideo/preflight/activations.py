@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from arcvideo.config import RunConfig
-from arcvideo.model.settings import TextSettings
+from arcvideo.model.settings import TextSettings, adapter_targets
 from arcvideo.preflight.row import Row
 
 FRAMES_TOGETHER = 64
 """Frames that the vision tower reads at once (`model/towers/media.py`)."""
+SEPARATE = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_and_up_proj": ("gate_proj", "up_proj")}
+"""Fused layer -> what it is in families that do not fuse."""
 LOSS_BYTES = 4 * 4 * (1 << 25)
 """Of logits in fp32 at one time (`objectives/grpo.py`): themselves, log-probabilities and the gradients of both."""
 
@@ -48,8 +50,8 @@ class _Learning:
     train: frozenset[str]
 
     def reads(self, layer: str) -> bool:
-        """Whether the input of a linear layer is kept."""
-        return self.llm or layer in self.adapters
+        """Whether the input of a linear layer is kept; families whose layers are separate share one input."""
+        return self.llm or bool(self.adapters & {layer, *SEPARATE.get(layer, ())})
 
 
 def activations(config: RunConfig, *, row: Row) -> Activations:
@@ -83,9 +85,10 @@ def _learning(config: RunConfig) -> _Learning:
     lora = config.lora
     adapted = lora is not None and "llm" in lora.modules
     train = frozenset(config.stage.train)
+    names = [name.rpartition(".")[2] for name in adapter_targets(lora, family=config.model.family)] if lora else []
     return _Learning(
         llm="llm" in train and not adapted,
-        adapters=frozenset(lora.targets) if lora is not None and adapted else frozenset(),
+        adapters=frozenset(names) if adapted else frozenset(),
         rank=lora.rank if lora is not None else 0,
         train=train,
     )
