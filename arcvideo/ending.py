@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn
@@ -29,3 +33,30 @@ class EndWithStatus(Callback):
             if ended.message:
                 print(ended.message, file=sys.stderr, flush=True)
             sys.exit(ended.code)
+
+
+_REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "choose a run_dir that can be written",
+    errno.EACCES: "choose a run_dir that you may write, or change its permissions",
+    errno.EPERM: "choose a run_dir that you may write, or change its permissions",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.EIO: "repair the disk",
+    errno.ESTALE: "mount the folder again",
+    errno.ENOTCONN: "mount the folder again",
+}
+"""Error of the operating system -> what to do before the same command is started again."""
+
+
+def told(error: Exception, *, folder: Path) -> str:
+    """Return the error in one line; what the operating system says names a file where it knows it, and the remedy."""
+    found = re.search(r"\(os error (\d+)\)", str(error))  # how the writer of tensors says it
+    number = error.errno if isinstance(error, OSError) and not isinstance(error, ValueError) else None
+    number = int(found[1]) if number is None and found is not None and not isinstance(error, ValueError) else number
+    if number is None:
+        return str(error) or type(error).__name__
+    where = getattr(error, "filename", None) or folder
+    remedy = _REMEDIES.get(number)
+    return f"{where}: {os.strerror(number)}{f'; {remedy}, then the same command continues' if remedy else ''}"

@@ -19,7 +19,6 @@ Stages: audio_warmup, pretrain, sft, cold_start, grpo, final_sft, of model=tiny 
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import time
@@ -33,10 +32,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
 
 from arcvideo.compose import shown_text, stage_config
 from arcvideo.config import ConfigError, RunConfig, plain_dict, typed
-from arcvideo.ending import Ended
+from arcvideo.ending import Ended, told
 from arcvideo.hidden import hidden, plain
 from arcvideo.lineage.continued import continue_problems, continued_from
 from arcvideo.lineage.lock import agreed, alone_in, launch
@@ -97,14 +97,15 @@ def train(composed: DictConfig) -> float | None:
         if job is not None:
             job.done(value, error=_unmeasured(config) if job.optimizing and value is None else "")
         return value
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
+        line = told(error, folder=Path(str(composed.get("run_dir", "."))))
         if job is None:
-            raise Ended(1, message=f"error: {error}") from error
+            raise Ended(1, message=f"error: {line}") from error
         # The other jobs of a sweep go on; the table says what became of this one.
-        job.done(None, error=str(error))
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        job.done(None, error=line)
+        print(f"error: {line}", file=sys.stderr, flush=True)
         return None
     except SystemExit as stop:
         queue_again(stop.code)
@@ -189,9 +190,9 @@ def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float
     work = measure_stage if word == "unmeasured" else run_stage
     try:
         work(config, parent=parent)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         # One line is for whoever set something wrong; where it came from is for whoever looks closer.
-        raise ValueError(f"{_told(error, folder=config.stage_dir)}{_traced(config.stage_dir)}") from error
+        raise ValueError(f"{told(error, folder=config.stage_dir)}{_traced(config.stage_dir)}") from error
     done = finished(config.stage_dir)
     if done is not None and not launch()[0]:
         print(
@@ -221,15 +222,6 @@ def _record(folder: Path) -> None:
     (place / ".hydra").mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():
         (place / ".hydra" / f"{name}.yaml").write_text(hidden(OmegaConf.to_yaml(part)), encoding="utf-8")
-
-
-def _told(error: ValueError | OSError, *, folder: Path) -> str:
-    """The error in one line; what the operating system says names a file where it knows it, and the remedy."""
-    if isinstance(error, ValueError) or error.strerror is None:
-        return str(error) or type(error).__name__
-    where = error.filename or folder
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return f"{where}: {error.strerror}{'; make room, then the same command continues' if full else ''}"
 
 
 def _traced(folder: Path) -> str:
