@@ -8,7 +8,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo pilot test test-slow test-all test-gpu machines torture check format docs clean bench-data bench-grpo bench-model bench-plan
+.PHONY: help env demo pilot test test-slow test-all test-gpu gpu-day machines torture fuzz check format docs clean bench-data bench-grpo bench-memory bench-model bench-plan
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,10 @@ test-gpu: $(VENV)/ready  ## Tests that need a CUDA device, then one step of a de
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m benchmarks.slice
 
+SIZE ?= full
+gpu-day: $(VENV)/ready  ## Everything that only a GPU can tell, within 30 minutes, and a page of it (SIZE=toy rehearses on a CPU)
+	$(BIN)/python -m benchmarks.gpu_day --size $(SIZE)
+
 test-slow: $(VENV)/ready  ## The slow tests alone, but for those that landing leaves out
 	$(BIN)/python -m pytest -m "slow and not gpu and not nightly" --durations=25 $(PYTEST_WORDS) $(TESTS)
 
@@ -59,6 +63,13 @@ bench-data: $(VENV)/ready  ## Decoding and batching against a straightforward pi
 
 torture: $(VENV)/ready  ## Kill a run 200 times at random instants; nothing may be lost
 	$(BIN)/python -m tests.runner.torture --kills 200
+
+SECONDS ?= 600
+READERS ?=
+
+fuzz: $(VENV)/ready  ## Fuzz everything that reads bytes of others, guided by coverage (SECONDS=60 READERS="tars lines")
+	@$(BIN)/python -c 'import atheris' || { echo "error: atheris is missing; $(BIN)/python -m pip install atheris"; exit 1; }
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(READERS)
 
 docs: $(VENV)/ready  ## The documentation site, into build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
@@ -74,6 +85,8 @@ format: $(VENV)/ready  ## Rewrite the code in the house format
 
 bench-model: $(VENV)/ready  ## Positions of a long video, memory of the label-only head
 	$(BIN)/python -m benchmarks.model
+bench-memory: $(VENV)/ready  ## Memory of rows of the 7B: formula against trace
+	$(BIN)/python -m benchmarks.memory
 bench-runner: $(VENV)/ready  ## Loop overhead, packing against padding, stall of a checkpoint
 	$(BIN)/python -m benchmarks.runner
 bench-grpo: $(VENV)/ready  ## GRPO with a shared prompt against full copies, and a whole step against TRL's trainer

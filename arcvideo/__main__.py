@@ -12,6 +12,7 @@ import arcvideo
 from arcvideo.completion import SHELLS, candidates, script
 from arcvideo.places import words_from_home
 from arcvideo.processes.children import stop_with_status
+from arcvideo.processes.terminal import speak_plainly
 from arcvideo.structured import nearest
 
 
@@ -37,16 +38,26 @@ COMMANDS = {
     "preflight": Command(
         module="arcvideo.preflight.__main__", documented=True, about="what a recipe needs, before anything is loaded"
     ),
-    "evaluate": Command(module="arcvideo.evaluate", about="measure a checkpoint on held-out shards"),
+    "evaluate": Command(
+        module="arcvideo.evaluate", about="measure a checkpoint: evaluate checkpoint=DIR bench=NAME data=DIR"
+    ),
     "ask": Command(module="arcvideo.ask", about="ask a checkpoint about a video"),
     "sample": Command(module="arcvideo.rejection.sample", about="draw answers and keep the right ones as shards"),
     "shards": Command(
         module="arcvideo.data.shards", documented=True, about="import, index, verify, inspect and count shards"
     ),
+    "verify": Command(
+        module="arcvideo.verify", documented=True, about="check that runs, weights and data are as they were written"
+    ),
     "report": Command(module="arcvideo.report.__main__", about="write the page of a pipeline's runs"),
     "settings": Command(module="arcvideo.reference", about="every setting with its meaning, as Markdown"),
     "torchrun": Command(module="arcvideo.torchrun", about="one stage on several devices"),
     "synthetic": Command(module="arcvideo.synthetic.__main__", about="generate TinyShorts"),
+    "model": Command(
+        module="arcvideo.model.disk.parts",
+        documented=True,
+        about="arcvideo model assemble: base weights of a family from public parts",
+    ),
     "parts": Command(
         module="arcvideo.model.disk.parts",
         documented=True,
@@ -77,6 +88,7 @@ def help_text() -> str:
 
 def main() -> None:
     """Run the command that the first word names."""
+    speak_plainly()
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help"):
         print(help_text())

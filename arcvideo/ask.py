@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from arcvideo.places import words_from_home
+from arcvideo.processes.terminal import speak_plainly
 from arcvideo.structured import SettingsError, from_words, words_help
 from arcvideo.tasks import DEFAULT_TASK, TASKS
 from arcvideo.tasks.task import told_times
@@ -284,4 +285,5 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     sys.exit(main())

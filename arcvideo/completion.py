@@ -19,7 +19,11 @@ _BASH = """_arcvideo() {
 complete -o default -F _arcvideo arcvideo"""
 _FISH = "complete -c arcvideo -f -a '(arcvideo --complete (commandline -cp))'"
 _HYDRA = ("train", "pipeline", "preflight")
-_WORDS = {"ask": ("arcvideo.ask", "AskSettings"), "sample": ("arcvideo.sampling.settings", "SampleSettings")}
+_WORDS = {
+    "ask": ("arcvideo.ask", "AskSettings"),
+    "evaluate": ("arcvideo.measuring.settings", "EvaluateSettings"),
+    "sample": ("arcvideo.sampling.settings", "SampleSettings"),
+}
 """Command -> where the settings of its words are."""
 _OWN = {"pipeline": ("status", "stale=", "gates="), "preflight": ("stage=", "device=", "gpus=")}
 _SHARDS = ("import", "index", "verify", "inspect", "stats", "transcribe")

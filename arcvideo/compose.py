@@ -14,8 +14,8 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from arcvideo.config import ConfigError, RunConfig, plain_dict, typed
-from arcvideo.overrides import as_overrides, flag_value, override_problems, settings_words, stages
+from arcvideo.config import ConfigError, RunConfig, recorded_settings, typed
+from arcvideo.overrides import as_overrides, flag_value, override_problems, settings_words, stages, with_search
 from arcvideo.places import CONF_DIR
 
 
@@ -44,10 +44,8 @@ def composed(words: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
         ConfigError: an option, a key or a value that is not there or cannot be read.
     """
     name = flag_value(words, "--config-name") or "config"
-    overrides = settings_words(as_overrides(words))
     with _initialized(words, primary=name) as searched:
-        if searched:
-            overrides = [word for word in overrides if not word.startswith("hydra.searchpath=")] + searched
+        overrides = with_search(settings_words(as_overrides(words)), first=searched)
         try:
             return compose(name.removesuffix(".yaml"), overrides=overrides, return_hydra_config=with_hydra)
         except MissingConfigException as error:
@@ -64,23 +62,20 @@ def composed(words: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
 def _initialized(words: Sequence[str], *, primary: str) -> Iterator[list[str]]:
     """Hydra's global state: the one of a running application, or one of our own.
 
-    Yields words for the search path. Hydra's function for composing has no `--config-dir`, so that folder is searched
+    Yields entries for the search path. Hydra's function for composing has no `--config-dir`, so that folder is searched
     like those of hydra.searchpath; the file of `--config-name` is looked for there first.
     """
     if GlobalHydra.instance().is_initialized():
         yield []
         return
-    given, folder, more = flag_value(words, "--config-dir"), CONF_DIR, []
+    given, folder, first = flag_value(words, "--config-dir"), CONF_DIR, []
     if given:
         own = Path(given).resolve()
-        folder, other = (
-            (own, CONF_DIR) if (own / f"{primary.removesuffix('.yaml')}.yaml").is_file() else (CONF_DIR, own)
-        )
-        said = [word for word in settings_words(words) if word.startswith("hydra.searchpath=")]
-        before = said[-1].partition("=")[2].strip("[]") if said else ""
-        more = [f"hydra.searchpath=[{','.join(filter(None, (f'file://{other}', before)))}]"]
+        is_primary = (own / f"{primary.removesuffix('.yaml')}.yaml").is_file()
+        folder, other = (own, CONF_DIR) if is_primary else (CONF_DIR, own)
+        first = [f"file://{other}"]
     with initialize_config_dir(version_base="1.3", config_dir=str(folder)):
-        yield more
+        yield first
 
 
 def search_words() -> list[str]:
@@ -103,7 +98,7 @@ def shown_text(words: Sequence[str], *, kind: str, package: str | None) -> str:
     """
     whole: dict[str, Any] = {}
     if kind in ("job", "all"):
-        whole |= plain_dict(stage_config(words))
+        whole |= recorded_settings(stage_config(words))
     if kind in ("hydra", "all"):
         made = composed(words, with_hydra=True)
         HydraConfig.instance().set_config(made)

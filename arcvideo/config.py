@@ -6,6 +6,7 @@ Nothing here imports torch: a wrong key, type or combination is reported before 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,17 +14,21 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
 from arcvideo.evaluation.settings import EvaluationSettings
+from arcvideo.hidden import note, recorded
 from arcvideo.layout import MediaLayout
 from arcvideo.model.settings import LoraSettings, ModelSettings, lora_problems
+from arcvideo.named import problem as named_problem
 from arcvideo.objectives import OBJECTIVES, ObjectiveRow, objective_row
-from arcvideo.objectives.settings import DpoSettings, GrpoSettings, NextTokenSettings
+from arcvideo.objectives.settings import IN_PROCESS, DpoSettings, GrpoSettings, NextTokenSettings
 from arcvideo.places import from_home
 from arcvideo.planning.settings import DataSettings
-from arcvideo.rollout.rewards.loading import check_reward
+from arcvideo.rollout.rewards.loading import check_reward, unread_problems
 from arcvideo.runner.settings import MODULES, OptimizerSettings, RunnerSettings, ScheduleSettings, runner_problems
 from arcvideo.structured import SettingsError, filled, nearest
+from arcvideo.tasks import TASKS
 from arcvideo.tracking.settings import LoggerSettings
 
 # Parts of Hydra's composition that steer it and are no settings of a run.
@@ -31,7 +36,6 @@ _COMPOSITION_KEYS = ("hydra",)
 _FORMER = {
     "data": "the pages of conf/stage say what a stage reads: leave it out, or give data.sources.NAME.shards=...",
     "preset": "stage=NAME with model=NAME chooses a page of conf/stage",
-    "optimizer.module_lrs": "these were factors, and are called optimizer.lr_factors",
 }
 """Key of former versions -> what is written instead."""
 
@@ -96,6 +100,8 @@ class RunConfig:
     """Base weights: what a stage with parent `base` starts from."""
     parent: str | None = None
     """Start from this export instead of the parent stage's (a path)."""
+    continue_from: str | None = None
+    """Go on from another run's checkpoint, a folder step-N or a stage's: its weights, optimizer and count of steps."""
     output: str | None = None
     """Name of the stage's folder inside run_dir; null means the stage's name."""
     feature_cache: bool = True
@@ -168,8 +174,24 @@ def former(key: str) -> str:
     )
 
 
+def _from_environment(name: str, *default: Any) -> Any:
+    """`${oc.env:NAME}` and `${oc.env:NAME,default}`; what the environment says is remembered, so as not to be shown."""
+    value = oc.env(name, *default)
+    if name in os.environ:
+        note(name, str(value))
+    return value
+
+
+OmegaConf.register_new_resolver("oc.env", _from_environment, replace=True)
+
+
+def recorded_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings as they are written down and shown: without credentials, with names for the environment's values."""
+    return recorded(plain_dict(config))
+
+
 def plain_dict(config: RunConfig) -> dict[str, Any]:
-    """The settings as JSON-able values, for manifests, identities and W&B."""
+    """The settings as JSON-able values, for identities; `recorded_settings` is for whatever is written or shown."""
     return dataclasses.asdict(config)
 
 
@@ -194,29 +216,60 @@ def _problems(config: RunConfig) -> Iterator[str]:
     for name in config.stage.train:
         if name not in MODULES:
             yield f"stage.train has {name!r}, which is unknown: choose from {', '.join(MODULES)}"
+    learning = {*config.stage.train, *(config.lora.modules if config.lora else ())}
+    for name in config.optimizer.module_lrs:
+        if name in MODULES and name not in learning:
+            yield f"optimizer.module_lrs.{name}: {name} does not learn, stage.train and lora.modules leave it out"
     optimize = config.evaluation.optimize
     if optimize not in (*config.evaluation.metrics, "train/loss"):
         known = [*config.evaluation.metrics, "train/loss"]
         yield f"evaluation.optimize={optimize!r} is not measured{nearest(optimize, known)}: one of {', '.join(known)}"
     if not config.data.sources:
         yield "data.sources is empty: name at least one source, for example data.sources.mine.shards=shards/*.tar"
+    yield from _task_problems(config)
     if config.feature_cache and config.data.frames == "random":
         yield "feature_cache=true needs data.frames=middle: random frames change every epoch; set feature_cache=false"
     if config.feature_cache and {"vit", "whisper"} & set(config.stage.train):
         yield "feature_cache=true needs frozen towers: drop vit and whisper from stage.train or set feature_cache=false"
 
 
+def _task_problems(config: RunConfig) -> Iterator[str]:
+    """Tasks that nobody knows, and tasks that are sampled for but that no reward reads."""
+    named = {f"data.sources.{name}.tasks": list(source.tasks) for name, source in config.data.sources.items()}
+    named |= {f"grpo.{key}": list(getattr(config.grpo, key)) for key in ("task_rewards", "task_weights")}
+    for key, tasks in named.items():
+        for task in tasks:
+            if task not in TASKS:
+                yield f"{key} has {task!r}, which is no task{nearest(task, list(TASKS))}: one of {', '.join(TASKS)}"
+    if not OBJECTIVES.get(config.stage.objective, OBJECTIVES["next_token"]).sampled:
+        return
+    for name, source in config.data.sources.items():
+        for task in (task for task, weight in source.tasks.items() if weight and task in TASKS):
+            yield from unread_problems(task, settings=config.grpo, key=f"data.sources.{name}.tasks.{task}")
+
+
 def _objective_problems(config: RunConfig) -> Iterator[str]:
-    """What is wrong with the objective and what it asks for; code of other packages is loaded when the stage begins."""
+    """What is wrong with the objective and what it asks for; code of other packages is read, not run."""
     try:
         row = config.objective
     except ValueError as error:
         yield str(error)
         return
+    if row not in OBJECTIVES.values() and (
+        wrong := named_problem(config.stage.objective, kind="objectives", key="stage.objective")
+    ):
+        yield wrong
+    sampler = config.grpo.sampler
+    if row.sampled and sampler != IN_PROCESS and (wrong := named_problem(sampler, kind="samplers", key="grpo.sampler")):
+        yield wrong
     if config.stage.options and row in OBJECTIVES.values():
         yield f"stage.options is for a class of your own; the settings of {config.stage.objective} are {row.settings}.*"
     yield from lora_problems(
-        config.lora, train=config.stage.train, objective=config.stage.objective, answers=row.feed == "answers"
+        config.lora,
+        train=config.stage.train,
+        objective=config.stage.objective,
+        answers=row.feed == "answers",
+        family=config.model.family,
     )
     for name in config.grpo.reward_names if row.sampled else ():
         try:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,12 +46,20 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def json_line(row: Mapping[str, Any]) -> str:
+CHECK = "crc32"
+"""Field of a row that is read again and decides something: the CRC-32 of the rest of it, 8 hex digits."""
+
+
+def json_line(row: Mapping[str, Any], *, checked: bool = False) -> str:
     """Return one row of a file of JSON lines, with its end; ASCII, so that no text in it can end a line or be refused.
 
     U+2028 ends a line for `str.splitlines`, and half of a surrogate pair cannot be written as UTF-8.
+
+    Args:
+        row: JSON-able.
+        checked: with a `crc32` field, by which `read_lines` tells a row that was damaged since; it takes the field out.
     """
-    return json.dumps(row) + "\n"
+    return json.dumps({**row, CHECK: _crc(row)} if checked else row) + "\n"
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -59,33 +68,67 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.writelines(map(json_line, rows))
 
 
-def read_lines(path: Path) -> list[Any]:
+Fields = Mapping[str, type | tuple[type, ...]]
+"""Name -> type of what every row must have."""
+
+
+def read_lines(path: Path, *, fields: Fields | None = None) -> list[Any]:
     r"""Return the rows of a file of JSON lines, which end in "\n" and nothing else.
 
     A row that a stop cut short can only be the last one; it is left out, and stderr says so.
 
+    Args:
+        path: the file.
+        fields: what every row must be an object with; None takes rows of any kind.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a row that is not JSON; names the file and the line.
+        ValueError: a row that is not JSON, lacks a field or was damaged; names the file and the line.
     """
-    return parsed_lines(path.read_bytes(), name=str(path))
+    return parsed_lines(path.read_bytes(), name=str(path), fields=fields)
 
 
-def parsed_lines(data: bytes, *, name: str) -> list[Any]:
+def parsed_lines(data: bytes, *, name: str, fields: Fields | None = None) -> list[Any]:
     """Return the rows of JSON lines that were read already; `name` stands for them in messages, as in `read_lines`."""
     *lines, rest = data.split(b"\n")
-    rows = [_row(line, name=f"{name}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    rows = [_row(line, name=f"{name}, line {number}", fields=fields) for number, line in numbered]
     if rest.strip():
         try:
-            rows.append(_row(rest, name=name))
+            rows.append(_row(rest, name=name, fields=fields))
         except ValueError:
             print(f"{name}: its last row was cut short when a process stopped; left out", file=sys.stderr)
     return rows
 
 
-def _row(line: bytes, *, name: str) -> Any:
+def _row(line: bytes, *, name: str, fields: Fields | None) -> Any:
     try:
-        return json.loads(line.decode("utf-8", errors="surrogatepass"))
+        row = json.loads(line.decode("utf-8", errors="surrogatepass"))
     except (ValueError, RecursionError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{name}: not JSON ({reason}); repair the line, or delete it") from None
+    if isinstance(row, dict) and not _is_as_written(row):
+        raise ValueError(f"{name}: was changed since it was written; delete the line, what it says is found out anew")
+    if fields is None:
+        return row
+    if not isinstance(row, dict):
+        raise ValueError(f"{name}: not an object like the others; repair the line, or delete it")
+    for field, kind in fields.items():
+        # For JSON true is no number.
+        if not isinstance(row.get(field), kind) or (isinstance(row[field], bool) and kind is not bool):
+            raise ValueError(f"{name}: {field!r} is missing or of another kind; repair the line, or delete it")
+    return row
+
+
+def _is_as_written(row: dict[str, Any]) -> bool:
+    """Take the checksum out of a row, where it has one; whether it is that of the rest."""
+    if CHECK in row:
+        return bool(row.pop(CHECK) == _crc(row))
+    if not row:
+        return True
+    *rest, (_, last) = row.items()
+    return bool(last != _crc(dict(rest)))  # the name of the checksum itself was hit
+
+
+def _crc(row: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(row).encode()):08x}"

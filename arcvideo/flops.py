@@ -116,18 +116,26 @@ def decoder_flops(text: TextSettings, segments: Sequence[Segment], *, targets: i
     )
 
 
-def vit_flops(vision: VisionSettings) -> float:
-    """Vision transformer on one frame."""
+def vit_flops(vision: VisionSettings, *, matrices: int = 2) -> float:
+    """Vision transformer on one frame (or group); layers that look in windows count as if they saw everything.
+
+    Args:
+        vision: sizes.
+        matrices: of an MLP.
+    """
     width, patches = vision.hidden_size, (vision.force_image_size // vision.patch_size) ** 2
-    layer = 2.0 * patches * (4 * width**2 + 2 * width * vision.intermediate_size) + 4.0 * patches**2 * width
+    layer = 2.0 * patches * (4 * width**2 + matrices * width * vision.intermediate_size) + 4.0 * patches**2 * width
     embedding = 2.0 * patches * vision.num_channels * vision.patch_size**2 * width
     return embedding + vision.num_hidden_layers * layer
 
 
 def merger_flops(settings: ModelSettings) -> float:
-    """Convolutional merger on one frame: 2 x 2 convolution, 1 x 1 convolution, linear layer with the newlines."""
+    """Merger on one frame (or group): 2 x 2 convolution, 1 x 1 convolution, linear layer with the newlines; or two
+    linear layers over the patches of a cell."""
     width, grid = settings.vision.hidden_size, settings.grid
-    cells = (2 * grid) ** 2
+    if not settings.kind.row_ends:
+        return 2.0 * grid**2 * 4 * width * (4 * width + settings.text.hidden_size)
+    cells = (settings.vision.anyres_pooling_size * grid) ** 2
     convolutions = 2.0 * cells * (4 * width * 2 * width + 2 * width * 4 * width)
     return convolutions + 2.0 * grid * (grid + 1) * 4 * width * settings.text.hidden_size
 
@@ -161,8 +169,9 @@ def media_flops(
     """
     width, text = settings.audio.d_model, settings.text.hidden_size
     return ForwardFlops(
-        vit=vit_flops(settings.vision) * (frames if seen is None else seen),
-        vision_projector=merger_flops(settings) * frames,
+        vit=vit_flops(settings.vision, matrices=3 if settings.kind.gated_vision else 2)
+        * settings.groups(frames if seen is None else seen),
+        vision_projector=merger_flops(settings) * settings.groups(frames),
         whisper=whisper_flops(settings.audio) * (chunks if heard is None else heard),
         audio_projector=2.0 * seconds * settings.rows_per_second * text * (width + text),
     )

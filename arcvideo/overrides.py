@@ -7,7 +7,7 @@ import importlib.util
 import os
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from arcvideo.config import RunConfig, former
+from arcvideo.named import conf_folders
 from arcvideo.places import CONF_DIR
 from arcvideo.structured import nearest
 
@@ -48,6 +49,24 @@ def flag_value(words: Sequence[str], flag: str) -> str | None:
     return value
 
 
+def agent_words(words: Sequence[str], *, environment: Mapping[str, str]) -> list[str]:
+    """Return words in which settings that an agent of W&B sweeps wrote as `--key=value` are plain `key=value`.
+
+    Inside a sweep of W&B each run gets a folder of its own, named by W&B's id of it, unless the words name one.
+    """
+    plain = []
+    for word in words:
+        key = word[2:].partition("=")[0]
+        known = word.startswith("--") and "=" in word and setting_type(key) is not None
+        plain.append(word[2:] if known else word)
+    names = {word.lstrip("+").partition("=")[0] for word in plain}
+    run = environment.get("WANDB_RUN_ID", "")
+    if environment.get("WANDB_SWEEP_ID") and run and "stage" in names and not names & {"output", "--help", "--cfg"}:
+        stage = next(word.partition("=")[2] for word in reversed(plain) if word.startswith("stage="))
+        plain.append(f"output={stage.rpartition('/')[2]}-{run}")
+    return plain
+
+
 def settings_words(words: Sequence[str]) -> list[str]:
     """Return the words without flags and the values of flags."""
     short = [name for name in FLAGS_WITH_VALUES.values() if name]
@@ -60,14 +79,28 @@ def settings_words(words: Sequence[str]) -> list[str]:
 
 
 def folders(words: Sequence[str] = ()) -> list[Path]:
-    """Return the folders that Hydra looks for options in: those of the user's, then the package's own."""
+    """Return the folders that Hydra looks for options in: the user's, those of other packages, then our own."""
     given = flag_value(words, "--config-dir")
     found = [Path(given)] if given else []
     for word in words:
         if word.lstrip("+").startswith("hydra.searchpath="):
             entries = re.split(r"[\[\],]", word.partition("=")[2])
             found += [folder for entry in entries if (folder := _folder(entry.strip(" '\"")))]
-    return [*found, CONF_DIR]
+    return [*found, *conf_folders(), CONF_DIR]
+
+
+def with_search(words: Sequence[str], *, first: Sequence[str] = ()) -> list[str]:
+    """Return words with one `hydra.searchpath` that also has the folders that other packages bring.
+
+    Args:
+        words: for Hydra.
+        first: entries before those in the words.
+    """
+    given = [word for word in words if word.lstrip("+").startswith("hydra.searchpath=")]
+    said = given[-1].partition("=")[2].strip().removeprefix("[").removesuffix("]") if given else ""
+    entries = [*first, *filter(None, (said,)), *(f"file://{folder}" for folder in conf_folders())]
+    rest = [word for word in words if word not in given]
+    return [*rest, f"hydra.searchpath=[{','.join(entries)}]"] if entries else rest
 
 
 def _folder(entry: str) -> Path | None:
@@ -201,6 +234,26 @@ def grammar_problems(words: Sequence[str]) -> list[str]:
             quoted = f"{key.lstrip('+')}='{value}'"
             problems.append(f'{word.lstrip("+")}: cannot be read: {said}; a text with such signs is quoted: "{quoted}"')
     return problems
+
+
+def merge_notes(words: Sequence[str], *, config: RunConfig) -> list[str]:
+    """Return a line for each mapping in the words that was added to entries which a page had given already.
+
+    Hydra merges mappings; who writes `grpo.rewards={mine: 1}` may have meant that these are all.
+    """
+    plain, notes = settings_words(words), []
+    for word in plain:
+        key, _, value = word.lstrip("+").partition("=")
+        if not value.startswith("{") or typing.get_origin(setting_type(key)) is not dict or f"~{key}" in plain:
+            continue
+        given: Any = parsed(f"{key}={value}").value()
+        held: Any = config
+        for name in key.split("."):
+            held = held[name] if isinstance(held, dict) else getattr(held, name)
+        before = [name for name in held if name not in {str(entry) for entry in given}]
+        if before:
+            notes.append(f"{key}: {', '.join(before)} of the stage's page stay beside these; '~{key}' takes them out")
+    return notes
 
 
 # --- what Hydra is given ---

@@ -26,6 +26,7 @@ from arcvideo.evaluation.gates import Measured, gate_table, judge_gates, plan_ga
 from arcvideo.evaluation.targets import Target, compare, judge
 from arcvideo.files import write_whole
 from arcvideo.processes.children import REQUEUE_EXIT_CODE, run_child, stop_with_status
+from arcvideo.processes.terminal import speak_plainly
 from arcvideo.recipe import PlannedStage, Recipe, Standing, load_recipe, parent_folder, planned_stages, standing
 from arcvideo.structured import nearest
 
@@ -273,5 +274,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     stop_with_status()
     main()

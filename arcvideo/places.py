@@ -13,6 +13,14 @@ RECIPES = (Path(__file__).parent / "recipes").resolve()
 """The recipes that have a name; a link, likewise."""
 
 
+def writable(folder: Path) -> bool:
+    """Return whether files can be made in a folder, or the folder itself below the nearest one that is there."""
+    there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), Path("/"))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        return False
+    return not os.statvfs(there).f_flag & os.ST_RDONLY
+
+
 def from_home(value: Any) -> Any:
     """Return a value with every text that begins with `~/` expanded, inside lists and mappings too.
 

@@ -24,9 +24,11 @@ from arcvideo.media.read import ClipArrays, resize
 from arcvideo.messages import PLAIN_OPTIONS, Attached, attach, attached, check_options, file_bytes, messages_of, per_row
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.disk.loading import CODE_FILE, load_config, share, write_code
-from arcvideo.model.disk.tokenizer import CHAT_TEMPLATE, load_tokenizer, save_tokenizer
+from arcvideo.model.disk.tokenizer import chat_template as own_template
+from arcvideo.model.disk.tokenizer import load_tokenizer, save_tokenizer
+from arcvideo.model.families.table import family_of
 from arcvideo.model.positions import replace_newlines, video_ids, xd_positions
-from arcvideo.model.special import SPECIALS, special_ids
+from arcvideo.model.special import special_ids, template_of
 from arcvideo.planning.settings import MODALITIES, WORDINGS
 from arcvideo.render import MEDIA_TAG, Ids, encode, render_branch, render_prefix, split_question
 from arcvideo.tasks import DEFAULT_TASK, TASKS
@@ -65,7 +67,7 @@ class ArcVideoProcessor(ProcessorMixin):
             font: TrueType file of the time stamps; the bundled one by default.
             chat_template: of conversations; the model's own by default.
         """
-        super().__init__(tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        super().__init__(tokenizer, chat_template=chat_template or own_template(family_of(tokenizer)))
         if wording not in WORDINGS:
             raise ValueError(f"wording={wording!r}: choose one of {', '.join(WORDINGS)}")
         self.layout = layout or MediaLayout()
@@ -351,7 +353,7 @@ class ArcVideoProcessor(ProcessorMixin):
 
     def _row(self, text: str, *, media: Media | None, task: str) -> _Row:
         """Return one prompt: a question as training asks it, or a conversation as the chat template wrote it."""
-        if not text.startswith(SPECIALS["start"]):
+        if not text.startswith(template_of(self.tokenizer).opening):
             return _Row(ids=self.prompt(text, media=media, task=task).ids, media=media)
         before, *after = text.split(MEDIA_TAG)
         if len(after) != (media is not None):

@@ -137,8 +137,8 @@ def load_recipe(name: str, *, given: Mapping[str, str] | None = None) -> Recipe:
         return filled(Recipe, from_home(put_in(_content(path), given=given or {})))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
 
 
 def recipe_names() -> list[str]:
@@ -152,6 +152,9 @@ def _content(path: Path) -> dict[str, Any]:
     if not isinstance(own, dict):
         raise ValueError("expected keys like name, run_dir and stages")
     _refuse_lines(own)
+    for key in ("given", "settings", "stage_settings", "expect"):
+        if own.get(key) is not None and not isinstance(own[key], Mapping):
+            raise ValueError(f"{key}: expected a mapping like {{NAME: VALUE}}, got {own[key]!r}")
     if isinstance(own.get("stages"), list):
         own["stages"] = [{"stage": row} if isinstance(row, str) else row for row in own["stages"]]
     if own.get("extends") is None:

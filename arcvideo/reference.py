@@ -19,6 +19,7 @@ from typing import Any
 
 from arcvideo.config import RunConfig
 from arcvideo.places import CONF_DIR
+from arcvideo.processes.terminal import speak_plainly
 from arcvideo.recipe import Recipe
 
 
@@ -153,4 +154,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     main()

@@ -48,7 +48,7 @@ class _Finder(MetaPathFinder):
         spec = PathFinder.find_spec(fullname, path)
         if spec is not None and spec.loader is not None:
             execute = self._then_ours if fullname in OURS else self._counted
-            spec.loader.exec_module = execute(spec.loader, fullname)  # type: ignore[method-assign]
+            spec.loader.exec_module = execute(spec.loader, fullname)  # type: ignore[method-assign, assignment, unused-ignore]
         return spec
 
     def _then_ours(self, loader: Loader, fullname: str) -> Callable[[ModuleType], None]:

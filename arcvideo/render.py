@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arcvideo.layout import MediaLayout
-from arcvideo.model.special import special_ids
+from arcvideo.model.special import special_ids, template_of
 from arcvideo.tasks.fields import RecordError
 from arcvideo.tasks.instructions import suffix
 from arcvideo.types import Sample
@@ -77,7 +77,7 @@ def split_question(sample: Sample) -> Question:
 
 def media_length(frame_count: N, *, layout: MediaLayout) -> N:
     """Tokens from `<vid>` to `</vid>`, of one number of frames or an array of them."""
-    return 2 + frame_count * (layout.tokens_per_frame + 2)
+    return 2 + layout.groups(frame_count) * (layout.tokens_per_group + layout.marks)
 
 
 def render_prefix(*, frame_count: int, before: str, tokenizer: Any, layout: MediaLayout) -> Ids:
@@ -86,7 +86,7 @@ def render_prefix(*, frame_count: int, before: str, tokenizer: Any, layout: Medi
 
     special = special_ids(tokenizer)
     frames = video_ids(layout.grid, frames=frame_count, special=special).numpy()
-    return np.concatenate([[special.start], encode(before, tokenizer=tokenizer), frames])
+    return np.concatenate([written("opening", tokenizer), encode(before, tokenizer=tokenizer), frames])
 
 
 def render_branch(sample: Sample, *, tokenizer: Any, wording: str) -> Branch:
@@ -98,10 +98,13 @@ def render_branch(sample: Sample, *, tokenizer: Any, wording: str) -> Branch:
     special = special_ids(tokenizer)
     pieces: list[tuple[Ids, bool]] = []
     if sample.media_key is None:
-        pieces.append((np.array([special.start]), False))
+        pieces.append((written("opening", tokenizer), False))
+    behind = template_of(tokenizer).behind_media
     for number, turn in enumerate(sample.turns):
-        human = _first_human(sample, wording=wording) if number == 0 else turn.question
-        pieces += [(encode(human, tokenizer=tokenizer), False), (np.array([special.sep]), False)]
+        human = _first_human(sample, wording=wording, behind_media=behind) if number == 0 else turn.question
+        if number:
+            pieces.append((written("between", tokenizer), False))
+        pieces += [(encode(human, tokenizer=tokenizer), False), (written("separator", tokenizer), False)]
         if number == 0:
             question_tokens = sum(len(ids) for ids, _ in pieces)
         pieces += [(encode(turn.answer, tokenizer=tokenizer), True), (np.array([special.end]), True)]
@@ -112,11 +115,20 @@ def render_branch(sample: Sample, *, tokenizer: Any, wording: str) -> Branch:
     )
 
 
-def _first_human(sample: Sample, *, wording: str) -> str:
+@lru_cache(maxsize=32)
+def written(part: str, tokenizer: Any) -> Ids:
+    """(n,) int64 ids of a part of the template, with its special strings."""
+    text = getattr(template_of(tokenizer), part)
+    ids = np.array(tokenizer.encode(text, add_special_tokens=False) if text else [], dtype=np.int64)
+    ids.setflags(write=False)
+    return ids
+
+
+def _first_human(sample: Sample, *, wording: str, behind_media: str) -> str:
     question = split_question(sample).after
     instruction = suffix(sample.instruction, wording=wording)
     asked = f"{question}\n{instruction}" if instruction else question
-    return f"\n{asked}" if sample.media_key is not None else asked
+    return f"{behind_media}{asked}" if sample.media_key is not None else asked
 
 
 def encode(text: str, *, tokenizer: Any) -> Ids:

@@ -1,15 +1,21 @@
-"""Seals: the size and sha256 of a file that is read again, so that damage is told and not trained on."""
+"""Seals: the size and sha256 of a file that is read again, so that damage is told and not trained on.
+
+A file is hashed when it is first read on a machine. That it was whole is remembered by inode, size and time, in this
+process and in a folder of the machine's temporary files, so that later runs and other ranks only look.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from arcvideo.files import sync
+from arcvideo.files import sync, write_whole
 
 Seal = Mapping[str, Any]
 """`size` in bytes and `sha256` in hex of one file."""
@@ -34,8 +40,8 @@ def seal_folder(folder: Path) -> dict[str, dict[str, Any]]:
     return seals
 
 
-def digest_of(content: Mapping[str, Any]) -> str:
-    """Return the sha256 hex of a JSON-able mapping; the order of keys does not matter."""
+def digest_of(content: Any) -> str:
+    """Return the sha256 hex of a JSON-able value; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -65,6 +71,83 @@ def check(folder: Path, seals: Mapping[str, Seal]) -> None:
         path = _check_size(folder, name, fact)
         if sha256_of(path) != fact["sha256"]:
             raise Damaged(f"{name} was changed: its sha256 is not the one it was written with")
+
+
+def check_once(folder: Path, seals: Mapping[str, Seal]) -> None:
+    """As `check`, but a file that was found whole on this machine, and that nobody touched since, is not read again.
+
+    Raises:
+        Damaged: one is missing, cut or changed.
+        OSError: the disk refuses to read.
+    """
+    check_sizes(folder, seals)
+    for name, fact in seals.items():
+        if not _recalled(folder / name, str(fact["sha256"])):
+            check(folder, {name: fact})
+            _note(folder / name, str(fact["sha256"]))
+
+
+SUMS = "SHA256SUMS"
+"""In a folder of weights: what its files were written with; moves with the folder, `sha256sum --check` reads it."""
+_SUFFIX = ".sha256"
+
+
+def write_sums(folder: Path, *, but: Iterable[str] = ("README.md",)) -> None:
+    """Write SHA256SUMS of a folder whose files are complete, last of all.
+
+    Args:
+        folder: of weights.
+        but: files that people edit and nothing is read from.
+    """
+    left_out = {SUMS, *but}
+    seals = {name: fact for name, fact in seal_folder(folder).items() if name not in left_out}
+    write_whole(folder / SUMS, "".join(f"{fact['sha256']}  {name}\n" for name, fact in seals.items()))
+
+
+def read_sums(path: Path) -> dict[str, str]:
+    """Return name -> sha256 hex of a file as `sha256sum` writes it.
+
+    Raises:
+        Damaged: it is none.
+        OSError: the disk refuses to read.
+    """
+    found = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line:
+            continue
+        sha256, _, name = line.decode("utf-8", "surrogateescape").partition("  ")
+        if len(sha256) != 64 or sha256.strip("0123456789abcdef") or not name:
+            raise Damaged(f"{path.name}, line {number}: no line of sha256sum")
+        found[name] = sha256
+    return found
+
+
+def check_sums(folder: Path) -> None:
+    """Compare a folder of weights with its SHA256SUMS, where it has one; every byte once a machine.
+
+    Raises:
+        Damaged: a file is missing or changed.
+        OSError: the disk refuses to read.
+    """
+    if (folder / SUMS).exists():
+        for name, sha256 in read_sums(folder / SUMS).items():
+            path = _inside(folder, name)
+            if not path.is_file():
+                raise Damaged(f"{name} is missing")
+            check_once(folder, {name: {"size": path.stat().st_size, "sha256": sha256}})
+
+
+def sidecar(path: Path) -> Path:
+    """Return where the digest of a file stands that lies among others: `x.tar.sha256`."""
+    return path.with_name(path.name + _SUFFIX)
+
+
+def publish(scratch: Path, path: Path) -> None:
+    """Give a complete file its name, and its digest a place beside it; a stop in between leaves it without digest."""
+    fact = seal(scratch)
+    sidecar(path).unlink(missing_ok=True)
+    os.replace(scratch, path)
+    write_whole(sidecar(path), f"{fact['sha256']}  {path.name}\n")
 
 
 _MOST_REMEMBERED = 65536
@@ -99,10 +182,46 @@ def _key(path: Path) -> tuple[str, int, int, int]:
     return str(path.absolute()), facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
-def _check_size(folder: Path, name: str, fact: Seal) -> Path:
-    path = folder / name
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+def _recalled(path: Path, sha256: str) -> bool:
+    """Whether this machine has found the file as it is now to have that digest."""
+    folder = _folder()
+    return folder is not None and (folder / _memory(path, sha256)).exists()
+
+
+def _note(path: Path, sha256: str) -> None:
+    folder = _folder()
+    if folder is not None:
+        with suppress(OSError):
+            (folder / _memory(path, sha256)).touch()
+
+
+def _memory(path: Path, sha256: str) -> str:
+    facts = path.stat()
+    seen = f"{facts.st_dev} {facts.st_ino} {facts.st_size} {facts.st_mtime_ns} {path.absolute()} {sha256}"
+    return hashlib.sha256(seen.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _folder() -> Path | None:
+    """Where this machine remembers; None when somebody else could write there."""
+    folder = Path(tempfile.gettempdir()) / f"arcvideo-seen-{os.getuid()}"
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        facts = folder.lstat()
+        if facts.st_uid == os.getuid() and not facts.st_mode & 0o022 and folder.is_dir():
+            return folder
+    return None
+
+
+def _inside(folder: Path, name: str) -> Path:
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
         raise Damaged(f"{name!r} is a name outside of {folder}")
+    return folder / name
+
+
+def _check_size(folder: Path, name: str, fact: Seal) -> Path:
+    path = _inside(folder, name)
+    if not isinstance(fact, Mapping) or not {"size", "sha256"} <= fact.keys():
+        raise Damaged(f"{name} has no size and sha256")
     try:
         size = path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,11 +11,13 @@ from typing import Any
 
 import torch
 
-from arcvideo.config import RunConfig, plain_dict
-from arcvideo.evaluation.evaluate import choose, evaluate
+from arcvideo.config import RunConfig, plain_dict, recorded_settings
+from arcvideo.evaluation.evaluate import evaluate
+from arcvideo.evaluation.figures import choose
+from arcvideo.feed.quarantine import quarantined
 from arcvideo.feed.source import Source
-from arcvideo.files import json_line, read_lines
 from arcvideo.fingerprints.guard import refuse_overlap
+from arcvideo.lineage.continued import continued_from
 from arcvideo.lineage.identity import config_diff
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, read_manifest, write_manifest
 from arcvideo.lineage.parents import Parent
@@ -47,7 +48,8 @@ from arcvideo.runner.trainable import (
     trainable_table,
     trained_modules,
 )
-from arcvideo.seals import seal_folder
+from arcvideo.runner.zero import loading_dtype
+from arcvideo.seals import seal_folder, write_sums
 from arcvideo.tracking.metrics import Artifact, record_lineage
 from arcvideo.types import Counts
 
@@ -89,7 +91,8 @@ def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
     folder.mkdir(parents=True, exist_ok=True)
     if world.local_rank == 0:
         parent.verify()
-    model = load_model(parent.path)
+    half = loading_dtype(config.engine, precision=config.runner.precision, cached=config.feature_cache, world=world)
+    model = load_model(parent.path, dtype=half)
     _fits(model, config=config, parent=parent)
     model.adopt(config.model)
     trained, adapters = _choose_trained(model, config=config, parent=parent)
@@ -138,14 +141,15 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
     room, source, asked, adapters = ready.room, ready.source, ready.asked, ready.adapters
     world, folder = room.world, room.folder
     still = [name for name in MODULES if name not in ready.trained]
-    frozen = frozen_hashes(ready.model, frozen=still)
+    frozen = frozen_hashes(ready.model, frozen=still) if world.first else {}
     table = trainable_table(ready.model, lrs=peak_lrs(ready.model.named_parameters(), settings=config.optimizer))
     model, result = _train(ready)
     # What was frozen is told from what learned before the adapters go into the weights.
-    frozen_after = frozen_hashes(model, frozen=still)
+    frozen_after = frozen_hashes(model, frozen=still) if world.first else {}
     if adapters is not None:
         adapters.save(folder / "adapter" if world.first else None)
-        adapters.merge()
+        if world.first or config.evaluation.shards:
+            adapters.merge()
     source.close()
     mixture = _mixture(source, steps=result.steps, config=config)
     for name, row in _books(result.counts, sources=mixture).items():
@@ -158,10 +162,12 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
         save_model(model, export)
         processor = ArcVideoProcessor(room.tokenizer, layout=config.layout, wording=config.data.wording)
         processor.save_pretrained(export)
+        told = recorded_settings(config)
         card = Card(stage=config.stage.name, parent=str(parent.identity or parent.path), identity=str(asked.identity),
-                    steps=result.steps, trained=ready.trained, mixture=mixture, settings=plain_dict(config),
+                    steps=result.steps, trained=ready.trained, mixture=mixture, settings=told,
                     metrics=metrics)  # fmt: skip
         write_card(export, card)
+        write_sums(export)
         manifest = Manifest(
             stage=config.stage.name,
             identity=str(asked.identity),
@@ -169,17 +175,19 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
             parent_path=str(parent.path),
             parent_weights=parent.weights,
             exported=seal_folder(export),
+            continued=continued_from(config.continue_from).facts if config.continue_from else {},
             code=asked.code,
             data=source.digest,
-            config=plain_dict(config),
-            config_diff=config_diff(parent.manifest.config, plain_dict(config)) if parent.manifest else {},
+            config=told,
+            config_diff=config_diff(parent.manifest.config, told) if parent.manifest else {},
             seen=result.counts.get("seen", {}),
-            quarantined=_quarantined(folder, sources=source.counts()),
+            quarantined=quarantined(folder, sources=source.counts()),
             mixture=mixture,
             frozen_before=frozen,
             frozen_after=frozen_after,
             trainable=[asdict(row) for row in table],
             liveness=result.liveness,
+            repeatable=result.repeatable,
             steps=result.steps,
             skipped=result.skipped,
             metrics=result.metrics | {f"eval/{name}": value["value"] for name, value in metrics.items()},
@@ -189,14 +197,6 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
         write_manifest(manifest, folder=folder)
         _record_lineage(manifest, room=room, wandb_id=result.wandb_id)
     barrier(world=world)
-
-
-def _quarantined(folder: Path, *, sources: Iterable[str]) -> dict[str, int]:
-    """Source -> distinct problems that any rank met, before a restart too; each rank writes a file of its own."""
-    files = [folder / "quarantine.jsonl", *folder.glob("quarantine-[0-9]*.jsonl")]
-    rows = {json_line(row): row for file in files if file.exists() for row in read_lines(file)}
-    counts = Counter(row["source"] for row in rows.values())
-    return {name: counts[name] for name in sources}
 
 
 def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict[str, Any]]:
@@ -239,7 +239,7 @@ def measure_stage(config: RunConfig, *, parent: Parent) -> None:
         kept = {name: value for name, value in old.metrics.items() if not name.startswith("eval/")}
         new = replace(
             old,
-            config=old.config | {"evaluation": plain_dict(config)["evaluation"]},
+            config=old.config | {"evaluation": recorded_settings(config)["evaluation"]},
             metrics=kept | {f"eval/{name}": value["value"] for name, value in metrics.items()},
             evaluation=wanted(plain_dict(config), parent=parent.identity).evaluation,
         )
@@ -341,10 +341,11 @@ def _train(ready: _Setup, *, until: int | None = None) -> tuple[ArcVideoForCondi
         identity=own,
         logger=config.logger,
         name=f"{config.stage.name}-{own[:8]}",
-        config=plain_dict(config),
+        config=recorded_settings(config),
         forward_extra={"features": room.features},
+        continue_from=continued_from(config.continue_from).path if config.continue_from else None,
     ).run(until=until)
-    whole = engine.close()
+    whole = engine.close(everywhere=bool(config.evaluation.shards))
     assert isinstance(whole, ArcVideoForConditionalGeneration)
     return whole, result
 

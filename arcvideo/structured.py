@@ -132,7 +132,7 @@ def _plain(kind: type, value: Any, *, key: str) -> Any:
     if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):  # a word, or a number of hundreds of digits
             pass
     elif kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)

@@ -18,6 +18,8 @@ from hydra.types import RunMode
 
 from arcvideo.compose import search_words
 from arcvideo.config import RunConfig
+from arcvideo.files import write_whole
+from arcvideo.hidden import hidden
 from arcvideo.lineage.manifest import finished
 from arcvideo.lineage.parents import BASE
 from arcvideo.overrides import DEFAULT_MODEL, as_overrides, beside, parsed, settings_words
@@ -28,6 +30,8 @@ PLACES = ("run_dir", "data_dir", "base", "threads", "feature_cache", "logger", "
 SHARED = ("model", "engine", *PLACES)
 """Words that a sweep's parents are trained with too."""
 JOB_NAME = "job.json"
+SWEPT, PLACED = "ARCVIDEO_SWEPT", "ARCVIDEO_SWEEP_PLACED"
+"""Variables that tell a job, wherever it runs, which keys are swept and whether somebody chose the folder of jobs."""
 LONGEST_NAME = 100
 
 
@@ -50,14 +54,25 @@ class SweepJob:
         if hydra.mode != RunMode.MULTIRUN:
             return None
         words = dict(_pair(word) for word in hydra.overrides.task)
-        if config.output is None:
-            config = replace(config, output=job_name(config.stage.name, overrides=words))
+        if config.output is None and os.environ.get(PLACED):
+            # Somebody said where Hydra shall keep the jobs: the jobs are kept there.
+            config = replace(config, output=str(Path(hydra.runtime.output_dir).absolute()))
+        elif config.output is None:
+            swept = os.environ.get(SWEPT, "").split()
+            config = replace(config, output=job_name(config.stage.name, overrides=words, swept=swept))
         return SweepJob(
             config=replace(config, train_parents=True),
             hydra_dir=Path(hydra.runtime.output_dir),
             overrides=words,
             optimizing=hydra.runtime.choices["hydra/sweeper"] != "basic",
         )
+
+    def hide(self) -> None:
+        """Take credentials out of what Hydra has written about the job, and about the sweep."""
+        for path in (*self.hydra_dir.glob(".hydra/*.yaml"), self.hydra_dir.parent / "multirun.yaml"):
+            text = path.read_text(encoding="utf-8") if path.is_file() else ""
+            if hidden(text) != text:
+                write_whole(path, hidden(text))
 
     def done(self, value: float | None, *, error: str = "") -> None:
         """Note the job for the table, on rank 0.
@@ -71,11 +86,11 @@ class SweepJob:
         manifest = finished(self.config.stage_dir)
         row = {
             "folder": str(self.config.stage_dir),
-            "overrides": self.overrides,
+            "overrides": {key: hidden(value) for key, value in self.overrides.items()},
             "metric": self.config.evaluation.optimize,
             "direction": "minimize" if lower_is_better(self.config.evaluation.optimize) else "maximize",
             "value": value,
-            "error": error,
+            "error": hidden(error),
             "metrics": manifest.metrics if manifest else {},
             "seconds": manifest.seconds if manifest else 0.0,
         }
@@ -83,14 +98,29 @@ class SweepJob:
         (self.hydra_dir / JOB_NAME).write_text(json.dumps(row, indent=1) + "\n")
 
 
-def job_name(stage: str, *, overrides: dict[str, str]) -> str:
-    """Folder of a job: its stage and what it changes, so that the same job is found again."""
-    told = [f"{key}={value}" for key, value in overrides.items() if key.split(".")[0] not in (*PLACES, "stage")]
-    text = re.sub(r"[^\w.=,+-]", "_", ",".join([stage, *told]))
-    if len(text) <= LONGEST_NAME:
-        return text
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return f"{text[: LONGEST_NAME - 9]}-{digest}"
+def job_name(stage: str, *, overrides: Mapping[str, str], swept: Sequence[str] = ()) -> str:
+    """Return the folder of a job: its stage and what was swept, so that the same job is found again.
+
+    Args:
+        stage: its name.
+        overrides: key -> value of all words of the job.
+        swept: keys that have several values in the sweep; the other words are told apart by a digest. Without any, all
+            words are in the name.
+    """
+    deciding = {key: value for key, value in overrides.items() if key.split(".")[0] not in (*PLACES, "stage")}
+    named = {key: value for key, value in deciding.items() if key in swept} or deciding
+    rest = sorted(f"{key}={value}" for key, value in deciding.items() if key not in named)
+    text = re.sub(r"[^\w.=,+-]", "_", hidden(",".join([stage, *(f"{key}={value}" for key, value in named.items())])))
+    if rest or len(text) > LONGEST_NAME:
+        digest = hashlib.sha256(",".join([text, *rest]).encode()).hexdigest()[:8]
+        return f"{text[: LONGEST_NAME - 9]}-{digest}"
+    return text
+
+
+def swept_keys(words: Sequence[str]) -> list[str]:
+    """Return the keys of these words that have several values."""
+    plain = [word for word in words if "=" in word and not word.startswith(("-", "~"))]
+    return [word.lstrip("+").partition("=")[0] for word in plain if parsed(word).is_sweep_override()]
 
 
 def parent_words(overrides: Sequence[str]) -> list[str]:
@@ -157,8 +187,10 @@ def first_choice(word: str) -> str | None:
 
 def sweep_folder(words: Sequence[str], *, config: RunConfig) -> Path:
     """Where Hydra shall keep the jobs of the sweep that these words start."""
-    given = [word.partition("=")[2] for word in words if word.startswith("hydra.sweep.dir=")]
-    return Path(given[-1]) if given else Path(config.run_dir) / "sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    given = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("hydra.sweep.dir=")]
+    return (
+        Path(given[-1].strip("'\"")) if given else Path(config.run_dir) / "sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    )
 
 
 def lower_is_better(metric: str) -> bool:

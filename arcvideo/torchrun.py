@@ -2,7 +2,7 @@
 
 The options before the first override are torchrun's own. The rank that failed has said why; this only hands on its exit
 status, which torchrun itself turns into 1, so that status 85 (saved, please requeue) reaches whoever waits for it.
-SIGTERM and SIGUSR1 are handed on to the ranks, which save and end with 85; torchrun itself would kill them after 30 s.
+SIGTERM, SIGUSR1 and SIGHUP go on to the ranks, which save and end with 85; torchrun itself would kill them after 30 s.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+
+from arcvideo.processes.children import ASKS_TO_STOP
+from arcvideo.processes.terminal import speak_plainly
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -30,8 +33,8 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parse_args(words)
     arguments.training_script_args = [arguments.training_script, *arguments.training_script_args]
     arguments.training_script, arguments.module = "arcvideo.train", True
-    arguments.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    arguments.signals_to_handle = "SIGINT,SIGQUIT"
+    for number in ASKS_TO_STOP:
         signal.signal(number, _hand_on)
     try:
         run(arguments)
@@ -59,4 +62,5 @@ def _children() -> Iterator[int]:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     main()

@@ -24,7 +24,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
@@ -37,26 +37,41 @@ from omegaconf import DictConfig, OmegaConf
 from arcvideo.compose import shown_text, stage_config
 from arcvideo.config import ConfigError, RunConfig, plain_dict, typed
 from arcvideo.ending import Ended
+from arcvideo.hidden import hidden, plain
+from arcvideo.lineage.continued import continue_problems, continued_from
 from arcvideo.lineage.lock import agreed, alone_in, launch
 from arcvideo.lineage.manifest import finished, read_manifest
 from arcvideo.lineage.parents import Parent, resolve_parent
 from arcvideo.lineage.state import State, state_of, wanted
 from arcvideo.overrides import (
     LAUNCHERS_WORDS,
+    agent_words,
     as_overrides,
     beside,
     flag_value,
     grammar_problems,
+    merge_notes,
     override_problems,
     quoted,
     settings_words,
+    with_search,
 )
-from arcvideo.places import CONF_DIR
+from arcvideo.places import CONF_DIR, writable
 from arcvideo.plugins import in_submitit, join_job, option_of, plugin_problems, queue_again, sweep_words
 from arcvideo.processes.children import stop_with_status
-from arcvideo.processes.terminal import one_voice
+from arcvideo.processes.terminal import one_voice, speak_plainly
 from arcvideo.report.closing import closing_text
-from arcvideo.sweep import SweepJob, first_words, lower_is_better, report_sweep, sweep_folder, train_parents
+from arcvideo.sweep import (
+    PLACED,
+    SWEPT,
+    SweepJob,
+    first_words,
+    lower_is_better,
+    report_sweep,
+    sweep_folder,
+    swept_keys,
+    train_parents,
+)
 
 REFUSAL_SECONDS = 10.0
 """How long the other ranks keep still when settings are refused; a launcher ends them as soon as rank 0 has spoken."""
@@ -73,6 +88,7 @@ def train(composed: DictConfig) -> float | None:
         job = SweepJob.of(hydra_now, config=config)
         if job is not None:
             config = job.config
+            job.hide()
         if config.train_parents:
             train_parents(config, overrides=list(hydra_now.overrides.task), chosen=hydra_now.runtime.choices)
         rank, ranks, launched = launch()
@@ -122,11 +138,15 @@ def _run(config: RunConfig) -> float | None:
         override=Path(config.parent) if config.parent else None,
         make=f"python -m arcvideo.train stage={_beside(config)} run_dir={config.run_dir}",
     )
-    _find_shards(config)
     rank, ranks, job = launch()
+    _check_places(config, shards=_find_shards(config), ranks=ranks)
+    if config.continue_from:
+        checkpoint, asked = continued_from(config.continue_from), plain_dict(config)
+        for wrong in continue_problems(checkpoint, config=asked, stage_dir=config.stage_dir, parent=parent.identity):
+            raise ValueError(wrong)
     with alone_in(config.stage_dir) if rank == 0 else nullcontext():
         if config.verify_resume:
-            from arcvideo.verify import verify_resume
+            from arcvideo.verify_resume import verify_resume
 
             sys.exit(0 if verify_resume(config, parent=parent) else 1)
         state = state_of(config.stage_dir, asked=wanted(plain_dict(config), parent=parent.identity))
@@ -159,6 +179,9 @@ def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float
             f"{config.stage_dir} holds this stage as something else than is asked for now: "
             f"{'; '.join(state.reasons)}. Give another output=NAME, or remove the folder"
         )
+    if not launch()[0]:
+        doing = "is measured again" if word == "unmeasured" else "continues" if word == "interrupted" else "starts"
+        print(f"{config.stage_dir}: {doing}; loading torch, weights and data", flush=True)
     from arcvideo.stage import measure_stage, run_stage
 
     if word != "unmeasured":
@@ -197,7 +220,7 @@ def _record(folder: Path) -> None:
     }
     (place / ".hydra").mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():
-        (place / ".hydra" / f"{name}.yaml").write_text(OmegaConf.to_yaml(part), encoding="utf-8")
+        (place / ".hydra" / f"{name}.yaml").write_text(hidden(OmegaConf.to_yaml(part)), encoding="utf-8")
 
 
 def _told(error: ValueError | OSError, *, folder: Path) -> str:
@@ -214,26 +237,56 @@ def _traced(folder: Path) -> str:
     trace = folder / f"error-{os.environ.get('RANK', '0')}.txt"
     try:
         trace.parent.mkdir(parents=True, exist_ok=True)
-        trace.write_text(traceback.format_exc())
+        trace.write_text(plain(traceback.format_exc()), encoding="utf-8", errors="backslashreplace")
     except OSError:
         return ""
     return f" (traceback in {trace})"
 
 
-def _find_shards(config: RunConfig) -> None:
-    """Raise ValueError, naming the key, for shards that are not there."""
+def _find_shards(config: RunConfig) -> dict[str, list[Path]]:
+    """Return setting -> its shards.
+
+    Raises:
+        ValueError: shards are not there; the message names the key.
+    """
     from arcvideo.shards.expand import expand_shards
 
     wanted = {f"data.sources.{name}": source.shards for name, source in config.data.sources.items()}
     if config.evaluation.shards:
         wanted["evaluation"] = config.evaluation.shards
+    found = {}
     for key, shards in wanted.items():
         try:
-            expand_shards(shards, cache=config.data.shard_cache, fetch=False)
+            found[key] = expand_shards(shards, cache=config.data.shard_cache, fetch=False)
         except ValueError as error:
             out = f"leave it out with '~{key if key != 'evaluation' else 'evaluation.shards'}'"
             remedy = f"set data_dir or the key, {out}, or make TinyShorts with `python -m arcvideo.synthetic --out DIR`"
             raise ValueError(f"{key}.{error}; {remedy}") from None
+    return found
+
+
+def _check_places(config: RunConfig, *, shards: Mapping[str, Sequence[Path]], ranks: int) -> None:
+    """Look before anything heavy is loaded whether the ranks can share the work and what is written has a place.
+
+    Raises:
+        ValueError: they cannot, or it has none; the message names the setting.
+    """
+    from arcvideo.shards.index import index_folder, open_index
+
+    if config.data.packs_per_step % ranks:
+        raise ValueError(f"data.packs_per_step={config.data.packs_per_step} is not a multiple of {ranks} ranks")
+    place, least = config.data.index_dir or "", None
+    for key, paths in shards.items():
+        for path in (path for path in paths if path.exists()):  # a remote one is fetched to a cache of ours
+            folder = index_folder(path, place=place).parent
+            if folder != least and not writable(folder) and open_index(path, place=place) is None:
+                raise ValueError(
+                    f"{key}: the index of {path} cannot be written to {folder}; give another folder with "
+                    "data.index_dir=DIR"
+                )
+            least = folder
+    if not writable(config.stage_dir):
+        raise ValueError(f"run_dir={config.run_dir}: {config.stage_dir} cannot be written; give another run_dir=DIR")
 
 
 _HYDRAS_OWN = ("--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--version")
@@ -253,6 +306,7 @@ def main() -> None:
 def _main() -> None:
     # Launchers of processes add words of their own; Hydra shows settings of single runs only.
     words = [word for word in sys.argv[1:] if not word.startswith(LAUNCHERS_WORDS)]
+    words = agent_words(words, environment=os.environ)
     names = {word.partition("=")[0] for word in words}
     asks_help = bool({"-h", "--help"} & names)
     if asks_help and not settings_words(words):
@@ -273,9 +327,11 @@ def _main() -> None:
     except ConfigError as error:
         _refuse(str(error).splitlines())
         return
+    for note in merge_notes(words, config=first) if not launch()[0] else ():
+        print(f"note: {note}", file=sys.stderr, flush=True)
     sweep = bool({"-m", "--multirun"} & names)
     # Python's parser of arguments refuses overrides on both sides of a flag.
-    plain = [word for word in as_overrides(words) if word not in ("-m", "--multirun")]
+    plain = with_search([word for word in as_overrides(words) if word not in ("-m", "--multirun")])
     if sweep:
         _sweep(plain, first=first)
         return
@@ -308,6 +364,8 @@ def _places(words: Sequence[str], *, config: RunConfig) -> list[str]:
 def _sweep(words: Sequence[str], *, first: RunConfig) -> None:
     """Run the jobs, then show their table; exit with 1 when one of them failed."""
     folder = sweep_folder(words, config=first)
+    os.environ[SWEPT] = " ".join(swept_keys(words))
+    os.environ[PLACED] = "1" if any(word.lstrip("+").startswith("hydra.sweep.") for word in words) else ""
     added = sweep_words(words, lower_is_better=lower_is_better(first.evaluation.optimize))
     sys.argv[1:] = ["-m", *words, *added, f"hydra.sweep.dir={quoted(str(folder))}"]
     if option_of("hydra/launcher", words) != "basic":
@@ -329,5 +387,6 @@ def _refuse(problems: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     stop_with_status()
     main()

@@ -54,6 +54,8 @@ class Sample:
     """What rewards and metrics compare with: `letter`, `span` (start, end) in seconds, `text`, ..."""
     instruction: str = "none"
     """Which instruction suffix the question ends with: `none`, or one of `arcvideo.tasks.instructions`."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """The item of the record as it stands there, for rewards; what trains does not read it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,99 +1,280 @@
-"""Does a resumed run of a stage have the bits of a straight one? `... train stage=sft verify_resume=40` finds out.
+"""Check that files are as they were written: `arcvideo verify PATH ...`.
 
-The stage's own settings, data and ranks train the same steps twice in folders of their own: once without a stop, once
-stopped after a random step and started anew from its checkpoint. Losses, data order and gradient norms of every step
-and all tensors, counters and random states at the end must agree bit for bit.
+PATH is anything that was written here, or a folder that holds such things: a run folder, a stage, a checkpoint, an
+export, an adapter, base weights, a shard or a folder of them, an index, a feature store, a frame cache, a journal.
+Nothing is changed, nothing is loaded into a model, no code of a stranger's folder runs.
+
+Prints a line for each damage: the file, what is wrong with it, and what to do; then how much was checked. What carries
+no seal (files of other programs, of older versions) is counted, and named with --all.
+
+Exit status: 0 all is whole, 1 something is damaged, 2 a path is not there.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
-import random
-import shutil
-from collections.abc import Mapping
-from dataclasses import replace
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
+import numpy as np
 
-from arcvideo.config import RunConfig
+from arcvideo import seals
+from arcvideo.decoding.cache import check_cached
+from arcvideo.evaluation.predictions import read_predictions
+from arcvideo.files import read_lines
+from arcvideo.lineage.manifest import EXPORT_NAME, MANIFEST_NAME, read_manifest
 from arcvideo.lineage.parents import Parent
-from arcvideo.processes.ranks import gather_json, join
-from arcvideo.rollout.measure import TIMES
-from arcvideo.saving.checkpoint import CheckpointFolder
-from arcvideo.stage import rehearse
-from arcvideo.tracking.metrics import read_metrics
-from arcvideo.tracking.settings import LoggerSettings
+from arcvideo.lineage.state import STARTED_NAME, read_started
+from arcvideo.media.read import media_digest
+from arcvideo.model.towers.features import check_features
+from arcvideo.processes.terminal import speak_plainly
+from arcvideo.rejection.journal import read_answers
+from arcvideo.saving.checkpoint import read_checkpoint
+from arcvideo.shards.index import FORMAT, ShardIndex, index_folder, open_index
+from arcvideo.shards.members import read_groups
+from arcvideo.shards.seal import unsealed
 
-FOLDER = "verify_resume"
-_MEASURED = ("time/", "speed/", "memory/", *(f"train/{name}" for name in TIMES))
-"""Numbers that no two runs share."""
-_COUNTERS = ("random", "steps_applied", "skipped", "spikes", "counts", "held")
-"""What a checkpoint's state has to agree in."""
+_AGAIN = "remove it, it is made again when it is needed"
+_RESTORE = "restore it from a copy, or make it again"
 
 
-def verify_resume(config: RunConfig, *, parent: Parent) -> bool:
-    """Do the experiment and print the verdict; all ranks together.
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """One thing that is not as it was written."""
 
-    Returns:
-        Whether all is equal. The folders of the two runs stay when it is not.
+    path: Path
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}; {self.remedy}"
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """What a check has found."""
+
+    damages: list[Damage] = field(default_factory=list)
+    whole: dict[str, int] = field(default_factory=dict)
+    """Kind -> how many of it are whole."""
+    unsealed: list[Path] = field(default_factory=list)
+    """Files that nobody vouches for."""
+
+    def look(self, kind: str, path: Path, check: Callable[[], object], *, remedy: str) -> bool:
+        """Run a check, which raises ValueError or OSError for damage; returns whether all is well."""
+        try:
+            check()
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            # The place stands before it already.
+            what = " ".join(str(error).replace(f"{path}: ", "").replace(f"{path} ", "").split())
+            self.damages.append(Damage(path=path, what=what.split("; ")[0], remedy=remedy))
+            return False
+        self.whole[kind] = self.whole.get(kind, 0) + 1
+        return True
+
+
+def verify(path: Path) -> Findings:
+    """Check a file, or everything below a folder.
 
     Raises:
-        ValueError: the stage cannot run at all.
+        FileNotFoundError: nothing is there.
     """
-    world, steps = join(hang_seconds=config.runner.hang_seconds), config.verify_resume
-    root = config.stage_dir / FOLDER
-    stop = gather_json(random.SystemRandom().randrange(1, steps), world=world)[0]
-    if world.first:
-        shutil.rmtree(root, ignore_errors=True)
-        print(f"{steps} steps without a stop, then {stop} steps, a stop and the rest; in {root}", flush=True)
-    gather_json(None, world=world)
-    for name, ends in (("straight", [steps]), ("resumed", [stop, steps])):
-        alone = replace(config, output=f"{root.relative_to(config.run_dir)}/{name}", logger=LoggerSettings())
-        for end in ends:
-            rehearse(alone, parent=parent, until=end)
-    found = difference(root / "straight", root / "resumed", steps=steps) if world.first else None
-    found = gather_json(found, world=world)[0]
-    if world.first and found is None:
-        shutil.rmtree(root, ignore_errors=True)
-        print(f"equal: stopped after step {stop} and resumed, all {steps} steps and the final state have the same bits")
-    elif world.first:
-        where = "before the stop: the run does not repeat itself" if found["step"] < stop else "after the resume"
-        print(f"different: step {found['step']} ({where}): {found['what']}. Both runs are in {root}", flush=True)
-    return found is None
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    found = Findings()
+    if path.is_dir():
+        _folder(path, found)
+    else:
+        _file(path, found, vouched=set())
+    return found
 
 
-def difference(one: Path, other: Path, *, steps: int) -> dict[str, Any] | None:
-    """The first difference of two runs of `steps` steps: `step`, counted from 0, and `what` it is; None without any."""
-    lines = [read_metrics(folder / "metrics.jsonl") for folder in (one, other)]
-    tensors = _tensor_difference(one, other, steps=steps)
-    for step in range(steps):
-        mine, theirs = (_told(run, step) for run in lines)
-        for name in sorted(mine.keys() | theirs.keys()):
-            if mine.get(name) != theirs.get(name):
-                what = f"{name} {mine.get(name)} and {theirs.get(name)}"
-                return {"step": step, "what": what + (f"; at the end {tensors}" if tensors else "")}
-    return {"step": steps - 1, "what": tensors} if tensors else None
+def _folder(folder: Path, found: Findings) -> None:
+    """Check what a folder is, then what it holds; a file that was compared with a seal is not looked at again."""
+    vouched: set[Path] = set()
+    if folder.name.endswith(".index"):
+        _check_index(folder, found)
+        return
+    if folder.name.startswith("step-") and (folder / "manifest.json").exists() and folder.parent.name == "checkpoints":
+        found.look("checkpoint", folder, lambda: read_checkpoint(folder), remedy="remove it, a run passes it over")
+        return
+    if (folder / MANIFEST_NAME).exists():
+        vouched |= _check_stage(folder, found)
+    if (folder / seals.SUMS).exists():
+        vouched |= _check_sums(folder, found)
+    try:
+        inside = sorted(os.scandir(folder), key=lambda one: one.name)
+    except OSError as error:
+        found.damages.append(Damage(path=folder, what=str(error.strerror), remedy="repair the disk or its permissions"))
+        return
+    for one in inside:
+        path = Path(one.path)
+        if one.is_symlink():
+            continue  # what it names is somebody else's folder
+        if one.is_dir():
+            _folder(path, found)
+        elif path not in vouched:
+            _file(path, found, vouched=vouched)
 
 
-def _told(lines: list[dict[str, Any]], step: int) -> dict[str, str]:
-    """The comparable numbers of a step, as text: a loss that is not a number equals itself."""
-    found: Mapping[str, Any] = next((line for line in lines if line["step"] == step), {})
-    return {name: json.dumps(value) for name, value in found.items() if not name.startswith(_MEASURED)}
+def _check_stage(folder: Path, found: Findings) -> set[Path]:
+    """The manifest of a stage and the export that it vouches for; returns the files that it names."""
+    path, export = folder / MANIFEST_NAME, folder / EXPORT_NAME
+    if not found.look("manifest", path, lambda: read_manifest(folder), remedy="restore it, or train the stage again"):
+        return {path}
+    manifest = read_manifest(folder)
+    if manifest.exported:
+        parent = Parent(path=export, identity=manifest.identity, manifest=manifest)
+        seals.forget(export)
+        remedy = f"restore that file, or remove {folder} and train the stage again"
+        found.look("export", export, parent.verify, remedy=remedy)
+    return {path}
 
 
-def _tensor_difference(one: Path, other: Path, *, steps: int) -> str | None:
-    mine, theirs = (CheckpointFolder(folder / "checkpoints").at(steps) for folder in (one, other))
-    for kind in ("weights", "optimizer"):
-        ours, others = mine.tensors(kind), theirs.tensors(kind)
-        for name in sorted(set(ours) | set(others)):
-            if name not in ours or name not in others:
-                return f"{kind} {name} is in one checkpoint only"
-            a, b = ours[name], others[name]
-            if not torch.equal(a.view(torch.int32), b.view(torch.int32)):
-                return f"{kind} {name} differs by up to {float((a - b).abs().max()):.3g}"
-    for name in _COUNTERS:
-        if mine.state[name] != theirs.state[name]:
-            return f"{name} of the checkpoint differs"
-    return None
+def _check_sums(folder: Path, found: Findings) -> set[Path]:
+    """A folder with SHA256SUMS, each file read anew; returns the files that it vouches for."""
+    sums = folder / seals.SUMS
+    names: dict[str, str] = {}
+
+    def read() -> None:
+        names.update(seals.read_sums(sums))
+
+    if not found.look("list of digests", sums, read, remedy="restore it, or delete it when the change is meant"):
+        return {sums}
+    seals.forget(folder)
+    for name, sha256 in names.items():
+        remedy = f"restore it, or delete {sums} when the change is meant"
+        found.look("file of weights", folder / name, lambda n=name, s=sha256: _compare(folder, n, s), remedy=remedy)  # type: ignore[misc]
+    return {sums, *(folder / name for name in names)}
+
+
+def _compare(folder: Path, name: str, sha256: str) -> None:
+    size = (folder / name).stat().st_size if (folder / name).exists() else 0
+    seals.check(folder, {name: {"size": size, "sha256": sha256}})
+
+
+def _file(path: Path, found: Findings, *, vouched: set[Path]) -> None:
+    """Check a file by what its name says it is."""
+    name = path.name
+    if name.endswith((".lock", ".word", ".partial", ".sha256")) or name == ".gitignore":
+        return
+    if name.endswith(".tar"):
+        _check_shard(path, found)
+    elif name.endswith(".clip"):
+        found.look("cached clip", path, lambda: check_cached(path), remedy=_AGAIN)
+    elif name.endswith(".safetensors") and _is_features(path):
+        if found.look("tower outputs", path, lambda: check_features(path), remedy=_AGAIN) and not check_features(path):
+            found.unsealed.append(path)
+    elif name == STARTED_NAME:
+        found.look("record of a start", path, lambda: read_started(path.parent), remedy="remove it, it is written anew")
+    elif name.endswith(".answers.jsonl"):
+        found.look("journal", path, lambda: read_answers(path), remedy="delete the line, it is drawn again")
+    elif name == "predictions.jsonl":
+        found.look("file of rows", path, lambda: list(read_predictions(path)), remedy="measure the stage again")
+    elif name.endswith(".jsonl"):
+        found.look("file of rows", path, lambda: read_lines(path), remedy="repair or delete the line")
+    elif name.endswith(".json"):
+        found.look("JSON file", path, lambda: json.loads(path.read_bytes()), remedy=_RESTORE)
+        found.unsealed.append(path)
+    else:
+        found.unsealed.append(path)
+
+
+def _is_features(path: Path) -> bool:
+    return len(path.stem) == 64 and path.parent.name == path.stem[:2]
+
+
+def _check_shard(path: Path, found: Findings) -> None:
+    """A tar: against the digest beside it, or against its index, or as far as its own headers tell."""
+    side = seals.sidecar(path)
+    index = None
+    if side.exists():
+
+        def whole() -> None:
+            seals.forget(path.parent)
+            said = next(iter(seals.read_sums(side).values()), "")
+            seals.check(path.parent, {path.name: {"size": path.stat().st_size, "sha256": said}})
+
+        found.look("shard", path, whole, remedy=_RESTORE)
+    else:
+        index = open_index(path) if index_folder(path).exists() else None
+        if index is None:
+            found.unsealed.append(path)
+    problems = [problem for problem in read_groups(path)[1] if problem.stage == "shard"]
+    for problem in problems:
+        found.damages.append(Damage(path=path, what=f"{problem.reason}: {problem.detail}", remedy=_RESTORE))
+    if index is not None:
+        known = index
+        found.look("shard", path, lambda: _check_content(known), remedy=_RESTORE)
+
+
+def _check_content(index: ShardIndex) -> None:
+    """Raise ValueError when records or media of a shard are not those that were indexed."""
+    changed = [key for key, is_whole in _media(index) if not is_whole]
+    if changed:
+        raise ValueError(f"{len(changed)} clips are not as they were indexed, the first is {changed[0]}")
+    content = hashlib.sha256()
+    with open(index.shard, "rb") as file:
+        for clip in index.clips:
+            file.seek(int(clip["json_offset"]))
+            content.update(hashlib.sha256(file.read(int(clip["json_size"]))).digest())
+    content.update(json.dumps([FORMAT, index.tasks, index.tagsets]).encode())
+    for array in (index.clips, index.items, index.keys):
+        content.update(np.asarray(array).tobytes())
+    if content.hexdigest() != index.digest:
+        raise ValueError("its records are not those that were indexed")
+
+
+def _media(index: ShardIndex) -> Iterator[tuple[str, bool]]:
+    for row in range(len(index.clips)):
+        if index.clips[row]["media_size"]:
+            data, sound = index.media_bytes(row)
+            yield index.key(row), media_digest(data, sidecar_audio=sound) == bytes(index.clips[row]["digest"])
+
+
+def _check_index(folder: Path, found: Findings) -> None:
+    """An index and the token counts in it, every byte."""
+    seals.forget(folder)
+    names = ("meta.json", *(path.name for path in sorted(folder.glob("*.seal.json"))))
+    for name in names:
+
+        def whole(path: Path = folder / name) -> None:
+            files = unsealed(path.read_text(encoding="utf-8"), name=path)["files"]
+            seals.check(folder, files)
+
+        found.look("index" if name == "meta.json" else "table of token counts", folder / name, whole, remedy=_AGAIN)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Check the named paths; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="arcvideo verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH")
+    parser.add_argument("--all", action="store_true", help="name the files that nobody vouches for")
+    options = parser.parse_args(words)
+    damages = 0
+    for path in options.paths:
+        try:
+            found = verify(path)
+        except FileNotFoundError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        for damage in found.damages:
+            print(damage)
+        counts = ", ".join(f"{count} x {kind}" for kind, count in sorted(found.whole.items())) or "nothing"
+        print(f"{path}: whole: {counts}; damaged: {len(found.damages)}; without a seal: {len(found.unsealed)} files")
+        if options.all:
+            print("\n".join(f"  without a seal: {one}" for one in found.unsealed))
+        damages += len(found.damages)
+    return 1 if damages else 0
+
+
+if __name__ == "__main__":
+    speak_plainly()
+    sys.exit(main())

@@ -6,18 +6,26 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.table import RESULTS
+from benchmarks.table import RESULTS, ratio_text
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 
-TITLES = {"grpo": "GRPO", "model": "Model", "plan": "Planning", "runner": "Training loop", "slice": "A slice of the 7B"}
+TITLES = {
+    "grpo": "GRPO",
+    "memory": "Memory of a row of the 7B",
+    "model": "Model",
+    "plan": "Planning",
+    "runner": "Training loop",
+    "slice": "A slice of the 7B",
+}
 
 HEAD = """# Performance
 
 Ratios are measured side by side in one run, in turns, and only after both sides were checked to compute the same. They
 carry over between machines better than times do: an absolute time of a busy CPU says little. `python -m
 benchmarks.page` writes this page from `benchmarks/results/*.json`; a benchmark without a table below has no recorded
-run yet. *Ratio* is how many times better than the baseline we are, *target* the least we accept.
+run yet. *Ratio* is how many times better than the baseline we are, with the least and the largest of the run's rounds
+where it has several; *bound* what the floating-point operations allow at best; *target* the least we accept.
 
 """
 
@@ -30,6 +38,12 @@ runs, on one CUDA device, training in bf16 under ZeRO 0 to 3 against fp32, the s
 resume, adapters, and one training step of a depth slice of the 7B at its real widths: its loss against fp32 on the CPU,
 tokens a second, MFU and peak memory, recorded as the result `slice` beside the others.
 
+    make gpu-day
+
+is for the first half hour on a card: eleven steps with deadlines (ceilings, which kernels run, repeatable gradients, a
+full SFT row beside the trace, frames, rollouts beside the roofline, GRPO against copies, kill and resume, two ranks),
+none of which stops the others, and a page of measured against predicted. `SIZE=toy` rehearses it on a CPU.
+
 What this means: nothing here says how fast the 7B trains, how much memory it takes, or how collectives over NCCL
 scale. `python -m arcvideo.preflight` computes what it should take; a computed figure is not a measured one.
 
@@ -41,11 +55,12 @@ torch's own count.
 
 def table_of(content: dict[str, Any]) -> list[str]:
     """The rows of one result as a Markdown table."""
-    lines = ["| figure | ours | baseline | ratio | target | same result |", "|---|---|---|---|---|---|"]
+    lines = ["| figure | ours | baseline | ratio | bound | target | same result |", "|---|---|---|---|---|---|---|"]
     for row in content["rows"]:
         same = {True: "yes", False: "NO", None: "-"}[row["equal"]]
-        ratio = _short(row["ratio"]) + ("" if row["passed"] else " (missed)")
-        cells = [row["metric"], _short(row["ours"]), _short(row["baseline"]), ratio, _short(row["target"]), same]
+        ratio = ratio_text(row["ratio"], row.get("spread")) + ("" if row["passed"] else " (missed)")
+        figures = (_short(row["ours"]), _short(row["baseline"]))
+        cells = [row["metric"], *figures, ratio, _short(row["bound"]), _short(row["target"]), same]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -21,11 +21,13 @@ import numpy as np
 from arcvideo.model.settings import ModelSettings
 from arcvideo.planning.cost import pack_cost
 from arcvideo.planning.families import cut_families
-from arcvideo.planning.mixture import SourceTable, frame_counts
-from arcvideo.planning.plan import EpochPlan, Plan
+from arcvideo.planning.mixture import frame_counts
+from arcvideo.planning.plan import Plan
 from arcvideo.planning.random_words import permutation, uniforms
 from arcvideo.planning.settings import SourceSettings
+from arcvideo.planning.table import CLIP_ROW, ITEM_ROW, SourceTable
 from arcvideo.planning.visits import draw_visits
+from arcvideo.planning.window import WindowPlan
 from benchmarks import big_index
 from benchmarks.table import Row, report
 
@@ -38,23 +40,18 @@ def synthetic(clips: int) -> SourceTable:
     kind, normal = uniforms(clips, "kind"), uniforms(4 * clips, "normal").reshape(4, -1).sum(axis=0) * 3**0.5 - 12**0.5
     seconds = np.exp(np.log(35) + 0.7 * normal)
     frames = np.select([kind < 0.55, kind < 0.75], [frame_counts(seconds, max_frames=150), 1], 0)
+    rows, items = np.zeros(clips, dtype=CLIP_ROW), np.zeros(clips, dtype=ITEM_ROW)
+    rows["item_start"], rows["item_count"], rows["row"] = np.arange(clips), 1, np.arange(clips)
+    rows["frames"], rows["frame_limit"], rows["both"] = frames, 150, frames > 1
+    rows["media_tokens"] = np.where(frames > 0, 2 + 114 * frames, 0)
+    items["row"], items["weight"], items["before"] = np.arange(clips), 1.0, 30
+    items["branch"] = (20 + 500 * uniforms(clips, "text") ** 2).astype(np.int64)
     return SourceTable(
         name="synthetic",
         settings=SourceSettings(),
         indexes=(),
-        clip_shard=np.zeros(clips, dtype=np.int64),
-        clip_row=np.arange(clips),
-        frames=frames,
-        frame_limit=np.full(clips, 150),
-        media_tokens=np.where(frames > 0, 2 + 114 * frames, 0),
-        both=frames > 1,
-        item_start=np.arange(clips + 1),
-        item_row=np.arange(clips),
-        item_task=np.zeros(clips, dtype=np.int64),
-        item_weight=np.ones(clips),
-        item_before=np.full(clips, 30),
-        item_branch=(20 + 500 * uniforms(clips, "text") ** 2).astype(np.int64),
-        item_group=np.zeros(clips, dtype=np.int64),
+        clip_rows=rows,
+        item_rows=items,
         tasks=("caption",),
         quarantined=(),
         dropped=0,
@@ -84,7 +81,7 @@ def planned() -> dict[str, float]:
     }
 
 
-def _balance(epoch: EpochPlan, costs: np.ndarray) -> float:
+def _balance(epoch: WindowPlan, costs: np.ndarray) -> float:
     """Balance when packs are handed out in any order."""
     turns = costs.reshape(-1, RANKS)
     return float(turns.mean() * len(turns) / turns.max(axis=1).sum())
@@ -92,7 +89,7 @@ def _balance(epoch: EpochPlan, costs: np.ndarray) -> float:
 
 def _unpacked(table: SourceTable) -> float:
     """Useful share of padded batches of four in random order."""
-    families = cut_families(table, draw_visits(table, seed=0, epoch=0), source=0, budget=BUDGET)
+    families = cut_families(draw_visits(table, seed=0, epoch=0), source=0, budget=BUDGET)
     batches = families.tokens[: SAMPLES // 4 * 4].reshape(-1, 4)
     return float(batches.sum() / (4 * batches.max(axis=1).sum()))
 

@@ -37,6 +37,8 @@ class Row:
     """Ratio that the argument behind the figure allows at best, if known."""
     equal: bool | None = None
     """Whether both sides were checked to compute the same; None where there is nothing to compare."""
+    spread: tuple[float, float] | None = None
+    """Least and largest ratio of the run's rounds; None where it was measured once or computed."""
 
     @property
     def passed(self) -> bool:
@@ -66,6 +68,25 @@ def interleaved(
 def median_ratio(better: Sequence[float], worse: Sequence[float]) -> float:
     """Median over the rounds of worse / better, for figures where less is better (seconds)."""
     return statistics.median(there / here for here, there in zip(better, worse, strict=True))
+
+
+def ratio_spread(better: Sequence[float], worse: Sequence[float]) -> tuple[float, float]:
+    """Return the least and the largest ratio over the rounds of `median_ratio`."""
+    ratios = [there / here for here, there in zip(better, worse, strict=True)]
+    return min(ratios), max(ratios)
+
+
+def ratio_text(ratio: float, spread: Sequence[float] | None) -> str:
+    """Return a ratio as it is printed, the run's spread with it.
+
+    A difference smaller than its noise is said to be so: rounds on both sides of 1 show no difference at all.
+    """
+    if spread is None:
+        return _short(ratio)
+    low, high = spread
+    if low <= 1 <= high:
+        return f"below noise ({_short(low)} to {_short(high)})"
+    return f"{_short(ratio)} ({_short(low)} to {_short(high)})"
 
 
 def report(name: str, rows: Sequence[Row], *, notes: Sequence[str] = ()) -> int:
@@ -98,7 +119,7 @@ def table_text(rows: Sequence[Row]) -> str:
             row.metric,
             _short(row.ours),
             _short(row.baseline),
-            _short(row.ratio),
+            ratio_text(row.ratio, row.spread),
             _short(row.target),
             _short(row.bound),
             {True: "yes", False: "NO", None: "-"}[row.equal],

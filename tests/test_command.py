@@ -36,6 +36,13 @@ def test_help_loads_nothing_heavy(name: str, without_torch: str) -> None:
     assert "arcvideo" in done.stdout or "usage" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["index", "import", "inspect", "verify", "stats", "transcribe"])
+def test_help_of_what_is_done_with_shards_loads_nothing_heavy(name: str, without_torch: str) -> None:
+    done = arcvideo("shards", name, "--help", path=without_torch)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage" in done.stdout
+
+
 def test_the_list_has_every_command_and_no_other() -> None:
     said = arcvideo("--help").stdout
     listed = [line.split()[0] for line in said.splitlines() if line.startswith("  ")]

@@ -152,7 +152,7 @@ REFUSALS: list[tuple[str, list[str]]] = [
     # what former versions had
     ("data=tiny_shorts", ["data=tiny_shorts", "data.sources.NAME.shards"]),
     ("preset=tiny/sft", ["preset", "model=NAME"]),
-    ("optimizer.module_lrs={llm: 0.1}", ["optimizer.module_lrs", "factors", "optimizer.lr_factors"]),
+    ("optimizer.module_lrs={llm: 0.1}", ["optimizer.module_lrs.llm", "a learning rate", "optimizer.lr_factors.llm"]),
     # wrong types
     ("grpo.beta=abc", ["grpo.beta", "a number", "'abc'"]),
     ("runner.steps=1.5", ["runner.steps", "a whole number", "1.5"]),

@@ -120,7 +120,9 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch, tmp
         (checkpoint,) = [word.removeprefix("checkpoint=") for word in words if word.startswith("checkpoint=")] or [""]
         monkeypatch.chdir(tmp_path)
         Path(checkpoint).mkdir(parents=True, exist_ok=True)
-        Path("clip.mp4").touch()
+        for video in (word.removeprefix("video=") for word in words if word.startswith("video=")):
+            Path(video).parent.mkdir(parents=True, exist_ok=True)
+            Path(video).touch()
         if words:
             assert read_words(words) if module == "arcvideo.ask" else from_words(SampleSettings, words, example="")
     elif module == "arcvideo.torchrun":
@@ -207,4 +209,5 @@ def test_the_site_builds_with_whole_links_and_loads_nothing_from_elsewhere(tmp_p
         outside.feed(page.read_text(encoding="utf-8"))
         assert outside.found == [], page
     assert "grpo.max_logprob_gap" in (tmp_path / "site" / "settings.html").read_text()
+    assert "arcvideo.compose" in (tmp_path / "site" / "api.html").read_text()
     shutil.rmtree(tmp_path / "site")

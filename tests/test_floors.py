@@ -17,8 +17,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALL_FILES = [*FILES, *sorted((ROOT / "tests").rglob("*.py"))]
 
 FLOORS = (
-    {"registration", "types", "structured", "layout", "files", "progress", "places", "processes"},
-    {"seals", "tasks"},
+    {"registration", "hidden", "types", "structured", "layout", "files", "progress", "places", "processes"},
+    {"seals", "named"},
+    {"tasks"},
     {"media", "model", "objectives", "render", "flops", "saving"},
     {"decoding", "tracking"},
     {"shards"},
@@ -27,11 +28,12 @@ FLOORS = (
     {"messages", "processing", "lineage", "runner", "report", "sampling"},
     {"synthetic", "rollout"},
     {"rejection", "evaluation"},
+    {"measuring"},
     {"config"},
     {"overrides", "ending"},
     {"compose", "plugins", "torchrun"},
-    {"recipe", "sweep", "stage", "ask"},
-    {"verify", "reference", "preflight", "pipeline"},
+    {"recipe", "sweep", "stage", "ask", "evaluate"},
+    {"verify", "verify_resume", "reference", "preflight", "pipeline"},
     # What is typed and imported by nobody; train checks settings before torch is imported.
     {"completion", "train", "data"},
     {"__main__"},
@@ -39,6 +41,7 @@ FLOORS = (
 """From the ground up. A room is a folder or a single file of the package."""
 
 NEIGHBOURS = {
+    ("processes", "hidden"): {"*"},
     # What a prompt must agree on with the model: ids and positions.
     ("render", "model"): {"positions", "special"},
     ("flops", "model"): {"settings"},  # what a step costs follows from sizes alone
@@ -53,7 +56,10 @@ FRAMEWORKS = {
     "hydra": {"train.py", "sweep.py", "compose.py", "overrides.py", "ending.py"},
     "omegaconf": {"train.py", "config.py", "compose.py"},
     "deepspeed": {"runner/engine.py"},
-    "wandb": {"tracking/metrics.py"},
+    "wandb": {"tracking/metrics.py", "tracking/sent.py"},
+    "mlflow": {"tracking/mirrors.py"},
+    "swanlab": {"tracking/mirrors.py"},
+    "trackio": {"tracking/mirrors.py"},
     "webdataset": {"shards/write.py"},
     "whisper": {"media/audio.py", "model/towers/audio.py"},
     "peft": {"model/disk/lora.py"},
@@ -62,6 +68,7 @@ FRAMEWORKS = {
     "transformers": {"model/", "sampling/", "processing.py"},
     "jinja2": {"report/page.py"},
     "yaml": {"recipe.py", "synthetic/base.py"},
+    "tqdm": {"progress.py"},  # in a log its bars are lines without end
 }
 """Framework -> the only places (files, or folders with a slash) that import it."""
 

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,54 @@ def test_shell_scripts_parse_and_can_be_run(path: Path) -> None:
 
 @pytest.mark.parametrize("path", YAML, ids=name)
 def test_yaml_files_parse_and_their_scripts_too(path: Path) -> None:
-    content: dict[str, Any] = yaml.safe_load(path.read_text())
-    assert content
-    for script in (content.get("setup", ""), content.get("run", "")):
+    documents: list[dict[str, Any]] = list(yaml.safe_load_all(path.read_text()))
+    assert all(documents)
+    for script in (text for content in documents for text in (content.get("setup", ""), content.get("run", ""))):
         assert subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False).stderr == ""
+
+
+@pytest.mark.parametrize("path", [*SHELL, *YAML], ids=name)
+def test_every_start_goes_through_the_one_environment(path: Path) -> None:
+    if path.name == "environment.sh":
+        script = (
+            f'unset NCCL_DEBUG; PYTORCH_CUDA_ALLOC_CONF=mine; . {path}; echo "$NCCL_DEBUG $PYTORCH_CUDA_ALLOC_CONF"'
+        )
+        done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["WARN", "mine"]
+        return
+    text = path.read_text()
+    assert "environment.sh" in text or "launch/torchrun.sh" in text
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(REQUEUE_EXIT_CODE, True), (1, False), (0, False)])
+def test_a_recipe_on_slurm_waits_for_the_stage_that_it_tells_to_save(
+    tmp_path: Path, status: int, requeued: bool
+) -> None:
+    asked, told, began = tmp_path / "asked", tmp_path / "told", tmp_path / "began"
+    # In the place of the pipeline: it saves when it is told to, and takes its time.
+    (tmp_path / "python").write_text(
+        f"#!/bin/bash\ntrap 'sleep 0.5; touch {told}; exit {status}' USR1\n"
+        f'echo "$ARCVIDEO_LAUNCHER | $@" > {began}.new; mv {began}.new {began}\nwhile :; do sleep 0.1; done\n'
+    )
+    (tmp_path / "scontrol").write_text(
+        f'#!/bin/sh\ncase "$1" in requeue) echo "$2" > {asked};; *) echo node-1;; esac\n'
+    )
+    for program in ("python", "scontrol"):
+        (tmp_path / program).chmod(0o755)
+    known = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NODELIST": "node-1", "SLURM_JOB_ID": "7"}
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "environment.sh").write_text("export FOUND=1\n")
+    known["SLURM_SUBMIT_DIR"] = str(tmp_path)
+    command = ["bash", str(LAUNCH / "slurm_recipe.sbatch"), "recipe=tiny_shorts"]
+    with running(command, env=known) as job:
+        while not began.exists():
+            assert job.poll() is None
+            time.sleep(0.05)
+        job.send_signal(signal.SIGUSR1)
+        assert job.wait(60) == status
+    assert told.exists()
+    assert asked.exists() == requeued
+    assert began.read_text() == "srun --kill-on-bad-exit=0 python | -m arcvideo.pipeline recipe=tiny_shorts\n"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
@@ -82,6 +127,31 @@ def test_kubernetes_asks_for_what_a_job_needs_and_starts_a_stopped_run_again() -
     codes = [rule["onExitCodes"] for rule in rules if "onExitCodes" in rule]
     assert codes == [{"containerName": container["name"], "operator": "In", "values": [REQUEUE_EXIT_CODE]}]
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never", "a failure policy needs it"
+
+
+def test_several_nodes_on_kubernetes_meet_at_pod_0_and_share_the_pod_of_one_node() -> None:
+    service, job = yaml.safe_load_all((LAUNCH / "kubernetes_nodes.yaml").read_text())
+    one = yaml.safe_load((LAUNCH / "kubernetes.yaml").read_text())["spec"]
+    spec, name = job["spec"], job["metadata"]["name"]
+    assert spec["completionMode"] == "Indexed"
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    told = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert told["NNODES"] == str(spec["completions"]) == str(spec["parallelism"])
+    assert told["MASTER_ADDR"] == f"{name}-0.{pod['subdomain']}"
+    assert service["metadata"]["name"] == pod["subdomain"]
+    assert (service["spec"]["selector"], service["spec"]["clusterIP"]) == ({"job-name": name}, "None")
+    for key in ("image", "command", "resources", "volumeMounts"):
+        assert container[key] == one["template"]["spec"]["containers"][0][key]
+    assert spec["podFailurePolicy"] == one["podFailurePolicy"]
+
+
+@pytest.mark.parametrize("version", ["1.30", "1.37"])
+def test_kubernetes_files_fit_the_public_schema(version: str) -> None:
+    validate = pytest.importorskip("kubernetes_validate").validate
+    for path in LAUNCH.glob("kubernetes*.yaml"):
+        for document in yaml.safe_load_all(path.read_text()):
+            validate(document, version, strict=True)
 
 
 def test_skypilot_names_its_machines_and_starts_a_script_that_is_there() -> None:

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from arcvideo.plugins import plugin_problems, sweep_words
-from arcvideo.sweep import lower_is_better, parent_words
+from arcvideo.sweep import SweepJob, job_name, lower_is_better, parent_words, swept_keys
+from tests.compose import settings
 from tests.conftest import SmallWorld
 from tests.spawned import children, finished, running
 
@@ -153,3 +156,34 @@ def test_a_job_that_is_told_to_stop_saves_and_is_queued_again(tmp_path: Path, sm
     assert job["value"] is not None
     steps = [int(number) for number in re.findall(r"^step (\d+)/60 ", said, flags=re.MULTILINE)]
     assert steps == list(range(1, 61)), "no step is lost or trained twice"
+
+
+def test_a_job_is_named_by_what_is_swept_and_told_apart_by_the_rest() -> None:
+    words = {"stage": "grpo", "run_dir": "x", "grpo.beta": "0.1", "runner.steps": "5"}
+    name = job_name("grpo", overrides=words, swept=["grpo.beta"])
+    assert re.fullmatch(r"grpo,grpo\.beta=0\.1-[0-9a-f]{8}", name)
+    assert job_name("grpo", overrides=words, swept=["grpo.beta"]) == name
+    assert job_name("grpo", overrides={**words, "runner.steps": "6"}, swept=["grpo.beta"]) != name
+    assert job_name("grpo", overrides={**words, "run_dir": "y"}, swept=["grpo.beta"]) == name
+    assert swept_keys(["-m", "stage=grpo", "++grpo.beta=0,0.1", "optimizer.lr=interval(1e-4,1e-2)", "a=[1,2]"]) == [
+        "grpo.beta",
+        "optimizer.lr",
+    ]
+
+
+def test_a_folder_of_jobs_that_somebody_chose_holds_the_jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = settings("stage=sft", f"run_dir={tmp_path}/runs")
+    hydra = OmegaConf.create(
+        {
+            "mode": "MULTIRUN",
+            "overrides": {"task": ["stage=sft", "runner.seed=1"]},
+            "runtime": {"output_dir": f"{tmp_path}/sweep/3", "choices": {"hydra/sweeper": "basic"}},
+        }
+    )
+    hydra.mode = RunMode.MULTIRUN
+    monkeypatch.setenv("ARCVIDEO_SWEPT", "runner.seed")
+    for placed, folder in (("1", "sweep/3"), ("", "runs/sft,runner.seed=1")):
+        monkeypatch.setenv("ARCVIDEO_SWEEP_PLACED", placed)
+        job = SweepJob.of(hydra, config=config)
+        assert job is not None
+        assert job.config.stage_dir == tmp_path / folder

@@ -12,7 +12,10 @@ import pytest
 from arcvideo import train as train_module
 from arcvideo.lineage.parents import Parent
 from arcvideo.lineage.state import State
+from arcvideo.overrides import merge_notes
+from arcvideo.shards.write import write_shards
 from tests.compose import settings
+from tests.data import build
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,6 +60,15 @@ def train(*words: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedPr
         (["stage=sft,grpo"], ["stage=sft,grpo", "add -m"]),
         (["stage=sft", "~data.sources.nope"], ["data.sources.nope", "does not exist"]),
         (["stage=sft", "data.sources.mine={shards:x"], ["{shards:x"]),
+        (["stage=grpo", r"grpo.rewards={nowhere\:f: 1}"], ["'nowhere:f'", "no module named 'nowhere'"]),
+        (["stage=grpo", r"grpo.rewards={json\:dumpz: 1}"], ["has no 'dumpz'", "did you mean 'dump"]),
+        (["stage=sft", "stage.objective=json:Nothing"], ["stage.objective", "has no 'Nothing'"]),
+        (["stage=grpo", "grpo.sampler=nowhere:S"], ["grpo.sampler", "no module named 'nowhere'"]),
+        (["stage=sft", "data.sources.tiny_shorts.tasks={qaa: 1}"], ["data.sources.tiny_shorts.tasks", "'qa'"]),
+        (["stage=grpo", "grpo.task_rewards={qaa: {format: 1}}"], ["grpo.task_rewards", "'qa'"]),
+        (["stage=sft", "lora.rank=2", "lora.targets=[q_pro]"], ["lora.targets", "there are", "qkv_proj"]),
+        (["stage=sft", "optimizer.module_lrs={llm: 0.1}"], ["optimizer.module_lrs.llm", "optimizer.lr_factors.llm"]),
+        (["stage=sft", "optimizer.module_lrs={vit: 1e-4}"], ["optimizer.module_lrs.vit", "does not learn"]),
         (["stage=sft", "data.sources.x={shards: a, style: thinkk}"], ["data.sources.x.style='thinkk'", "plain, think"]),
     ],
     ids=lambda value: " ".join(value),
@@ -70,6 +82,46 @@ def test_a_mistake_is_one_line_before_torch(
     assert said.startswith("error: ")
     assert len(said.splitlines()) == 1
     assert [part for part in told if part not in said] == []
+
+
+def test_a_task_that_no_reward_reads_is_told_with_the_reward_that_does() -> None:
+    words = ["stage=grpo", "~grpo.rewards", "grpo.rewards={mcq_accuracy: 1}"]
+    with pytest.raises(ValueError, match=r"tasks\.grounding: no reward of grpo\.rewards.*add temporal_iou"):
+        settings(*words)
+    settings(*words, "~data.sources.tiny_shorts.tasks", "data.sources.tiny_shorts.tasks={mcq: 1}")
+
+
+def test_ranks_that_cannot_share_a_step_and_places_that_cannot_be_written_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shard,) = write_shards(build.records(1), out=tmp_path / "data")
+    shards = {"data.sources.mine": [shard]}
+    config = settings("stage=sft", "data.packs_per_step=3", f"run_dir={tmp_path}/runs")
+    train_module._check_places(config, shards=shards, ranks=3)
+    with pytest.raises(ValueError, match=r"data\.packs_per_step=3 is not a multiple of 2 ranks"):
+        train_module._check_places(config, shards=shards, ranks=2)
+    (tmp_path / "file").write_text("")
+    config = settings("stage=sft", f"run_dir={tmp_path}/file/runs")
+    with pytest.raises(ValueError, match=r"run_dir=.*cannot be written"):
+        train_module._check_places(config, shards=shards, ranks=1)
+    readonly = {str(shard.parent)}
+    monkeypatch.setattr(train_module, "writable", lambda folder: str(folder) not in readonly)
+    config = settings("stage=sft", f"run_dir={tmp_path}/runs")
+    with pytest.raises(ValueError, match=r"data\.sources\.mine: the index of .*data\.index_dir=DIR"):
+        train_module._check_places(config, shards=shards, ranks=1)
+    config = settings("stage=sft", f"run_dir={tmp_path}/runs", f"data.index_dir={tmp_path}/indexes")
+    train_module._check_places(config, shards=shards, ranks=1)
+
+
+def test_a_mapping_that_adds_to_the_page_says_so_and_how_to_replace_it() -> None:
+    added = ["stage=grpo", "grpo.rewards={format: 1.0}"]
+    (note,) = merge_notes(added, config=settings(*added))
+    assert note.startswith("grpo.rewards: mcq_accuracy, temporal_iou")
+    assert "'~grpo.rewards'" in note
+    replaced = ["stage=grpo", "~grpo.rewards", "grpo.rewards={format: 1.0}"]
+    config = settings(*replaced)
+    assert config.grpo.rewards == {"format": 1.0}
+    assert merge_notes(replaced, config=config) == []
 
 
 def test_missing_data_is_told_before_torch(tmp_path: Path, without_torch: dict[str, str]) -> None:

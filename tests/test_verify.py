@@ -1,84 +1,196 @@
-"""`verify_resume`: the experiment that shows whether a resumed run has the bits of a straight one."""
+"""`arcvideo verify`: a flipped bit in any file that is read again is one line with the file and what to do."""
 
 from __future__ import annotations
 
 import json
-import sys
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from arcvideo.config import ConfigError
-from arcvideo.saving.checkpoint import CheckpointFolder, Share
-from arcvideo.verify import difference
-from tests.compose import settings
+from arcvideo import seals
+from arcvideo.decoding.cache import FrameCache
+from arcvideo.feed.quarantine import Quarantine
+from arcvideo.files import json_line, read_lines
+from arcvideo.lineage.manifest import Manifest, write_manifest
+from arcvideo.media.settings import FrameCacheSettings
+from arcvideo.model.towers.features import FeatureStore
+from arcvideo.rejection.journal import Journal
+from arcvideo.rejection.selection import Drawn
+from arcvideo.saving.checkpoint import CheckpointFolder
+from arcvideo.shards.index import ensure_indexes, index_folder
+from arcvideo.shards.lengths import all_lengths
+from arcvideo.shards.write import write_shards
+from arcvideo.verify import main, verify
 from tests.conftest import SmallWorld
-from tests.spawned import finished
+from tests.data import build
+from tests.decoding.test_cache import LAYOUT, media
+from tests.saving.test_checkpoint import share
 
-WEIGHTS = [("a", torch.arange(3.0)), ("b", torch.ones(2))]
-STATE = {"random": [[1]], "steps_applied": 2, "skipped": {}, "spikes": {}, "held": {}, "wandb_id": "x"}
 
-
-def made(folder: Path, *, losses: tuple[float, float] = (2.0, 1.0), b: float = 1.0, seen: int = 4) -> Path:
-    """A run of two steps as it lies on the disk."""
-    share = Share(
-        step=2, identity="me", token="t", weights=[WEIGHTS[0], ("b", torch.full((2,), b))], optimizer=[],
-        state=STATE | {"counts": {"seen": {"s": seen}}},
-    )  # fmt: skip
-    CheckpointFolder(folder / "checkpoints").write(share)
-    spent = {
-        "time/step": id(folder),
-        "train/rollout/seconds/decode": id(folder),
-        "train/rollout/tokens_per_second": id(folder),
-    }
-    lines = [{"step": step, "train/loss": loss} | spent for step, loss in enumerate(losses)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+def weights(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    save_file({"a": torch.arange(64.0)}, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"a": 1}')
+    seals.write_sums(folder)
+    (folder / "README.md").write_text("edited as one likes")
     return folder
 
 
-def test_equal_runs_have_no_difference_whatever_their_speed(tmp_path: Path) -> None:
-    assert difference(made(tmp_path / "one"), made(tmp_path / "other"), steps=2) is None
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of each that is written here, in one folder."""
+    root = tmp_path_factory.mktemp("all")
+    paths = write_shards(build.records(4), out=root / "data", per_shard=2)
+    indexes = ensure_indexes(paths, progress=False)
+    all_lengths(indexes, tokenizer=build.tokenizer(), style="plain", wording="brief", progress=False)
+    seals.sidecar(paths[1]).unlink()  # of an older version: its index knows what was in it
+    CheckpointFolder(root / "sft" / "checkpoints").write(share(3))
+    export = weights(root / "sft" / "export")
+    weights(root / "sft" / "adapter")
+    manifest = Manifest(stage="sft", identity="a" * 64, parent="b" * 64, parent_path="base", code={}, data="c" * 64,
+                        config={}, exported=seals.seal_folder(export))  # fmt: skip
+    write_manifest(manifest, folder=root / "sft")
+    weights(root / "base")
+    FeatureStore(root / "features", "d" * 64).save("clip", patches=torch.ones(2, 3), speech=torch.zeros(1, 2))
+    cache = FrameCache(FrameCacheSettings(path=str(root / "frames")), layout=LAYOUT)
+    cache.save(cache.key("clip"), media(1))
+    with Journal(root / "sampled" / "x-000000.answers.jsonl", origin={"seed": 1}) as journal:
+        journal.add([Drawn(key="a/0", task="qa", answer="x", texts=["y"], finished=[True], scores=[None])])
+        journal.lose(["b/0"], reason="corrupt")
+    (root / "sft" / "quarantine.jsonl").write_text(
+        json_line({"source": "s", "key": "k", "stage": "media", "reason": "corrupt"}, checked=True)
+    )
+    return root
 
 
-def test_the_first_step_that_differs_is_named_with_the_first_tensor(tmp_path: Path) -> None:
-    other = made(tmp_path / "other", losses=(2.0, 1.0 + 1e-12), b=1.5)
-    found = difference(made(tmp_path / "one"), other, steps=2)
-    assert found is not None
-    assert found["step"] == 1
-    assert found["what"].startswith("train/loss 1.0 and 1.000000000001; at the end weights b differs by up to 0.5")
+SEALED = (
+    "data/shard-000000.tar", "data/shard-000001.tar", "data/shard-000000.tar.index/clips.npy",
+    "data/shard-000000.tar.index/meta.json", "sft/checkpoints/step-3/state.json",
+    "sft/checkpoints/step-3/manifest.json", "sft/export/model.safetensors", "sft/export/config.json",
+    "sft/manifest.json", "sft/adapter/model.safetensors", "base/config.json", "sft/quarantine.jsonl",
+    "sampled/x-000000.answers.jsonl",
+)  # fmt: skip
 
 
-def test_a_zero_of_another_sign_is_another_number(tmp_path: Path) -> None:
-    found = difference(made(tmp_path / "one", b=0.0), made(tmp_path / "other", b=-0.0), steps=2)
-    assert found == {"step": 1, "what": "weights b differs by up to 0"}
+def flipped(path: Path) -> None:
+    """Flip a bit as a bad disk does: nobody has written, so the file's times stay."""
+    facts = path.stat()
+    data = bytearray(path.read_bytes())
+    places = [at for at in range(len(data)) if chr(data[at]).isalnum() or path.suffix in (".tar", ".npy")]
+    data[places[len(places) * 3 // 4]] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
 
 
-def test_other_counts_of_samples_are_a_difference(tmp_path: Path) -> None:
-    found = difference(made(tmp_path / "one"), made(tmp_path / "other", seen=5), steps=2)
-    assert found == {"step": 1, "what": "counts of the checkpoint differs"}
+def test_what_is_whole_is_told_to_be(everything: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(everything)]) == 0
+    said = capsys.readouterr().out
+    for kind in ("checkpoint", "export", "manifest", "file of weights", "shard", "index", "table of token counts",
+                 "tower outputs", "cached clip", "journal", "file of rows"):  # fmt: skip
+        assert f"x {kind}" in said, kind
+    assert "damaged: 0" in said
 
 
-@pytest.mark.parametrize("steps", ["1", "1000"])
-def test_a_number_of_steps_that_cannot_be_stopped_in_is_refused(steps: str) -> None:
-    with pytest.raises(ConfigError, match=r"verify_resume=\d+ must be 0, or between 2 and runner\.steps=3"):
-        settings("stage=sft", "runner.steps=3", "schedule.warmup_steps=1", f"verify_resume={steps}")
+@pytest.mark.parametrize("name", SEALED)
+def test_a_flipped_bit_anywhere_is_one_line_with_its_file_and_a_remedy(
+    everything: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    root = shutil.copytree(everything, tmp_path / "all")
+    flipped(root / name)
+    assert main([str(root)]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(root / name.split("/")[0]))]
+    assert lines
+    shown = root / name
+    places = (shown, shown.parent, shown.parent / "meta.json")  # a checkpoint and an index are whole or not
+    assert all(any(line.startswith(f"{place}: ") for place in places) for line in lines), lines
+    assert all("; " in line for line in lines)
 
 
-GRPO = ["grpo.num_prompts=2", "grpo.num_generations=4", "grpo.prompts_per_batch=2", "grpo.max_completion_length=6"]
-# Weights this fresh earn nothing by the paper's rewards, and a run in which nothing can be learned is refused.
-GRPO += ["grpo.temperature=2", r"grpo.rewards={tests.test_stage\:different_letters: 1.0}"]
-# One rollout for all steps: wherever the run is stopped, the completions are those of older weights.
-KINDS: dict[str, list[str]] = {"sft": [], "audio_warmup": [], "pretrain": [], "cold_start": [], "final_sft": []}
-KINDS |= {"grpo": GRPO, "grpo-again": [*GRPO, "grpo.num_iterations=3"]}
+@pytest.mark.parametrize("kind", ["features", "frames"])
+def test_a_flipped_bit_in_a_cache_is_told(
+    everything: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    root = shutil.copytree(everything / kind, tmp_path / kind)
+    (path,) = [path for path in root.rglob("*") if path.is_file() and path.suffix in (".clip", ".safetensors")]
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 4
+    path.write_bytes(data)
+    assert main([str(root)]) == 1
+    assert f"{path}: is damaged" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow][: kind != "sft"]) for kind in KINDS])
-def test_every_stage_resumes_exactly_by_its_own_command(small_world: SmallWorld, tmp_path: Path, kind: str) -> None:
-    stage = kind.partition("-")[0]
-    words = [f"stage={stage}", "verify_resume=3", f"run_dir={tmp_path}", *small_world.overrides, *KINDS[kind]]
-    done = finished([sys.executable, "-m", "arcvideo.train", *words], seconds=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "all 3 steps and the final state have the same bits" in done.stdout
-    assert not (tmp_path / stage / "verify_resume").exists()
-    assert not (tmp_path / stage / "manifest.json").exists()
+def test_a_part_alone_can_be_checked_and_what_is_not_there_is_an_error(
+    everything: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("data", "data/shard-000000.tar", "sft/checkpoints/step-3", "base", "sampled"):
+        assert main([str(everything / part)]) == 0, part
+    assert main([str(everything / "nowhere")]) == 2
+    assert "no such file or folder" in capsys.readouterr().err
+
+
+def test_damage_to_stored_tower_outputs_costs_an_encoding_and_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = FeatureStore(tmp_path, "d" * 64)
+    store.save("clip", patches=torch.ones(2, 3), speech=torch.zeros(1, 2))
+    assert store.has("clip")
+    (path,) = tmp_path.rglob("*.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 64
+    path.write_bytes(data)
+    assert not store.has("clip")
+    assert not path.exists()
+    assert str(path) in capsys.readouterr().err
+
+
+def test_a_changed_row_of_the_quarantine_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "quarantine.jsonl"
+    problem = {"source": "s", "key": "a", "stage": "media", "reason": "corrupt", "detail": "", "shard": "x.tar"}
+    path.write_text(json_line(problem, checked=True))
+    assert read_lines(path) == [problem]
+    path.write_text(path.read_text().replace('"a"', '"b"'))
+    with pytest.raises(ValueError, match=r"quarantine\.jsonl, line 1: was changed since it was written; delete"):
+        read_lines(path)
+    assert Quarantine  # reads through the same door
+
+
+def test_sums_are_those_of_sha256sum(tmp_path: Path) -> None:
+    folder = weights(tmp_path / "w")
+    listed = (folder / seals.SUMS).read_text().splitlines()
+    assert [line.split("  ")[1] for line in listed] == ["config.json", "model.safetensors"]
+    seals.check_sums(folder)
+    (folder / "config.json").write_text('{"a": 2}')
+    with pytest.raises(seals.Damaged, match=r"config\.json was changed"):
+        seals.check_sums(folder)
+
+
+@pytest.mark.slow
+def test_a_run_folder_and_its_data_are_whole_and_every_export_file_is_vouched_for(
+    small_world: SmallWorld, tmp_path: Path
+) -> None:
+    from tests.compose import settings
+    from tests.test_stage import run
+
+    words = [f"run_dir={tmp_path}", "lora.rank=2", *small_world.overrides]
+    done = run(settings("stage=sft", *words))
+    for folder in (tmp_path, small_world.data, small_world.base, small_world.features):
+        assert not verify(folder).damages, folder
+    for name in ("export/model.safetensors", "adapter/adapter_model.safetensors", "metrics.jsonl"):
+        assert (done.folder / name).exists()
+    assert json.loads((done.folder / "manifest.json").read_text())["exported"]
+    names = {path.relative_to(done.folder).as_posix() for path in verify(done.folder).unsealed}
+    assert not {name for name in names if name.startswith(("export/", "adapter/", "checkpoints/"))} - {
+        "export/README.md", "adapter/README.md",
+    }  # fmt: skip
+
+
+def test_indexes_without_their_shard_are_checked_too(everything: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(index_folder(everything / "data" / "shard-000000.tar"), tmp_path / "x.tar.index")
+    assert not verify(folder).damages
+    (folder / "items.npy").write_bytes(b"")
+    (damage,) = verify(folder).damages
+    assert "items.npy" in damage.what

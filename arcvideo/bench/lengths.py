@@ -8,11 +8,10 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from tqdm import tqdm
-
 from arcvideo.decoding.probe import Extent, ProbeJob, ProbePool
 from arcvideo.files import write_whole
 from arcvideo.media.errors import MediaError
+from arcvideo.progress import watched
 from arcvideo.tasks import RecordError
 
 NOTED = ".arcvideo-lengths.json"
@@ -35,8 +34,8 @@ def clip_lengths(paths: Iterable[Path], *, noted: Path) -> dict[Path, float | Re
     found: dict[Path, float | RecordError] = {}
     jobs = [ProbeJob(main=Extent(path=path, name=str(path))) for path in missing]
     with ProbePool(count=0 if len(missing) <= _FEW else min(os.cpu_count() or 1, 16)) as pool:
-        bar = tqdm(zip(missing, pool.map(jobs), strict=True), total=len(missing), desc="lengths", leave=False)
-        for path, probed in bar:
+        probes = zip(missing, pool.map(jobs), strict=True)
+        for path, probed in watched(probes, what="lengths", total=len(missing), unit="file"):
             if isinstance(probed, MediaError):
                 found[path] = RecordError("broken_media", f"{path}: {' '.join(str(probed).split())}")
             elif probed is not None:

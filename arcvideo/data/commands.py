@@ -9,18 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from arcvideo.data import plots
 from arcvideo.data.import_command import add_import, print_problems
-from arcvideo.data.inspection import View, describe, look, picture, view_table
 from arcvideo.data.overlap import add_overlap
 from arcvideo.data.split import add_split
 from arcvideo.data.transcribe import add_transcribe
-from arcvideo.decoding.pool import MediaPool
 from arcvideo.layout import MediaLayout
 from arcvideo.media.errors import MediaError
 from arcvideo.media.read import media_digest
@@ -28,10 +25,14 @@ from arcvideo.media.settings import ShardCacheSettings
 from arcvideo.planning.pack import best_fit
 from arcvideo.planning.repeated import repeated_keys
 from arcvideo.planning.settings import STYLES, WORDINGS
+from arcvideo.progress import watched
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ShardIndex, ensure_indexes
 from arcvideo.shards.members import Problem
-from arcvideo.types import Clip
+
+if TYPE_CHECKING:  # these load torch, which the import and every --help do without
+    from arcvideo.data.inspection import View
+    from arcvideo.types import Clip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -118,12 +119,14 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _decoding_problems(index: ShardIndex) -> Iterator[Problem]:
     layout = MediaLayout(image_size=64, mel_bins=80)
+    from arcvideo.decoding.pool import MediaPool
+
     with MediaPool() as pool:  # a file that hangs or crashes a decoder is a finding like any other
         yield from _examined(index, read=partial(pool.read_clip, layout=layout))
 
 
 def _examined(index: ShardIndex, *, read: Callable[..., Clip]) -> Iterator[Problem]:
-    for row in tqdm(range(len(index.clips)), desc=index.shard.name, unit="clip", leave=False):
+    for row in watched(range(len(index.clips)), what=index.shard.name, total=len(index.clips), unit="clip"):
         if not index.clips[row]["media_size"]:
             continue
         try:
@@ -137,6 +140,8 @@ def _examined(index: ShardIndex, *, read: Callable[..., Clip]) -> Iterator[Probl
 
 
 def _stats(options: argparse.Namespace) -> int:
+    from arcvideo.data.inspection import view_table
+
     indexes = _open(options)
     clips = sum(len(index.clips) for index in indexes)
     seconds = np.concatenate([index.clips["duration"] for index in indexes])
@@ -186,6 +191,8 @@ def _quantiles(values: np.ndarray) -> str:
 
 
 def _inspect(options: argparse.Namespace) -> int:
+    from arcvideo.data.inspection import describe, look, picture
+
     for index in _open(options):
         looked = look(index, view=_view(options, index, token_budget=options.token_budget), key=options.key)
         for line in describe(looked):
@@ -201,7 +208,8 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _view(options: argparse.Namespace, index: ShardIndex, *, token_budget: int | None = None) -> View:
-    from arcvideo.model.disk.tokenizer import build_tiny_tokenizer, load_tokenizer  # imports transformers
+    from arcvideo.data.inspection import View
+    from arcvideo.model.disk.tokenizer import build_tiny_tokenizer, load_tokenizer
 
     if options.tokenizer is not None:
         tokenizer = load_tokenizer(options.tokenizer)

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import braceexpand
-from tqdm import tqdm
 
 from arcvideo.data.importers import IMPORTERS, Draft, ImportReport, ImportRequest
 from arcvideo.data.importers.conversations import MetaEntry, meta_entries
 from arcvideo.data.importers.write import write_drafts
 from arcvideo.files import write_lines
+from arcvideo.progress import counted
 from arcvideo.shards.index import ensure_indexes
 from arcvideo.shards.members import Problem
 
@@ -174,7 +174,7 @@ def _parts(drafts: Sequence[Draft], *, name: str, share: float) -> list[tuple[st
 
 
 def _written(options: argparse.Namespace, drafts: Sequence[Draft], *, name: str, report: ImportReport) -> list[Path]:
-    with tqdm(total=len(drafts), desc=f"import {name}", unit="clip", leave=False) as bar:
+    with counted(what=f"import {name}", total=len(drafts), unit="clip") as advance:
         return write_drafts(
             drafts,
             out=options.out,
@@ -182,7 +182,7 @@ def _written(options: argparse.Namespace, drafts: Sequence[Draft], *, name: str,
             per_shard=options.per_shard,
             workers=options.workers,
             report=report,
-            advance=bar.update,
+            advance=advance,
         )
 
 

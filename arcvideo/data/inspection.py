@@ -17,8 +17,9 @@ from arcvideo.layout import MediaLayout
 from arcvideo.media.frames import stamp_text, time_spans
 from arcvideo.model.special import special_ids
 from arcvideo.planning.families import Family
-from arcvideo.planning.mixture import SourceTable, open_mixture
+from arcvideo.planning.mixture import open_mixture
 from arcvideo.planning.settings import DataSettings, SourceSettings
+from arcvideo.planning.table import SourceTable
 from arcvideo.shards.index import ShardIndex
 from arcvideo.types import Batch
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from arcvideo.data import commands
 from arcvideo.places import words_from_home
+from arcvideo.processes.terminal import speak_plainly
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,4 +28,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     sys.exit(main())

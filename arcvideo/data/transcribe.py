@@ -5,19 +5,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
-from arcvideo.decoding.pool import MediaPool
 from arcvideo.layout import MediaLayout
-from arcvideo.media.audio import Whisper
 from arcvideo.media.errors import MediaError
 from arcvideo.media.settings import MediaLimits, ShardCacheSettings
+from arcvideo.progress import watched
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ShardIndex, ensure_indexes
 from arcvideo.shards.members import read_at, read_groups
 from arcvideo.shards.write import Record, write_shards
+
+if TYPE_CHECKING:  # these load torch
+    from arcvideo.decoding.pool import MediaPool
+    from arcvideo.media.audio import Whisper
 
 _LAYOUT = MediaLayout(image_size=64, mel_bins=80)
 
@@ -47,6 +48,9 @@ def _transcribe(options: argparse.Namespace) -> int:
         )
     waiting = [path for path in paths if not _target(path, out=options.out).exists()]
     print(f"{len(paths)} shards, {len(paths) - len(waiting)} done before")
+    from arcvideo.decoding.pool import MediaPool
+    from arcvideo.media.audio import Whisper
+
     model = Whisper(options.model) if waiting else None
     with MediaPool(limits=limits) as pool:
         for index in ensure_indexes(waiting, workers=1):
@@ -83,7 +87,7 @@ def _target(shard: Path, *, out: Path) -> Path:
 def _records(index: ShardIndex, *, model: Whisper, pool: MediaPool, unheard: list[MediaError]) -> Iterator[Record]:
     """The shard's records with what is heard in them; a file that cannot be decoded in time keeps its record."""
     groups = {group.key: group for group in read_groups(index.shard)[0]}
-    for row in tqdm(range(len(index.clips)), desc=index.shard.name, unit="clip", leave=False):
+    for row in watched(range(len(index.clips)), what=index.shard.name, total=len(index.clips), unit="clip"):
         key = index.key(row)
         members = [member for member in groups[key].members if member.extension != "json"]
         media = {member.extension: read_at(index.shard, offset=member.offset, size=member.size) for member in members}

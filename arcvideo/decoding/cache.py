@@ -6,9 +6,12 @@ is met for the first time is written and read back, and its key says so (no feat
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
+import re
+import sys
 import uuid
 import zlib
 from collections.abc import Mapping
@@ -48,6 +51,7 @@ class FrameCache:
         self._how = f"jpeg{settings.quality}-{layout.mel_bins}-{layout.audio_positions}-{layout.max_seconds}"
         self._unscanned = self._limit  # so that the first write looks at what is there
         self._buffers = Buffers()
+        self._complained = False
 
     def key(self, key: str) -> str:
         """The key of a clip whose frames went through the cache, from its key without it."""
@@ -57,11 +61,7 @@ class FrameCache:
         """The clip of `key` (of `self.key`), or None when it is not there; a damaged file counts as not there."""
         path = self._path(key)
         try:
-            with safe_open(path, framework="pt") as file:
-                facts = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            if facts.get("crc32") != _checksum(facts, tensors):
-                raise SafetensorError("its content is not what was written")
+            facts, tensors = _read(path)
             os.utime(path)
         except FileNotFoundError:
             return None
@@ -95,7 +95,11 @@ class FrameCache:
         try:
             self._write(self._path(key), tensors, media=media)
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"data.frame_cache.path={self._root}: cannot be written: {error}") from error
+            if not _is_full(error):
+                raise ValueError(f"data.frame_cache.path={self._root}: cannot be written: {error}") from error
+            if not self._complained:
+                print(f"data.frame_cache.path={self._root}: is full, nothing more is cached: {error}", file=sys.stderr)
+            self._complained = True
         pixels = None if media.pixels is None else self._decoded(tensors["jpeg"], tensors["ends"])
         return replace(media, key=key, pixels=pixels)
 
@@ -106,6 +110,8 @@ class FrameCache:
         facts["crc32"] = _checksum(facts, tensors)
         try:
             save_file(tensors, partial, metadata=facts)
+            # safetensors writes for its owner alone; a cache is shared as far as the umask says.
+            partial.chmod(path.parent.stat().st_mode & 0o666)
             self._make_room(partial.stat().st_size)
             os.replace(partial, path)
         finally:
@@ -146,6 +152,29 @@ class FrameCache:
         return self._root / key[:2] / f"{key}{_SUFFIX}"
 
 
+def check_cached(path: Path) -> None:
+    """Compare a stored clip with its checksum.
+
+    Raises:
+        ValueError: it is damaged.
+        OSError: it cannot be read.
+    """
+    try:
+        _read(path)
+    except SafetensorError as error:
+        raise ValueError(f"is damaged ({error})") from None
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """What a file says of its clip, and its tensors; SafetensorError when they are not what was written."""
+    with safe_open(path, framework="pt") as file:
+        facts = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    if facts.get("crc32") != _checksum(facts, tensors):
+        raise SafetensorError("its content is not what was written")
+    return facts, tensors
+
+
 def _checksum(facts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     """CRC-32 of everything in a file, 8 hex digits: against bad disks and cut writes, not against an attacker."""
     crc = zlib.crc32(f"{facts.get('frame_count')} {facts.get('seconds')}".encode())
@@ -153,6 +182,14 @@ def _checksum(facts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
         crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
         crc = zlib.crc32(tensor.numpy().view(np.uint8).data, crc)
     return f"{crc:08x}"
+
+
+def _is_full(error: OSError | SafetensorError) -> bool:
+    """Whether a write failed for want of room, which a run survives; a folder that never takes any is a mistake."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := re.search(r"os error (\d+)", str(error))):
+        number = int(found[1])
+    return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _encoded(pixels: Tensor, *, quality: int) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -56,6 +57,8 @@ class MediaPool:
         sidecar_audio: bytes | None = None,
         font: str | None = None,
         decoder: str = "pyav",
+        window: Sequence[float] | None = None,
+        bare: bool = False,
     ) -> Clip:
         """As `arcvideo.media.clip.read_clip`, in another process; waits for a free one.
 
@@ -63,7 +66,9 @@ class MediaPool:
             MediaError: as there, and `timeout` past the deadline, `crashed` when the process died, both after the file
                 was read again in a new process: a good clip is not given up because somebody killed its decoder.
         """
-        request = read_request(name=name, layout=layout, policy=policy, seed=seed, font=font, decoder=decoder)
+        request = read_request(
+            name=name, layout=layout, policy=policy, seed=seed, font=font, decoder=decoder, window=window, bare=bare
+        )
         worker = self._idle.get()
         try:
             return as_clip(_patient(worker, data, request=request, sidecar_audio=sidecar_audio))

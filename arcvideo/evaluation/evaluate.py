@@ -1,32 +1,32 @@
-"""Evaluating a model on held-out prompts: greedy answers, scored per item, with intervals and chance levels."""
+"""Asking a model held-out prompts: greedy answers, clip by clip, so that few clips are in memory at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from arcvideo.evaluation.bootstrap import Metric, interval
-from arcvideo.evaluation.predictions import Prediction, write_predictions
-from arcvideo.evaluation.settings import FORM, EvaluationSettings
-from arcvideo.feed.prompts import Prompt, Question
+from arcvideo.evaluation.answers import FULL, NO_SOUND, Answer
+from arcvideo.evaluation.bootstrap import Metric
+from arcvideo.evaluation.figures import arms_of, check_chosen, choose, figures
+from arcvideo.evaluation.predictions import write_predictions
+from arcvideo.evaluation.settings import EvaluationSettings
+from arcvideo.feed.prompts import Prompt
 from arcvideo.model.settings import AudioSettings
-from arcvideo.progress import watched
+from arcvideo.sampling.encode import with_features
 from arcvideo.sampling.sampler import InProcessSampler
 from arcvideo.sampling.settings import Sampling
-from arcvideo.tasks import TASKS
-from arcvideo.tasks.answers import split_answer
-from arcvideo.tasks.task import Measure, Score, Task
 from arcvideo.types import Media
 
-_FORM = Measure(
-    name=FORM,
-    score=lambda text, truth: Score(value=float(split_answer(text).valid)),
-    chance=lambda items: 0.0,
-)
+FRAMES_TOGETHER = 600
+"""Frames of the clips that are answered together, at most: four clips of the released length, whose encodings and keys
+and values all stay in memory meanwhile."""
+
+Asked = tuple[str, int, Prompt]
+"""Arm, number of the question, prompt."""
 
 
 def evaluate(
@@ -39,7 +39,7 @@ def evaluate(
     features: Any = None,
     output: Path | None = None,
 ) -> dict[str, Metric]:
-    """The metrics of `settings.metrics` that have items, in that order.
+    """The metrics of `settings.metrics` that have items, in that order, of prompts that are in memory.
 
     Args:
         model: an `ArcVideoForConditionalGeneration`.
@@ -53,40 +53,98 @@ def evaluate(
     Raises:
         ValueError: no metric has any item.
     """
-    sampler = InProcessSampler(model, tokenizer=tokenizer, features=features)
     if chosen is None:
         chosen = choose([prompt.outline for prompt in prompts], settings=settings)
-    found = {prompt.key: prompt for prompt in prompts}
-    taken = {name: [found[key] for key in keys if key in found] for name, keys in chosen.items()}
-    answers = _answers(sampler, taken, settings=settings)
-    metrics: dict[str, Metric] = {}
-    predictions: list[Prediction] = []
-    for name, items in taken.items():
-        if not items:
-            continue
-        task, measure = _measured(name)
-        given = None if measure.constant is None else measure.constant(items)
-        rows = [
-            _predict(
-                measure, task=task, prompt=prompt, text=answers[measure.silent, prompt.key] if given is None else given
-            )
-            for prompt in items
-        ]
-        metrics[name] = _metric(rows, chance=measure.chance(items), settings=settings)
-        predictions += rows
-    if not metrics:
-        raise ValueError(
-            f"none of evaluation.metrics={settings.metrics} has an item among {len(prompts)} held-out prompts"
-        )
+    check_chosen(chosen, questions=[prompt.outline for prompt in prompts], settings=settings)
+    sampler = InProcessSampler(model, tokenizer=tokenizer, features=features)
+    clips: dict[str, list[tuple[int, Prompt]]] = {}
+    for number, prompt in enumerate(prompts):
+        clips.setdefault(prompt.sample.media_key or "", []).append((number, prompt))
+    groups = (arms(group, wanted=arms_of(chosen), audio=model.settings.audio) for group in clips.values())
+    asking = ask(groups, sampler=sampler, settings=greedy(settings))
+    answers = {(answer.arm, answer.key): answer for part in asking for answer in part}
+    metrics, predictions = figures(answers, chosen=chosen, settings=settings)
     if output is not None:
         write_predictions(output, predictions=predictions)
     return metrics
 
 
-def _measured(metric: str) -> tuple[Task | None, Measure]:
-    """Return a figure and its task; the form is of all tasks."""
-    found = ((task, measure) for task in TASKS.values() for measure in task.measures if measure.name == metric)
-    return next(found, (None, _FORM))
+def greedy(settings: EvaluationSettings) -> Sampling:
+    """Return how answers are drawn."""
+    return Sampling(max_new_tokens=settings.max_new_tokens, temperature=0.0, batch_prompts=settings.batch_prompts)
+
+
+def arms(
+    group: Sequence[tuple[int, Prompt]], *, wanted: Mapping[str, Mapping[str, None]], audio: AudioSettings
+) -> list[Asked]:
+    """Return what is asked about one clip: its prompts as they are, and without sound where that is wanted."""
+    full = [(FULL, number, prompt) for number, prompt in group if prompt.key in wanted.get(FULL, {})]
+    silent = [(number, prompt) for number, prompt in group if prompt.key in wanted.get(NO_SOUND, {})]
+    return full + [(NO_SOUND, number, without_audio(prompt, audio=audio)) for number, prompt in silent]
+
+
+def ask(groups: Iterable[Sequence[Asked]], *, sampler: Any, settings: Sampling) -> Iterator[list[Answer]]:
+    """Yield the greedy answers, some clips at a time; what is asked about a clip stays together and shares its prefix.
+
+    Args:
+        groups: what is asked about each clip. Clips are read as they are needed, and their pixels dropped once the
+            towers have seen them.
+        sampler: an `InProcessSampler`, whose feature store is read and filled.
+        settings: `greedy`, or what else decodes.
+    """
+    batch: list[Asked] = []
+    frames = 0
+    for group in groups:
+        clips = {(one.key, one.has_audio): one.frame_count for *_, prompt in group for one in prompt.media}
+        mine = sum(clips.values())
+        if batch and (len(batch) + len(group) > settings.batch_prompts or frames + mine > FRAMES_TOGETHER):
+            yield answered(batch, sampler=sampler, settings=settings)
+            batch, frames = [], 0
+        batch += encoded(group, sampler=sampler)
+        frames += mine
+    if batch:
+        yield answered(batch, sampler=sampler, settings=settings)
+
+
+def encoded(group: Sequence[Asked], *, sampler: Any) -> list[Asked]:
+    """Return what is asked with tower outputs in place of pixels and sound."""
+    prompts = [prompt for _, _, prompt in group]
+    features = getattr(sampler, "features", None)
+    found = with_features(prompts, model=sampler.model, features=features)
+    return [(arm, number, prompt) for (arm, number, _), prompt in zip(group, found, strict=True)]
+
+
+def answered(batch: Sequence[Asked], *, sampler: Any, settings: Sampling) -> list[Answer]:
+    """Return the answers of a batch, in order."""
+    prompts = [prompt for _, _, prompt in batch]
+    groups = sampler.sample(prompts, num_generations=1, settings=settings, seeds=[0] * len(prompts))
+    return [
+        answer_to(prompt, arm=arm, number=number, completion=group.completions[0])
+        for (arm, number, prompt), group in zip(batch, groups, strict=True)
+    ]
+
+
+def answer_to(prompt: Prompt, *, arm: str, number: int, completion: Any) -> Answer:
+    """Return a completion as it is scored and stored."""
+    key = prompt.key
+    return Answer(
+        key=key,
+        number=number,
+        clip=prompt.sample.media_key or key.rpartition("/")[0] or key,
+        task=prompt.task,
+        question=prompt.question,
+        truth=prompt.truth,
+        reference=prompt.sample.turns[0].answer,
+        text=completion.text,
+        arm=arm,
+        tags=prompt.tags,
+        instructed=prompt.sample.instruction != "none",
+        has_audio=arm != FULL or bool(prompt.media and prompt.media[0].has_audio),
+        has_video=bool(prompt.media and prompt.media[0].has_video),
+        seconds=prompt.duration,
+        tokens=len(completion.ids),
+        finished=completion.finished,
+    )
 
 
 def without_audio(prompt: Prompt, *, audio: AudioSettings) -> Prompt:
@@ -100,80 +158,3 @@ def _silent(media: Media, *, audio: AudioSettings) -> Media:
         return media
     zeros = torch.zeros(len(known), audio.num_mel_bins, 2 * audio.max_source_positions)
     return replace(media, has_audio=False, mel=zeros, speech=None)
-
-
-def choose(questions: Sequence[Question], *, settings: EvaluationSettings) -> dict[str, list[str]]:
-    """Metric of `settings.metrics` -> keys of the questions it is measured on: those of its task, in their order."""
-    return {
-        name: [question.key for question in _items(questions, metric=name, limit=settings.items)]
-        for name in settings.metrics
-    }
-
-
-def _items(questions: Sequence[Question], *, metric: str, limit: int) -> list[Question]:
-    """Return the questions that a metric is measured on."""
-    task, measure = _measured(metric)
-    if task is None:
-        found = [question for question in questions if question.instructed]
-        tasks = dict.fromkeys(question.task for question in found)  # those the other metrics decode anyway
-        return [one for task in tasks for one in _evenly([one for one in found if one.task == task], limit=limit)]
-    mine = [question for question in questions if question.task == task.name and measure.asks(question)]
-    return _evenly(mine, limit=limit)
-
-
-def _evenly(questions: list[Question], *, limit: int) -> list[Question]:
-    """At most `limit` of the questions, spread over all of them, since neighbours share a clip."""
-    if not limit or len(questions) <= limit:
-        return questions
-    return [questions[index * len(questions) // limit] for index in range(limit)]
-
-
-def _answers(
-    sampler: InProcessSampler, chosen: dict[str, list[Prompt]], *, settings: EvaluationSettings
-) -> dict[tuple[bool, str], str]:
-    """Return (silent, sample key) -> greedy answer; a prompt that several metrics share is decoded once."""
-    audio = sampler.model.settings.audio
-    wanted: dict[tuple[bool, str], Prompt] = {}
-    for name, items in chosen.items():
-        _, measure = _measured(name)
-        if measure.constant is not None:
-            continue
-        for prompt in items:
-            wanted[measure.silent, prompt.key] = without_audio(prompt, audio=audio) if measure.silent else prompt
-    # Clips together, so that their prefix is shared; alike lengths together, so that little is padding.
-    order = sorted(wanted, key=lambda key: (not key[0], wanted[key].sample.media_key or "", key[1]))
-    greedy = Sampling(max_new_tokens=settings.max_new_tokens, temperature=0.0, batch_prompts=settings.batch_prompts)
-    found: dict[tuple[bool, str], str] = {}
-    starts = range(0, len(order), settings.batch_prompts)
-    for start in watched(starts, what="evaluating", total=len(starts), unit="part"):
-        keys = order[start : start + settings.batch_prompts]
-        groups = sampler.sample(
-            [wanted[key] for key in keys], num_generations=1, settings=greedy, seeds=[0] * len(keys)
-        )
-        found |= {key: group.completions[0].text for key, group in zip(keys, groups, strict=True)}
-    return found
-
-
-def _predict(measure: Measure, *, task: Task | None, prompt: Prompt, text: str) -> Prediction:
-    """Score one answer."""
-    score = measure.score(text, prompt.truth)
-    return Prediction(
-        metric=measure.name,
-        key=prompt.key,
-        question=prompt.question,
-        truth=prompt.sample.turns[0].answer if task is None else task.compared(prompt.truth),
-        prediction=text,
-        score=score.value,
-        weight=score.weight,
-    )
-
-
-def _metric(rows: Sequence[Prediction], *, chance: float, settings: EvaluationSettings) -> Metric:
-    found = interval(
-        [row.score for row in rows],
-        weights=[row.weight for row in rows],
-        clips=[row.clip for row in rows],
-        seed=settings.seed,
-        resamples=settings.bootstrap,
-    )
-    return Metric(value=found.mean, low=found.low, high=found.high, chance=chance, n=len(rows))

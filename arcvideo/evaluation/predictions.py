@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from arcvideo.files import read_lines, write_lines
+from arcvideo.files import Fields, read_lines, write_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +26,17 @@ class Prediction:
     """Per item: 0 or 1, IoU, or edits."""
     weight: float = 1.0
     """Share in the mean: reference words when the score is edits, else 1."""
+    about: str = ""
+    """The clip; empty when it is the part of the key before its last slash."""
 
     @property
     def clip(self) -> str:
         """Key of the record that the item is about."""
-        return self.key.rpartition("/")[0] or self.key
+        return self.about or self.key.rpartition("/")[0] or self.key
+
+
+_TEXTS: Fields = dict.fromkeys(("metric", "key", "question", "prediction"), str)
+_FIELDS: Fields = {**_TEXTS, "score": (int, float), "weight": (int, float)}
 
 
 def write_predictions(path: Path, *, predictions: Iterable[Prediction]) -> None:
@@ -41,7 +47,7 @@ def write_predictions(path: Path, *, predictions: Iterable[Prediction]) -> None:
 
 def read_predictions(path: Path) -> Iterator[Prediction]:
     """The predictions of a file."""
-    for row in read_lines(path):
+    for row in read_lines(path, fields=_FIELDS):
         yield Prediction(**row)
 
 

@@ -27,7 +27,8 @@ class EvaluationSettings:
     shards: str = ""
     """Held-out tar files: a path with {000..011} braces or * globs; empty skips evaluation."""
     metrics: list[str] = field(default_factory=lambda: list(metric_names(on_request=False)))
-    """Which figures to report, of those that tasks bring; one without items in the shards is left out."""
+    """Which figures to report: those that tasks bring, or your own as `package.module:function` of an answer and its
+    truth; one without items in the shards is left out."""
     items: int = 200
     """Items per metric, spread over the held-out set; 0 takes all."""
     style: str = "plain"
@@ -48,8 +49,9 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         """Check values; the message names the key and the remedy."""
         for name in self.metrics:
-            if name not in metric_names():
-                raise ValueError(f"evaluation.metrics has {name!r}, which is unknown; use: {', '.join(metric_names())}")
+            if name not in metric_names() and ":" not in name:
+                known = f"{', '.join(metric_names())}, or package.module:function"
+                raise ValueError(f"evaluation.metrics has {name!r}, which is unknown; use: {known}")
         if self.style not in ("plain", "think"):
             raise ValueError(f"evaluation.style={self.style!r} is unknown; use plain or think")
         for key, least in (("items", 0), ("max_new_tokens", 1), ("batch_prompts", 1), ("bootstrap", 1), ("samples", 0)):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from arcvideo.feed.prompts import Prompt
-from arcvideo.model.positions import replace_newlines, xd_positions
+from arcvideo.model.positions import next_position, replace_newlines, xd_positions
 from arcvideo.model.special import SpecialIds
 from arcvideo.render import Branch, Ids
 from arcvideo.types import Batch, Media, Sample, Segments
@@ -39,6 +39,8 @@ class _Row:
     specials: SpecialIds
     ids: list[Ids] = field(default_factory=list)
     positions: list[Tensor] = field(default_factory=list)
+    nexts: list[int] = field(default_factory=list)
+    """Position of what follows each segment."""
     parents: list[int] = field(default_factory=list)
     starts: list[int] = field(default_factory=lambda: [0])
     media: list[Media] = field(default_factory=list)
@@ -51,10 +53,11 @@ class _Row:
         return self.starts[-1]
 
     def add_segment(self, ids: Ids, *, parent: int = -1) -> int:
-        """Appends a segment; its positions start at the parent's length on all four axes. Returns its number."""
-        offset = self.starts[parent + 1] - self.starts[parent] if parent >= 0 else 0
+        """Appends a segment; its positions start where the parent's end, on all four axes. Returns its number."""
+        offset, tokens = self.nexts[parent] if parent >= 0 else 0, torch.from_numpy(ids)
         self.ids.append(ids)
-        self.positions.append(xd_positions(torch.from_numpy(ids), self.specials, offset=offset))
+        self.positions.append(xd_positions(tokens, self.specials, offset=offset))
+        self.nexts.append(next_position(tokens, self.specials, offset=offset))
         self.parents.append(parent)
         self.starts.append(self.length + len(ids))
         return len(self.parents) - 1

@@ -24,8 +24,8 @@ from arcvideo.media.read import clip_key
 from arcvideo.model.special import special_ids
 from arcvideo.model.towers.features import feature_key
 from arcvideo.planning.families import Family
-from arcvideo.planning.mixture import SourceTable
 from arcvideo.planning.settings import DataSettings
+from arcvideo.planning.table import SourceTable
 from arcvideo.render import render_branch, render_prefix, split_question
 from arcvideo.tasks import RecordError, make_pair, make_sample
 from arcvideo.types import Clip, Media, Sample
@@ -111,7 +111,7 @@ class Loader:
             if self.pairs:
                 samples += make_pair(item, media_key=media_key, **about)
             else:
-                samples.append(make_sample(item, media_key=media_key, **about))
+                samples.append(replace(make_sample(item, media_key=media_key, **about), fields=item))
         return tuple(samples)
 
     def _tags(self, clip: int, item: int) -> tuple[str, ...]:
@@ -223,6 +223,12 @@ class Loader:
             sidecar_audio=sound,
             decoder=self.settings.decoder,
         )
+        request = read_request(
+            name="", layout=layout, policy=self.settings.frames, seed=seed, decoder=self.settings.decoder
+        )
+        if decoded.key != clip_key(index.clips[row]["digest"].tobytes(), request=request):
+            detail = f"{self.table.key(clip)} in {index.shard.name}: its bytes are not those that were indexed"
+            raise MediaError("corrupt", f"{detail}; restore the shard, `arcvideo verify {index.shard}` checks it")
         return to_media(decoded, layout=layout)
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import fcntl
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from arcvideo.files import json_line, parsed_lines
-from arcvideo.planning.mixture import SourceTable
+from arcvideo.files import json_line, parsed_lines, read_lines
 from arcvideo.planning.settings import QuarantineSettings
+from arcvideo.planning.table import SourceTable
 from arcvideo.shards.members import Problem
 
 UNREADABLE = ("media", "read")
 """Stages of failure that are met in training, when a clip's media are read; the index knows of all others."""
+
+
+ROW = dict.fromkeys(("source", "key", "stage", "reason", "detail", "shard"), str)
+"""Fields of a row of the file."""
 
 
 class QuarantineBudgetError(ValueError):
@@ -99,7 +103,7 @@ class Quarantine:
                 file.seek(0, os.SEEK_END)
             self._take_over(known[:ends])
             rows = [
-                json_line({"source": source, **asdict(problem)})
+                json_line({"source": source, **asdict(problem)}, checked=True)
                 for source, problem in found
                 if (source, _name(problem)) not in self._written
             ]
@@ -110,11 +114,11 @@ class Quarantine:
 
     def _take_over(self, data: bytes) -> None:
         """Rows of the file: written by other ranks, or before a restart. The index tells again what it knows itself."""
-        for row in parsed_lines(data, name=str(self._file)):
-            source = row.pop("source")
+        for row in parsed_lines(data, name=str(self._file), fields=ROW):
+            source = row["source"]
             if source not in self._problems:
                 continue
-            problem = Problem(**row)
+            problem = Problem(**{name: row[name] for name in ROW if name != "source"})
             self._written.add((source, _name(problem)))
             if problem.stage in UNREADABLE:
                 self._problems[source].setdefault(_name(problem), problem)
@@ -138,3 +142,11 @@ class Quarantine:
 def _name(problem: Problem) -> str:
     """Equal for the same problem, whoever meets it."""
     return f"{problem.shard} {problem.key} {problem.reason} {problem.detail}"
+
+
+def quarantined(folder: Path, *, sources: Iterable[str]) -> dict[str, int]:
+    """Return source -> distinct problems of any rank, before a restart too; each rank writes a file of its own."""
+    files = [folder / "quarantine.jsonl", *folder.glob("quarantine-[0-9]*.jsonl")]
+    rows = {json_line(row): row for file in files if file.exists() for row in read_lines(file, fields=ROW)}
+    counts = Counter(row["source"] for row in rows.values())
+    return {name: counts[name] for name in sources}

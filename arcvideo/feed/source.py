@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,11 +24,12 @@ from arcvideo.media.fast import check_decoder
 from arcvideo.model.special import special_ids
 from arcvideo.planning.cost import PackCost
 from arcvideo.planning.families import Family
-from arcvideo.planning.mixture import SourceTable, index_digest, open_mixture
+from arcvideo.planning.mixture import index_digest, open_mixture
 from arcvideo.planning.plan import Plan
 from arcvideo.planning.prompt_plan import PromptPlan, evaluation_families
 from arcvideo.planning.settings import DataSettings
 from arcvideo.planning.shares import mixture_report, realised, realised_prompts, with_passes
+from arcvideo.planning.table import SourceTable
 from arcvideo.shards.members import Problem
 from arcvideo.types import Batch, Counts, StepData
 
@@ -127,8 +129,10 @@ class Source:
         # Threads read, cut mels and render; decoding itself runs in processes that can be killed, also with workers=0.
         self._media = MediaPool(count=max(1, settings.workers), limits=settings.limits)
         self._ahead: Ahead[Family, _Loaded, _Step] | None = None
+        self._planner: ThreadPoolExecutor | None = None
         if settings.workers:
             self._ahead = Ahead(workers=settings.workers, load=self._attempt)
+            self._planner = ThreadPoolExecutor(1, "plan")
         cached = settings.frame_cache.path is not None
         cache = FrameCache(settings.frame_cache, layout=layout) if cached else None
         self._loaders = [
@@ -193,7 +197,7 @@ class Source:
 
     def _question(self, family: Family, item: int) -> Question:
         table = self.tables[family.source]
-        index, row = table.indexes[table.clip_shard[family.clip]], table.clip_row[family.clip]
+        index, row = table.place(family.clip)
         facts = index.items[table.item_row[item]]
         return Question(
             key=f"{table.key(family.clip)}/{facts['number']}",
@@ -253,6 +257,8 @@ class Source:
         """Stops the background threads and processes."""
         if self._ahead is not None:
             self._ahead.close()
+        if self._planner is not None:
+            self._planner.shutdown(wait=True, cancel_futures=True)
         self._media.close()
 
     def _ready(self, step: int, count: int) -> _Step:
@@ -263,7 +269,6 @@ class Source:
         self._ahead.keep((number, count) for number in range(step, step + 1 + self._most_ahead))
         clips, last = 0, step + self.settings.prefetch_steps
         for number in range(step, step + 1 + self._most_ahead):
-            # Planning touches shared state, so it happens here; threads only read and decode.
             packs, places = self._planned(number, count)
             if (number, count) not in self._ahead:
                 self._ahead.start((number, count), packs, join=partial(self._joined, places=places))
@@ -285,7 +290,10 @@ class Source:
         if count:
             share = {"count": count, "rank": self.rank, "world": self.world}
             return [tuple(self._prompt_plan.step(step, **share))], self._prompt_plan.places(step, **share)
-        return self.plan.step(step, rank=self.rank, world=self.world), None
+        packs = self.plan.step(step, rank=self.rank, world=self.world)
+        if self._planner is not None:
+            self.plan.prepare(step, self._planner.submit)
+        return packs, None
 
     def _joined(self, packs: list[list[_Loaded]], places: range | None) -> _Step:
         """The step made of its families; with places each family is one item, the prompt at the place beside it."""
@@ -318,7 +326,7 @@ class Source:
                 stage="read" if isinstance(error, OSError) else "media",
                 reason=getattr(error, "reason", type(error).__name__),
                 detail=getattr(error, "detail", str(error)),
-                shard=table.indexes[table.clip_shard[family.clip]].shard.name,
+                shard=table.place(family.clip)[0].shard.name,
             )
             return _Loaded(family=family, problem=problem, lost=True)
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import importlib.util
 import io
-import pkgutil
 import re
 import tokenize
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 
+from arcvideo.named import brought, path_of, source_file
 from arcvideo.objectives import OBJECTIVES, objective_row
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -48,7 +46,7 @@ BYSTANDERS = {
     "shards": ("remote", "locks", "write"),  # fetching, locking, writing shards: what is read counts by its digest
     "rollout": ("log", "timeline"),
     # A checkpoint gives back what was saved bit for bit; the rest watches, counts, logs, or stops a run.
-    "runner": ("facts", "liveness", "protocols", "saving"),
+    "runner": ("facts", "liveness", "protocols", "resuming", "saving"),
     "saving": ("checkpoint",),
     "processes": ("children", "launcher", "signals", "terminal", "watchdog"),
 }  # fmt: skip
@@ -63,18 +61,19 @@ _NAMED = re.compile(r"(arcvideo(?:\.\w+)+)(?::\w+)?")
 """How a string names code of ours that is imported by name or run in a process of its own."""
 
 
-def training_code(*, objective: str, feed: str = "", rewards: Iterable[str] = ()) -> dict[str, str]:
+def training_code(*, objective: str, feed: str = "", rewards: Iterable[str] = (), sampler: str = "") -> dict[str, str]:
     """Return module -> digest of everything whose code decides the weights of a stage.
 
     Args:
         objective: of the stage; the code of others counts where it uses it. Only those that do not train on the data's
             own answers reach the rooms of sampling.
         feed: `stage.feed`, what a class of the user's own trains on.
-        rewards: names of the rewards; `package.module:function` of a user's own counts by its module's file.
+        rewards: names of the rewards; those of other packages count by their module's file, like the tasks they bring.
+        sampler: `grpo.sampler`, likewise.
     """
     row = objective_row(objective, feed=feed)
     own = row.loss.partition(":")[0]
-    path = _file(own) or _foreign(own)
+    path = _file(own) or source_file(own)
     used = {own, *(_imports(path) if path is not None else ())}
     # What makes the batches of a user's own class uses the formulas of our objective with that feed.
     used |= {one.loss.partition(":")[0] for one in OBJECTIVES.values() if one.feed == row.feed}
@@ -82,8 +81,16 @@ def training_code(*, objective: str, feed: str = "", rewards: Iterable[str] = ()
     rooms = tuple(room for room in DECIDING if room not in SAMPLING or row.feed != "answers")
     modules = _reached(TRAINING, rooms=rooms, pruned=tuple(sorted(others)))
     digests = {name: _digest(path) for name, path in modules.items()}
-    users = [name.partition(":")[0] for name in (objective, *rewards) if ":" in name]
-    digests |= {module: _digest(path) for module in users if (path := _foreign(module)) is not None}
+    named = [
+        path_of(objective, kind="objectives"),
+        *(path_of(name.partition("(")[0], kind="rewards") for name in rewards),
+    ]
+    users = [
+        path.partition(":")[0]
+        for path in (*named, path_of(sampler, kind="samplers"), *brought("tasks").values())
+        if path
+    ]
+    digests |= {module: _digest(path) for module in users if (path := source_file(module)) is not None}
     return dict(sorted(digests.items()))
 
 
@@ -124,33 +131,6 @@ def _file(module: str) -> Path | None:
     """The file of a module of this package; None for a name inside a module."""
     base = PACKAGE.parent.joinpath(*module.split("."))
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.exists()), None)
-
-
-def _foreign(module: str) -> Path | None:
-    """Return the file of a user's module without running any of its code, nor that of the packages around it."""
-    spec: ModuleSpec | None = None
-    name = ""
-    for part in module.split("."):
-        name = f"{name}.{part}" if name else part
-        folders = spec.submodule_search_locations if spec is not None else None
-        if spec is not None and folders is None:
-            return None  # a module has no modules inside
-        spec = _spec(name, folders=None if folders is None else list(folders))
-        if spec is None:
-            return None
-    return Path(spec.origin) if spec is not None and spec.origin and Path(spec.origin).is_file() else None
-
-
-def _spec(name: str, *, folders: list[str] | None) -> ModuleSpec | None:
-    """Return what the import system would load, as `importlib.util.find_spec`, which imports packages on the way."""
-    if folders is None:
-        try:
-            return importlib.util.find_spec(name)
-        except (ImportError, ValueError):
-            return None
-    finders = [finder for folder in folders if (finder := pkgutil.get_importer(folder)) is not None]
-    specs = [spec for finder in finders if (spec := finder.find_spec(name)) is not None]
-    return next((spec for spec in specs if spec.loader is not None), specs[0] if specs else None)
 
 
 def _imports(path: Path) -> Iterator[str]:

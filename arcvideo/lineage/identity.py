@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from arcvideo.objectives import OBJECTIVES, objective_row
+from arcvideo.seals import digest_of
 
 IRRELEVANT = (
-    "logger", "run_dir", "data_dir", "base", "parent", "output", "feature_cache", "threads", "evaluation",
-    "train_parents", "parents", "verify_resume",
+    "logger", "run_dir", "data_dir", "base", "parent", "output", "continue_from", "feature_cache", "threads",
+    "evaluation", "train_parents", "parents", "verify_resume",
 )  # fmt: skip
 """Settings that say where and how visibly a stage runs, not which weights come out; data and parent count by digest,
 an evaluation has a digest of its own."""
@@ -23,11 +24,11 @@ IRRELEVANT_WITHIN = {
         "log_every", "save_every", "keep_last", "keep_every", "save_failures", "hang_seconds", "peak_tflops",
         "liveness", "liveness_scan", "liveness_every", "skip_budget",
     ),
-    "data": ("workers", "prefetch_steps", "quarantine", "limits", "shard_cache", "overlap"),
+    "data": ("workers", "prefetch_steps", "quarantine", "limits", "shard_cache", "index_dir", "overlap"),
     "engine": ("zero_optimization",),
     "model": ("activation_checkpointing",),
     "next_token": ("log_accuracy",),
-    "grpo": ("log_completions", "max_logprob_gap", "clipped_warning"),
+    "grpo": ("log_completions", "max_logprob_outliers", "clipped_warning"),
 }  # fmt: skip
 """The same, inside a group. How ZeRO cuts the states, like the number of ranks, moves the last bits of sums only."""
 
@@ -42,12 +43,6 @@ def identity(*, config: Mapping[str, Any], data: str, parent: str, code: Mapping
         code: `lineage.code.training_code`: module -> digest.
     """
     return digest_of({"config": relevant(config), "data": data, "parent": parent, "code": dict(code)})
-
-
-def digest_of(value: Any) -> str:
-    """sha256 hex of a JSON-able value; the order of keys does not matter."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def relevant(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from arcvideo.processes.launcher import launch_variables
 POLL_SECONDS = 1.0
 FRESH_SECONDS = 120.0
 """Ranks of one job start within this time; an older word was left by an earlier job at the same address."""
+SKEW_SECONDS = 2.0
+"""By which the clocks of machines, and of a file system, may differ."""
 
 
 @contextmanager
@@ -62,16 +65,29 @@ def agreed(folder: Path, *, rank: int, job: str, word: str) -> Iterator[str]:
 
 
 def _hear(folder: Path, *, job: str) -> str:
-    since = time.time() - FRESH_SECONDS
-    path = _word_file(folder)
+    since = max(time.time() - FRESH_SECONDS, _launched() - SKEW_SECONDS)
+    path, waits, told = _word_file(folder), time.monotonic(), False
     while True:
+        if not told and time.monotonic() - waits > FRESH_SECONDS:
+            told = True
+            print(f"waiting for the word of rank 0 in {path}: it waits for another job, or is gone", file=sys.stderr)
         try:
             said = json.loads(path.read_text())
             if said["job"] == job and path.stat().st_mtime >= since:
                 return str(said["word"])
-        except (FileNotFoundError, ValueError):
-            pass
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # not yet, or not whole
         time.sleep(POLL_SECONDS)
+
+
+def _launched() -> float:
+    """When the process that started this rank began, which is before rank 0 can have spoken in this launch."""
+    try:
+        ticks = int(Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19])
+        booted = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return 0.0
+    return int(booted.split()[1]) + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _word_file(folder: Path) -> Path:

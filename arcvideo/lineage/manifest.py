@@ -10,6 +10,7 @@ from typing import Any
 
 from arcvideo.files import write_whole
 from arcvideo.seals import digest_of
+from arcvideo.structured import filled
 
 FORMAT = 3
 MANIFEST_NAME = "manifest.json"
@@ -31,6 +32,8 @@ class Manifest:
     """Folder of the weights it started from."""
     parent_weights: str = ""
     """Digest of the bytes it started from: of the files of `parent_path` as they were read."""
+    continued: dict[str, Any] = field(default_factory=dict)
+    """Path, step, identity and seal of the checkpoint it went on from (`continue_from`); empty without."""
     code: dict[str, str]
     """Module -> digest of the code that decided the weights."""
     data: str
@@ -53,6 +56,8 @@ class Manifest:
     """Rows of the table of modules: module, parameters, trained, lrs (peak learning rates)."""
     liveness: dict[str, Any] = field(default_factory=dict)
     """Findings of the liveness proof."""
+    repeatable: bool = False
+    """Whether every training step ran on kernels that repeat their sums (runner.deterministic)."""
     steps: int = 0
     """Optimizer steps."""
     skipped: list[int] = field(default_factory=list)
@@ -110,7 +115,7 @@ def read_manifest(folder: Path) -> Manifest:
         seal = content.pop("seal")
         if seal != digest_of(content):
             raise _Refused("was changed after it was written: restore it, or delete it and train the stage again")
-        return Manifest(**{key: value for key, value in content.items() if key in known})
+        return filled(Manifest, {key: value for key, value in content.items() if key in known})
     except _Refused as reason:
         raise ValueError(f"{path} {reason}") from None
     except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from arcvideo.lineage.identity import digest_of, folder_digest
+from arcvideo.lineage.identity import folder_digest
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, finished
-from arcvideo.seals import Damaged, check, check_sizes
+from arcvideo.seals import Damaged, check, check_sizes, digest_of
 
 BASE = "base"
 """Parent name of a stage that starts from the base weights."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from arcvideo.files import write_whole
+from arcvideo.hidden import recorded
 from arcvideo.lineage.code import code_diff, evaluation_code, training_code
+from arcvideo.lineage.continued import continued_seal
 from arcvideo.lineage.identity import config_diff, diff_text, evaluation_digest, identity, relevant
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, finished
 from arcvideo.media.settings import ShardCacheSettings
 from arcvideo.objectives import objective_row
 from arcvideo.planning.mixture import content_digest
-from arcvideo.seals import Damaged, check_sizes
+from arcvideo.seals import Damaged, check_sizes, digest_of
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import open_index
 
@@ -30,20 +33,23 @@ class Wanted:
     stage: str
     """Its name."""
     config: dict[str, Any]
-    """Resolved settings."""
+    """Resolved settings; credentials are in them, so they are compared and hashed, not written."""
     parent: str
     """Identity of the parent, or digest of the base weights."""
     data: str | None
     """Digest of the data; None when some shard is not there or not indexed."""
     code: dict[str, str] = field(default_factory=dict)
     """Module -> digest."""
+    continued: str = ""
+    """Seal of the checkpoint that it goes on from; empty without `continue_from`."""
 
     @property
     def identity(self) -> str | None:
         """None when the data are not known."""
         if self.data is None:
             return None
-        return identity(config=self.config, data=self.data, parent=self.parent, code=self.code)
+        start = digest_of([self.parent, self.continued]) if self.continued else self.parent
+        return identity(config=self.config, data=self.data, parent=start, code=self.code)
 
     @property
     def evaluation(self) -> str:
@@ -81,7 +87,8 @@ def wanted(config: Mapping[str, Any], *, parent: str) -> Wanted:
         config=dict(config),
         parent=parent,
         data=_data_digest(config["data"]),
-        code=training_code(objective=stage["objective"], feed=feed, rewards=rewards),
+        continued=continued_seal(config),
+        code=training_code(objective=stage["objective"], feed=feed, rewards=rewards, sampler=grpo.get("sampler", "")),
     )
 
 
@@ -96,7 +103,11 @@ def state_of(folder: Path, *, asked: Wanted) -> State:
     step = _newest_checkpoint(folder / "checkpoints")
     if step is None:
         return State(word="new")
-    began = _read(folder / STARTED_NAME)
+    try:
+        began = read_started(folder)
+    except ValueError as error:  # the checkpoint has its own word on what it belongs to
+        print(error, file=sys.stderr)
+        began = None
     if began is None:
         return State(word="interrupted", step=step)
     reasons = differences(began, asked=asked)
@@ -116,7 +127,7 @@ def _finished(folder: Path, *, manifest: Manifest, asked: Wanted) -> State:
     except (Damaged, OSError) as error:
         return State(word="stale", reasons=(f"its export is damaged: {error}",), manifest=manifest)
     if manifest.evaluation != asked.evaluation:
-        diff = config_diff(manifest.config["evaluation"], asked.config["evaluation"])
+        diff = config_diff(_group(manifest.config, "evaluation"), _group(recorded(asked.config), "evaluation"))
         lines = tuple(f"evaluation.{line.strip()}" for line in diff_text(diff).splitlines())
         return State(word="unmeasured", reasons=lines or ("evaluation: its code",), manifest=manifest)
     return State(word="finished", manifest=manifest)
@@ -124,21 +135,36 @@ def _finished(folder: Path, *, manifest: Manifest, asked: Wanted) -> State:
 
 def differences(then: Mapping[str, Any], *, asked: Wanted) -> tuple[str, ...]:
     """What has changed since `then` (fields of a manifest or of started.json), one line each."""
-    diff = config_diff(relevant(then["config"]), relevant(asked.config))
+    try:
+        diff = config_diff(relevant(then["config"]), relevant(recorded(asked.config)))
+        changed = code_diff(then["code"], asked.code)
+        data, parent = then["data"], str(then["parent"])
+        continued = str((then.get("continued") or {}).get("seal", ""))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        # Settings of another version, or of somebody else's making.
+        return ("what it was made with cannot be read",)
     lines = [line.strip() for line in diff_text(diff).splitlines()]
-    if asked.data is not None and then["data"] != asked.data:
+    if asked.data is not None and data != asked.data:
         lines.append("data: other shards, or other content in them")
-    if then["parent"] != asked.parent:
-        lines.append(f"parent: {then['parent'][:8]} -> {asked.parent[:8]}")
-    changed = code_diff(then["code"], asked.code)
+    if parent != asked.parent:
+        lines.append(f"parent: {parent[:8]} -> {asked.parent[:8]}")
+    if continued != asked.continued:
+        lines.append("continue_from: another checkpoint, or none")
     if changed:
         lines.append(f"code: {', '.join(changed[:6])}{f' and {len(changed) - 6} more' if len(changed) > 6 else ''}")
     return tuple(lines)
 
 
+def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = config.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
 def write_started(folder: Path, *, asked: Wanted) -> None:
     """Write started.json of a stage that begins now."""
-    content = {"config": asked.config, "data": asked.data, "parent": asked.parent, "code": asked.code}
+    content = {"config": recorded(asked.config), "data": asked.data, "parent": asked.parent, "code": asked.code}
+    content |= {"continued": {"seal": asked.continued}}
+    content |= {"seal": digest_of(content)}
     write_whole(folder / STARTED_NAME, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
@@ -149,7 +175,7 @@ def _data_digest(data: Mapping[str, Any]) -> str | None:
     for name, source in data["sources"].items():
         try:
             shards = expand_shards(source["shards"], cache=cache, fetch=False)
-            indexes = [open_index(shard) for shard in shards]
+            indexes = [open_index(shard, place=data.get("index_dir") or "") for shard in shards]
         except ValueError:
             return None
         if any(index is None for index in indexes):
@@ -164,8 +190,20 @@ def _newest_checkpoint(folder: Path) -> int | None:
     return max(steps, default=None)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_started(folder: Path) -> dict[str, Any] | None:
+    """Return what `write_started` wrote; None when it is not there.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    path = folder / STARTED_NAME
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+        content = json.loads(path.read_bytes())
+        whole = content.pop("seal") == digest_of(content)
+    except FileNotFoundError:
         return None
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path}: was changed since it was written; delete it, the next run writes it anew")
+    return dict(content)

@@ -33,6 +33,7 @@ def fit_waveform(
     video_seconds: float | None,
     max_frames: int,
     max_seconds: int | None = None,
+    middle: bool = False,
 ) -> AudioSpan:
     """Cuts and pads a waveform so that its seconds match the frames.
 
@@ -46,6 +47,7 @@ def fit_waveform(
         video_seconds: duration of the picture, None when there is none.
         max_frames: the layout's limit.
         max_seconds: above so many seconds pieces are kept; None is the released 2 * max_frames.
+        middle: keep the middle of each part, not its beginning.
     """
     if video_seconds is not None and video_seconds > max_frames:
         drift = waveform.numel() / SAMPLE_RATE - video_seconds
@@ -53,18 +55,21 @@ def fit_waveform(
             waveform = _resized(waveform, samples=math.ceil(video_seconds) * SAMPLE_RATE)
     elif video_seconds is not None:
         return AudioSpan(waveform=_at_least_a_second(waveform), seconds=frame_count)
-    waveform = _at_least_a_second(cut_waveform(waveform, pieces=max_frames, seconds=max_seconds or 2 * max_frames))
+    waveform = cut_waveform(waveform, pieces=max_frames, seconds=max_seconds or 2 * max_frames, middle=middle)
+    waveform = _at_least_a_second(waveform)
     seconds = math.ceil(waveform.numel() / SAMPLE_RATE)
     return AudioSpan(waveform=waveform, seconds=seconds if seconds > max_frames else frame_count)
 
 
-def cut_waveform(waveform: Tensor, *, pieces: int, seconds: int) -> Tensor:
-    """The whole signal up to this many seconds; beyond, equally much from the start of each of `pieces` parts."""
+def cut_waveform(waveform: Tensor, *, pieces: int, seconds: int, middle: bool = False) -> Tensor:
+    """The whole signal up to this many seconds; beyond, equally much from the start (or the middle) of each of `pieces`
+    parts."""
     if waveform.numel() <= seconds * SAMPLE_RATE:
         return waveform
     length = seconds * SAMPLE_RATE // pieces
     part = waveform.numel() // pieces
-    return torch.cat([waveform[i * part : i * part + length] for i in range(pieces)])
+    first = part // 2 - length // 2 if middle else 0
+    return torch.cat([waveform[i * part + first : i * part + first + length] for i in range(pieces)])
 
 
 def silent_seconds(*, frame_count: int, duration: float, max_frames: int, max_seconds: int | None = None) -> int:

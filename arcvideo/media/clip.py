@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ def read_clip(
     limits: MediaLimits | None = None,
     font: str | None = None,
     decoder: str = "pyav",
+    window: Sequence[float] | None = None,
+    bare: bool = False,
 ) -> Clip:
     """Decodes a video, a sound file or a still picture in this process.
 
@@ -36,11 +39,15 @@ def read_clip(
         sidecar_audio: a second file whose sound is used instead of the file's own.
         font: TrueType file of the time stamp; None takes the bundled one.
         decoder: of the picture, "pyav" or "torchcodec".
+        window: seconds [start, end] of the file that are the clip; None takes all of it.
+        bare: also give the frames without their stamps, all of them behind the stamped ones.
 
     Raises:
         MediaError: the file is broken, empty or over a limit.
     """
-    request = read_request(name=name, layout=layout, policy=policy, seed=seed, font=font, decoder=decoder)
+    request = read_request(
+        name=name, layout=layout, policy=policy, seed=seed, font=font, decoder=decoder, window=window, bare=bare
+    )
     return as_clip(read_arrays(data, request=request, limits=limits or MediaLimits(), sidecar_audio=sidecar_audio))
 
 
@@ -52,6 +59,8 @@ def read_request(
     seed: int = 0,
     font: str | None = None,
     decoder: str = "pyav",
+    window: Sequence[float] | None = None,
+    bare: bool = False,
 ) -> ReadRequest:
     """The plain form of how a file is read."""
     return ReadRequest(
@@ -62,6 +71,8 @@ def read_request(
         seed=seed,
         font=font,
         decoder=decoder,
+        window=window,
+        bare=bare,
     )
 
 
@@ -116,6 +127,7 @@ def _mel(clip: Clip, waveform: Tensor, *, frame_count: int, layout: Layout) -> t
         video_seconds=video_seconds,
         max_frames=layout.max_frames,
         max_seconds=layout.max_seconds,
+        middle=layout.middle_sound,
     )
     chunk_seconds = layout.audio_positions // 50
     mel = mel_chunks(

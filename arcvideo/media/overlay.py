@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-VERSION = 1
-"""Part of a clip's key: raise it when a change here alters pixels."""
+VERSION = 2
+"""Part of a clip's key: raise it when a change of pixels comes from here or from how still pictures are read, so that
+no cache gives back the pictures of before. 2: pictures of 16 bits are grey where they were white."""
 FONT = Path(__file__).parent / "fonts" / "DejaVuSans.ttf"
 _MARGIN, _PAD = 20, 10
 _FONT_SHARE = 0.05

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
@@ -32,6 +33,10 @@ class ReadRequest:
     """TrueType file of the time stamp; None takes the bundled one."""
     decoder: str = "pyav"
     """Decoder of the picture."""
+    window: Sequence[float] | None = None
+    """Seconds [start, end] of the file that are the clip; None takes all of it. Its times count from `start`."""
+    bare: bool = False
+    """Also give the frames without their stamps, all of them behind the stamped ones."""
 
     def __post_init__(self) -> None:
         # Here, because inside the decoder a user's mistake would look like a broken file.
@@ -39,6 +44,8 @@ class ReadRequest:
         overlay.check_font(self.font)
         if self.decoder not in DECODERS:
             raise ValueError(f"decoder {self.decoder!r}: choose one of {', '.join(DECODERS)}")
+        if self.window is not None and not (len(self.window) == 2 and 0 <= self.window[0] < self.window[1]):
+            raise ValueError(f"window {self.window}: must be [start, end] in seconds, start before end")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +54,7 @@ class ClipArrays:
 
     key: str
     frames: np.ndarray | None
-    """(F, S, S, 3) uint8."""
+    """(F, S, S, 3) uint8; 2 F of them with `ReadRequest.bare`."""
     spans: np.ndarray
     """(F, 2) float32."""
     waveform: np.ndarray | None
@@ -70,15 +77,18 @@ def read_arrays(
         if sound.waveform is None:
             raise MediaError("no_media", f"audio of {request.name}: has no sound")
         decoded = replace(decoded, waveform=sound.waveform)
+    decoded = replace(decoded, waveform=_heard(decoded.waveform, request=request))
     if decoded.facts is None or decoded.frames is None:
         if decoded.waveform is None:
             raise MediaError("no_media", f"{request.name}: its sound stream holds no samples")
         duration = decoded.waveform.size / SAMPLE_RATE
         spans, frames = time_spans(duration=duration, max_frames=request.max_frames), None
     else:
-        duration = decoded.facts.duration
+        duration = _shown(decoded.facts, request)[1].duration
         spans = _plan(decoded.facts, request).spans
         frames = np.stack(decoded.frames)
+        if request.bare:
+            frames = np.concatenate([frames[:, 0], frames[:, 1]])
     return ClipArrays(
         key=clip_key(media_digest(data, sidecar_audio=sidecar_audio), request=request),
         frames=frames,
@@ -107,6 +117,8 @@ def clip_key(digest: bytes, *, request: ReadRequest) -> str:
     )
     if request.decoder != "pyav":
         how = (*how, request.decoder)
+    if request.window is not None:
+        how = (*how, "window", *map(float, request.window))
     return hashlib.sha256(repr(how).encode() + digest).hexdigest()
 
 
@@ -115,7 +127,45 @@ def resize(frame: np.ndarray, *, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC))
 
 
+def _shown(facts: VideoFacts, request: ReadRequest) -> tuple[int, VideoFacts]:
+    """The first frame inside the window, and the facts of the frames there; all of the file without a window.
+
+    Raises:
+        MediaError: the window begins behind the last frame.
+    """
+    if request.window is None:
+        return 0, facts
+    times = np.arange(facts.frame_count) / facts.fps if facts.times is None else facts.times
+    start, end = request.window
+    if start >= facts.duration:
+        raise MediaError(
+            "no_media", f"{request.name}: ends at {facts.duration:.2f} s, before its part begins: {start:g} s"
+        )
+    # A frame is shown until the next one, so the one before the start may be the first that is seen.
+    first = max(int(np.searchsorted(times, start, side="right")) - 1, 0)
+    last = max(int(np.searchsorted(times, end, side="left")), first + 1)
+    inside = np.maximum(times[first:last] - start, 0.0)
+    return first, VideoFacts(
+        frame_count=last - first, fps=facts.fps, duration=min(end, facts.duration) - start, times=inside
+    )
+
+
+def _heard(waveform: np.ndarray | None, *, request: ReadRequest) -> np.ndarray | None:
+    """The sound inside the window; None when there is none."""
+    if waveform is None or request.window is None:
+        return waveform
+    start, end = (round(seconds * SAMPLE_RATE) for seconds in request.window)
+    part = waveform[start:end]
+    return part.copy() if part.size else None
+
+
 def _plan(facts: VideoFacts, request: ReadRequest) -> FramePlan:
+    first, facts = _shown(facts, request)
+    plan = _planned(facts, request)
+    return replace(plan, indices=tuple(first + index for index in plan.indices))
+
+
+def _planned(facts: VideoFacts, request: ReadRequest) -> FramePlan:
     return plan_frames(
         frame_count=facts.frame_count,
         fps=facts.fps,
@@ -133,7 +183,8 @@ def _selection(facts: VideoFacts, *, request: ReadRequest) -> Selection:
     def finish(frame: np.ndarray, slot: int) -> np.ndarray:
         stamped = frame.copy()
         overlay.stamp(stamped, text=stamp_text(plan.spans[slot]), font=request.font)
-        return resize(stamped, size=request.image_size)
+        seen = resize(stamped, size=request.image_size)
+        return np.stack([seen, resize(frame, size=request.image_size)]) if request.bare else seen
 
     return Selection(indices=plan.indices, finish=finish)
 

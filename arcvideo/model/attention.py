@@ -159,7 +159,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, plan: Plan) -> Tensor:
         rows = [x.flatten(0, -3) for x in (q, k, v)]
         bounds = {"cu_seq_q": plan.bounds, "cu_seq_k": plan.bounds, "max_q": plan.longest, "max_k": plan.longest}
         grouped = rows[0].shape[1] != rows[1].shape[1]
-        return varlen_attn(*rows, **bounds, window_size=(-1, 0), enable_gqa=grouped).view(q.shape)  # type: ignore[arg-type]
+        out: Any = varlen_attn(*rows, **bounds, window_size=(-1, 0), enable_gqa=grouped)  # type: ignore[arg-type]
+        return out.view(q.shape)
     if isinstance(plan, FlexPlan):
         batched = ((x.flatten(0, -3).unsqueeze(0) if plan.packed else x).transpose(1, 2) for x in (q, k, v))
         return plan.flex(*batched, block_mask=plan.block_mask, enable_gqa=True).transpose(1, 2).reshape(q.shape)

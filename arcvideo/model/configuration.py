@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from transformers import AutoConfig, PreTrainedConfig
 
 from arcvideo.model.settings import AudioSettings, Corrections, ModelSettings, TextSettings, VisionSettings, check
-from arcvideo.model.special import SpecialIds
+from arcvideo.model.special import SpecialIds, default_ids
 
 Block = TypeVar("Block", TextSettings, VisionSettings, AudioSettings, Corrections)
 
@@ -30,7 +30,6 @@ ONLY: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "mlp_bias": True,
         "is_causal": False,
-        "anyres_pooling_size": 2,
     },
     "audio_config": {"activation_function": "gelu", "scale_embedding": False},
 }
@@ -84,6 +83,15 @@ class ArcVideoVisionConfig(PreTrainedConfig):
     num_channels: int = VisionSettings.num_channels
     max_image_size: int = VisionSettings.max_image_size
     force_image_size: int = VisionSettings.force_image_size
+    anyres_pooling_size: int = VisionSettings.anyres_pooling_size
+    window_size: int = VisionSettings.window_size
+    full_attention_layers: list | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.full_attention_layers = list(
+            VisionSettings().full_attention_layers if self.full_attention_layers is None else self.full_attention_layers
+        )
+        super().__post_init__(**kwargs)
 
 
 class ArcVideoAudioConfig(PreTrainedConfig):
@@ -135,6 +143,7 @@ class ArcVideoConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None
     audio_config: dict | PreTrainedConfig | None = None
+    family: str = ModelSettings.family
     max_num_frame: int = 150
     audio_pooling: int = 1
     corrections: dict | None = None
@@ -161,9 +170,9 @@ class ArcVideoConfig(PreTrainedConfig):
         self.corrections = dict(self.corrections or {})
         # A file may repeat at the top what stands in a block.
         super().__post_init__(**{name: value for name, value in kwargs.items() if not _is_of_block(name)})
+        text: Any = self.text_config
+        text.tie_word_embeddings = self.tie_word_embeddings
         check(self.settings)
-        if not self.tie_word_embeddings:
-            raise ValueError("tie_word_embeddings is False, but this model's head is its embedding")
         heads = getattr(self.vision_config, "num_key_value_heads", None)
         if heads not in (None, self.settings.vision.num_attention_heads):
             raise ValueError("vision_config.num_key_value_heads must equal num_attention_heads")
@@ -195,9 +204,11 @@ class ArcVideoConfig(PreTrainedConfig):
         block = asdict(text)
         block["rope_scaling"] = {"type": "dynamic", "alpha": block.pop("rope_alpha")}
         return cls(
-            text_config=block | _ids_to_config(special or SpecialIds()),
+            text_config=block | ids_to_config(special or default_ids(settings.family)),
             vision_config=asdict(settings.vision),
             audio_config=asdict(settings.audio),
+            tie_word_embeddings=text.tie_word_embeddings,
+            family=settings.family,
             max_num_frame=settings.max_num_frame,
             audio_pooling=settings.audio_pooling,
             corrections=asdict(settings.corrections),
@@ -227,6 +238,7 @@ class ArcVideoConfig(PreTrainedConfig):
             text=_block(TextSettings, text),
             vision=_block(VisionSettings, _values(self.vision_config)),
             audio=_block(AudioSettings, _values(self.audio_config)),
+            family=self.family,
             max_num_frame=self.max_num_frame,
             audio_pooling=self.audio_pooling,
             corrections=_block(Corrections, self.corrections or {}),
@@ -249,7 +261,7 @@ def _values(block: Any) -> dict[str, Any]:
     return dict(vars(block))
 
 
-def _ids_to_config(special: SpecialIds) -> dict[str, int]:
+def ids_to_config(special: SpecialIds) -> dict[str, int]:
     """Return the ids under the names of the released configuration."""
     return {
         "bos_token_id": special.start,

@@ -80,7 +80,7 @@ def clips_of_rows(
     for row, count in enumerate(wanted):
         taken: list[Media] = []
         while clips and count > 0:
-            count -= clips[0].frame_count * settings.tokens_per_frame
+            count -= settings.placeholders(clips[0].frame_count)
             taken.append(clips.pop(0))
         if count:
             raise ValueError(f"row {row} of input_ids holds {wanted[row]} image tokens, which its clips do not fill")

@@ -15,12 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, DynamicCache, PreTrainedModel
 
-from arcvideo.model.arc_hunyuan.initialization import initialize
-from arcvideo.model.arc_hunyuan.language import LanguageModel
-from arcvideo.model.arc_hunyuan.vision import VisionModel
 from arcvideo.model.attention import Plan
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.disk.weights import check_fit
+from arcvideo.model.families.table import parts_of
 from arcvideo.model.generation import ArcVideoGenerationMixin, generation_config
 from arcvideo.model.inputs import check_batch, four_axes, insert, running_positions
 from arcvideo.model.output import ArcVideoOutput, Trace, cross_entropy, seen_states
@@ -33,7 +31,9 @@ from arcvideo.types import Media, Segments
 
 
 class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMixin, PreTrainedModel):
-    """ARC-Hunyuan-Video; tiny and 7B differ by configuration only. Parameter names are the released key names.
+    """ARC-Hunyuan-Video and its relatives; tiny and 7B differ by configuration only, families by their parts.
+
+    Parameter names are ARC-Hunyuan-Video's released key names; inside towers and decoder they are the family's.
 
     As in the released code the vision model and the speech encoder start frozen; the language model and the audio
     projector learn. `requires_grad_` on their parameters, as `stage.train` sets it, lets the others learn too.
@@ -54,17 +54,16 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
     _no_split_modules: ClassVar[list[str]] = ["DecoderLayer", "VisionLayer", "AudioLayer"]
 
     def __init__(self, config: ArcVideoConfig) -> None:
-        if not config.tie_word_embeddings:
-            raise ValueError("tie_word_embeddings is False, but this model's head is its embedding")
         super().__init__(config)
         settings = config.settings
         width = settings.text.hidden_size
         self.settings = settings
         self._auto_attention = False
-        self.vision_model = VisionModel(settings.vision, text_width=width)
+        self.parts = parts_of(settings.family)
+        self.vision_model = self.parts.vision(settings)
         self.speech_encoder = AudioEncoder(settings.audio)
         self.mlp2 = audio_projector(settings.audio.d_model, text_width=width)
-        self.language_model = LanguageModel(settings.text)
+        self.language_model: Any = self.parts.language(settings)
         self.post_init()
         self.generation_config = generation_config(config)
         self.vision_model.requires_grad_(False)
@@ -72,7 +71,7 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
         self.vision_model.perceive.requires_grad_(settings.corrections.merger_gradient)
 
     def _init_weights(self, module: nn.Module) -> None:
-        initialize(module, settings=self.settings)
+        self.parts.initialize(module, settings=self.settings)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # As "custom code", modules without parameters of their own would be skipped, but here they overrule children.
@@ -94,7 +93,7 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
                 kwargs["config"] = ArcVideoConfig()
             config = kwargs.get("config") or ArcVideoConfig.from_pretrained(directory, local_files_only=True)
             with torch.device("meta"):
-                check_fit(directory, state=cls(config).state_dict())
+                check_fit(directory, state=cls(config).state_dict(), tied=config.tie_word_embeddings)
         model = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         loaded = model[0] if isinstance(model, tuple) else model
         # A generation_config.json may name one of them only.
@@ -279,7 +278,7 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
         if len(slots) != count:
             raise ValueError(
                 f"the ids hold {len(slots)} image tokens but the media give {count}: "
-                f"a frame has {self.settings.tokens_per_frame} of them here"
+                f"{_frames(self.settings.kind.frames_per_group)} {self.settings.tokens_per_group} of them here"
             )
         if fused is None:
             return embeds
@@ -321,6 +320,10 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
             raise ValueError(f"segments cover {int(segments.starts[-1])} tokens but the row has {length}")
         width = self.settings.text.attention_head_dim
         return packed_plan(segments, dtype=dtype, device=device, implementation=implementation, width=width)
+
+
+def _frames(count: int) -> str:
+    return "a frame has" if count == 1 else f"{count} frames have"
 
 
 AutoModel.register(ArcVideoConfig, ArcVideoForConditionalGeneration)

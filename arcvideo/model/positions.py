@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arcvideo.model.special import SpecialIds
+from arcvideo.model.special import FlatIds, SpecialIds
+
+GROUP_STEP = 4
+"""Temporal positions between groups of two frames in Qwen2.5-VL: two a second, as its checkpoints say."""
 
 
 def frame_ids(grid: int, *, special: SpecialIds) -> Tensor:
@@ -21,13 +24,23 @@ def frame_ids(grid: int, *, special: SpecialIds) -> Tensor:
 
 
 def video_ids(grid: int, *, frames: int, special: SpecialIds) -> Tensor:
-    """Return `<vid>` frames `</vid>`, (frames * (grid * (grid + 1) + 4) + 2,) int64, newline ids not yet replaced."""
-    body = frame_ids(grid, special=special).repeat(frames)
+    """Return `<vid>` frames `</vid>`, (n,) int64, newline ids not yet replaced.
+
+    A frame has grid * (grid + 1) + 4 of them; where frames have no marks, two frames have grid * grid together.
+    """
+    if isinstance(special, FlatIds):
+        row = torch.tensor([special.image] * (grid - 1) + [special.newline])
+        group = torch.cat([row.repeat(grid - 1), row[:-1], torch.tensor([special.img_close])])
+        body = group.repeat(-(-frames // 2))
+    else:
+        body = frame_ids(grid, special=special).repeat(frames)
     return torch.cat([torch.tensor([special.vid_open]), body, torch.tensor([special.vid_close])])
 
 
 def replace_newlines(ids: Tensor, *, special: SpecialIds) -> Tensor:
-    """Return `ids` with newline ids turned into image ids: what the model reads."""
+    """Return `ids` with newline ids, and marks of cells alone, turned into image ids: what the model reads."""
+    if isinstance(special, FlatIds):
+        ids = torch.where(ids == special.img_close, special.image, ids)
     return torch.where(ids == special.newline, special.image, ids)
 
 
@@ -48,6 +61,8 @@ def xd_positions(ids: Tensor, special: SpecialIds, *, offset: int = 0, restart_a
         ValueError: frame markers that do not pair, or a grid whose rows differ.
     """
     tokens = ids.detach().cpu().numpy()
+    if isinstance(special, FlatIds):
+        return torch.from_numpy(_flat(tokens, special, offset=offset))
     if not restart_after_eod:
         return torch.from_numpy(_document(tokens, special, offset=offset, grids=True))
     ends = np.flatnonzero(tokens == special.end) + 1
@@ -60,6 +75,50 @@ def xd_positions(ids: Tensor, special: SpecialIds, *, offset: int = 0, restart_a
         start = offset if bounds[-1] == 0 else 0
         parts.append(_document(tokens[bounds[-1] :], special, offset=start, grids=False))
     return torch.from_numpy(np.concatenate(parts, axis=1) if parts else np.zeros((4, 0), dtype=np.int64))
+
+
+def next_position(ids: Tensor, special: SpecialIds, *, offset: int = 0) -> int:
+    """Return the position of what follows `ids` (L,), on all axes: their number, where frames do not compress it.
+
+    Args:
+        ids: BEFORE newline ids are replaced.
+        special: ids of the markers.
+        offset: position of the first of them.
+    """
+    if not isinstance(special, FlatIds) or not len(ids):
+        return offset + len(ids)
+    return int(xd_positions(ids, special, offset=offset).max()) + 1
+
+
+def _flat(tokens: np.ndarray, special: FlatIds, *, offset: int) -> np.ndarray:
+    """Return (4, L) int64 by Qwen2.5-VL's rule: text counts on, a video starts where it stands, text behind it follows
+    the largest position of the video.
+
+    Raises:
+        ValueError: cells that do not form rows and groups of equal length.
+    """
+    axes = np.zeros((4, len(tokens)), dtype=np.int64)
+    opens, closes = np.flatnonzero(tokens == special.vid_open), np.flatnonzero(tokens == special.vid_close)
+    if len(opens) != len(closes) or (closes <= opens).any():
+        raise ValueError(f"{len(opens)} video starts and {len(closes)} video ends do not pair")
+    place, here = 0, offset
+    for first, last in zip(opens + 1, closes, strict=True):
+        axes[:, place:first] = here + np.arange(first - place)
+        here += int(first) - place
+        cells = tokens[first:last]
+        ends = np.flatnonzero((cells == special.newline) | (cells == special.img_close))
+        width = int(ends[0]) + 1 if len(ends) else 0
+        each = int((cells == special.img_close).argmax()) + 1 if (cells == special.img_close).any() else 0
+        if not each or len(cells) % each or each % width or (np.diff(ends, prepend=-1) != width).any():
+            raise ValueError("the cells of a video do not form rows and groups of equal length")
+        cell = np.arange(len(cells))
+        axes[1, first:last] = here + cell % each % width
+        axes[2, first:last] = here + cell % each // width
+        axes[3, first:last] = here + cell // each * GROUP_STEP
+        axes[0, first:last] = axes[3, first:last]
+        here, place = int(axes[1:, first:last].max()) + 1, int(last)
+    axes[:, place:] = here + np.arange(len(tokens) - place)
+    return axes
 
 
 def _document(tokens: np.ndarray, special: SpecialIds, *, offset: int, grids: bool) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 _KEPT_KERNELS = ("mm", "addmm", "bmm", "baddbmm")
+_CHEAP = 8
+"""A product is computed anew when its rows are more than so many times longer than the sums they are made of."""
 
 
 def run_layers(layers: Iterable[nn.Module], x: Tensor, *inputs: Any, recompute: str) -> Tensor:
@@ -40,7 +42,14 @@ def _keep_products() -> Any:
 
     def policy(context: Any, operation: Any, *arguments: Any, **words: Any) -> CheckpointPolicy:
         name = operation.__name__.partition(".")[0] if hasattr(operation, "__name__") else ""
-        kept = name in _KEPT_KERNELS or name.startswith(("_scaled_dot_product_", "_varlen_attn"))
+        kept = name in _KEPT_KERNELS and _costly(arguments)
+        kept = kept or name.startswith(("_scaled_dot_product_", "_varlen_attn"))
         return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
     return create_selective_checkpoint_contexts(policy)
+
+
+def _costly(arguments: Sequence[Any]) -> bool:
+    """Whether a product (of its last two arguments) is worth keeping: an adapter's way up sums few terms a number."""
+    inner, outer = arguments[-1].shape[-2:]
+    return inner * _CHEAP >= outer

@@ -6,6 +6,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from arcvideo.layout import MediaLayout
+from arcvideo.model.families.family import Family
+from arcvideo.model.families.table import FAMILIES
+from arcvideo.structured import nearest
 
 ATTENTIONS = ("sdpa", "flex_attention", "auto", "eager")
 RECOMPUTES = ("none", "selective", "full")
@@ -39,6 +42,8 @@ class TextSettings:
     """Shares of the frequencies that read index, column, row and frame."""
     initializer_range: float = 0.02
     """Standard deviation of fresh embeddings; fresh media tokens get the same RMS."""
+    tie_word_embeddings: bool = True
+    """Whether the head is the embedding; arc_qwen alone has heads of their own, at 7B."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +67,13 @@ class VisionSettings:
     max_image_size: int = 2048
     """Side the position table was made for, pixels."""
     force_image_size: int = 640
-    """Side of every frame, pixels; a multiple of 64."""
+    """Side of every frame, pixels; a multiple of a cell's, 64 as released and 28 in arc_qwen."""
+    anyres_pooling_size: int = 2
+    """Side of the square of cells that is averaged into one, 1 for none; always 1 in arc_qwen."""
+    window_size: int = 112
+    """Side in pixels of the windows in which most layers look; arc_qwen only."""
+    full_attention_layers: list[int] = field(default_factory=lambda: [7, 15, 23, 31])
+    """Layers that look at the whole picture; arc_qwen only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +110,8 @@ class Corrections:
 class ModelSettings:
     """One model; `tiny` and `arc_hunyuan_7b` differ by these numbers only."""
 
+    family: str = "arc_hunyuan"
+    """What kind of model: arc_hunyuan, arc_hunyuan_1b (HunyuanOCR's towers and decoder) or arc_qwen (Qwen2.5-VL's)."""
     text: TextSettings = field(default_factory=TextSettings)
     """The decoder."""
     vision: VisionSettings = field(default_factory=VisionSettings)
@@ -123,19 +136,49 @@ class ModelSettings:
         check(self)
 
     @property
+    def kind(self) -> Family:
+        """What the family says."""
+        return FAMILIES[self.family]
+
+    @property
+    def cell(self) -> int:
+        """Side in pixels of the square that becomes one token."""
+        return self.vision.patch_size * self.kind.merged * self.vision.anyres_pooling_size
+
+    @property
     def grid(self) -> int:
         """Cells on a side of a frame."""
-        return self.vision.force_image_size // (4 * self.vision.patch_size)
+        return self.vision.force_image_size // self.cell
+
+    @property
+    def tokens_per_group(self) -> int:
+        """Fused tokens of a group of frames: rows of cells, each with its end where there is one, begin and end."""
+        return self.grid * (self.grid + self.kind.row_ends) + self.kind.edges
 
     @property
     def tokens_per_frame(self) -> int:
-        """Fused tokens of a frame: begin, rows of cells each with a newline, end."""
-        return self.grid * (self.grid + 1) + 2
+        """Fused tokens of a frame; of a group's, each frame's share, rounded up."""
+        return -(-self.tokens_per_group // self.kind.frames_per_group)
+
+    def groups(self, frames: int) -> int:
+        """Return how many groups so many frames are."""
+        return -(-frames // self.kind.frames_per_group)
+
+    def placeholders(self, frames: int) -> int:
+        """Return how many fused tokens so many frames give."""
+        return self.groups(frames) * self.tokens_per_group
 
     @property
     def layout(self) -> MediaLayout:
         """The shapes that decoding, rendering and the towers share."""
+        kind = self.kind
         return MediaLayout(
+            cell=self.cell,
+            row_ends=kind.row_ends,
+            edges=kind.edges,
+            marks=kind.marks,
+            frames_per_group=kind.frames_per_group,
+            middle_sound=kind.middle_sound,
             image_size=self.vision.force_image_size,
             mel_bins=self.audio.num_mel_bins,
             audio_positions=self.audio.max_source_positions,
@@ -159,13 +202,51 @@ class LoraSettings:
     """An adapter's output is scaled by alpha / rank."""
     dropout: float = 0.0
     """Share of an adapter's inputs that are dropped in training; 0 where completions are sampled (grpo)."""
-    targets: list[str] = field(default_factory=lambda: ["qkv_proj", "o_proj", "gate_and_up_proj", "down_proj"])
-    """Last parts of the names of the linear layers that get one."""
+    targets: list[str] = field(default_factory=list)
+    """Last parts of the names of the linear layers that get one; all those of the family's decoder when empty."""
     modules: list[str] = field(default_factory=lambda: ["llm"])
     """Which modules of stage.train train through adapters; the others of stage.train train whole."""
 
 
-def lora_problems(lora: LoraSettings | None, *, train: Collection[str], objective: str, answers: bool) -> list[str]:
+TOWER_LAYERS = {
+    "vision_projector": ("mlp",),
+    "audio_projector": ("1", "3"),
+    "vit": ("qkv_proj", "o_proj", "dense_h_to_4h", "dense_4h_to_h"),
+    "whisper": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+}
+"""Module beside the decoder -> last parts of the names of its linear layers."""
+
+
+def adapter_targets(lora: LoraSettings, *, family: str) -> list[str]:
+    """Return the last parts of the names of the layers that get adapters."""
+    return list(lora.targets or FAMILIES[family].adapter_targets)
+
+
+def _target_problems(lora: LoraSettings, *, family: str) -> list[str]:
+    """Return what is wrong with `lora.targets`, as far as names alone tell; none means all of the decoder's."""
+    if family not in FAMILIES:
+        return []
+    every = TOWER_LAYERS | {"llm": FAMILIES[family].adapter_targets}
+    layers = {module: every[module] for module in lora.modules if module in every}
+    known = sorted({name for names in layers.values() for name in names})
+    last = {target.rpartition(".")[2]: target for target in adapter_targets(lora, family=family)}
+    problems = [
+        f"lora.targets has {target!r}, which is no linear layer of {', '.join(layers)} with model.family={family}"
+        f"{nearest(name, known)}; there are {', '.join(known)}"
+        for name, target in last.items()
+        if layers and name not in known
+    ]
+    problems += [
+        f"lora.targets names no linear layer of {module}, which lora.modules adapts: {', '.join(names)}"
+        for module, names in layers.items()
+        if not problems and not set(names) & set(last)
+    ]
+    return problems
+
+
+def lora_problems(
+    lora: LoraSettings | None, *, train: Collection[str], objective: str, answers: bool, family: str = "arc_hunyuan"
+) -> list[str]:
     """What is wrong with the settings of adapters, one sentence each, naming key and remedy.
 
     Args:
@@ -173,6 +254,7 @@ def lora_problems(lora: LoraSettings | None, *, train: Collection[str], objectiv
         train: stage.train.
         objective: of the stage.
         answers: whether it trains on the data's own answers, and nothing else reads the model.
+        family: of the model.
     """
     if lora is None:
         return []
@@ -186,12 +268,12 @@ def lora_problems(lora: LoraSettings | None, *, train: Collection[str], objectiv
     if lora.dropout and not answers:
         problems.append(f"lora.dropout={lora.dropout} must be 0 with stage.objective={objective}: what is sampled must "
                         "be what is trained")  # fmt: skip
-    if not lora.targets or not lora.modules:
-        problems.append("lora.targets and lora.modules must each name something; lora=null trains whole modules")
+    if not lora.modules:
+        problems.append("lora.modules must name something; lora=null trains whole modules")
     for name in lora.modules:
         if name not in train:
             problems.append(f"lora.modules has {name!r}, which stage.train={list(train)} does not train: add it there")
-    return problems
+    return problems + _target_problems(lora, family=family)
 
 
 def check(settings: ModelSettings) -> None:
@@ -199,6 +281,14 @@ def check(settings: ModelSettings) -> None:
     text, vision, audio = settings.text, settings.vision, settings.audio
     half = text.attention_head_dim // 2
     bands = [int(share * half) for share in text.xdrope_section]
+    if settings.family not in FAMILIES:
+        raise ValueError(f"model.family={settings.family!r}: choose one of {', '.join(FAMILIES)}")
+    if vision.anyres_pooling_size < 1 or (settings.kind.frames_per_group > 1 and vision.anyres_pooling_size > 1):
+        raise ValueError(
+            f"model.vision.anyres_pooling_size={vision.anyres_pooling_size} must be at least 1, and 1 in arc_qwen"
+        )
+    if not text.tie_word_embeddings and settings.kind.marks:
+        raise ValueError(f"tie_word_embeddings is False, but the head of {settings.family} is its embedding")
     rules = {
         "model.text.num_attention_heads must be a multiple of model.text.num_key_value_heads": (
             text.num_attention_heads % text.num_key_value_heads == 0
@@ -213,8 +303,8 @@ def check(settings: ModelSettings) -> None:
         "model.vision.num_attention_heads must divide model.vision.hidden_size": (
             vision.hidden_size % vision.num_attention_heads == 0
         ),
-        "model.vision.force_image_size must be a positive multiple of 4 * model.vision.patch_size": (
-            vision.force_image_size > 0 and vision.force_image_size % (4 * vision.patch_size) == 0
+        f"model.vision.force_image_size must be a positive multiple of {settings.cell}, the side of a cell": (
+            vision.force_image_size > 0 and vision.force_image_size % settings.cell == 0
         ),
         "model.vision.max_image_size must be a multiple of model.vision.patch_size": (
             vision.max_image_size >= vision.patch_size and vision.max_image_size % vision.patch_size == 0
@@ -236,7 +326,7 @@ def check(settings: ModelSettings) -> None:
     for message, holds in rules.items():
         if not holds:
             raise ValueError(message)
-    if settings.rows_per_second > settings.tokens_per_frame:
+    if settings.rows_per_second * settings.kind.frames_per_group > settings.tokens_per_group:
         raise ValueError(
             f"a frame of model.vision.force_image_size={vision.force_image_size} has {settings.tokens_per_frame} "
             f"tokens and cannot take {settings.rows_per_second} audio rows a second: "

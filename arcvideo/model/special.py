@@ -1,4 +1,4 @@
-"""The special strings of the tokenizer and their ids (torch-free)."""
+"""The special strings of a tokenizer and their ids (torch-free)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
+from arcvideo.model.arc_hunyuan.family import ARC_HUNYUAN
+from arcvideo.model.families.family import Template
+from arcvideo.model.families.table import FAMILIES, family_of
+
 SPECIALS: dict[str, str] = {
-    "end": "<|endoftext|>",
-    "start": "<|startoftext|>",
+    "end": ARC_HUNYUAN.strings["end"],
+    "start": ARC_HUNYUAN.strings["start"],
     "bos": "<|bos|>",
-    "eos": "<|eos|>",
-    "pad": "<|pad|>",
-    "img_open": "<img>",
-    "img_close": "</img>",
-    "newline": "<newline>",
-    "image": "<IMG_CONTEXT>",
-    "sep": "<sep>",
-    "vid_open": "<vid>",
-    "vid_close": "</vid>",
+    **{name: text for name, text in ARC_HUNYUAN.strings.items() if name not in ("end", "start")},
 }
-"""Name -> string, in the order in which the tiny tokenizer appends them."""
+"""Name -> string of the released tokenizer, in the order in which the tiny tokenizer appends them."""
+ALL_SPECIALS = frozenset(text for family in FAMILIES.values() for text in family.strings.values())
+"""Strings with a meaning in some family."""
 
 ANSWER_TAGS: tuple[str, ...] = ("<think>", "</think>", "<answer>", "</answer>")
 """Ordinary text in the released tokenizer; single ordinary tokens in the tiny one."""
@@ -54,19 +52,46 @@ class SpecialIds:
     """Closes the video."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FlatIds(SpecialIds):
+    """The same where frames have no marks: the last cell of a row is `newline`, the last of a group `img_close`.
+
+    Both become `image` before the model sees them. The defaults are Qwen2.5-VL's.
+    """
+
+    start: int = 151644
+    end: int = 151645
+    eos: int = 151643
+    sep: int = 151645
+    pad: int = 151643
+    img_open: int = 151654
+    img_close: int = 151654
+    newline: int = 151655
+    image: int = 151656
+    vid_open: int = 151652
+    vid_close: int = 151653
+
+
 @lru_cache(maxsize=8)
 def special_ids(tokenizer: Any) -> SpecialIds:
     """Return the ids of the special strings of a tokenizer.
 
     Raises:
-        ValueError: a string the tokenizer lacks, or two that share an id.
+        ValueError: strings that the tokenizer lacks, or two that share an id.
     """
+    family = family_of(tokenizer)
     vocabulary = tokenizer.get_vocab()
-    names = [field.name for field in fields(SpecialIds)]
-    missing = [SPECIALS[name] for name in names if SPECIALS[name] not in vocabulary]
-    if missing:
-        raise ValueError(f"the tokenizer lacks the special strings {missing}: it does not belong to this model")
-    ids = {name: vocabulary[SPECIALS[name]] for name in names}
-    if len(set(ids.values())) < len(ids):
+    ids = {field.name: vocabulary[family.strings[field.name]] for field in fields(SpecialIds)}
+    if len(set(ids.values())) < len(set(family.strings.values())):
         raise ValueError("special strings of the tokenizer share an id: it does not belong to this model")
-    return SpecialIds(**ids)
+    return SpecialIds(**ids) if family.marks else FlatIds(**ids)
+
+
+def default_ids(family: str) -> SpecialIds:
+    """Return ids for a model without a tokenizer: the released ones where they are known, else any distinct ones."""
+    return SpecialIds() if FAMILIES[family].marks else FlatIds()
+
+
+def template_of(tokenizer: Any) -> Template:
+    """Return how the tokenizer's family writes a conversation."""
+    return family_of(tokenizer).template

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
-_OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+from arcvideo.named import brought, path_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +58,13 @@ def objective_row(name: str, *, feed: str = "") -> ObjectiveRow:
             fixed = OBJECTIVES[name].feed
             raise ValueError(f"stage.feed={feed} is for a class of your own; stage.objective={name} trains on {fixed}")
         return OBJECTIVES[name]
-    if not _OWN.fullmatch(name):
-        known = ", ".join(OBJECTIVES)
+    if not path_of(name, kind="objectives"):
+        known = ", ".join([*OBJECTIVES, *brought("objectives")])
         raise ValueError(f"stage.objective={name!r} is unknown: choose one of {known}, or package.module:Class")
     like = next((row for row in OBJECTIVES.values() if row.feed == (feed or "answers")), None)
     if like is None:
         raise ValueError(f"stage.feed={feed!r} is unknown: choose one of {', '.join(FEEDS)}")
-    return replace(like, loss=name)
+    return replace(like, loss=path_of(name, kind="objectives"))
 
 
 def load_objective(name: str) -> Any:

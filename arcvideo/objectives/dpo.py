@@ -104,7 +104,7 @@ def _metrics(
     rewards = settings.beta * scores.logratios
     margins = rewards[:, 0] - rewards[:, 1]
     chosen = (batch.target_samples % 2 == 0).float()
-    mean_logits = logits.float().mean(dim=-1)
+    mean_logits = logits.mean(dim=-1, dtype=torch.float32)
     right = (logits.argmax(dim=-1) == batch.target_ids).float()
     return {
         "rewards/chosen": (rewards[:, 0].sum(), pairs),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from arcvideo.objectives.grpo import token_logprobs
 from arcvideo.objectives.loss import Loss
 from arcvideo.objectives.settings import NextTokenSettings
 from arcvideo.types import Batch
@@ -24,7 +24,7 @@ class NextToken:
             logits: (T, V), the row of each target's position, any float dtype.
             batch: its target_ids and target_weights are read.
         """
-        losses = F.cross_entropy(logits.float(), batch.target_ids, reduction="none")
+        losses = -token_logprobs(logits, target_ids=batch.target_ids, temperature=1.0)
         total = (losses * batch.target_weights).sum()
         metrics: dict[str, tuple[Tensor | float, Tensor | float]] = {}
         if self.settings.log_accuracy:

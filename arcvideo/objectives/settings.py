@@ -8,7 +8,9 @@ from arcvideo.tasks import default_rewards
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
 DPO_LOSS_TYPES = ("sigmoid", "hinge", "ipo", "robust", "apo_zero")
-DECODE = ("dynamic", "static", "cuda_graph")
+IN_PROCESS = "in_process"
+"""The sampler of this package, in `grpo.sampler`."""
+DECODE = ("auto", "dynamic", "static", "cuda_graph")
 KL_ESTIMATORS = ("k1", "k2", "k3")
 SCALE_REWARDS = ("group", "batch", "none")
 IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
@@ -40,8 +42,12 @@ class GrpoSettings:
     """Sample among the k most likely tokens; 0 keeps all."""
     stop: list[str] = field(default_factory=list)
     """Texts that end a completion, besides the end token, e.g. `</answer>`; they stay in it."""
-    decode: str = "dynamic"
-    """How the sampler decodes: dynamic (finished rows leave the batch), static, or cuda_graph (static, on a GPU)."""
+    sampler: str = IN_PROCESS
+    """What draws completions: in_process, an entry point `arcvideo.samplers`, or `package.module:Class` that is made
+    and asked as `arcvideo.sampling.sampler:InProcessSampler` is."""
+    decode: str = "auto"
+    """How the sampler decodes: auto (cuda_graph on a GPU, dynamic on the CPU), dynamic, static (shapes change only when
+    rows leave) or cuda_graph (static, replayed)."""
     beta: float = 0.1
     """Weight of the KL to the parent checkpoint (paper: 0.1). 0: no reference model is kept."""
     kl_estimator: str = "k3"
@@ -82,8 +88,11 @@ class GrpoSettings:
     prompts_per_batch: int = 1
     """Prompts whose groups share one packed row (micro-batch)."""
     max_logprob_gap: float = 0.05
-    """Largest |log-prob of the sampler - log-prob of the trainer| in nats; above it the run stops.
-    fp32 stays below 1e-3; bf16 needs about 0.5."""
+    """Largest |log-prob of the sampler - log-prob of the trainer| in nats of a token that is trained on; the others are
+    left out of the loss and counted. fp32 stays below 1e-3; bf16 needs about 0.5 (not measured on a GPU)."""
+    max_logprob_outliers: float = 0.001
+    """Share of a rollout's tokens, over all ranks, that may lie above max_logprob_gap; one always may. More of them end
+    the run: sampler and trainer then read different inputs or weights."""
     log_completions: int = 8
     """Completions written to rollouts.jsonl at every step; 0 writes none."""
 
@@ -117,6 +126,8 @@ class GrpoSettings:
             raise ValueError("grpo.loss_type=cispo needs grpo.epsilon_high, the largest ratio itself, for example 5.0")
         if not 0 <= self.clipped_warning <= 1:
             raise ValueError(f"grpo.clipped_warning={self.clipped_warning} is a share: it must be in [0, 1]")
+        if not 0 <= self.max_logprob_outliers <= 1:
+            raise ValueError(f"grpo.max_logprob_outliers={self.max_logprob_outliers} is a share: it must be in [0, 1]")
         for task, rewards in self.task_rewards.items():
             if not rewards:
                 raise ValueError(f"grpo.task_rewards.{task} is empty: name a reward, or leave the task out")

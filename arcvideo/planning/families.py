@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from arcvideo.planning.cost import PackCost
-from arcvideo.planning.mixture import Ints, SourceTable
 from arcvideo.planning.pack import greedy_cuts
-from arcvideo.planning.sizes import attention_pairs, audio_chunks
+from arcvideo.planning.sizes import attention_pairs, audio_chunks, prefix_tokens
+from arcvideo.planning.table import Ints
 from arcvideo.planning.visits import MODALITY_NAMES, Visits
 
 _ITEMS = ("item", "branch")
@@ -38,7 +38,7 @@ class Family:
 
 @dataclass(frozen=True, kw_only=True)
 class Families:
-    """All families of an epoch as columns; items are a slice of `item`."""
+    """All families of a window as columns; items are a slice of `item`."""
 
     source: Ints
     clip: Ints
@@ -86,37 +86,43 @@ class Families:
         return Families(item=self.item, branch=self.branch, **columns)
 
 
-def cut_families(table: SourceTable, visits: Visits, *, source: int, budget: int) -> Families:
+def cut_families(visits: Visits, *, source: int, budget: int) -> Families:
     """Visits cut into families: by prefix (text before the media; none is shared without), and by the budget."""
     visit = np.repeat(np.arange(len(visits.clip)), np.diff(visits.item_start))
-    order = np.lexsort((visits.item, table.item_group[visits.item], visit))
-    item, visit = visits.item[order], visit[order]
-    group, branch = table.item_group[item], table.item_branch[item]
-    prefix_of_item = table.prefix(item, visits.clip[visit])
+    order = np.lexsort((visits.item, visits.item_rows["group"], visit))
+    item, visit, rows = visits.item[order], visit[order], visits.item_rows[order]
+    group, branch = rows["group"], rows["branch"].astype(np.int64)
+    media = visits.clip_rows["media_tokens"][visit]
+    prefix_of_item = prefix_tokens(rows["before"].astype(np.int64), media)
     first = np.ones(len(item), dtype=bool)
     first[1:] = (visit[1:] != visit[:-1]) | (group[1:] != group[:-1]) | (prefix_of_item[1:] == 0)
     lo = np.flatnonzero(first)
-    total = prefix_of_item[lo] + np.add.reduceat(branch, lo)
+    total = prefix_of_item[lo] + _sums(branch, lo)
     hi = np.append(lo[1:], len(item))
     for number in np.flatnonzero(total > budget):
         lengths = branch[lo[number] : hi[number]].tolist()
         cuts = greedy_cuts(lengths, prefix=int(prefix_of_item[lo[number]]), budget=budget)
         first[lo[number] + np.array(cuts)] = True
     lo = np.flatnonzero(first)
-    prefix, clip = prefix_of_item[lo], visits.clip[visit[lo]]
+    prefix = prefix_of_item[lo]
     return Families(
         source=np.full(len(lo), source),
-        clip=clip,
+        clip=visits.clip[visit[lo]],
         lo=lo,
-        hi=np.append(lo[1:], len(item)),
+        hi=np.append(lo[1:], len(item)) if len(lo) else lo,
         prefix=prefix,
-        tokens=prefix + np.add.reduceat(branch, lo),
-        frames=table.frames[clip],
+        tokens=prefix + _sums(branch, lo),
+        frames=visits.clip_rows["frames"][visit[lo]].astype(np.int64),
         modality=visits.modality[visit[lo]],
         seed=visits.seed[visit[lo]],
         item=item,
         branch=branch,
     )
+
+
+def _sums(values: Ints, starts: Ints) -> Ints:
+    """Sums of the runs that begin at these places."""
+    return np.add.reduceat(values, starts) if len(starts) else starts
 
 
 def joined(parts: Sequence[Families]) -> Families:

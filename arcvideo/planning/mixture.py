@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,102 +16,44 @@ from arcvideo.layout import MediaLayout
 from arcvideo.planning.repeated import repeated_keys
 from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.planning.sizes import prefix_tokens
+from arcvideo.planning.table import CLIP_ROW, ITEM_ROW, Ints, SourceTable, visit_tokens
 from arcvideo.render import media_length
 from arcvideo.shards.expand import expand_shards
-from arcvideo.shards.index import ShardIndex, ensure_indexes
-from arcvideo.shards.lengths import Lengths, all_lengths
+from arcvideo.shards.index import OpenedLater, ShardIndex, ensure_indexes, index_folder
+from arcvideo.shards.lengths import Lengths, all_lengths, counts_name
+from arcvideo.shards.locks import locked
 from arcvideo.shards.members import Problem
+from arcvideo.shards.rows import RowWriter, forget, open_rows, write_rows
 from arcvideo.tasks import TASKS
 
-Ints = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceTable:
-    """What may be drawn from one source. C clips, I items; items of a clip stand together, in record order."""
-
-    name: str
-    settings: SourceSettings
-    indexes: tuple[ShardIndex, ...]
-    clip_shard: Ints
-    """(C,) which of `indexes`."""
-    clip_row: Ints
-    """(C,) row in that index."""
-    frames: Ints
-    """(C,) frames shown; 0 for text only."""
-    frame_limit: Ints
-    """(C,) frames a clip may have: the layout's max_frames, or fewer by the policy fewer_frames."""
-    media_tokens: Ints
-    """(C,) tokens from `<vid>` to `</vid>`; 0 for text only."""
-    both: npt.NDArray[np.bool_]
-    """(C,) has picture and sound."""
-    item_start: Ints
-    """(C + 1,) cumulative item counts."""
-    item_row: Ints
-    """(I,) row in the shard's item table."""
-    item_task: Ints
-    """(I,) position in `tasks`."""
-    item_weight: npt.NDArray[np.float64]
-    """(I,) task weight over the number of items of that task in the clip."""
-    item_before: Ints
-    """(I,) tokens of the text before the media."""
-    item_branch: Ints
-    """(I,) tokens behind the media."""
-    item_group: Ints
-    """(I,) items of a clip in the same group share a prefix."""
-    tasks: tuple[str, ...]
-    quarantined: tuple[Problem, ...]
-    dropped: int
-    """Items that exceed the token budget and are left out."""
-    shortened: int
-    """Clips shown with fewer frames than the layout has for them, so that they fit the token budget."""
-    passes: float
-    """How often an epoch passes over the source."""
-
-    @property
-    def clips(self) -> int:
-        return len(self.clip_row)
-
-    @property
-    def items(self) -> int:
-        return len(self.item_row)
-
-    @property
-    def item_clip(self) -> Ints:
-        """(I,) clip of each item."""
-        return np.repeat(np.arange(self.clips), np.diff(self.item_start))
-
-    def place(self, clip: int) -> tuple[ShardIndex, int]:
-        """Return the index of a clip's shard, and the clip's row in it."""
-        return self.indexes[self.clip_shard[clip]], int(self.clip_row[clip])
-
-    def key(self, clip: int) -> str:
-        index, row = self.place(clip)
-        return index.key(row)
-
-    def prefix(self, item: Ints, clip: Ints) -> Ints:
-        """Return the tokens before the branch of each item, 0 for text only; `clip` holds the clips of the items."""
-        return prefix_tokens(self.item_before[item], self.media_tokens[clip])
-
-    @property
-    def tokens(self) -> Ints:
-        """(I,) tokens of each item alone with its prefix."""
-        return self.prefix(np.arange(self.items), self.item_clip) + self.item_branch
+_FORMAT = 1
+"""Raised when what stored tables hold, or how it follows from indexes and settings, changes."""
+STORED_ITEMS = 1 << 20
+STORED_SHARDS = 1 << 8
+"""Tables of more than these are written once and mapped: making them anew in each rank takes time and memory."""
+_KEPT_TABLES = 16
+"""Of one folder of shards: those used last."""
+_TABLES = ".tables"
+"""Folder of stored tables, beside a source's first shard."""
+_DTYPES = {"clips": CLIP_ROW, "items": ITEM_ROW, "by_tokens": np.dtype("<u4")}
 
 
 @dataclass(kw_only=True)
-class _Columns:
-    """Items of all shards before filtering; I rows."""
+class _Gathered:
+    """Rows of the shards so far; C clips, I items."""
 
-    shard: Ints
-    row: Ints
-    clip: Ints
-    task: Ints
-    before: Ints
-    branch: Ints
-    group: Ints
-    media_tokens: Ints
-    keep: npt.NDArray[np.bool_]
+    clips: int = 0
+    """Usable ones."""
+    items: int = 0
+    met: int = 0
+    """Clips of the indexes, usable or not."""
+    seen: int = 0
+    """Items of the indexes."""
+    over: int = 0
+    """Items over the budget."""
+    worst: tuple[int, str] = (0, "")
+    """Tokens and key of the longest of them."""
+    shortened: int = 0
 
 
 def open_mixture(
@@ -135,23 +79,21 @@ def open_mixture(
         raise ValueError("data.sources is empty: name at least one source")
     tables = []
     for name, source in settings.sources.items():
+        about: dict[str, Any] = {"source": source, "settings": settings, "layout": layout, "supervised": supervised}
+        counting: dict[str, Any] = {"style": source.style, "wording": settings.wording, "pairs": pairs}
         try:
             shards = expand_shards(source.shards, cache=settings.shard_cache)
-            indexes = ensure_indexes(shards, workers=index_workers, progress=progress)
-            lengths = all_lengths(
-                indexes,
-                tokenizer=tokenizer,
-                style=source.style,
-                wording=settings.wording,
-                pairs=pairs,
-                progress=progress,
-            )
-            table = source_table(
-                name, indexes, lengths, source=source, settings=settings, layout=layout, supervised=supervised
-            )
+            counts = counts_name(tokenizer, **counting)
+            stored = _stored(name, shards, counts=counts, **about)
+            if stored is None:
+                indexes = ensure_indexes(
+                    shards, workers=index_workers, progress=progress, place=settings.index_dir or ""
+                )
+                lengths = all_lengths(indexes, tokenizer=tokenizer, progress=progress, **counting)
+                stored = _made(name, indexes, lengths, counts=counts, **about)
         except ValueError as error:
             raise ValueError(f"data.sources.{name}: {error}") from error
-        tables.append(table)
+        tables.append(stored)
     return tables
 
 
@@ -165,8 +107,8 @@ def content_digest(sources: Iterable[tuple[str, Sequence[ShardIndex]]]) -> str:
     digest = hashlib.sha256()
     for name, indexes in sources:
         digest.update(name.encode())
-        for index in indexes:
-            digest.update(bytes.fromhex(index.digest))
+        for content in indexes.digests if isinstance(indexes, OpenedLater) else (index.digest for index in indexes):
+            digest.update(bytes.fromhex(content))
     return digest.hexdigest()
 
 
@@ -187,7 +129,9 @@ def frame_limits(duration: np.ndarray, *, clip: Ints, text: Ints, settings: Data
     limit = np.full(len(duration), layout.max_frames, dtype=np.int64)
     if settings.over_budget == "fewer_frames":
         ends = media_length(0, layout=layout)
-        room = (settings.token_budget - text - ends) // (media_length(1, layout=layout) - ends)
+        room = (
+            (settings.token_budget - text - ends) // (media_length(1, layout=layout) - ends) * layout.frames_per_group
+        )
         tight = room < frame_counts(duration, max_frames=layout.max_frames)[clip]
         tight &= room >= settings.min_frames
         np.minimum.at(limit, clip[tight], room[tight])
@@ -196,86 +140,230 @@ def frame_limits(duration: np.ndarray, *, clip: Ints, text: Ints, settings: Data
 
 def source_table(
     name: str,
-    indexes: list[ShardIndex],
-    lengths: list[Lengths],
+    indexes: Sequence[ShardIndex],
+    lengths: Sequence[Lengths],
     *,
     source: SourceSettings,
     settings: DataSettings,
     layout: MediaLayout,
     supervised: bool,
+    writer: RowWriter | None = None,
 ) -> SourceTable:
     """The table of one source, from its indexes and the token counts beside them.
+
+    Args:
+        writer: takes the rows, of which the table then has none in memory.
 
     Raises:
         ValueError: no usable item, a wrong task name, a sample over the budget.
     """
     tasks = _tasks(indexes, source=source)
-    clip_shard = np.repeat(np.arange(len(indexes)), [len(index.clips) for index in indexes])
-    clip_row = np.concatenate([np.arange(len(index.clips)) for index in indexes])
-    facts = np.concatenate([index.clips[["media_size", "duration", "has_video", "sound_samples"]] for index in indexes])
-    has_media, has_sound = facts["media_size"] > 0, facts["sound_samples"] > 0
-    usable = {"both": np.ones(len(facts), bool), "video": facts["has_video"], "audio": has_sound}[source.modality]
-    usable = usable & (np.arange(len(facts)) < (source.max_clips or len(facts)))
     repeated = repeated_keys(indexes)
-    usable[repeated.clips] = False
-    if source.fraction < 1:
-        usable = usable & _sampled(indexes, fraction=source.fraction)
-    columns = _columns(indexes, lengths, tasks=tasks, source=source, think_only=supervised and source.style != "plain")
-    columns.keep &= usable[columns.clip]
-    text = (1 + columns.before + columns.branch)[columns.keep]
-    limit = frame_limits(
-        facts["duration"], clip=columns.clip[columns.keep], text=text, settings=settings, layout=layout
-    )
-    frames = np.where(has_media, frame_counts(facts["duration"], max_frames=limit), 0)
-    media_tokens = np.where(has_media, media_length(frames, layout=layout), 0)
-    columns.media_tokens = media_tokens[columns.clip]
-    dropped = _apply_budget(columns, indexes, settings=settings)
-    kept = np.flatnonzero(columns.keep)
-    if not len(kept):
+    done, parts = _Gathered(), []
+    about: dict[str, Any] = {"tasks": tasks, "source": source, "settings": settings, "layout": layout}
+    for number, (index, counted) in enumerate(zip(indexes, lengths, strict=True)):
+        lo, hi = np.searchsorted(repeated.clips, [done.met, done.met + len(index.clips)])
+        taken = repeated.clips[lo:hi] - done.met
+        part = _rows_of_shard(number, index, counted, repeated=taken, done=done, supervised=supervised, **about)
+        if writer is None:
+            parts.append(part)
+        else:
+            for table, rows in zip(("clips", "items"), part, strict=True):
+                writer.append(table, rows)
+    if done.over and settings.over_budget == "error":
         raise ValueError(
-            f"no usable item: {len(columns.keep)} items, none passes tasks={list(source.tasks)}, tags={source.tags}, "
+            f"{done.over} items exceed data.token_budget={settings.token_budget}; the longest, {done.worst[1]}, needs "
+            f"{done.worst[0]} tokens. Raise the budget, or set data.over_budget to fewer_frames or drop"
+        )
+    if not done.items:
+        raise ValueError(
+            f"no usable item: {done.seen} items, none passes tasks={list(source.tasks)}, tags={source.tags}, "
             f"style={source.style}, modality={source.modality} and the budget of {settings.token_budget} tokens"
         )
-    clips, item_clip = np.unique(columns.clip[kept], return_inverse=True)
-    task = columns.task[kept]
-    same = np.unique(item_clip * len(tasks) + task, return_inverse=True, return_counts=True)
-    weights = np.array([source.tasks.get(task_name, 1.0) for task_name in tasks])
     problems = [*(problem for index in indexes for problem in index.problems()), *repeated.problems]
-    for index, part in zip(indexes, lengths, strict=True):
-        problems += [replace(problem, shard=index.shard.name) for problem in part.problems]
+    for index, counted in zip(indexes, lengths, strict=True):
+        problems += [replace(problem, shard=index.shard.name) for problem in counted.problems]
+    clips, items = (
+        writer.written(table) if writer is not None else np.concatenate([part[at] for part in parts])
+        for at, table in enumerate(("clips", "items"))
+    )
     return SourceTable(
         name=name,
         settings=source,
         indexes=tuple(indexes),
-        clip_shard=clip_shard[clips],
-        clip_row=clip_row[clips],
-        frames=frames[clips],
-        frame_limit=limit[clips],
-        media_tokens=media_tokens[clips],
-        both=(facts["has_video"] & has_sound)[clips],
-        item_start=np.concatenate([[0], np.cumsum(np.bincount(item_clip, minlength=len(clips)))]),
-        item_row=columns.row[kept],
-        item_task=task,
-        item_weight=weights[task] / same[2][same[1]],
-        item_before=columns.before[kept],
-        item_branch=columns.branch[kept],
-        item_group=columns.group[kept],
+        clip_rows=clips,
+        item_rows=items,
         tasks=tasks,
         quarantined=tuple(problems),
-        dropped=dropped,
-        shortened=int((has_media & (limit < layout.max_frames))[clips].sum()),
+        dropped=done.over,
+        shortened=done.shortened,
         passes=source.weight,
     )
 
 
-def _sampled(indexes: list[ShardIndex], *, fraction: float) -> npt.NDArray[np.bool_]:
+def _rows_of_shard(
+    number: int,
+    index: ShardIndex,
+    counted: Lengths,
+    *,
+    repeated: Ints,
+    done: _Gathered,
+    tasks: tuple[str, ...],
+    source: SourceSettings,
+    settings: DataSettings,
+    layout: MediaLayout,
+    supervised: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of a shard's usable clips and items, and add them to what is done."""
+    facts, items, lengths = np.asarray(index.clips), np.asarray(index.items), counted.rows
+    clip, has_media = items["clip"].astype(np.int64), facts["media_size"] > 0
+    keep = _usable(index, source=source, repeated=repeated, first=done.met)[clip]
+    keep &= _wanted(index, source=source)[items["task"], items["tagset"]] & (lengths["branch"] > 0)
+    keep &= items["think"] | (not supervised or source.style == "plain")
+    before, branch = lengths["before"].astype(np.int64), lengths["branch"].astype(np.int64)
+    limit = frame_limits(
+        facts["duration"], clip=clip[keep], text=(1 + before + branch)[keep], settings=settings, layout=layout
+    )
+    frames = np.where(has_media, frame_counts(facts["duration"], max_frames=limit), 0)
+    media_tokens = np.where(has_media, media_length(frames, layout=layout), 0)
+    needed = prefix_tokens(before, media_tokens[clip]) + branch
+    over = np.flatnonzero(keep & (needed > settings.token_budget))
+    if len(over):
+        worst = over[np.argmax(needed[over])]
+        key = f"{index.key(int(clip[worst]))}/{items['number'][worst]}"
+        done.worst = max(done.worst, (int(needed[worst]), key), key=lambda pair: pair[0])
+        keep[over] = False
+    kept = np.flatnonzero(keep)
+    clips, item_clip = np.unique(clip[kept], return_inverse=True)
+    task = np.array([tasks.index(name) for name in index.tasks], dtype=np.int64)[items["task"][kept]]
+    same = np.unique(item_clip * len(tasks) + task, return_inverse=True, return_counts=True)
+    weights = np.array([source.tasks.get(name, 1.0) for name in tasks])
+    item_rows = np.zeros(len(kept), dtype=ITEM_ROW)
+    item_rows["row"], item_rows["task"], item_rows["group"] = kept, task, lengths["group"][kept]
+    item_rows["before"], item_rows["branch"] = before[kept], branch[kept]
+    item_rows["weight"] = weights[task] / same[2][same[1]]
+    counts = np.bincount(item_clip, minlength=len(clips))
+    clip_rows = np.zeros(len(clips), dtype=CLIP_ROW)
+    clip_rows["item_start"], clip_rows["item_count"] = done.items + np.cumsum(counts) - counts, counts
+    clip_rows["shard"], clip_rows["row"] = number, clips
+    clip_rows["frames"], clip_rows["frame_limit"] = frames[clips], limit[clips]
+    clip_rows["media_tokens"] = media_tokens[clips]
+    clip_rows["both"] = (facts["has_video"] & (facts["sound_samples"] > 0))[clips]
+    done.clips, done.items = done.clips + len(clips), done.items + len(kept)
+    done.met, done.seen, done.over = done.met + len(facts), done.seen + len(items), done.over + len(over)
+    done.shortened += int((has_media & (limit < layout.max_frames))[clips].sum())
+    return clip_rows, item_rows
+
+
+def _usable(index: ShardIndex, *, source: SourceSettings, repeated: Ints, first: int) -> npt.NDArray[np.bool_]:
+    """(C,) clips of a shard that the source shows at all; `first` is the number of the first in the source."""
+    facts = index.clips
+    usable = {"both": np.ones(len(facts), bool), "video": facts["has_video"], "audio": facts["sound_samples"] > 0}
+    chosen = usable[source.modality] & (first + np.arange(len(facts)) < (source.max_clips or np.inf))
+    chosen[repeated] = False
+    return chosen & _sampled(index, fraction=source.fraction) if source.fraction < 1 else chosen
+
+
+def _wanted(index: ShardIndex, *, source: SourceSettings) -> npt.NDArray[np.bool_]:
+    """(tasks, tagsets) of a shard that the source draws."""
+    tasks = [source.tasks.get(task, 0.0 if source.tasks else 1.0) > 0 for task in index.tasks]
+    tagged = [set(source.tags) <= set(tags) for tags in index.tagsets]
+    return np.logical_and.outer(np.array(tasks, dtype=bool), np.array(tagged, dtype=bool))
+
+
+def _sampled(index: ShardIndex, *, fraction: float) -> npt.NDArray[np.bool_]:
     """(C,) about this share of the clips. A clip's lot depends on its key alone, so more shards change nothing."""
-    keys = (index.key(row) for index in indexes for row in range(len(index.clips)))
+    keys = (index.key(row) for row in range(len(index.clips)))
     lots = (int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") for key in keys)
     return np.fromiter((lot < fraction * 2.0**64 for lot in lots), dtype=bool)
 
 
-def _tasks(indexes: list[ShardIndex], *, source: SourceSettings) -> tuple[str, ...]:
+def _stored(
+    name: str, shards: Sequence[Path], *, counts: str, source: SourceSettings, settings: DataSettings, **about: Any
+) -> SourceTable | None:
+    """The stored table of a source; None when there is none for these shards and settings."""
+    folder = _table_folder(shards, counts=counts, source=source, settings=settings, **about)
+    found = None if folder is None else open_rows(folder, _DTYPES)
+    if found is None:
+        return None
+    facts = found.facts
+    return SourceTable(
+        name=name,
+        settings=source,
+        indexes=OpenedLater(shards, facts["digests"], place=settings.index_dir or ""),
+        clip_rows=found.rows["clips"],
+        item_rows=found.rows["items"],
+        by_tokens=found.rows["by_tokens"],
+        tasks=tuple(facts["tasks"]),
+        quarantined=tuple(Problem(**row) for row in facts["problems"]),
+        dropped=facts["dropped"],
+        shortened=facts["shortened"],
+        passes=source.weight,
+        pass_tokens=facts["pass_tokens"],
+        maps=found.maps,
+    )
+
+
+def _made(
+    name: str, indexes: Sequence[ShardIndex], lengths: Sequence[Lengths], *, counts: str, **about: Any
+) -> SourceTable:
+    """The table of a source; a large one is written by one of the processes that ask for it, and mapped by all."""
+    items = sum(index.meta["items"] for index in indexes)
+    if items <= STORED_ITEMS and len(indexes) <= STORED_SHARDS:
+        return source_table(name, indexes, lengths, **about)
+    shards = [index.shard for index in indexes]
+    folder = _table_folder(shards, counts=counts, **about)
+    assert folder is not None
+    with locked(folder.parent.with_name(f"{_TABLES}.lock")):
+        if (stored := _stored(name, shards, counts=counts, **about)) is not None:
+            return stored
+        with write_rows(folder, _DTYPES) as writer:
+            table = source_table(name, indexes, lengths, writer=writer, **about)
+            tokens = visit_tokens(table.clip_rows, table.item_rows, settings=table.settings)
+            writer.append("by_tokens", np.argsort(-tokens, kind="stable"))
+            writer.facts.update(
+                digests=[index.digest for index in indexes],
+                tasks=list(table.tasks),
+                problems=[asdict(problem) for problem in table.quarantined],
+                dropped=table.dropped,
+                shortened=table.shortened,
+                pass_tokens=float(tokens.sum()),
+            )
+        forget(folder.parent, keep=_KEPT_TABLES)
+    stored = _stored(name, shards, counts=counts, **about)
+    if stored is None:
+        raise ValueError(f"{folder}: cannot be read right after it was written; look at its disk")
+    return stored
+
+
+def _table_folder(
+    shards: Sequence[Path],
+    *,
+    counts: str,
+    source: SourceSettings,
+    settings: DataSettings,
+    layout: MediaLayout,
+    supervised: bool,
+) -> Path | None:
+    """Where the table of these shards and settings lies; None when a shard has no index yet.
+
+    A shard that is written or indexed again changes its times, and so the name; nothing of it is opened.
+    """
+    digest, place = hashlib.sha256(), settings.index_dir or ""
+    decides = {name: value for name, value in asdict(source).items() if name not in ("weight", "repeat", "shards")}
+    rules = [settings.token_budget, settings.over_budget, settings.min_frames, supervised, counts]
+    digest.update(json.dumps([_FORMAT, decides, rules, asdict(layout)], sort_keys=True).encode())
+    try:
+        for shard in shards:
+            for path in (shard, index_folder(shard, place=place) / "meta.json"):
+                facts = path.stat()
+                digest.update(f"{path.name} {facts.st_size} {facts.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    except FileNotFoundError:
+        return None
+    return (Path(place) if place else shards[0].parent) / _TABLES / digest.hexdigest()[:32]
+
+
+def _tasks(indexes: Sequence[ShardIndex], *, source: SourceSettings) -> tuple[str, ...]:
     """All tasks of the shards; those that the settings name must be among them."""
     found = tuple(sorted({task for index in indexes for task in index.tasks}))
     for task in source.tasks:
@@ -284,57 +372,3 @@ def _tasks(indexes: list[ShardIndex], *, source: SourceSettings) -> tuple[str, .
         if task not in found:
             raise ValueError(f"tasks.{task}: the shards have no such item; they have {', '.join(found) or 'none'}")
     return found
-
-
-def _columns(
-    indexes: list[ShardIndex],
-    lengths: list[Lengths],
-    *,
-    tasks: tuple[str, ...],
-    source: SourceSettings,
-    think_only: bool,
-) -> _Columns:
-    """All items of all shards, with `keep` set by task, tags, reasoning and renderability."""
-    parts, first_clip = [], 0
-    wanted = np.array([source.tasks.get(task, 0.0 if source.tasks else 1.0) > 0 for task in tasks], dtype=bool)
-    for number, (index, length) in enumerate(zip(indexes, lengths, strict=True)):
-        items, counted = np.asarray(index.items), length.rows
-        task = np.array([tasks.index(name) for name in index.tasks], dtype=np.int64)[items["task"]]
-        tagged = np.array([set(source.tags) <= set(tags) for tags in index.tagsets], dtype=bool)[items["tagset"]]
-        keep = wanted[task] & tagged & (counted["branch"] > 0)
-        keep &= items["think"] | (not think_only)
-        parts.append(
-            _Columns(
-                shard=np.full(len(items), number),
-                row=np.arange(len(items)),
-                clip=items["clip"] + first_clip,
-                task=task,
-                before=counted["before"].astype(np.int64),
-                branch=counted["branch"].astype(np.int64),
-                group=counted["group"].astype(np.int64),
-                media_tokens=np.zeros(len(items), dtype=np.int64),
-                keep=keep,
-            )
-        )
-        first_clip += len(index.clips)
-    return _Columns(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
-
-
-def _apply_budget(columns: _Columns, indexes: list[ShardIndex], *, settings: DataSettings) -> int:
-    """Clears `keep` of items that do not fit a pack even alone. Returns how many."""
-    prefix = prefix_tokens(columns.before, columns.media_tokens)
-    over = np.flatnonzero(columns.keep & (prefix + columns.branch > settings.token_budget))
-    if not len(over):
-        return 0
-    if settings.over_budget == "error":
-        worst = over[np.argmax((prefix + columns.branch)[over])]
-        index = indexes[columns.shard[worst]]
-        item = index.items[columns.row[worst]]
-        key = f"{index.key(int(item['clip']))}/{item['number']}"
-        raise ValueError(
-            f"{len(over)} items exceed data.token_budget={settings.token_budget}; the longest, {key}, needs "
-            f"{prefix[worst] + columns.branch[worst]} tokens. Raise the budget, or set data.over_budget to "
-            "fewer_frames or drop"
-        )
-    columns.keep[over] = False
-    return len(over)

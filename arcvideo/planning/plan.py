@@ -2,61 +2,59 @@
 
 A pure function of (index, mixture, seed, token budget, packs per step, cost of a pack). Ranks, workers, restarts and
 bad media do not change it; the position in the data is one integer, the global step.
+
+An epoch of few visits is planned as a whole. A longer one is cut into windows that know nothing of each other and have
+a number of steps that is known beforehand: the packs of any step of any epoch are found by planning one window.
 """
 
 from __future__ import annotations
 
 import hashlib
-import heapq
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from arcvideo.planning.cost import PackCost
-from arcvideo.planning.families import Families, Family, cut_families, joined
-from arcvideo.planning.mixture import Ints, SourceTable
-from arcvideo.planning.pack import best_fit
-from arcvideo.planning.random_words import permutation
-from arcvideo.planning.visits import draw_visits
+from arcvideo.planning.table import SourceTable
+from arcvideo.planning.visits import visits_per_epoch
+from arcvideo.planning.window import Pack, Recipe, WindowPlan, packed, plan_window, whole, window_families
 
-Pack = tuple[Family, ...]
+VISITS = 1 << 16
+"""Visits of a window, about: so many that packs are full and steps are alike, so few that a step is found at once."""
+_LEAST_STEPS = 4
+"""Of a window, so that sorting packs by their cost has something to sort."""
+_SLACK = 0.001
+"""Share of a window's packs that is left for windows which need a few more than the one that was measured."""
+_KEPT = 3
+"""Windows in memory: one in use, one being prepared, one that a restart may go back to."""
+
+Place = tuple[int, int, int]
+"""Epoch, window of the epoch, step of the window."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpochPlan:
-    """The packs of one epoch, in order; their number is a multiple of the packs per step."""
+class _Cut:
+    """How epochs are cut into windows: all alike but the last of an epoch."""
 
-    families: Families
-    pack_start: Ints
-    """(P + 1,) cumulative counts of families."""
-    pack_family: Ints
-    pack_cost: Ints
-    """(P,) work of each pack, in tokens' worth."""
-
-    @property
-    def packs(self) -> int:
-        return len(self.pack_start) - 1
-
-    def balance(self, world: int) -> float:
-        """How busy the ranks of a step are, mean over maximum of their work, over all steps; 1 is perfect.
-
-        Ranks wait for each other after every pack (they exchange gradients), so packs are compared one by one.
-        """
-        turns = self.pack_cost.reshape(-1, world)
-        return float(turns.mean() * len(turns) / turns.max(axis=1).sum())
-
-    def pack(self, number: int) -> Pack:
-        members = self.pack_family[self.pack_start[number] : self.pack_start[number + 1]]
-        return tuple(self.families.family(member) for member in members)
+    visits: int
+    """Of a window."""
+    windows: int
+    steps: int
+    """Of a window."""
+    last_steps: int
+    """Of an epoch's last window."""
 
     @property
-    def tokens(self) -> int:
-        return int(self.families.tokens.sum())
+    def epoch_steps(self) -> int:
+        return (self.windows - 1) * self.steps + self.last_steps
 
 
 class Plan:
-    """Packs by global step."""
+    """Packs by global step; any thread may ask."""
 
     def __init__(
         self,
@@ -66,55 +64,96 @@ class Plan:
         token_budget: int,
         packs_per_step: int,
         cost: PackCost | None = None,
+        window: int = VISITS,
     ) -> None:
+        """Plan nothing yet.
+
+        Args:
+            tables: of the sources.
+            seed: of the run.
+            token_budget: of a pack.
+            packs_per_step: of all ranks.
+            cost: how long packs take; None counts tokens alone.
+            window: visits of a window, about.
+        """
         self.tables = tuple(tables)
         self.cost = cost or PackCost()
         self.seed = seed
         self.token_budget = token_budget
         self.packs_per_step = packs_per_step
+        self._recipe = Recipe(
+            tables=self.tables, seed=seed, token_budget=token_budget, packs_per_step=packs_per_step, cost=self.cost
+        )
+        self._window = window
+        self._visits = [visits_per_epoch(table) for table in self.tables]
         self._first_steps = [0]
-        self._epochs: dict[int, EpochPlan] = {}
+        self._lock = threading.Lock()
+        self._plans: dict[tuple[int, int], Future[WindowPlan]] = {}
 
-    def epoch(self, number: int) -> EpochPlan:
-        """The plan of an epoch; the last two are kept."""
-        if number not in self._epochs:
-            plan = plan_epoch(
-                self.tables,
-                seed=self.seed,
-                epoch=number,
-                token_budget=self.token_budget,
-                packs_per_step=self.packs_per_step,
-                cost=self.cost,
-            )
-            kept = {key: value for key, value in self._epochs.items() if abs(key - number) == 1}
-            self._epochs = {**dict(list(kept.items())[-1:]), number: plan}
-        return self._epochs[number]
+    def epoch(self, number: int) -> WindowPlan:
+        """The plan of a whole epoch, which takes long and much memory where it has many windows."""
+        return whole([self.window(number, window) for window in range(self.windows)])
+
+    @property
+    def windows(self) -> int:
+        """Windows of an epoch."""
+        return 1 if self._cut is None else self._cut.windows
+
+    def window(self, epoch: int, number: int) -> WindowPlan:
+        """The plan of a window of an epoch; the last few are kept."""
+        future, is_new = self._promised(epoch, number)
+        if is_new:
+            self._keep_promise(epoch, number, future)
+        return future.result()
+
+    def prepare(self, step: int, submit: Callable[..., object]) -> None:
+        """Have the window behind that of a step planned, unless it is.
+
+        Args:
+            step: global.
+            submit: runs a function with its arguments some time, in another thread.
+        """
+        epoch, number, _ = self.locate(step)
+        following = (epoch, number + 1) if number + 1 < self.windows else (epoch + 1, 0)
+        future, is_new = self._promised(*following)
+        if is_new:
+            submit(self._keep_promise, *following, future)
 
     def first_step(self, epoch: int) -> int:
-        """Steps before an epoch. Epochs differ by a few when only some items of a clip are drawn."""
+        """Steps before an epoch. Epochs of one window differ by a few when only some items of a clip are drawn."""
+        if self._cut is not None:
+            return epoch * self._cut.epoch_steps
         while len(self._first_steps) <= epoch:
             last = len(self._first_steps) - 1
-            steps = self.epoch(last).packs // self.packs_per_step
-            self._first_steps.append(self._first_steps[-1] + steps)
+            self._first_steps.append(self._first_steps[-1] + self.window(last, 0).steps)
         return self._first_steps[epoch]
 
     def epoch_of(self, step: int) -> int:
         """The epoch that a global step belongs to."""
         if step < 0:
             raise ValueError(f"step={step}: must be 0 or more")
+        if self._cut is not None:
+            return step // self._cut.epoch_steps
         epoch = max(0, int(np.searchsorted(self._first_steps, step, side="right")) - 1)
         while self.first_step(epoch + 1) <= step:
             epoch += 1
         return epoch
 
+    def locate(self, step: int) -> Place:
+        """The epoch of a global step, the window of that epoch, and the step of that window."""
+        epoch = self.epoch_of(step)
+        inside = step - self.first_step(epoch)
+        if self._cut is None:
+            return epoch, 0, inside
+        number = min(inside // self._cut.steps, self._cut.windows - 1)
+        return epoch, number, inside - number * self._cut.steps
+
     def step(self, step: int, *, rank: int = 0, world: int = 1) -> list[Pack]:
         """The packs of a rank in a global step, every `world`-th."""
         if self.packs_per_step % world:
             raise ValueError(f"data.packs_per_step={self.packs_per_step} is not a multiple of {world} ranks")
-        epoch = self.epoch_of(step)
-        first = (step - self.first_step(epoch)) * self.packs_per_step
-        plan = self.epoch(epoch)
-        return [plan.pack(number) for number in range(first + rank, first + self.packs_per_step, world)]
+        epoch, number, inside = self.locate(step)
+        return self.window(epoch, number).step(inside, rank=rank, world=world)
 
     def digest(self, steps: int, *, first: int = 0) -> str:
         """Hex digest of the order: sources, clips, items and their packs of `steps` steps."""
@@ -129,69 +168,56 @@ class Plan:
                 digest.update(repr(rows).encode())
         return digest.hexdigest()
 
+    @cached_property
+    def _cut(self) -> _Cut | None:
+        """How epochs are cut; None when they are planned whole.
 
-def plan_epoch(
-    tables: Sequence[SourceTable], *, seed: int, epoch: int, token_budget: int, packs_per_step: int, cost: PackCost
-) -> EpochPlan:
-    """Draws an epoch, packs it, fills its last step, and puts packs that take equally long into the same step.
+        One window is packed to see how many packs so many visits make. A window then takes the visits that fill a
+        whole number of steps.
+        """
+        total, m = sum(self._visits), self.packs_per_step
+        if total < 2 * self._window:
+            return None
+        families = window_families(self._recipe, self._ranges(0, 0, self._window), even=True)
+        per_visit = len(packed(self._recipe, families, self.seed, "cut")) / self._window
+        steps = max(_LEAST_STEPS, round(per_visit * self._window / m))
+        visits = int(steps * m * (1 - _SLACK) / per_visit)
+        windows = round(total / visits)
+        if windows < 2:
+            return None
+        last = plan_window(
+            self._recipe, self._ranges(0, (windows - 1) * visits, total), self.seed, "last", even=True
+        )  # fmt: skip
+        return _Cut(visits=visits, windows=windows, steps=steps, last_steps=last.steps)
 
-    Raises:
-        ValueError: the epoch has fewer items than a step has packs.
-    """
-    parts = [
-        cut_families(table, draw_visits(table, seed=seed, epoch=epoch), source=number, budget=token_budget)
-        for number, table in enumerate(tables)
-    ]
-    families = joined(parts)
-    order = permutation(len(families.clip), seed, epoch, "families")  # which of equal length is packed first
-    packs = [order[pack].tolist() for pack in best_fit(families.tokens[order], budget=token_budget)]
-    families, packs = _fill_last_step(families, packs, packs_per_step=packs_per_step)
-    costs = families.cost(cost)
-    pack_costs = np.array([costs[pack].sum() for pack in packs])
-    steps = _steps(pack_costs, packs_per_step=packs_per_step)
-    order = steps[permutation(len(steps), seed, epoch, "packs")].ravel()
-    packs = [packs[number] for number in order]
-    return EpochPlan(
-        families=families,
-        pack_start=np.concatenate([[0], np.cumsum([len(pack) for pack in packs])]),
-        pack_family=np.concatenate([np.array(pack, dtype=np.int64) for pack in packs]),
-        pack_cost=pack_costs[order],
-    )
+    def _ranges(self, epoch: int, first: int, last: int) -> list[tuple[int, int]]:
+        """Where each source's stream stands between two places of an epoch, of which it has its share anywhere."""
+        total = sum(self._visits)
+        return [(epoch * own + own * first // total, epoch * own + own * last // total) for own in self._visits]
 
+    def _planned(self, epoch: int, number: int) -> WindowPlan:
+        cut, total = self._cut, sum(self._visits)
+        if cut is None:
+            return plan_window(self._recipe, self._ranges(epoch, 0, total), self.seed, epoch)
+        is_last = number == cut.windows - 1
+        ranges = self._ranges(epoch, number * cut.visits, total if is_last else (number + 1) * cut.visits)
+        steps = cut.last_steps if is_last else cut.steps
+        return plan_window(self._recipe, ranges, self.seed, epoch, "window", number, steps=steps, even=True)
 
-def _steps(costs: Ints, *, packs_per_step: int) -> Ints:
-    """(S, packs_per_step) which packs make a step: neighbours in cost, so that no rank waits for another."""
-    steps = np.argsort(-costs, kind="stable").reshape(-1, packs_per_step)
-    return steps[np.argsort(steps.min(axis=1))]
+    def _promised(self, epoch: int, number: int) -> tuple[Future[WindowPlan], bool]:
+        """What will be the plan of a window, and whether the caller is the one who has to make it."""
+        with self._lock:
+            known = self._plans.pop((epoch, number), None)
+            future: Future[WindowPlan] = Future() if known is None else known
+            self._plans[epoch, number] = future  # the last of the dictionary is the one used last
+            while len(self._plans) > _KEPT:
+                del self._plans[next(iter(self._plans))]
+        return future, known is None
 
-
-def _fill_last_step(
-    families: Families, packs: list[list[int]], *, packs_per_step: int
-) -> tuple[Families, list[list[int]]]:
-    """Halves the packs with the most items until the last step is full too.
-
-    The alternatives lose or repeat samples. Losses are divided by the weight of all targets of a step, so how they are
-    spread over packs changes nothing but speed.
-    """
-    missing = -len(packs) % packs_per_step
-    if not missing:
-        return families, packs
-    size = families.hi - families.lo
-    heap = [(-int(size[pack].sum()), number) for number, pack in enumerate(packs)]
-    heapq.heapify(heap)
-    for _ in range(missing):
-        items, number = heapq.heappop(heap)
-        if items > -2:
-            raise ValueError(
-                f"an epoch has fewer items than data.packs_per_step={packs_per_step}; lower it or add data"
-            )
-        pack = packs[number]
-        if len(pack) == 1:
-            families = families.halved(pack[0])
-            pack = [pack[0], len(families.lo) - 1]
-        half = (len(pack) + 1) // 2
-        packs[number], tail = pack[:half], pack[half:]
-        packs.append(tail)
-        for place in (number, len(packs) - 1):
-            heapq.heappush(heap, (-int((families.hi - families.lo)[packs[place]].sum()), place))
-    return families, packs
+    def _keep_promise(self, epoch: int, number: int, future: Future[WindowPlan]) -> None:
+        try:
+            future.set_result(self._planned(epoch, number))
+        except BaseException as error:
+            with self._lock:
+                self._plans.pop((epoch, number), None)
+            future.set_exception(error)

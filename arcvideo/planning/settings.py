@@ -123,6 +123,8 @@ class DataSettings:
     """Decoded frames kept on disk."""
     shard_cache: ShardCacheSettings = field(default_factory=ShardCacheSettings)
     """Copies of remote shards on disk."""
+    index_dir: str | None = None
+    """Folder of the shards' indexes and token counts; null keeps them beside the shards, which must be writable."""
     quarantine: QuarantineSettings = field(default_factory=QuarantineSettings)
     """How much damage is tolerated in each source."""
     overlap: str = "refuse"

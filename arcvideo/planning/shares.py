@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from arcvideo.planning.mixture import SourceTable
 from arcvideo.planning.plan import Plan
 from arcvideo.planning.prompt_plan import PromptPlan
-from arcvideo.planning.sizes import prefix_tokens, ragged
+from arcvideo.planning.sizes import ragged
+from arcvideo.planning.table import SourceTable, visit_tokens
 
 
 def with_passes(tables: Sequence[SourceTable], *, unit: str) -> list[SourceTable]:
@@ -41,13 +41,9 @@ def with_passes(tables: Sequence[SourceTable], *, unit: str) -> list[SourceTable
 
 def pass_tokens(table: SourceTable) -> float:
     """Tokens that one pass over a source is expected to hold: each clip once, with the items that a visit draws."""
-    items = np.diff(table.item_start)
-    drawn = np.minimum(items, table.settings.items_per_clip or items)
-    start = table.item_start[:-1]
-    branch = np.add.reduceat(table.item_branch, start) * drawn / items
-    before = np.add.reduceat(table.item_before, start) / items
-    prefix = prefix_tokens(before, table.media_tokens)
-    return float((prefix + branch).sum())
+    if table.pass_tokens is not None:
+        return table.pass_tokens
+    return float(visit_tokens(table.clip_rows, table.item_rows, settings=table.settings).sum())
 
 
 def realised(plan: Plan, *, steps: int) -> dict[str, dict[str, Any]]:
@@ -56,14 +52,14 @@ def realised(plan: Plan, *, steps: int) -> dict[str, dict[str, Any]]:
     A prefix that several families of a clip carry counts each time, as it costs each time.
     """
     found = _nothing(plan.tables)
-    epoch = 0
-    while plan.first_step(epoch) < steps:
-        whole = plan.epoch(epoch)
-        packs = min(whole.packs, (steps - plan.first_step(epoch)) * plan.packs_per_step)
-        members = whole.pack_family[: whole.pack_start[packs]]
-        families = whole.families
-        for number, table in enumerate(plan.tables):
-            own = members[families.source[members] == number]
+    step = 0
+    while step < steps:
+        epoch, number, _ = plan.locate(step)
+        window = plan.window(epoch, number)
+        packs = int(window.step_start[min(window.steps, steps - step)])
+        members, families = window.pack_family[: window.pack_start[packs]], window.families
+        for source, table in enumerate(plan.tables):
+            own = members[families.source[members] == source]
             sizes = (families.hi - families.lo)[own]
             items = families.item[ragged(families.lo[own], sizes)]
             tasks = np.bincount(table.item_task[items], minlength=len(table.tasks))
@@ -73,7 +69,7 @@ def realised(plan: Plan, *, steps: int) -> dict[str, dict[str, Any]]:
             row["tokens"] += int(families.tokens[own].sum())
             for task, count in zip(table.tasks, tasks.tolist(), strict=True):
                 row["tasks"][task] += count
-        epoch += 1
+        step += window.steps
     return found
 
 

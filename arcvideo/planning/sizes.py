@@ -21,7 +21,8 @@ def attention_pairs(prefix: Any, branches: Any = 0, squares: Any = 0) -> Any:
         branches: tokens of all branches of a family.
         squares: sum of the squares of the branches' tokens.
     """
-    return (prefix * (prefix + 1) + squares + branches) / 2 + branches * prefix
+    whole = np.asarray(prefix, dtype=np.float64)  # columns may be of 32 bits, and squares are not
+    return (whole * (whole + 1) + squares + branches) / 2 + branches * whole
 
 
 def audio_chunks(frames: Any, *, seconds: int) -> Any:

@@ -1,6 +1,9 @@
 """What a recipe needs: `python -m arcvideo.preflight recipe=NAME [stage=NAME,...] [device=h200] [gpus=8]`.
 
   ... utilization=0.4 gpu_memory=GIB host_memory=GIB   what the estimate assumes and what there is
+  ... peak_tflops=N bandwidth_tb=N   a device by its numbers (with gpu_memory=), whatever its name
+  ... price=2.5        of one device and hour, in your currency: a column and the total
+  ... trace=yes        memory from tracing each stage's fullest row at full shapes (a minute each) in place of formulas
   ... largest=yes|no   train once on the largest batch of every stage, on this machine; yes where an NVIDIA device is
   ... override ...     for every stage, as arcvideo.pipeline takes them
 
@@ -16,16 +19,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from arcvideo.preflight.estimate import Estimate, estimate
+from arcvideo.config import RunConfig
+from arcvideo.preflight.estimate import Estimate, estimate, row_of
 from arcvideo.preflight.fitting import misfits
 from arcvideo.preflight.machine import GIB, Machine, machine_of
 from arcvideo.preflight.measured import Measured, error_table, measured
 from arcvideo.processes.children import run_child
+from arcvideo.processes.terminal import speak_plainly
 from arcvideo.recipe import ExpectedSource, PlannedStage, Recipe, load_recipe, planned_stages
 
-OWN_WORDS = ("recipe", "stage", "device", "gpus", "utilization", "gpu_memory", "host_memory", "largest")
+OWN_WORDS = (
+    "recipe", "stage", "device", "gpus", "utilization", "gpu_memory", "host_memory", "largest", "trace", "price",
+    "peak_tflops", "bandwidth_tb",
+)  # fmt: skip
 DEVICE_FILE = Path("/dev/nvidia0")
 """There where a device is: known without importing torch."""
 
@@ -47,12 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _preflight(own: dict[str, str], *, extra: Sequence[str]) -> int:
     if "recipe" not in own:
         raise ValueError("name one recipe: python -m arcvideo.preflight recipe=tiny_shorts")
-    if own.get("largest", "no") not in ("yes", "no"):
-        raise ValueError(f"largest={own['largest']}: yes or no")
+    for key in ("largest", "trace"):
+        if own.get(key, "no") not in ("yes", "no"):
+            raise ValueError(f"{key}={own[key]}: yes or no")
     recipe = load_recipe(own["recipe"])
     machine = machine_of(own, recipe=recipe.machine)
     stages = _chosen(recipe, own=own, extra=extra)
-    found, problems, errors = _estimates(stages, machine=machine, expect=recipe.expect)
+    found, problems, errors = _estimates(
+        stages, machine=machine, expect=recipe.expect, trace=own.get("trace", "no") == "yes"
+    )
     print(table(found, machine=machine))
     if errors:
         print(error_table(errors))
@@ -61,8 +73,7 @@ def _preflight(own: dict[str, str], *, extra: Sequence[str]) -> int:
     if problems:
         return 2
     if own.get("largest", "yes" if DEVICE_FILE.exists() and machine.device != "cpu" else "no") == "yes":
-        there = [stage for stage, one in zip(stages, found, strict=True) if one.epoch.how != "declared"]
-        return max((_run_largest(stage) for stage in there), default=0)
+        return max((_run_largest(stage) for stage in stages), default=0)
     return 0
 
 
@@ -77,23 +88,34 @@ def _chosen(recipe: Recipe, *, own: dict[str, str], extra: Sequence[str]) -> lis
 
 
 def _estimates(
-    stages: Sequence[PlannedStage], *, machine: Machine, expect: Mapping[str, ExpectedSource]
+    stages: Sequence[PlannedStage], *, machine: Machine, expect: Mapping[str, ExpectedSource], trace: bool
 ) -> tuple[list[Estimate], list[str], list[Measured]]:
     """The estimate of each stage, what does not fit, and what was measured."""
     found, problems, errors = [], [], []
     for stage in stages:
         one = estimate(stage.config, machine=machine, expect=expect)
+        one = _traced(one, config=stage.config) if trace else one
         found.append(one)
         problems += misfits(stage.words, config=stage.config, found=one, machine=machine)
         errors += measured(stage.config, found=one, machine=machine)
     return found, problems, errors
 
 
+def _traced(found: Estimate, *, config: RunConfig) -> Estimate:
+    """The same with activations as a trace of the stage's real step counts them."""
+    from arcvideo.preflight.trace import trace_row
+
+    traced = trace_row(config, row=row_of(config, epoch=found.epoch))
+    return replace(found, gpu=replace(found.gpu, activations=float(traced.peak)), traced=True)
+
+
 def table(found: Sequence[Estimate], *, machine: Machine) -> str:
     """The estimates, a line a stage."""
     rows = [
         f"{'stage':<14}{'samples':>10}{'tokens':>10}{'packs':>8}{'steps/ep':>9}{'steps':>7}{'FLOPs':>9}{'hours':>8}"
-        f"{'weights':>9}{'grads':>7}{'optim':>7}{'activ':>7}{'rollout':>8}{'GPU':>7}{'host':>7}{'disk':>7}  counts"
+        f"{'weights':>9}{'grads':>7}{'optim':>7}{'activ':>7}{'rollout':>8}{'GPU':>7}{'host':>7}{'disk':>7}"
+        + (f"{'price':>9}" if machine.price else "")
+        + "  counts"
     ]
     for one in found:
         gpu, epoch = one.gpu, one.epoch
@@ -105,20 +127,37 @@ def table(found: Sequence[Estimate], *, machine: Machine) -> str:
             + "".join(f"{size / GIB:>7.1f}" for size in sizes)
             + f"{gpu.rollout / GIB:>8.1f}"
             + "".join(f"{size / GIB:>7.1f}" for size in ends)
+            + (f"{machine.cost(one.seconds):>9.0f}" if machine.price else "")
             + f"  {epoch.how}"
         )
+    rows += [_total(found, machine=machine)] if len(found) > 1 else []
     assumed = f"{machine.gpus} x {machine.device} at {machine.utilization:.0%} of {machine.peak / 1e12:g} TFLOP/s"
     notes = [f"samples to steps/ep: of an epoch. Memory and disk in GiB. Assumed: {assumed}."]
     if any(one.epoch.how == "declared" for one in found):
         notes.append("declared: shards are not there; sizes are those that the recipe expects, not counted ones.")
     if any(one.steps != one.epoch.steps for one in found):
         notes.append("FLOPs and hours are of `steps` (runner.steps), not of an epoch.")
+    if any(one.traced for one in found):
+        notes.append("activ: traced at full shapes. Neither traces nor formulas were compared with a GPU yet.")
+    if len(found) > 1:
+        notes.append("all: sums; of memory, the stage that needs most.")
     decoding = sum(one.rollout_seconds for one in found)
     if decoding:
         notes.append(
             f"Of the hours {decoding / 3600:.2f} are decoding, at {machine.bandwidth / 1e12:g} TB/s of memory."
         )
     return "\n".join([*rows, *notes])
+
+
+def _total(found: Sequence[Estimate], *, machine: Machine) -> str:
+    """The line under the stages: work, time, disk and price added up, memory of the stage that needs most."""
+    seconds, steps = sum(one.seconds for one in found), sum(one.steps for one in found)
+    most = (max(one.gpu.total for one in found), max(one.host for one in found), sum(one.disk for one in found))
+    return (
+        f"{'all':<14}{'':>37}{steps:>7}{sum(one.flops for one in found):>9.2g}{seconds / 3600:>8.2f}{'':>38}"
+        + "".join(f"{size / GIB:>7.1f}" for size in most)
+        + (f"{machine.cost(seconds):>9.0f}" if machine.price else "")
+    )
 
 
 def _run_largest(stage: PlannedStage) -> int:
@@ -128,4 +167,5 @@ def _run_largest(stage: PlannedStage) -> int:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     main()

@@ -10,6 +10,7 @@ from arcvideo.config import RunConfig
 from arcvideo.flops import ForwardFlops, Segment, decoder_flops, decoder_weights, head_weights, media_flops
 from arcvideo.preflight.machine import Machine
 from arcvideo.preflight.memory import Memory, checkpoint_disk, host_memory, memory
+from arcvideo.preflight.row import Row, fullest_row
 from arcvideo.preflight.volume import Volume, volume
 from arcvideo.recipe import ExpectedSource
 
@@ -34,6 +35,8 @@ class Estimate:
     """Bytes."""
     disk: float
     """Bytes."""
+    traced: bool = False
+    """Whether the activations were traced."""
 
 
 def estimate(config: RunConfig, *, machine: Machine, expect: Mapping[str, ExpectedSource] | None = None) -> Estimate:
@@ -119,6 +122,11 @@ def _decoding_seconds(config: RunConfig, *, epoch: Volume, machine: Machine) -> 
     return grpo.max_completion_length * read / (machine.bandwidth * machine.utilization) / grpo.num_iterations
 
 
-def _memory(config: RunConfig, *, epoch: Volume, machine: Machine) -> Memory:
+def row_of(config: RunConfig, *, epoch: Volume) -> Row:
+    """The fullest row that an epoch may have."""
     targets = epoch.targets / max(epoch.tokens, 1.0)
-    return memory(config, ranks=machine.gpus, longest=epoch.longest, targets=targets)
+    return fullest_row(config, targets=targets, longest=epoch.longest, clips=epoch.frames > 0)
+
+
+def _memory(config: RunConfig, *, epoch: Volume, machine: Machine) -> Memory:
+    return memory(config, ranks=machine.gpus, row=row_of(config, epoch=epoch))

@@ -1,8 +1,10 @@
 """Train once on the largest batch of a stage: `python -m arcvideo.preflight.largest stage=sft ...`.
 
 The pack that costs most in the first epoch's plan goes forward and backward through the parent's weights on this
-machine's first device, without optimizer states; what does not fit is told before hours are spent. For GRPO these are
-packs of its prompts with their recorded answers, not groups of completions. Exit status 2: it did not fit.
+machine's first device, without optimizer states; what does not fit is told before hours are spent. Before the parent
+has run, and where a step is made of completions or pairs, it is the fullest row that the settings allow, with the
+stage's own objective; weights that are not there yet are random, which takes the same memory. Exit status 2: it did
+not fit.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from arcvideo.compose import stage_config
@@ -24,17 +28,20 @@ from arcvideo.model.disk.lora import add_adapters
 from arcvideo.model.disk.tokenizer import load_tokenizer
 from arcvideo.objectives.next_token import NextToken
 from arcvideo.planning.cost import pack_cost
+from arcvideo.preflight.made import batch_of, model_of, objective_of
+from arcvideo.preflight.row import fullest_row
+from arcvideo.processes.terminal import speak_plainly
 from arcvideo.runner.trainable import PREFIXES, train_only, trained_modules
 from arcvideo.tracking.cost import MemoryUse, is_out_of_memory, peak_memory
 from arcvideo.types import Batch, model_inputs
 
 
 def largest_batch(source: Source) -> Batch:
-    """The pack of the first epoch that costs most."""
-    plan = source.plan.epoch(0)
-    number = int(plan.pack_cost.argmax())
-    rows = source.batches(number // source.plan.packs_per_step).batches
-    return rows[number % source.plan.packs_per_step]
+    """The pack that costs most of the first epoch, or of its first window where it has many."""
+    window = source.plan.window(0, 0)
+    number = int(window.pack_cost.argmax())
+    step = int(np.searchsorted(window.step_start, number, side="right")) - 1
+    return source.batches(step).batches[number - int(window.step_start[step])]
 
 
 def run_largest(config: RunConfig) -> str:
@@ -42,40 +49,63 @@ def run_largest(config: RunConfig) -> str:
 
     Raises:
         OutOfMemory: it did not fit; the message names the samples and the override that would.
-        ValueError: the parent or the data are not there.
+        ValueError: the data cannot be used.
     """
-    parent = resolve_parent(
-        run_dir=Path(config.run_dir), stage=config.stage.name, parent=config.stage.parent, base=Path(config.base),
-        override=Path(config.parent) if config.parent else None,
-    )  # fmt: skip
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(parent.path)
-    model.adopt(config.model)
-    if config.lora is not None:
-        prefixes = [prefix for name in config.lora.modules for prefix in PREFIXES[name]]
-        add_adapters(model, settings=config.lora, prefixes=prefixes)
-    train_only(model, trained_modules(config.stage.train, adapted=config.lora.modules if config.lora else ()))
-    source = Source(
-        replace(config.data, workers=0), layout=config.layout, tokenizer=load_tokenizer(parent.path),
-        seed=config.runner.seed, cost=pack_cost(config.model, trained=config.stage.train),
-    )  # fmt: skip
-    batch = largest_batch(source).to(device)
-    source.close()
-    torch.nn.Module.to(model, device, torch.bfloat16 if config.runner.precision == "bf16" else torch.float32)
-    model.train()
+    parent = _parent(config)
+    if parent is None or config.objective.sampled or config.objective.paired:
+        model = model_of(config, device=device)
+        batch, objective = batch_of(config, row=fullest_row(config), device=device), objective_of(config)
+        kind = "the fullest row" + (", with random weights" if parent is None else "")
+    else:
+        model, batch, objective = _trained(config, path=parent, device=device), _from_data(config, path=parent), None
+        kind = "the largest batch"
+    batch = batch.to(device)
     use, began = MemoryUse(device), time.monotonic()
     use.before()
     try:
-        NextToken()(model(**model_inputs(batch)).logits, batch).total.backward()
+        (objective or NextToken())(model(**model_inputs(batch)).logits, batch).total.backward()
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise use.explain(error, batch=batch) from error
         raise
     frames = sum(media.frame_count for media in batch.media)
     return (
-        f"{config.stage.name}: the largest batch ({batch.input_ids.numel()} tokens, {frames} frames) fits {device}: "
+        f"{config.stage.name}: {kind} ({batch.input_ids.numel()} tokens, {frames} frames) fits {device}: "
         f"{peak_memory(device):.1f} GiB without optimizer states, {time.monotonic() - began:.1f} s"
     )
+
+
+def _parent(config: RunConfig) -> Path | None:
+    """Weights that the stage starts from; None before they are there."""
+    try:
+        return resolve_parent(
+            run_dir=Path(config.run_dir), stage=config.stage.name, parent=config.stage.parent, base=Path(config.base),
+            override=Path(config.parent) if config.parent else None,
+        ).path  # fmt: skip
+    except ValueError:
+        return None
+
+
+def _trained(config: RunConfig, *, path: Path, device: torch.device) -> Any:
+    model = load_model(path)
+    model.adopt(config.model)
+    if config.lora is not None:
+        prefixes = [prefix for name in config.lora.modules for prefix in PREFIXES[name]]
+        add_adapters(model, settings=config.lora, prefixes=prefixes)
+    train_only(model, trained_modules(config.stage.train, adapted=config.lora.modules if config.lora else ()))
+    torch.nn.Module.to(model, device, torch.bfloat16 if config.runner.precision == "bf16" else torch.float32)
+    return model.train()
+
+
+def _from_data(config: RunConfig, *, path: Path) -> Batch:
+    source = Source(
+        replace(config.data, workers=0), layout=config.layout, tokenizer=load_tokenizer(path),
+        seed=config.runner.seed, cost=pack_cost(config.model, trained=config.stage.train),
+    )  # fmt: skip
+    batch = largest_batch(source)
+    source.close()
+    return batch
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -89,4 +119,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     main()

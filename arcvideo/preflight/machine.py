@@ -24,7 +24,7 @@ class Machine:
     """Devices of one kind and what lies around them."""
 
     device: str = "h200"
-    """h20, a100, h100, h200 or cpu."""
+    """h20, a100, h100, h200, cpu, or any name with numbers."""
     gpus: int = 8
     """Processes, one a device."""
     utilization: float = 0.4
@@ -33,16 +33,26 @@ class Machine:
     """Memory of a device."""
     host_gib: float = float("inf")
     """Memory around the devices."""
+    peak_tflops: float = 0.0
+    """FLOPs a second of one device, in units of 1e12; 0 looks its name up."""
+    bandwidth_tb: float = 0.0
+    """Bytes a second between a device and its memory, in units of 1e12; 0 looks its name up."""
+    price: float = 0.0
+    """Of one device and hour, in whatever currency."""
 
     @property
     def peak(self) -> float:
         """FLOPs a second of one device."""
-        return peak_flops(self.device) or CPU_PEAK
+        return self.peak_tflops * 1e12 or peak_flops(self.device) or CPU_PEAK
 
     @property
     def bandwidth(self) -> float:
         """Bytes a second of one device."""
-        return BANDWIDTH.get(self.device, CPU_BANDWIDTH)
+        return self.bandwidth_tb * 1e12 or BANDWIDTH.get(self.device, CPU_BANDWIDTH)
+
+    def cost(self, seconds: float) -> float:
+        """Price of all devices for so long."""
+        return self.price * self.gpus * seconds / 3600
 
     @property
     def room(self) -> float:
@@ -58,8 +68,12 @@ def machine_of(words: dict[str, str], *, recipe: MachineSettings | None) -> Mach
     """
     known = recipe or MachineSettings()
     device = words.get("device", known.device).lower()
-    if device not in (*GPU_GB, "cpu"):
-        raise ValueError(f"device={device}: no such device; choose from {', '.join(GPU_GB)}, cpu")
+    numbers = ("peak_tflops", "bandwidth_tb", "gpu_memory")
+    if device not in (*GPU_GB, "cpu") and not all(key in words for key in numbers):
+        raise ValueError(
+            f"device={device}: not a device that is known by name; choose from {', '.join(GPU_GB)}, cpu, or give its "
+            f"numbers: {'=N '.join(numbers)}=N"
+        )
     here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     processes = known.gpus if device == known.device else 8
     found = Machine(
@@ -67,6 +81,9 @@ def machine_of(words: dict[str, str], *, recipe: MachineSettings | None) -> Mach
         gpus=int(_number(words, "gpus", 1 if device == "cpu" else processes)),
         utilization=_number(words, "utilization", 0.4),
         gpu_gib=_number(words, "gpu_memory", GPU_GB[device] * 1e9 / GIB if device in GPU_GB else here),
+        peak_tflops=_number(words, "peak_tflops", 0.0),
+        bandwidth_tb=_number(words, "bandwidth_tb", 0.0),
+        price=_number(words, "price", 0.0),
         host_gib=_number(words, "host_memory", here if device == "cpu" else known.host_gib or float("inf")),
     )
     if found.gpus < 1 or not 0 < found.utilization <= 1:

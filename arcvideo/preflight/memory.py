@@ -7,11 +7,15 @@ from typing import Any
 
 from arcvideo.config import RunConfig
 from arcvideo.flops import decoder_weights, head_weights
-from arcvideo.model.settings import ModelSettings
+from arcvideo.model.settings import ModelSettings, adapter_targets
+from arcvideo.preflight.activations import activations
+from arcvideo.preflight.row import Row
 from arcvideo.runner.settings import zero_stage
 
-LOGIT_BYTES = 10
-"""Of one logit: bf16, its fp32 copy, and the copy's gradient."""
+PROCESS = 4 * (1 << 30)
+"""Of one rank on the host: torch, CUDA's libraries, DeepSpeed and buffers. Assumed."""
+REDUCED_AT_ONCE = 500_000_000
+"""Numbers that DeepSpeed's BF16_Optimizer (bf16 under ZeRO-1) adds up over ranks together, in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +27,14 @@ class Memory:
     optimizer: float
     activations: float
     rollout: float = 0.0
-    """Keys and values of decoding, and whole weights gathered for it; not there at the same time as activations."""
+    """Of prefilling and decoding, and whole weights gathered for it; not there at the same time as activations."""
+    buffers: float = 0.0
+    """Of collectives."""
 
     @property
     def total(self) -> float:
         """At the worst moment."""
-        return self.weights + self.gradients + self.optimizer + max(self.activations, self.rollout)
+        return self.weights + self.gradients + self.optimizer + self.buffers + max(self.activations, self.rollout)
 
 
 def parameters(model: ModelSettings) -> dict[str, float]:
@@ -36,8 +42,9 @@ def parameters(model: ModelSettings) -> dict[str, float]:
     vision, audio, width = model.vision, model.audio, model.text.hidden_size
     wide = vision.hidden_size
     return {
-        "llm": decoder_weights(model.text) + head_weights(model.text),
-        "vit": vision.num_hidden_layers * (4 * wide**2 + 2 * wide * vision.intermediate_size)
+        "llm": decoder_weights(model.text) + head_weights(model.text) * (1 if model.text.tie_word_embeddings else 2),
+        "vit": vision.num_hidden_layers
+        * (4 * wide**2 + (3 if model.kind.gated_vision else 2) * wide * vision.intermediate_size)
         + (vision.max_image_size // vision.patch_size) ** 2 * wide,
         "vision_projector": 16 * wide**2 + 4 * wide * width,
         "whisper": audio.encoder_layers * (4 * audio.d_model**2 + 2 * audio.d_model * audio.encoder_ffn_dim),
@@ -58,24 +65,32 @@ def _adapters(config: RunConfig) -> float:
     text, rank = config.model.text, config.lora.rank
     heads = text.num_attention_heads * text.attention_head_dim
     both = heads + 2 * text.num_key_value_heads * text.attention_head_dim
+    queries, keys = heads, text.num_key_value_heads * text.attention_head_dim
     widths = {
         "qkv_proj": text.hidden_size + both,
+        "q_proj": text.hidden_size + queries,
+        "k_proj": text.hidden_size + keys,
+        "v_proj": text.hidden_size + keys,
+        "gate_proj": text.hidden_size + text.intermediate_size,
+        "up_proj": text.hidden_size + text.intermediate_size,
         "o_proj": heads + text.hidden_size,
         "gate_and_up_proj": text.hidden_size + 2 * text.intermediate_size,
         "down_proj": text.intermediate_size + text.hidden_size,
     }
-    return float(text.num_hidden_layers * rank * sum(widths.get(name, 0) for name in config.lora.targets))
+    targets = adapter_targets(config.lora, family=config.model.family)
+    return float(text.num_hidden_layers * rank * sum(widths.get(name, 0) for name in targets))
 
 
-def memory(config: RunConfig, *, ranks: int, longest: int, targets: float = 0.1) -> Memory:
+def memory(config: RunConfig, *, ranks: int, row: Row) -> Memory:
     """Of one device; whole towers stay on every rank.
 
-    bf16 under ZeRO 1-3: bf16 weights, fp32 gradient sums, fp32 masters and two moments; else fp32 everywhere. An
-    optimizer or weights that are offloaded lie in host memory.
+    bf16 under ZeRO 1-3: bf16 weights, fp32 gradient sums, fp32 masters and two moments; bf16 under ZeRO 0: fp32 weights
+    and the copies that autocast keeps; else fp32 everywhere. What is offloaded lies in host memory, but for the
+    gradient sums of ZeRO-2, which DeepSpeed keeps on the device.
 
     Args:
-        longest: tokens of the longest pack or prompt.
-        targets: supervised tokens per token of a pack.
+        ranks: devices that the states are cut over.
+        row: the packed row that holds most.
     """
     zero = zero_stage(config.engine)
     sizes, trained = parameters(config.model), trained_parameters(config)
@@ -88,24 +103,48 @@ def memory(config: RunConfig, *, ranks: int, longest: int, targets: float = 0.1)
     cut = {level: ranks if zero >= level else 1 for level in (1, 2, 3)}
     states, host_weights = offloaded(config, "offload_optimizer"), offloaded(config, "offload_param")
     gathered = width * sizes["llm"] if grpo and zero >= 3 else 0.0
+    copies = 2 * sum(sizes.values()) if config.runner.precision == "bf16" and width == 4 else 0.0
     return Memory(
-        weights=width * ((0.0 if host_weights else trained / cut[3]) + frozen + reference),
-        gradients=0.0 if states else 4 * trained / cut[2],
+        weights=width * ((0.0 if host_weights else trained / cut[3]) + frozen + reference) + copies,
+        gradients=0.0 if states and (zero == 3 or width == 4) else 4 * trained / cut[2],
         optimizer=0.0 if states else (12 if width == 2 else 8) * trained / cut[1],
-        activations=_activations(config, longest=longest, targets=targets),
-        rollout=gathered + _key_values(config, prompt=longest, ranks=ranks) if grpo else 0.0,
+        activations=activations(config, row=row).peak,
+        rollout=gathered + _rollout(config, row=row, ranks=ranks) if grpo else 0.0,
+        buffers=_buffers(config, trained=trained, ranks=ranks),
     )
 
 
+def _buffers(config: RunConfig, *, trained: float, ranks: int) -> float:
+    """What DeepSpeed fills for collectives: what is added up at once and, under ZeRO-3, what is whole at once."""
+    zero, width = zero_stage(config.engine), _width(config)
+    if ranks == 1 or zero == 0:
+        return 0.0
+    if zero == 1 and width == 2:
+        return 4 * min(REDUCED_AT_ONCE, trained)
+    keys: dict[str, Any] = config.engine.get("zero_optimization", {})
+    # With overlap_comm one bucket fills while another is sent.
+    reduced = min(keys.get("reduce_bucket_size", 5e8), trained) * (2 if keys.get("overlap_comm", zero == 3) else 1)
+    if zero < 3:
+        return width * (reduced + min(keys.get("allgather_bucket_size", 5e8), trained))
+    live = keys.get("stage3_max_live_parameters", 1e9) + keys.get("stage3_prefetch_bucket_size", 5e7)
+    return width * (reduced + min(live, trained))
+
+
 def host_memory(config: RunConfig, *, ranks: int) -> float:
-    """Bytes around the devices of one node: what loading, offloaded states and prepared batches take."""
+    """Bytes around the devices of one node: what loading takes, then offloaded states, copies to save, and batches."""
     sizes, trained = parameters(config.model), trained_parameters(config)
-    # Every rank loads the whole model in fp32 before DeepSpeed takes it; rank 0 also gathers what it trained.
-    loading = 4 * (ranks * sum(sizes.values()) + trained)
-    # fp32 masters, two moments and gradients; bf16 weights.
-    running = (16.0 if offloaded(config, "offload_optimizer") else 0.0) * trained
-    running += (2.0 if offloaded(config, "offload_param") else 0.0) * trained + 4 * trained
-    return max(loading, running) + _batches(config)
+    whole, half = sum(sizes.values()), _width(config) == 2 and not config.feature_cache
+    # One rank reads all bits; the others half of them where weights are bf16.
+    loading = whole * (4 + (ranks - 1) * (2 if half else 4))
+    # fp32 weights of everything at the end, on the first rank, or on all that evaluate.
+    closing = 4 * trained * (ranks if config.evaluation.shards else 1)
+    # fp32 masters, gradients and two moments, and the bf16 weights on their way.
+    states = 18.0 * trained if offloaded(config, "offload_optimizer") else 0.0
+    states += 2.0 * trained if offloaded(config, "offload_param") else 0.0
+    # A checkpoint is copied before it is written: fp32 weights and two moments. Frozen weights keep all their bits.
+    frozen = 4 * (whole - trained) * (1 if half else ranks) if _width(config) == 2 else 0.0
+    running = states + max(12 * trained, closing) + max(frozen, 0.0) + _batches(config)
+    return max(loading, running) + ranks * PROCESS
 
 
 def checkpoint_disk(config: RunConfig) -> float:
@@ -126,34 +165,20 @@ def _width(config: RunConfig) -> int:
     return 2 if config.runner.precision == "bf16" and zero_stage(config.engine) > 0 else 4
 
 
-def _activations(config: RunConfig, *, longest: int, targets: float) -> float:
-    """Bytes kept for the backward of one packed row: inputs of layers, what one or all layers keep inside, logits."""
-    text, grpo = config.model.text, config.grpo
-    if config.objective.sampled:
-        answers = grpo.prompts_per_batch * grpo.num_generations * grpo.max_completion_length
-        tokens, heads_out = grpo.prompts_per_batch * longest + answers, float(answers)
-    else:
-        tokens, heads_out = config.data.token_budget, config.data.token_budget * targets
-    width = 2 if config.runner.precision == "bf16" else 4
-    heads = (text.num_attention_heads * 2 + text.num_key_value_heads * 2) * text.attention_head_dim
-    inside = 4 * text.hidden_size + heads + 4 * text.intermediate_size
-    products = 3 * text.hidden_size + heads + 2 * text.intermediate_size
-    kept = {
-        "none": text.num_hidden_layers * inside,
-        "selective": text.num_hidden_layers * products + inside,
-        "full": text.num_hidden_layers * text.hidden_size + inside,
-    }
-    return (
-        float(width * tokens * kept[config.model.activation_checkpointing]) + LOGIT_BYTES * heads_out * text.vocab_size
-    )
+def _rollout(config: RunConfig, *, row: Row, ranks: int) -> float:
+    """Bytes of all prompts of a rank decoded together: each prompt's keys and values once, its completions' beside it.
 
-
-def _key_values(config: RunConfig, *, prompt: int, ranks: int) -> float:
-    """Bytes of all prompts of a rank decoded together, each prompt's once and its completions' beside it."""
-    text, grpo = config.model.text, config.grpo
-    token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.attention_head_dim * _width(config)
+    While prompts are prefilled, all of them together, one layer holds its inputs and outputs, the fused projection and
+    the gated unit; when their keys and values are laid out for decoding, they are there twice.
+    """
+    text, grpo, width = config.model.text, config.grpo, _width(config)
+    token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.attention_head_dim * width
     prompts = -(-grpo.num_prompts // ranks)
-    return float(token * prompts * (prompt + grpo.num_generations * grpo.max_completion_length))
+    prompt = row.tokens(config) / row.families - sum(row.branches)
+    inside = width * (4 * text.hidden_size + 4 * text.intermediate_size)
+    own = grpo.num_generations * grpo.max_completion_length
+    prefilling = prompt * (token + max(inside, token))
+    return float(prompts * max(prefilling, token * (prompt + own)))
 
 
 def _batches(config: RunConfig) -> float:

@@ -11,8 +11,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -24,14 +23,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from arcvideo.compose import stage_config
 from arcvideo.config import RunConfig
-from arcvideo.model.configuration import ArcVideoConfig
-from arcvideo.model.disk.lora import add_adapters
-from arcvideo.model.modeling import ArcVideoForConditionalGeneration
-from arcvideo.model.special import SpecialIds
-from arcvideo.objectives import load_objective
-from arcvideo.runner.trainable import PREFIXES, train_only, trained_modules
-from arcvideo.tasks import DEFAULT_TASK
-from arcvideo.types import Batch, Media, Segments, model_inputs
+from arcvideo.model import attention, plans
+from arcvideo.model.attention import FlexPlan
+from arcvideo.model.plans import kernel_of
+from arcvideo.preflight.made import batch_of, drop_gradients, model_of, objective_of
+from arcvideo.preflight.row import Row, fullest_row
+from arcvideo.types import model_inputs
 
 META = torch.device("meta")
 GIB = 1 << 30
@@ -120,7 +117,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 @_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape[:-1] + v.shape[-1:]), q.new_empty(q.shape[:-1], dtype=torch.float32)
+    # The kernels write their output as the queries lie, heads beside each other.
+    return torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=torch.float32)
 
 
 @torch.library.custom_op("arcvideo::_scaled_dot_product_traced_backward", mutates_args=())
@@ -148,7 +146,7 @@ _attention.register_autograd(_backward, setup_context=_save)
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
-    """Let attention on meta hold what the fused kernels of a GPU hold: its output and one fp32 number a query.
+    """Let attention on meta take CUDA's kernels and hold what they hold: their output and one fp32 number a query.
 
     On meta torch would take the written-out formula, with every score and a copy of keys and values for each head.
     """
@@ -157,26 +155,24 @@ def fused_attention() -> Iterator[None]:
     def traced(query: Tensor, key: Tensor, value: Tensor, *words: Any, **more: Any) -> Tensor:
         return _attention(query, key, value)[0] if query.is_meta else ours(query, key, value, *words, **more)
 
-    # A mode would not reach what checkpointing computes again in the backward.
-    with patch.object(nn.functional, "scaled_dot_product_attention", traced):
+    def branches(query: Tensor, key: Tensor, value: Tensor, **more: Any) -> Tensor:
+        return _attention(query, key, value)[0]
+
+    def documents(query: Tensor, key: Tensor, value: Tensor, *words: Any, **more: Any) -> Tensor:
+        heads_first = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
+        return _attention(*heads_first)[0].squeeze(0).transpose(0, 1)
+
+    def kernel(spans: Any, parents: Any, **words: Any) -> str:
+        return kernel_of(spans, parents, **words | {"device": "cuda"})
+
+    # Modes would not reach what checkpointing computes again in the backward.
+    with (
+        patch.object(nn.functional, "scaled_dot_product_attention", traced),
+        patch.object(attention, "varlen_attn", documents),
+        patch.object(plans, "kernel_of", kernel),
+        patch.object(plans, "flex_plan", lambda segments, length: FlexPlan(None, branches, packed=True)),
+    ):
         yield
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """The shape of one packed row: families of a clip and what follows it."""
-
-    frames: int
-    """Pictures of the clip, one a second; 0 for text alone."""
-    text: int
-    """Tokens of the prompt behind the clip."""
-    branches: tuple[int, ...]
-    """Tokens of each continuation: answers of SFT, completions of a group, the two of a pair; none: the row is one
-    segment, supervised at its end."""
-    targets: int
-    """Supervised tokens of a family, over all its continuations."""
-    families: int = 1
-    """How often all this stands in the row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,121 +194,18 @@ def trace_row(config: RunConfig, *, row: Row) -> Traced:
 
     Gradients of weights are dropped as they come, as ZeRO does; weights, optimizer and communication are not counted.
     """
-    model = _model(config)
-    batch = _batch(config, row=row)
+    model = model_of(config, device=META)
+    drop_gradients(model)
+    batch = batch_of(config, row=row, device=META)
     held = Held()
     with held, fused_attention():
         moved = batch.to(META)
         logits = model(**model_inputs(moved)).logits
-        total = _objective(config)(logits, moved).total
+        total = objective_of(config)(logits, moved).total
         after_forward = held.now
         del logits
         total.backward()
     return Traced(tokens=batch.input_ids.numel(), peak=held.peak, held=after_forward, calls=held.calls)
-
-
-def _model(config: RunConfig) -> ArcVideoForConditionalGeneration:
-    settings = config.model
-    if settings.text.vocab_size == 0:
-        settings = replace(settings, text=replace(settings.text, vocab_size=max(vars(SpecialIds()).values()) + 1))
-    with META:
-        model = ArcVideoForConditionalGeneration(ArcVideoConfig.from_settings(settings, special=SpecialIds()))
-    model.adopt(config.model)
-    lora = config.lora
-    if lora is not None:
-        add_adapters(model, settings=lora, prefixes=[prefix for name in lora.modules for prefix in PREFIXES[name]])
-    train_only(model, trained_modules(config.stage.train, adapted=lora.modules if lora else ()))
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(_drop)
-    nn.Module.to(model, torch.bfloat16 if config.runner.precision == "bf16" else torch.float32)
-    return model.train()
-
-
-def _drop(parameter: Tensor) -> None:
-    parameter.grad = None
-
-
-def _objective(config: RunConfig) -> Any:
-    return load_objective(config.stage.objective)(config.objective_settings, **config.stage.options)
-
-
-def _batch(config: RunConfig, *, row: Row) -> Batch:
-    """A row of that shape: ids, segments and positions are real, pictures and sound are on meta."""
-    special, pictures = SpecialIds(), row.frames * config.layout.tokens_per_frame
-    prompt = torch.zeros(1 + pictures + row.text, dtype=torch.int64)
-    prompt[1 : 1 + pictures] = special.image
-    lengths = [len(prompt), *row.branches] * row.families
-    starts = list(accumulate(lengths, initial=0))
-    answers = max(len(row.branches), 1)
-    each = row.targets // answers
-    # Continuations end every segment but a family's first; without any, the prompt itself is supervised at its end.
-    stride = len(row.branches) + 1
-    ends = [end for place, end in enumerate(starts[1:]) if not row.branches or place % stride]
-    places = torch.cat([torch.arange(end - 1 - each, end - 1) for end in ends])
-    family = torch.cat([prompt, torch.zeros(sum(row.branches), dtype=torch.int64)])
-    parents = [-1 if place % stride == 0 else place - place % stride for place in range(len(lengths))]
-    count = len(places)
-    extra = {"advantages": torch.zeros(len(ends))}
-    extra |= {name: torch.zeros(count) for name in ("old_logprobs", "ref_logprobs")}
-    return Batch(
-        input_ids=family.repeat(row.families),
-        position_ids=torch.zeros(4, starts[-1], dtype=torch.int64),
-        segments=Segments(starts=torch.tensor(starts, dtype=torch.int32), parents=torch.tensor(parents)),
-        media=tuple(_media(config, frames=row.frames) for _ in range(row.families)) if row.frames else (),
-        target_positions=places,
-        target_ids=torch.zeros(count, dtype=torch.int64),
-        target_weights=torch.ones(count),
-        target_samples=torch.arange(len(ends)).repeat_interleave(each),
-        keys=tuple(f"answer-{number}" for number in range(len(ends))),
-        tasks=(DEFAULT_TASK,) * len(ends),
-        extra=extra,
-    )
-
-
-def _media(config: RunConfig, *, frames: int) -> Media:
-    vision, audio = config.model.vision, config.model.audio
-    chunks = -(-frames * 50 // audio.max_source_positions)
-    bare = Media(key="traced", frame_count=frames, seconds=frames, has_video=True, has_audio=True)
-    if config.feature_cache:
-        patches = (vision.force_image_size // vision.patch_size) ** 2
-        return replace(
-            bare,
-            patches=torch.empty(frames, patches, vision.hidden_size, device=META),
-            speech=torch.empty(chunks, audio.max_source_positions, audio.d_model, device=META),
-        )
-    side = vision.force_image_size
-    return replace(
-        bare,
-        pixels=torch.empty(frames, 3, side, side, dtype=torch.uint8, device=META),
-        mel=torch.empty(chunks, audio.num_mel_bins, 2 * audio.max_source_positions, device=META),
-    )
-
-
-def fullest_row(config: RunConfig, *, targets: float = 0.1) -> Row:
-    """The row of a stage that holds most: as many frames as a clip may have, and the whole budget.
-
-    Args:
-        config: of the stage.
-        targets: supervised tokens per token of a pack; a group's completions are supervised whole.
-    """
-    each, most = config.layout.tokens_per_frame, config.layout.max_frames
-    budget = config.data.token_budget
-    if config.objective.sampled:
-        grpo = config.grpo
-        answers = (grpo.max_completion_length,) * grpo.num_generations
-        return Row(frames=most, text=ROOM, branches=answers, targets=sum(answers), families=grpo.prompts_per_batch)
-    frames = max(min(most, (budget - 1 - ROOM) // each), 0)
-    rest = budget - 1 - frames * each
-    supervised = max(int(budget * targets), 1)
-    if config.objective.paired:
-        pair = (rest // 4, rest // 4)
-        return Row(frames=frames, text=rest - sum(pair), branches=pair, targets=min(supervised, sum(pair)))
-    return Row(frames=frames, text=rest, branches=(), targets=min(supervised, rest - 1))
-
-
-ROOM = 256
-"""Tokens that a question may take behind a clip of full length."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

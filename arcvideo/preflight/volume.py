@@ -10,11 +10,13 @@ import numpy as np
 
 from arcvideo.config import RunConfig
 from arcvideo.planning.cost import pack_cost
-from arcvideo.planning.mixture import SourceTable, source_table
-from arcvideo.planning.plan import EpochPlan, Plan
+from arcvideo.planning.mixture import source_table
+from arcvideo.planning.plan import Plan
 from arcvideo.planning.settings import SourceSettings
 from arcvideo.planning.shares import pass_tokens, with_passes
 from arcvideo.planning.sizes import attention_pairs, audio_chunks, prefix_tokens
+from arcvideo.planning.table import SourceTable
+from arcvideo.planning.window import WindowPlan
 from arcvideo.preflight.declared import ORDINARY, Row, declared_longest, declared_row
 from arcvideo.recipe import ExpectedSource
 from arcvideo.shards.expand import expand_shards
@@ -118,7 +120,7 @@ def _open(name: str, source: SourceSettings, *, config: RunConfig) -> tuple[Sour
         shards = expand_shards(source.shards)
     except ValueError as error:
         raise ValueError(f"data.sources.{name}.{error}") from None
-    indexes = [_index(shard, name=name, source=source) for shard in shards]
+    indexes = [_index(shard, name=name, source=source, place=config.data.index_dir or "") for shard in shards]
     paired = "-pairs" if config.objective.paired else ""
     rules = f"{config.data.wording}{paired}"
     lengths = [_lengths(index, style=source.style, rules=rules) for index in indexes]
@@ -134,12 +136,12 @@ def _open(name: str, source: SourceSettings, *, config: RunConfig) -> tuple[Sour
     return table, targets / max(branches, 1.0), not any(isinstance(length, AssumedLengths) for length in lengths)
 
 
-def _index(shard: Path, *, name: str, source: SourceSettings) -> ShardIndex:
+def _index(shard: Path, *, name: str, source: SourceSettings, place: str) -> ShardIndex:
     with open(shard, "rb") as file:
         header = file.read(TAR_BLOCK)
     if len(header) < TAR_BLOCK or header[257:262] != b"ustar":
         raise ValueError(f"data.sources.{name}: {shard} is no tar file; write the shard again")
-    index = open_index(shard)
+    index = open_index(shard, place=place)
     if index is None:
         raise ValueError(
             f"data.sources.{name}: {shard} has no index, or changed since; run "
@@ -156,7 +158,7 @@ def _lengths(index: ShardIndex, *, style: str, rules: str) -> Lengths:
     return AssumedLengths(path=index.folder, problems=[], items=len(index.items), style=style)
 
 
-def _planned(plan: EpochPlan, *, shares: Sequence[float], config: RunConfig, chunk: int, how: str) -> Volume:
+def _planned(plan: WindowPlan, *, shares: Sequence[float], config: RunConfig, chunk: int, how: str) -> Volume:
     families = plan.families
     own = families.tokens - families.prefix
     totals = np.concatenate([[0], np.cumsum(families.tokens[plan.pack_family])])

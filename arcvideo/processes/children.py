@@ -10,7 +10,9 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+ASKS_TO_STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""What a run is asked to stop with: by schedulers, by launchers, and by a terminal that is closed."""
 REQUEUE_EXIT_CODE = 85
 """Exit status of a run that was asked to stop: start the same command again to go on."""
 _LIBC = ctypes.CDLL(None)
@@ -20,7 +22,7 @@ _SI_KERNEL = 0x80
 
 
 def run_child(command: Sequence[str]) -> int:
-    """Run a command to its end, pass SIGTERM, SIGUSR1 and SIGINT on to it, and return the status to exit with.
+    """Run a command to its end, pass SIGTERM, SIGUSR1, SIGHUP and SIGINT on to it, and return the status to exit with.
 
     A child that a passed-on signal ends before it could answer counts as one that was asked to stop (85); one that
     another signal ends as 128 + its number. When this process is killed, the child gets SIGTERM.
@@ -55,12 +57,14 @@ def _bind_to_parent(mask: set[int | signal.Signals], *, parent: int) -> None:
 
 
 def stop_with_status() -> None:
-    """From now on SIGTERM and SIGUSR1 end this process at once with status 85, wherever it is.
+    """From now on SIGTERM, SIGUSR1 and SIGHUP end this process at once with status 85, wherever it is.
 
     For what lies around the loop of a run, which saves first: whatever is half done there is done again by the same
     command.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in ASKS_TO_STOP:
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue  # started with nohup
         signal.signal(number, lambda number, frame: _end(REQUEUE_EXIT_CODE))
 
 

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM and SIGUSR1 end the run after the present step, with a checkpoint."""
+"""Being asked to stop: SIGTERM, SIGUSR1 and SIGHUP end the run after the present step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import os
 import signal
 from types import FrameType, TracebackType
 
-from arcvideo.processes.children import REQUEUE_EXIT_CODE
-
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from arcvideo.processes.children import ASKS_TO_STOP, REQUEUE_EXIT_CODE
 
 
 class Preempted(SystemExit):
@@ -20,14 +18,16 @@ class Preempted(SystemExit):
 
 
 class StopSignals:
-    """While entered, notes the first SIGTERM or SIGUSR1; the second ends the process at once."""
+    """While entered, notes the first SIGTERM, SIGUSR1 or SIGHUP; the second ends the process at once."""
 
     def __init__(self) -> None:
         self.requested = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in _SIGNALS:
+        for number in ASKS_TO_STOP:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # started with nohup
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -38,6 +38,8 @@ class StopSignals:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGHUP:
+            return  # a closed terminal tells every process, and whoever started this one hands it on as well
         if self.requested:
             # No clean-up: whoever sends twice does not want to wait for a collective that may never end.
             os._exit(128 + number)

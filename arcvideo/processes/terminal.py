@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import sys
 import traceback
@@ -11,8 +13,55 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from arcvideo.hidden import plain
+
 LOGS_NAME = "logs"
 """Folder inside a stage's folder."""
+
+
+class _Plain(io.TextIOWrapper):
+    """A stream to a person: what is written to it neither gives credentials away nor steers the terminal."""
+
+    def write(self, text: str) -> int:
+        """Write; see `hidden.plain`. A reader that has gone, or a full disk behind a redirection, ends no run."""
+        try:
+            super().write(plain(text, colours=self.isatty()))
+        except OSError as error:
+            self._lost(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written, as far as somebody takes it."""
+        try:
+            super().flush()
+        except OSError as error:
+            self._lost(error)
+
+    def _lost(self, error: OSError) -> None:
+        if error.errno in (errno.EPIPE, errno.EIO):  # the other end is closed, for good
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+
+
+def speak_plainly() -> None:
+    """From now on all that this process prints goes through `hidden.plain`, whoever prints it; for commands.
+
+    Signs that the encoding of the terminal does not have, and halves of characters, are printed as escapes.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if type(stream) is not io.TextIOWrapper:
+            continue  # a test, or somebody else's, captures it
+        stream.flush()
+        spoken = _Plain(
+            stream.buffer,
+            encoding=stream.encoding,
+            errors="backslashreplace",
+            line_buffering=stream.line_buffering or name == "stderr",
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, spoken)
 
 
 @contextmanager
@@ -41,12 +90,12 @@ def one_voice(folder: Path, *, rank: int, ranks: int, job: str) -> Iterator[None
     try:
         yield
     except Exception as error:
-        with log.open("a") as file:
-            file.write(traceback.format_exc())
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(plain(traceback.format_exc()))
         if _is_first(logs, job=job):
             line = _line(error)
             where = "" if "traceback in" in line else f" (traceback in {log})"
-            os.write(terminal, f"error on rank {rank}: {line}{where}\n".encode())
+            os.write(terminal, f"error on rank {rank}: {plain(line)}{where}\n".encode(errors="backslashreplace"))
         else:
             # What follows from a peer's end, as C++ and Python tell it on the way out, hides the reason.
             _send_to(log)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from arcvideo.decoding.pool import MediaPool
 from arcvideo.feed.prompts import Prompt
@@ -23,6 +22,7 @@ from arcvideo.model.towers.features import FeatureStore, tower_digest
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.planning.families import Family
 from arcvideo.processing import ArcVideoProcessor
+from arcvideo.progress import counted
 from arcvideo.rejection.journal import Journal, journal_path, read_answers
 from arcvideo.rejection.questions import Questions, loaded, open_questions, renamed
 from arcvideo.rejection.selection import Drawn, items_of, summary
@@ -107,19 +107,18 @@ def _draw(
         for family in families
         if (items := tuple(item for item in family.items if not journal.answers.has(asked.key(family, item))))
     ]
-    bar = tqdm(total=len(left), desc=journal.path.name.partition(".")[0], unit="clip", disable=True if quiet else None)
-    for batch in loaded(left, asked=asked, size=settings.batch_prompts):
-        prompts = []
-        for family, found in batch:
-            if isinstance(found, Exception):
-                journal.lose([asked.key(family, item) for item in family.items], reason=str(found))
-            else:
-                prompts += found
-        if prompts:
-            prompts = with_features(prompts, model=sampler.model, features=sampler.features)
-            journal.add(_answers(prompts, sampler=sampler, settings=settings))
-        bar.update(len(batch))
-    bar.close()
+    with counted(what=journal.path.name.partition(".")[0], total=len(left), unit="clip", quiet=quiet) as advance:
+        for batch in loaded(left, asked=asked, size=settings.batch_prompts):
+            prompts = []
+            for family, found in batch:
+                if isinstance(found, Exception):
+                    journal.lose([asked.key(family, item) for item in family.items], reason=str(found))
+                else:
+                    prompts += found
+            if prompts:
+                prompts = with_features(prompts, model=sampler.model, features=sampler.features)
+                journal.add(_answers(prompts, sampler=sampler, settings=settings))
+            advance(len(batch))
 
 
 def _answers(prompts: Sequence[Prompt], *, sampler: Any, settings: SampleSettings) -> list[Drawn]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from arcvideo.files import json_line, parsed_lines
 from arcvideo.rejection.selection import Drawn
+from arcvideo.structured import filled
 
 
 def journal_path(out: Path, *, name: str, unit: int) -> Path:
@@ -30,16 +31,20 @@ class Answers:
     written: dict[str, Any] | None = None
     """How the shard was chosen from these answers when it was written last."""
 
-    def take(self, line: dict[str, Any]) -> None:
-        """Add a line."""
-        if "origin" in line:
-            self.origin = line["origin"]
-        elif "lost" in line:
+    def take(self, line: Mapping[str, Any]) -> None:
+        """Add a line.
+
+        Raises:
+            ValueError: it is none of a journal.
+        """
+        if isinstance(origin := line.get("origin"), dict):
+            self.origin = origin
+        elif isinstance(written := line.get("written"), dict):
+            self.written = written
+        elif isinstance(line.get("lost"), str) and isinstance(line.get("key"), str):
             self.lost[line["key"]] = line["lost"]
-        elif "texts" in line:
-            self.rows[line["key"]] = Drawn(**line)
-        elif "written" in line:
-            self.written = line["written"]
+        else:
+            self.rows[line["key"]] = _drawn(line)
 
     def has(self, key: str) -> bool:
         """Whether the question was asked, or found impossible to ask."""
@@ -50,9 +55,26 @@ def read_answers(path: Path) -> Answers:
     """Return what stands in a journal, whoever writes it; empty without one. A half line at its end does not count."""
     answers = Answers()
     data = path.read_bytes() if path.exists() else b""
-    for line in parsed_lines(data[: data.rfind(b"\n") + 1], name=str(path)):
-        answers.take(line)
+    for number, line in enumerate(parsed_lines(data[: data.rfind(b"\n") + 1], name=str(path), fields={}), start=1):
+        try:
+            answers.take(line)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(
+                f"{path}, row {number}: none of a journal; delete it, what it says is drawn again"
+            ) from None
     return answers
+
+
+def _drawn(line: Mapping[str, Any]) -> Drawn:
+    """Return the answers of a line.
+
+    Raises:
+        ValueError: it has others than a journal writes.
+    """
+    row = filled(Drawn, line)
+    if len({len(row.texts), len(row.finished), len(row.scores)}) != 1 or row.number < 0:
+        raise ValueError("answers without scores")
+    return row
 
 
 class Journal:
@@ -99,7 +121,7 @@ class Journal:
 
     def _append(self, lines: Iterable[dict[str, Any]]) -> None:
         lines = list(lines)
-        self._file.write("".join(map(json_line, lines)))
+        self._file.write("".join(json_line(line, checked=True) for line in lines))
         self._file.flush()
         for line in lines:
             self.answers.take(line)

@@ -13,10 +13,11 @@ from arcvideo.feed.load import FAILURES, Loader
 from arcvideo.feed.prompts import Prompt
 from arcvideo.media.clip import read_clip
 from arcvideo.planning.families import Family
-from arcvideo.planning.mixture import SourceTable, index_digest, open_mixture
+from arcvideo.planning.mixture import index_digest, open_mixture
 from arcvideo.planning.prompt_plan import evaluation_families
 from arcvideo.planning.random_words import uniforms
 from arcvideo.planning.settings import DataSettings, SourceSettings
+from arcvideo.planning.table import SourceTable
 from arcvideo.planning.visits import choose_items
 from arcvideo.sampling.settings import SampleSettings
 from arcvideo.shards.index import ShardIndex
@@ -47,7 +48,7 @@ class Questions:
 
     def place(self, clip: int) -> tuple[ShardIndex, int]:
         """The index of a clip and its row there."""
-        return self.table.indexes[self.table.clip_shard[clip]], int(self.table.clip_row[clip])
+        return self.table.place(clip)
 
     def key(self, family: Family, item: int) -> str:
         """Key of a question."""

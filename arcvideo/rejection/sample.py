@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from arcvideo.places import words_from_home
+from arcvideo.processes.terminal import speak_plainly
 from arcvideo.sampling.settings import SampleSettings
 from arcvideo.structured import from_words, words_help
 
@@ -64,4 +65,5 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     sys.exit(main())

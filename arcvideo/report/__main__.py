@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from arcvideo.processes.terminal import speak_plainly
 from arcvideo.report.page import write_page
 
 
@@ -20,4 +21,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     main()

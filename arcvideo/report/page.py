@@ -7,11 +7,12 @@ forbids the browser to load anything or to run any.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 
 from arcvideo.files import write_whole
@@ -45,12 +46,60 @@ def write_page(run_dir: Path, *, stages: Sequence[str] | None = None) -> Path:
     Raises:
         ValueError: the folder has nothing to report.
     """
-    summary = read_json(run_dir / "summary.json")
+    unread: list[str] = []
+    summary = read_json(run_dir / "summary.json", unread=unread)
     names = list(stages) if stages is not None else stage_names(run_dir, summary=summary)
     if not names:
         raise ValueError(f"{run_dir} has neither summary.json nor a stage with metrics.jsonl; train a stage first")
     records = [read_stage(run_dir / name) for name in names]
-    return save(run_dir / PAGE, rendered("page.html", **_content(run_dir.name, records, summary=summary)))
+    return save(run_dir / PAGE, _rendered_all(run_dir.name, records, summary=summary, unread=unread))
+
+
+_ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, TemplateError)
+"""What a file of another kind than ours may end in; one such file never keeps the page from being written."""
+
+
+def _rendered_all(name: str, stages: Sequence[StageRecord], *, summary: Mapping[str, Any], unread: list[str]) -> str:
+    """The page; of what cannot be shown, a line says so."""
+    try:
+        return _page(name, stages, summary=summary, unread=unread)
+    except _ODD:
+        shown = [stage if _shows(stage) else _without_odd(stage) for stage in stages]
+    try:
+        return _page(name, shown, summary=summary, unread=unread)
+    except _ODD:
+        pass
+    try:
+        return _page(name, shown, summary={}, unread=[*unread, "summary.json: what it says"])
+    except _ODD:  # each alone, but not together
+        bare = [StageRecord(name=stage.name, unread=(*stage.unread, "all of its files")) for stage in stages]
+        return _page(name, bare, summary={}, unread=unread)
+
+
+def _page(name: str, stages: Sequence[StageRecord], *, summary: Mapping[str, Any], unread: Sequence[str]) -> str:
+    text = rendered("page.html", unread=unread, **_content(name, stages, summary=summary))
+    return text.encode("utf-8", "backslashreplace").decode()  # half a character has no place in a file
+
+
+def _shows(stage: StageRecord) -> bool:
+    try:
+        _page("", [stage], summary={}, unread=())
+    except _ODD:
+        return False
+    return True
+
+
+_PARTS = ("predictions", "rollouts", "quarantine", "evaluation", "steps", "started", "manifest")
+
+
+def _without_odd(stage: StageRecord) -> StageRecord:
+    """The stage without the file that cannot be shown, or without any when it is more than one."""
+    empty = StageRecord(name=stage.name)
+    for part in _PARTS:
+        rest = replace(stage, unread=(*stage.unread, f"{part}: what it says"), **{part: getattr(empty, part)})
+        if _shows(rest):
+            return rest
+    return replace(empty, unread=(*stage.unread, "all of its files"))
 
 
 def rendered(template: str, **content: Any) -> str:

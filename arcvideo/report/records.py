@@ -33,11 +33,14 @@ class StageRecord:
     """Lines of rollouts.jsonl."""
     quarantine: Sequence[Row] = ()
     """Lines of quarantine*.jsonl, held-out clips and other ranks included, each once."""
+    unread: tuple[str, ...] = ()
+    """What of its files could not be used: a line each."""
 
     @property
     def config(self) -> Mapping[str, Any]:
         """Resolved settings; empty for a folder without either record."""
-        return dict(self.manifest.get("config") or self.started.get("config") or {})
+        found = self.manifest.get("config") or self.started.get("config") or {}
+        return dict(found) if isinstance(found, Mapping) else {}
 
     def setting(self, *path: str) -> Any:
         """A setting by its path, None where it is not known."""
@@ -52,36 +55,63 @@ class StageRecord:
 
 
 def read_stage(folder: Path) -> StageRecord:
-    """Everything a stage wrote."""
+    """Everything a stage wrote that can be read; the rest is named in `unread`."""
+    unread: list[str] = []
     lost = {
         json.dumps(row, sort_keys=True): row
         for path in sorted(folder.glob("quarantine*.jsonl"))
-        for row in read_lines(path)
+        for row in read_lines(path, unread=unread)
     }
     return StageRecord(
         name=folder.name,
-        manifest=read_json(folder / "manifest.json"),
-        started=read_json(folder / "started.json"),
-        evaluation=read_json(folder / "evaluation.json"),
-        steps=read_lines(folder / "metrics.jsonl"),
-        predictions=read_lines(folder / "predictions.jsonl"),
-        rollouts=read_lines(folder / "rollouts.jsonl"),
+        manifest=read_json(folder / "manifest.json", unread=unread),
+        started=read_json(folder / "started.json", unread=unread),
+        evaluation=read_json(folder / "evaluation.json", unread=unread),
+        steps=read_lines(folder / "metrics.jsonl", unread=unread),
+        predictions=read_lines(folder / "predictions.jsonl", unread=unread),
+        rollouts=read_lines(folder / "rollouts.jsonl", unread=unread),
         quarantine=list(lost.values()),
+        unread=tuple(unread),
     )
 
 
 def stage_names(run_dir: Path, *, summary: Mapping[str, Any]) -> list[str]:
     """Sub-folders that hold a stage: in the summary's order, then by the time of their last step."""
-    listed = [name for name in summary.get("stages", {}) if (run_dir / name).is_dir()]
+    named = summary.get("stages", {})
+    listed = [name for name in named if (run_dir / name).is_dir()] if isinstance(named, Mapping) else []
     found = sorted(run_dir.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
     return listed + [path.parent.name for path in found if path.parent.name not in listed]
 
 
-def read_json(path: Path) -> Row:
-    """The object in a file; empty when there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def read_json(path: Path, *, unread: list[str]) -> Row:
+    """Return the object in a file; empty, with a line in `unread`, when it cannot be read, and when there is none."""
+    try:
+        found = json.loads(path.read_bytes()) if path.exists() else {}
+    except (ValueError, RecursionError, OSError) as error:
+        unread.append(f"{path.name}: {error}")
+        return {}
+    if isinstance(found, dict):
+        return found
+    unread.append(f"{path.name}: not an object")
+    return {}
 
 
-def read_lines(path: Path) -> list[Row]:
-    """Return the objects of a file of JSON lines; none when there is no file."""
-    return files.read_lines(path) if path.exists() else []
+def read_lines(path: Path, *, unread: list[str]) -> list[Row]:
+    """Return the objects of a file of JSON lines, without the lines that are none: they are counted in `unread`."""
+    try:
+        data = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        unread.append(f"{path.name}: {error}")
+        return []
+    rows, odd = [], 0
+    for line in data.split(b"\n"):
+        try:
+            found = files.parsed_lines(line + b"\n", name=path.name)
+        except ValueError:
+            found = [None]
+        good = [row for row in found if isinstance(row, dict)]
+        rows += good
+        odd += len(found) - len(good)
+    if odd:
+        unread.append(f"{path.name}: {odd} of its lines")
+    return rows

@@ -79,7 +79,7 @@ class RolloutLog:
         """Forget this step and later ones, unless this process has just written the step before."""
         assert self.path is not None
         if step < self._next or self._next < 0:
-            old = read_lines(self.path) if self.path.exists() else []
+            old = read_lines(self.path, fields={"step": int}) if self.path.exists() else []
             write_lines(self.path, (row for row in old if row["step"] < step))
         self._next = step + 1
 

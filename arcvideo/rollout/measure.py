@@ -109,15 +109,20 @@ def metrics(found: Report) -> dict[str, float]:
     return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
-def gap_metric(gaps: Sequence[Tensor]) -> dict[str, float]:
-    """Return the mean |log-prob of the sampler - log-prob of the trainer| over the tokens of all ranks, in nats.
+def gap_metrics(gaps: Sequence[Tensor], *, bound: float) -> dict[str, float]:
+    """Return what sampler and trainer disagree about over all ranks: the mean gap in nats, and how many tokens are out.
 
     Args:
-        gaps: of each row of this rank (T,); all ranks must call it together.
+        gaps: of each row of this rank (T,) |log-prob of the sampler - log-prob of the trainer|; all ranks must call it
+            together.
+        bound: tokens above it are out of the loss.
     """
-    parts = gathered([sum(float(gap.double().sum()) for gap in gaps), sum(gap.numel() for gap in gaps)])
-    count = sum(part[1] for part in parts)
-    return {"rollout/logprob_gap": sum(part[0] for part in parts) / count} if count else {}
+    outside = sum(int((~(gap <= bound)).sum()) for gap in gaps)
+    parts = gathered(
+        [sum(float(gap[gap.isfinite()].double().sum()) for gap in gaps), sum(gap.numel() for gap in gaps), outside]
+    )
+    total, count, outliers = (sum(part[place] for part in parts) for place in range(3))
+    return {"rollout/logprob_gap": total / count, "rollout/logprob_outliers": float(outliers)} if count else {}
 
 
 def _mean(values: Tensor) -> float:

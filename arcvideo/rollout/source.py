@@ -20,6 +20,7 @@ from arcvideo.model.special import special_ids
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.collect import Collected, collect
 from arcvideo.rollout.gates import (
+    agreeing,
     check_lengths,
     check_media,
     check_reference,
@@ -29,14 +30,14 @@ from arcvideo.rollout.gates import (
 )
 from arcvideo.rollout.held import HeldGroup, from_json, hold, restore_group, to_json
 from arcvideo.rollout.log import RolloutLog, sample_rows
-from arcvideo.rollout.measure import TIMES, Report, gap_metric, metrics, report
+from arcvideo.rollout.measure import TIMES, Report, gap_metrics, metrics, report
 from arcvideo.rollout.reference import frozen_copy
 from arcvideo.rollout.rewards.loading import load_reward
 from arcvideo.rollout.rows import empty_row, forward_logprobs, gains_of, pack, rows_of, rows_per_rank, weighted
 from arcvideo.sampling.draw import seed_at
 from arcvideo.sampling.encode import with_features
 from arcvideo.sampling.groups import Group, place_of
-from arcvideo.sampling.sampler import InProcessSampler
+from arcvideo.sampling.sampler import sampler_class
 from arcvideo.sampling.settings import grpo_sampling
 from arcvideo.tasks import TASKS
 from arcvideo.types import Batch, StepData, summed
@@ -98,7 +99,7 @@ class RolloutSource:
             if task not in TASKS:
                 raise ValueError(f"grpo.task_rewards or task_weights names task {task!r}; there are {', '.join(TASKS)}")
         self.source, self.engine, self.settings, self.seed, self.features = source, engine, settings, seed, features
-        self._sampler = InProcessSampler(engine.model, tokenizer=tokenizer, features=features)
+        self._sampler = sampler_class(settings.sampler)(engine.model, tokenizer=tokenizer, features=features)
         self._sampling = grpo_sampling(settings)
         self._special = special_ids(tokenizer)
         self._log = RolloutLog(log)
@@ -166,7 +167,7 @@ class RolloutSource:
             batches=batches,
             counts=summed(asked.counts for asked in self._asked),
             lost=tuple(key for asked in self._asked for key in asked.lost),
-            metrics=metrics(found) | gap_metric(gaps),
+            metrics=metrics(found) | gap_metrics(gaps, bound=self.settings.max_logprob_gap),
             samples=samples,
             notes=self._notes(found),
         )
@@ -176,7 +177,7 @@ class RolloutSource:
         settings = self.settings
         self._asked.append(self.source.prompts(chunk, count=settings.num_prompts))
         prompts = self._asked[-1].prompts
-        check_media(prompts, tokens_per_frame=model.settings.tokens_per_frame)
+        check_media(prompts, sizes=model.settings)
         began = time.perf_counter()
         prompts = with_features(prompts, model=model, features=self.features)
         self._seconds["encode"] += time.perf_counter() - began
@@ -225,7 +226,8 @@ class RolloutSource:
         logprobs = self._logprobs(model, batch=batch, groups=groups)
         sampled = torch.cat([completion.logprobs for group in groups for completion in group.completions])
         gap = (logprobs["old_logprobs"] - sampled).abs()
-        return replace(batch, extra={**batch.extra, **logprobs}), gap
+        mask = batch.extra["loss_mask"] * agreeing(gap, settings=self.settings)
+        return replace(batch, extra={**batch.extra, **logprobs, "loss_mask": mask}), gap
 
     @torch.no_grad()
     def _logprobs(self, model: Any, *, batch: Batch, groups: Sequence[Group]) -> dict[str, Tensor]:
@@ -253,7 +255,7 @@ class RolloutSource:
 
     def _check(self, batches: Sequence[Batch], *, gaps: Sequence[Tensor], found: Report, first: bool) -> None:
         """Refuse to train on numbers that do not belong together, or from which nothing can be learned."""
-        check_sampler(batches, gaps, bound=self.settings.max_logprob_gap)
+        check_sampler(batches, gaps, settings=self.settings)
         if not first:
             return
         if self._reference is not None:

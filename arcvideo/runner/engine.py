@@ -28,6 +28,8 @@ from arcvideo.runner.trainable import HiddenModules
 from arcvideo.runner.zero import (
     forget_gradients,
     forget_partitions,
+    from_first,
+    has_masters,
     judged_norm,
     link_states,
     make_flat_states,
@@ -93,17 +95,21 @@ class Engine:
         self.stage = zero_stage(settings)
         self.clip_norm = clip_norm
         self.steps_applied = 0
-        half = precision == "bf16" and self.stage > 0
+        half = has_masters(settings, precision=precision)
         self._autocast = precision == "bf16" and not half
         self._trained: dict[str, Any] = {
             name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
         }
         self._names = list(self._trained)
+        self._given = next(model.parameters()).dtype
         self.optimizer = build_optimizer(self._trained.items(), settings=optimizer)
         self._hidden = HiddenModules(model)
         self._hidden.compute_in(torch.bfloat16 if half else torch.float32, device=world.device)
-        masters = {name: parameter.detach().float() for name, parameter in self._trained.items()} if half else {}
-        for parameter in self._trained.values():
+        # The first rank has all the bits there were; the others may have read their weights in bf16.
+        first = world.first
+        masters = {name: part.detach().float() if first else None for name, part in self._trained.items() if half}
+        shapes = {name: parameter.shape for name, parameter in self._trained.items()}
+        for parameter in () if half else self._trained.values():
             parameter.data = parameter.data.float()
         self._policy = _Policy(model, precision=self.precision)
         # BF16_Optimizer prints the memory in use at every group.
@@ -122,8 +128,8 @@ class Engine:
             # A rank alone would copy all gradients into one bucket and back.
             self._deepspeed.enable_backward_allreduce = world.size > 1
         # DeepSpeed makes its fp32 masters from bf16 weights; start from all the bits there were.
-        for name, value in masters.items():
-            self._set(self._trained[name], value, kind=None)
+        for name, shape in shapes.items() if half else ():
+            self._set(self._trained[name], from_first(masters.pop(name), shape=shape, world=world), kind=None)
 
     @property
     def device(self) -> torch.device:
@@ -327,12 +333,20 @@ class Engine:
             finally:
                 offload._register_deepspeed_module(offload.module)
 
-    def close(self) -> nn.Module:
-        """Give the model back whole, on the CPU, with fp32 trained weights; the engine is spent.
+    def close(self, *, everywhere: bool = True) -> nn.Module:
+        """Give the model back whole, on the CPU, in the type it came in; the engine is spent. Every rank must call it.
 
-        Every rank must call it; the result is meant for rank 0 to export.
+        Args:
+            everywhere: whether every rank gets the weights; otherwise only the first, which exports, and what trained
+                is empty elsewhere. Eight ranks of a 7B would hold 224 GiB.
         """
-        weights = dict(self.weights())
+        keeps = everywhere or self.world.first
+        # Every rank runs through all of them, because gathering a tensor takes all ranks.
+        weights = {
+            name: tensor.detach().to("cpu", self._given, copy=True) if keeps else torch.empty(0, dtype=self._given)
+            for kind, name, tensor in self.live_state()
+            if kind == "weights"
+        }
         self._deepspeed.destroy()
         self._hidden.restore()
         if self.stage == 3:
@@ -357,7 +371,7 @@ def _deepspeed_config(settings: EngineSettings, *, precision: str, clip_norm: fl
         "gradient_clipping": clip_norm if stage else 0.0,
         **settings,
     }
-    if precision == "bf16" and stage:
+    if has_masters(settings, precision=precision):
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
         config.setdefault("data_types", {"grad_accum_dtype": "fp32"})
     return config

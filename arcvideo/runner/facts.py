@@ -7,11 +7,9 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from arcvideo.model.settings import ModelSettings
 from arcvideo.runner.engine import StepOutcome
-from arcvideo.tracking.cost import peak_memory, useful_flops
+from arcvideo.tracking.cost import useful_flops
 from arcvideo.tracking.metrics import Sums, merge
 from arcvideo.types import StepData
 
@@ -23,7 +21,6 @@ def facts_of(
     waited: float,
     sizes: ModelSettings | None,
     trained: Collection[str],
-    device: torch.device,
 ) -> dict[str, Any]:
     """What a rank tells the others about its share of a step; JSON-able.
 
@@ -33,7 +30,6 @@ def facts_of(
         waited: seconds until they were there.
         sizes: of the model, for its FLOPs; None for a model that is not ours.
         trained: names of the modules that train.
-        device: whose memory counts.
     """
     flops = sum(useful_flops(batch, settings=sizes, trained=trained) for batch in data.batches) if sizes else 0.0
     return {
@@ -44,7 +40,6 @@ def facts_of(
         "flops": flops,
         "packs": [zlib.crc32("\n".join(batch.keys).encode()) for batch in data.batches],
         "waited": waited,
-        "memory": peak_memory(device),
     }
 
 
@@ -57,6 +52,7 @@ def values_of(
     seconds: float,
     lr: float,
     peak: float | None,
+    memory: Mapping[str, float],
 ) -> dict[str, Any]:
     """The numbers of a step over all ranks.
 
@@ -68,6 +64,7 @@ def values_of(
         seconds: of the step.
         lr: largest learning rate.
         peak: FLOP/s of one device, for MFU.
+        memory: `memory/...` of the device that needed most, GiB.
     """
     tokens = sum(part["tokens"] for part in parts)
     flops = sum(part["flops"] for part in parts)
@@ -87,7 +84,7 @@ def values_of(
         "time/update": seconds - waited,
         "speed/tokens_per_second": tokens / seconds,
         "speed/update_tokens_per_second": tokens / max(seconds - waited, 1e-9),
-        "memory/gib": max(part["memory"] for part in parts),
+        **memory,
     }
     if flops:
         values["speed/tflops"] = flops / seconds / 1e12

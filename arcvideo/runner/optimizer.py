@@ -64,7 +64,7 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], *, settings: Opt
         module, decays = module_of(name), parameter.ndim >= 2
         muon = settings.name == "muon" and _is_muon(name, parameter)
         if (module, decays, muon) not in groups:
-            peak = (settings.matrix_lr if muon else settings.lr) * settings.lr_factors.get(base_of(module), 1.0)
+            peak = settings.peak_of(base_of(module), by_muon=muon)
             groups[module, decays, muon] = {
                 "params": [],
                 "module": module,

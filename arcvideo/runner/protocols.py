@@ -59,3 +59,5 @@ class RunResult:
     """Items over all ranks, and from before a resume too."""
     wandb_id: str | None = None
     """Of the W&B run; None without W&B."""
+    repeatable: bool = False
+    """Whether every training step ran on kernels that repeat their sums."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from arcvideo.processes.ranks import gather_json
 from arcvideo.processes.signals import Preempted, StopSignals
@@ -19,8 +17,10 @@ from arcvideo.processes.watchdog import Watchdog
 from arcvideo.runner.badnumbers import SkippedSteps, SpikeRule
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.facts import facts_of, numbers_of, passed_over, values_of
+from arcvideo.runner.gradient import add_gradients
 from arcvideo.runner.liveness import GradientWatch, LivenessReport, check_modalities
 from arcvideo.runner.protocols import BatchSource, HeldRollouts, Objective, RunResult
+from arcvideo.runner.resuming import first_checkpoint
 from arcvideo.runner.saving import Saver
 from arcvideo.runner.schedule import lr_ratio
 from arcvideo.runner.settings import RunnerSettings, ScheduleSettings
@@ -30,11 +30,10 @@ from arcvideo.tracking.cost import (
     MemoryUse,
     accounting,
     device_peak,
-    is_out_of_memory,
     settings_of,
 )
 from arcvideo.tracking.log import RunLog
-from arcvideo.tracking.metrics import Sums, read_metrics
+from arcvideo.tracking.metrics import read_metrics
 from arcvideo.tracking.settings import LoggerSettings
 from arcvideo.types import Batch, Counts, StepData, model_inputs, summed
 
@@ -58,6 +57,7 @@ class Runner:
         name: str = "run",
         config: Mapping[str, Any] | None = None,
         forward_extra: Mapping[str, Any] | None = None,
+        continue_from: Path | None = None,
     ) -> None:
         """Prepare.
 
@@ -75,6 +75,7 @@ class Runner:
             name: shown by W&B.
             config: resolved settings, shown by W&B.
             forward_extra: further arguments of every training forward, e.g. the model's feature cache.
+            continue_from: a checkpoint of another run to begin with.
         """
         self.engine, self.source, self.held, self.objective = engine, source, held, objective
         self.settings, self.schedule, self.train = settings, schedule, list(train)
@@ -90,7 +91,7 @@ class Runner:
         self._memory = MemoryUse(engine.device)
         self._sizes = settings_of(engine.model)
         self._peak = device_peak(engine.device, tflops=settings.peak_tflops)
-        self._extra = dict(forward_extra or {})
+        self._extra, self.continue_from = dict(forward_extra or {}), continue_from
         self._counts: Counts = {}
         self._skips = SkippedSteps(folder / "skipped.jsonl", budget=settings.skip_budget, writes=engine.world.first)
         self._report = LivenessReport()
@@ -143,6 +144,7 @@ class Runner:
                 self._saver.leave()
             self._log.close(exit_code=code)
         return RunResult(
+            repeatable=self.settings.deterministic,
             steps=max(start, end),
             seconds=time.monotonic() - began,
             metrics=numbers_of(last or self._last_line()),
@@ -159,7 +161,8 @@ class Runner:
         """One optimizer step; returns its metrics (none if passed over), and whether any rank was asked to stop."""
         began = time.perf_counter()
         self._dog.note(f"waiting for the data of step {step}")
-        data = self.source.batches(step)
+        with self._memory.explained(f"the data of step {step} were made"):
+            data = self.source.batches(step)
         batches, waited = data.batches, time.perf_counter() - began
         self._dog.note(f"in step {step}", _keys(batches))
         for note in data.notes:
@@ -169,19 +172,21 @@ class Runner:
             return {}, self._pass_over(step, data, seconds=waited, stop=stop)
         self._prove_again(step, batches)
         self.engine.set_lr(lr_ratio(step, schedule=self.schedule, steps=self.settings.steps))
-        sums, suspects = self._gradient(batches, weight=weight)
+        sums, suspects = add_gradients(
+            batches, weight=weight, engine=self.engine, objective=self.objective, memory=self._memory,
+            extra=self._extra, deterministic=self.settings.deterministic,
+        )  # fmt: skip
         if self._watch is not None:
             self._watch.after_backward(batches)
             if not self._watch.unproven or step + 1 >= self.settings.liveness_scan:
                 self._end_watch()
-        facts = facts_of(
-            data, sums=sums, waited=waited, sizes=self._sizes, trained=self.train, device=self.engine.device
-        )
+        facts = facts_of(data, sums=sums, waited=waited, sizes=self._sizes, trained=self.train)
         parts = gather_json(facts | {"stop": stop.requested, "suspects": suspects}, world=self.world)
         self._counts = summed([self._counts, *(part["counts"] for part in parts)])
         loss = sum(part["pairs"]["loss"][0] for part in parts) / weight
         blame = self._rule.loss(loss)
-        outcome = self.engine.step(refuse=lambda norm: bool(blame or self._rule.norm(norm)))
+        with self._memory.explained(f"the weights moved in step {step}"):
+            outcome = self.engine.step(refuse=lambda norm: bool(blame or self._rule.norm(norm)))
         values = values_of(
             parts,
             outcome=outcome,
@@ -190,6 +195,7 @@ class Runner:
             seconds=time.perf_counter() - began,
             lr=max(self.engine.lrs().values()),
             peak=self._peak,
+            memory=self._memory.since_last(world=self.world),
         )
         self._log.record({"step": step} | values, rollouts=data.samples)
         if outcome.applied:
@@ -197,29 +203,6 @@ class Runner:
         else:
             self._skip(step, batches, parts, why=blame or self._rule.norm(outcome.grad_norm) or "gradient not finite")
         return values, any(part["stop"] for part in parts)
-
-    def _gradient(self, batches: Sequence[Batch], *, weight: float) -> tuple[Sums, list[str]]:
-        """Forward and backward of every micro-batch; the sums, and the samples whose loss was not finite."""
-        sums = Sums()
-        totals: list[Tensor] = []
-        for number, batch in enumerate(batches):
-            self._memory.before()
-            try:
-                batch = batch.to(self.engine.device)
-                loss = self.objective(self.engine(**model_inputs(batch), **self._extra), batch)
-                self.engine.backward(loss.total / weight, last=number == len(batches) - 1)
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise self._memory.explain(error, batch=batch) from error
-                raise
-            self._memory.after(batch)
-            totals.append(loss.total.detach())
-            sums.add("loss", totals[-1], 0.0)
-            for name, (metric, count) in loss.metrics.items():
-                sums.add(name, metric, count)
-        losses = torch.stack(totals).tolist()
-        pairs = zip(losses, batches, strict=True)
-        return sums, [key for loss, batch in pairs if not math.isfinite(loss) for key in batch.keys]
 
     def _global_weight(self, step: int, data: StepData) -> float:
         """Sum of target weights over ranks and micro-batches; 0 when everything of the step is quarantined.
@@ -343,19 +326,11 @@ class Runner:
             self._saver.settle(say=self._log.say)
 
     def _resume(self) -> Checkpoint | None:
-        # Rank 0 chooses: another rank could see a half-deleted directory.
-        if self.world.first:
-            self.checkpoints.remove_unfinished()
-        chosen = self.checkpoints.newest(say=lambda text: print(text, file=sys.stderr)) if self.world.first else None
-        step = gather_json(chosen.step if chosen else None, world=self.world)[0]
-        if step is None:
+        found = first_checkpoint(
+            self.checkpoints, identity=self.identity, world=self.world, continue_from=self.continue_from
+        )
+        if found is None:
             return None
-        found = chosen or self.checkpoints.at(step)
-        if found.identity != self.identity:
-            raise ValueError(
-                f"{found.path} belongs to another run of this stage ({found.identity[:12]}, now {self.identity[:12]}): "
-                "settings, data, parent or code changed. Delete the folder, or choose another output folder"
-            )
         self.engine.load_state(
             weights=found.tensors("weights"),
             optimizer=found.tensors("optimizer"),
@@ -365,13 +340,14 @@ class Runner:
             restore_random_state(found.state["random"][self.world.rank])
         else:
             seed_all(self.settings.seed + found.step, rank=self.world.rank)
-        if self.held is not None:
-            self.held.take(found.state["held"])
         self._counts = found.state["counts"]
-        self._skips.restore(found.state["skipped"])
-        self._rule.restore(found.state["spikes"])
         self._report = LivenessReport(**found.state["liveness"])
-        self._saver.saved_at = found.step
+        if found.identity == self.identity:
+            if self.held is not None:
+                self.held.take(found.state["held"])
+            self._skips.restore(found.state["skipped"])
+            self._rule.restore(found.state["spikes"])
+            self._saver.saved_at = found.step
         return found
 
     def _open_log(self, found: Checkpoint | None) -> RunLog:
@@ -384,10 +360,11 @@ class Runner:
             logger=self.logger,
             name=self.name,
             config=self.config,
-            wandb_id=found.state["wandb_id"] if found else None,
+            wandb_id=found.state["wandb_id"] if found and found.identity == self.identity else None,
         )
         if found:
-            log.say(f"resumed after step {found.step} from {found.path}")
+            how = "resumed" if found.identity == self.identity else "goes on"
+            log.say(f"{how} after step {found.step} from {found.path}")
         if self._sizes is not None:
             log.say(accounting(device=self.engine.device, peak=self._peak, ranks=self.world.size))
         return log

@@ -44,10 +44,25 @@ class HostCopies:
     def _copy(self, kind: str, name: str, tensor: Tensor) -> Tensor:
         buffer = self._buffers.get((kind, name))
         if buffer is None or buffer.shape != tensor.shape:
-            buffer = torch.empty(tensor.shape, dtype=torch.float32, pin_memory=self._pinned)
+            # States that are offloaded lie on the host already.
+            buffer = host_buffer(tensor.shape, locked=self._pinned and tensor.device.type == "cuda")
             self._buffers[kind, name] = buffer
         buffer.copy_(tensor.detach(), non_blocking=True)
         return buffer
+
+
+def host_buffer(shape: torch.Size, *, locked: bool) -> Tensor:
+    """Return an fp32 tensor of exactly that size in host memory.
+
+    Args:
+        shape: of the tensor.
+        locked: its pages stay where they are, so that a device copies into them on its own. torch's pinned memory would
+            round every buffer up to a power of two: 96 GiB for the 84 GiB of a 7B and its optimizer.
+    """
+    buffer = torch.empty(shape, dtype=torch.float32)
+    if locked and buffer.numel():
+        torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0)  # type: ignore[attr-defined]
+    return buffer
 
 
 class Saver:

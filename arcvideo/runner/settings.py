@@ -11,6 +11,8 @@ EngineSettings = dict[str, Any]
 """DeepSpeed's own keys, passed on unchanged; `engine_problems` names the keys the runner sets itself."""
 
 OPTIMIZERS = ("adamw", "muon")
+LARGEST_RATE = 0.05
+"""Above it a number in optimizer.module_lrs is taken for a factor, which it once was: no stage trains so fast."""
 SCHEDULES = ("constant", "linear", "cosine")
 PRECISIONS = ("fp32", "bf16")
 MODULES = ("llm", "vision_projector", "audio_projector", "vit", "whisper")
@@ -63,6 +65,9 @@ class OptimizerSettings:
     """Another peak learning rate for what Muon moves; null takes lr, since Muon's update is rescaled to AdamW's RMS."""
     muon_momentum: float = 0.95
     """Nesterov momentum of Muon."""
+    module_lrs: dict[str, float] = field(default_factory=dict)
+    """Module (llm, vision_projector, audio_projector, vit, whisper) -> its own peak learning rate, in place of lr,
+    muon_lr and its factor; its adapters have it too."""
     lr_factors: dict[str, float] = field(default_factory=dict)
     """Module (llm, vision_projector, audio_projector, vit, whisper) -> what its learning rate is multiplied by; 1 for
     those left out. The adapters of a module have that module's."""
@@ -71,6 +76,12 @@ class OptimizerSettings:
     def matrix_lr(self) -> float:
         """Peak learning rate of what Muon moves."""
         return self.lr if self.muon_lr is None else self.muon_lr
+
+    def peak_of(self, module: str, *, by_muon: bool) -> float:
+        """Return the peak learning rate of a module's parameters, of those that Muon moves or of the others."""
+        if module in self.module_lrs:
+            return self.module_lrs[module]
+        return (self.matrix_lr if by_muon else self.lr) * self.lr_factors.get(module, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +136,8 @@ class RunnerSettings:
     peak_tflops: float = 0.0
     """Peak of one device for MFU, TFLOP/s; 0 looks its name up."""
     deterministic: bool = True
-    """Ask torch for deterministic kernels where it has them."""
+    """Train only on kernels that repeat their sums (an operation without one is an error), so that a run repeated or
+    resumed on one machine ends with the same bits; false takes the fastest, and the manifest says so."""
 
 
 def _choice(problems: list[str], key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -166,6 +178,14 @@ def optimizer_problems(optimizer: OptimizerSettings, engine: EngineSettings) -> 
         if factor <= 0:
             problems.append(
                 f"optimizer.lr_factors.{name}={factor} must be above 0; to freeze it leave it out of stage.train"
+            )
+    for name, rate in optimizer.module_lrs.items():
+        _choice(problems, "optimizer.module_lrs key", name, MODULES)
+        if not 0 < rate < LARGEST_RATE:
+            problems.append(
+                f"optimizer.module_lrs.{name}={rate:g} is a learning rate, which must be above 0 and below "
+                f"{LARGEST_RATE}; what multiplies optimizer.lr is optimizer.lr_factors.{name}, and to freeze it leave "
+                "it out of stage.train"
             )
     if optimizer.name == "muon" and zero_stage(engine) != 0:
         problems.append(

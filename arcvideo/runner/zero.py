@@ -11,7 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+from arcvideo.processes.ranks import World
+from arcvideo.runner.settings import EngineSettings, zero_stage
 
 
 @contextmanager
@@ -119,3 +123,31 @@ def forget_partitions(model: nn.Module) -> None:
     """Give the modules plain dictionaries of parameters in place of DeepSpeed's."""
     for module in model.modules():
         module._parameters = dict(module._parameters)
+
+
+def has_masters(settings: EngineSettings, *, precision: str) -> bool:
+    """Whether weights are bf16, with fp32 masters in the optimizer."""
+    return precision == "bf16" and zero_stage(settings) > 0
+
+
+def loading_dtype(settings: EngineSettings, *, precision: str, cached: bool, world: World) -> torch.dtype:
+    """The type in which a rank reads the weights that it hands to the engine.
+
+    Where weights are computed with in bf16, one rank reads all their bits and hands the masters on; the others need
+    half the memory.
+
+    Args:
+        cached: whether tower outputs are cached, under a name made of the towers' bits: then all ranks need them.
+    """
+    half = has_masters(settings, precision=precision) and not world.first and not cached
+    return torch.bfloat16 if half else torch.float32
+
+
+def from_first(value: Tensor | None, *, shape: torch.Size, world: World) -> Tensor:
+    """The first rank's fp32 tensor of this shape, on every rank; the others give None."""
+    if world.size == 1:
+        assert value is not None
+        return value
+    held = torch.empty(shape, device=world.device) if value is None else value.to(world.device).contiguous()
+    dist.broadcast(held, 0)
+    return held

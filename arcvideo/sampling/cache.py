@@ -48,12 +48,12 @@ def _with_room(states: Tensor, *, room: int) -> Tensor:
 
 
 def fork(cache: Cache, *, rows: Tensor, room: int) -> Cache:
-    """A cache whose row i is a copy of row `rows[i]`, with room for `room` more tokens.
+    """A cache whose row i is a copy of row `rows[i]`, with room for `room` more tokens; the given one is used up.
 
     For several questions about one clip; the completions of a question share its row by reference (`ForkedCache`).
     """
-    layers: list[Any] = [
-        RowsLayer(keys=layer.keys[rows], values=layer.values[rows], room=room)  # type: ignore[union-attr, index]
-        for layer in cache.layers
-    ]
+    layers: list[Any] = list(cache.layers)
+    cache.layers.clear()
+    for number, layer in enumerate(layers):  # in place of the old one: no more than a layer lies there twice
+        layers[number] = RowsLayer(keys=layer.keys[rows], values=layer.values[rows], room=room)
     return Cache(layers=layers)

@@ -37,16 +37,18 @@ def filtered(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
-def draw(logits: Tensor, *, noise: Tensor) -> Tensor:
+def draw(logits: Tensor, *, noise: Tensor, last: Tensor | None = None) -> Tensor:
     """(R,) int64 tokens by inverting the distribution function, in float64 so that large vocabularies do not round.
 
     Args:
         logits: (R, V) float32, filtered.
         noise: (R,) float64 in [0, 1).
+        last: the largest id that has any probability, where the caller knows it for all rows.
     """
-    distribution = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    distribution = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     points = noise.to(logits.device) * distribution[:, -1]
     tokens = torch.searchsorted(distribution, points[:, None], right=True).squeeze(-1)
     # noise can round up to the total; fall back to the last token that has any probability
-    last = logits.shape[-1] - 1 - torch.isfinite(logits).flip(-1).int().argmax(dim=-1)
+    if last is None:
+        last = logits.shape[-1] - 1 - torch.isfinite(logits).flip(-1).int().argmax(dim=-1)
     return torch.minimum(tokens, last)

@@ -1,52 +1,100 @@
 """A key-value cache in which all completions of a prompt read the prompt's keys and values where they lie.
 
 Attention over the prompt and over a completion's own tokens are two calls, merged by their log-sum-exp (Hydragen,
-https://arxiv.org/abs/2402.05099): the prompt is stored once and read once for all its completions.
-Shapes: B prompts, R rows (completions being decoded), W rows of the widest prompt, H query heads, G key heads,
-h head width, P tokens of the longest prompt, N tokens a completion may have.
+https://arxiv.org/abs/2402.05099): the prompt is stored once and read once for all its completions, in its own dtype.
+Every prompt has equally many rows, finished ones among them, so that the rows of a prompt are a reshape away.
+Shapes: B prompts, W rows of each, R = B * W, H query heads, G key heads, r = H / G, h head width, P tokens of a prompt,
+N tokens a completion may have.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
+
+from arcvideo.sampling.kernels import attend_all, attend_filled, flash_takes
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptRun:
+    """Prompts that one call of the kernel reads."""
+
+    keys: list[Tensor]
+    """Of each layer (b, G, P, h)."""
+    values: list[Tensor]
+    """Like keys."""
+    mask: Tensor | None
+    """(b, 1, 1, P) additive, in the dtype of the keys: hides padding; None when there is none."""
+
+    @property
+    def count(self) -> int:
+        """b."""
+        return int(self.keys[0].shape[0])
+
+    def only(self, prompts: Tensor) -> PromptRun:
+        """Return the run of some of its prompts, by number; all of them are the run itself."""
+        if len(prompts) == self.count:
+            return self
+        keys, values = list(self.keys), list(self.values)
+        for layer in range(len(keys)):  # one after the other: the old tensors of a layer go before the next is copied
+            keys[layer], values[layer] = keys[layer][prompts], values[layer][prompts]
+        return replace(self, keys=keys, values=values, mask=None if self.mask is None else self.mask[prompts])
 
 
 class ForkedCache:
     """What the decoder's attention layers call while completions are decoded, one new token a row."""
 
-    def __init__(self, prompts: Cache, *, mask: Tensor, generations: int, room: int, static: bool = False) -> None:
+    def __init__(self, runs: Sequence[PromptRun], *, width: int, room: int, static: bool = False) -> None:
         """Fork every prompt.
 
         Args:
-            prompts: prefilled, B rows; their tensors are kept, not copied.
-            mask: (B, P) bool, False on padding.
-            generations: rows of each prompt; row i belongs to prompt i // generations.
+            runs: prefilled prompts; their tensors are kept, not copied.
+            width: W; row i belongs to prompt i // W.
             room: N.
-            static: always read all N slots, so that shapes never change and a CUDA graph can be replayed.
+            static: shapes never change, so that a CUDA graph can be replayed.
         """
-        self._prompts: list[tuple[Tensor, Tensor]] = [(layer.keys, layer.values) for layer in prompts.layers]  # type: ignore[union-attr, misc]
-        self._hidden = None if bool(mask.all()) else ~mask
-        self._own: list[tuple[Tensor, Tensor] | None] = [None] * len(self._prompts)
-        self._room, self._static = room, static
-        self._length = 0
-        self._device = mask.device
-        self._end = torch.zeros(1, dtype=torch.int64, device=mask.device)
-        self._prompt = torch.arange(len(mask), device=mask.device).repeat_interleave(generations)
+        self._runs = list(runs)
+        self._width, self._room, self._static = width, room, static
+        first = self._runs[0].keys[0]
+        self._device = first.device
+        self._longest = max(run.keys[0].shape[2] for run in self._runs)
+        self.length = 0
+        """Own tokens of each row so far, counted on the host."""
+        self.end = torch.zeros(1, dtype=torch.int64, device=self._device)
+        """The same on the device: slot of the token that comes next."""
+        groups, head = first.shape[1], first.shape[3]
+        shape = (self.prompts * width, room, groups, 2, head)
+        # Zeros: what is not yet written must not hold NaN.
+        self._own = [first.new_zeros(shape) for _ in self._runs[0].keys]
+        written_out = static and not flash_takes(first)
+        self._seen = first.new_full((1, 1, 1, room), float("-inf")) if written_out else None
         self._lay_out()
 
+    @property
+    def prompts(self) -> int:
+        """B."""
+        return sum(run.count for run in self._runs)
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        return self.prompts * self._width
+
     def get_seq_length(self) -> int:
-        """Tokens before the next one, padding included."""
-        return int(self._prompts[0][0].shape[-2]) + self._length
+        """Return the tokens before the next one, padding included."""
+        return self._longest + self.length
 
     def advance(self) -> None:
-        """Count the token that all layers have just been given."""
-        self._length += 1
-        self._end += 1
+        """Move to the next slot, on the device only; `length` is the caller's to count."""
+        self.end += 1
+        if self._filled is not None:
+            self._filled += 1
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int) -> Tensor:
-        """(R, 1, H, h) outputs of one new token a row.
+        """Return (R, 1, H, h): what a decoder of transformers' kind calls for one new token a row.
 
         Args:
             q: (R, 1, H, h).
@@ -54,67 +102,82 @@ class ForkedCache:
             v: like k.
             layer: number of the calling layer.
         """
-        exact = torch.promote_types(q.dtype, torch.float32)
-        grouped = q[:, 0].unflatten(1, (k.shape[2], -1)).to(exact) * q.shape[-1] ** -0.5  # (R, G, H / G, h)
-        before, before_lse = self._attend_prompt(grouped, layer=layer)
-        after, after_lse = self._attend_own(grouped, k=k, v=v, layer=layer)
-        share = torch.sigmoid(before_lse - after_lse).unsqueeze(-1)
-        merged = after + share * (before - after)
-        return merged.flatten(1, 2).unsqueeze(1).to(q.dtype)
+        grouped = q[:, 0].unflatten(1, (k.shape[2], -1))
+        return self.read(grouped, torch.stack([k[:, 0], v[:, 0]], dim=2), layer=layer).view(q.shape)
 
-    def _attend_prompt(self, q: Tensor, *, layer: int) -> tuple[Tensor, Tensor]:
-        """Outputs (R, G, H / G, h) and log-sum-exp (R, G, H / G) over each row's prompt."""
-        keys, values = self._prompts[layer]
-        prompts, heads = keys.shape[:2]
-        table = q.new_zeros(prompts * self._width, *q.shape[1:]).index_copy(0, self._slot, q)
-        table = table.view(prompts, self._width, *q.shape[1:]).transpose(1, 2).flatten(2, 3)  # (B, G, W * H / G, h)
-        scores = table @ keys.to(q.dtype).mT
-        if self._hidden is not None:
-            scores = scores.masked_fill(self._hidden[:, None, None], float("-inf"))
-        lse = scores.logsumexp(-1)
-        outputs = (scores - lse.unsqueeze(-1)).exp() @ values.to(q.dtype)
+    def read(self, q: Tensor, kv: Tensor, *, layer: int) -> Tensor:
+        """Return (R, H * h): attention of one new token a row over its prompt, its own tokens and itself.
 
-        def rows(table: Tensor) -> Tensor:
-            split = table.view(prompts, heads, self._width, -1, *table.shape[3:])
-            return split.transpose(1, 2).flatten(0, 1).index_select(0, self._slot)
+        Args:
+            q: (R, G, r, h).
+            kv: (R, G, 2, h) keys and values of the new tokens, written into their slot.
+            layer: number of the calling layer.
+        """
+        self._own[layer].index_copy_(1, self.end, kv.unsqueeze(1))
+        if self._seen is not None and layer == 0:
+            self._seen.index_fill_(3, self.end, 0.0)
+        table = (self.prompts, self._width, *q.shape[1:])  # (B, W, G, r, h)
+        before, before_lse = self._attend_prompts(q.view(table), layer=layer)
+        after, after_lse = self._attend_own(q, layer=layer)
+        after, after_lse = after.reshape(table), after_lse.reshape(table[:-1])
+        gap = before_lse - after_lse
+        share = torch.sigmoid(gap, out=torch.empty_like(gap, dtype=q.dtype))
+        return torch.lerp(after, before, share.unsqueeze(-1)).reshape(len(q), -1)
 
-        return rows(outputs), rows(lse)
+    def _attend_prompts(self, q: Tensor, *, layer: int) -> tuple[Tensor, Tensor]:
+        """Return outputs (B, W, G, r, h) and log-sum-exp (B, W, G, r) over each row's prompt; q is (B, W, G, r, h)."""
+        prompts, width, groups, heads, _ = q.shape
+        together = q.transpose(1, 2).flatten(2, 3)  # (B, G, W * r, h)
+        parts, first = [], 0
+        for run in self._runs:
+            mine = together[first : first + run.count] if len(self._runs) > 1 else together
+            parts.append(attend_all(mine, run.keys[layer], run.values[layer], mask=run.mask))
+            first += run.count
+        out, lse = parts[0] if len(parts) == 1 else (torch.cat(part) for part in zip(*parts, strict=True))
+        out, lse = (x.view(prompts, groups, width, heads, *x.shape[3:]).transpose(1, 2) for x in (out, lse))
+        return out, lse
 
-    def _attend_own(self, q: Tensor, *, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """The same over each row's own tokens, the new one included."""
-        keys, values = self._store(k, v, layer=layer)
-        scores = q @ keys.to(q.dtype).mT
-        if self._static:
-            scores = scores.masked_fill(torch.arange(self._room, device=q.device) > self._end, float("-inf"))
-        lse = scores.logsumexp(-1)
-        return (scores - lse.unsqueeze(-1)).exp() @ values.to(q.dtype), lse
-
-    def _store(self, k: Tensor, v: Tensor, *, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (R, G, tokens, h) of all own tokens, the new ones written in place."""
+    def _attend_own(self, q: Tensor, *, layer: int) -> tuple[Tensor, Tensor]:
+        """Return outputs (R, G, r, h) and log-sum-exp (R, G, r) over each row's own tokens, the new one included."""
         own = self._own[layer]
-        if own is None:
-            assert self._length == 0
-            shape = (k.shape[0], k.shape[2], self._room, k.shape[3])
-            own = self._own[layer] = (k.new_zeros(shape), v.new_zeros(shape))  # zeros: unread slots must not hold NaN
-        for buffer, new in zip(own, (k, v), strict=True):
-            buffer.index_copy_(2, self._end, new.transpose(1, 2))
-        end = self._room if self._static else self._length + 1
-        return own[0][:, :, :end], own[1][:, :, :end]
+        if self._filled is not None:
+            return attend_filled(
+                q, own[..., 0, :], own[..., 1, :], filled=self._filled, bounds=self._bounds_of(q.shape[2])
+            )
+        if not self._static:
+            own = own[:, : self.length + 1]
+        keys, values = (own.select(3, part).transpose(1, 2) for part in (0, 1))
+        return attend_all(q, keys, values, mask=self._seen)
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop all rows but these, and the prompts that no row is left of."""
-        self._prompt = self._prompt[rows]
-        self._own = [None if own is None else (own[0][rows], own[1][rows]) for own in self._own]
-        alive, self._prompt = self._prompt.unique(return_inverse=True)
-        if len(alive) < len(self._prompts[0][0]):
-            self._prompts = [(keys[alive], values[alive]) for keys, values in self._prompts]
-            self._hidden = None if self._hidden is None else self._hidden[alive]
+    def keep(self, rows: Tensor, *, width: int) -> None:
+        """Drop all rows but these, and the prompts that no row is left of.
+
+        Args:
+            rows: numbers in order, `width` of each prompt that stays.
+            width: W from now on.
+        """
+        prompts = (rows.view(-1, width)[:, 0] // self._width).cpu()
+        runs, first = [], 0
+        for run in self._runs:
+            mine = prompts[(prompts >= first) & (prompts < first + run.count)] - first
+            first += run.count
+            if len(mine):
+                runs.append(run.only(mine.to(self._device)))
+        self._runs, self._width = runs, width
+        for layer, own in enumerate(self._own):
+            self._own[layer] = own.index_select(0, rows)
         self._lay_out()
 
     def _lay_out(self) -> None:
-        """Give every row a slot in the table (B * W,) in which the rows of a prompt stand together."""
-        counts = self._prompt.bincount()
-        self._width = int(counts.max())
-        first = counts.cumsum(0) - counts
-        place = torch.arange(len(self._prompt), device=self._device) - first[self._prompt]
-        self._slot = self._prompt * self._width + place
+        """Count the filled slots of each row on the device, where the kernel reads their number there."""
+        self._filled: Tensor | None = None
+        self._bounds: tuple[Tensor, Tensor] | None = None
+        if self._static and flash_takes(self._own[0]):
+            self._filled = torch.full((self.rows,), self.length + 1, dtype=torch.int32, device=self._device)
+
+    def _bounds_of(self, heads: int) -> tuple[Tensor, Tensor]:
+        """Return where the queries of each row start, `heads` a row, and its slots; (R + 1,) int32 both."""
+        if self._bounds is None:
+            rows = torch.arange(self.rows + 1, dtype=torch.int32, device=self._device)
+            self._bounds = (rows * heads, rows * self._room)
+        return self._bounds

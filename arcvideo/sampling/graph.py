@@ -1,58 +1,88 @@
-"""One decoding step as a CUDA graph: the launch of a few hundred kernels becomes one.
+"""A decoding turn as a CUDA graph: the launch of several hundred kernels becomes one.
 
-TODO: unmeasured. It needs a GPU; the test marked `gpu` compares it with the plain step.
+TODO: unmeasured. It needs a GPU; tests marked `gpu` compare it with plain turns.
 """
 
 from __future__ import annotations
 
+import gc
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from arcvideo.sampling.forked import ForkedCache
-
-WARM_UP = 2
-"""Plain steps on a side stream before the capture: kernels are chosen and workspaces allocated there."""
+PLAIN_TURNS = 2
+"""Turns on the side stream before a capture: kernels are chosen and workspaces allocated there."""
 
 
-class GraphStep:
-    """`(tokens (R,), positions (R,), cache) -> logits (R, V) float32`, captured once and replayed."""
+class Graphs:
+    """Runs turns of fixed shapes: the first ones kernel by kernel, then as a graph, until the shapes change.
 
-    def __init__(self, model: Any, *, cache: ForkedCache, rows: int) -> None:
-        """Capture a step of `rows` rows that reads and writes `cache`, which must be static.
+    One memory pool and one stream serve all captures of a sampler, so that memory does not grow with every rollout.
+    """
+
+    def __init__(self, *, device: torch.device, required: bool) -> None:
+        """Make stream and pool.
+
+        Args:
+            device: of the model.
+            required: a capture that fails is an error; else turns go on kernel by kernel, and a warning says so.
 
         Raises:
-            ValueError: the model is not on a GPU.
+            ValueError: the device is no GPU.
         """
-        device = next(model.parameters()).device
         if device.type != "cuda":
             raise ValueError("decode=cuda_graph needs the model on a GPU; use decode=dynamic")
-        self._model, self._cache = model, cache
-        self._tokens = torch.zeros(rows, dtype=torch.int64, device=device)
-        self._positions = torch.zeros(rows, dtype=torch.int64, device=device)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):  # writes the same slot of the cache each time; the replay writes it again
-                self._forward()
-        torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._logits = self._forward()
+        self._required, self._possible = required, True
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._graph: Any = None
+        self._turns = 0
 
-    def __call__(self, tokens: Tensor, positions: Tensor, cache: ForkedCache) -> Tensor:
-        """Replay with new inputs."""
-        assert cache is self._cache
-        self._tokens.copy_(tokens)
-        self._positions.copy_(positions)
-        self._graph.replay()
-        return self._logits.clone()
+    def forget(self) -> None:
+        """Drop the graph: shapes or places have changed."""
+        self._graph, self._turns = None, 0
 
-    def _forward(self) -> Tensor:
-        output = self._model(
-            input_ids=self._tokens[:, None],
-            position_ids=self._positions[:, None, None].expand(-1, 4, 1),
-            past_key_values=self._cache,
-        )
-        return output.logits[:, -1].float()
+    def turn(self, turn: Callable[[], None]) -> None:
+        """Run one turn.
+
+        Args:
+            turn: reads and writes tensors at fixed places on the device, and nothing else.
+        """
+        if self._graph is not None:
+            self._graph.replay()
+            return
+        if not self._possible or self._turns < PLAIN_TURNS:
+            self._plainly(turn)
+        else:
+            self._capture(turn)
+        self._turns += 1
+
+    def _plainly(self, turn: Callable[[], None]) -> None:
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            turn()
+        current.wait_stream(self._stream)
+
+    def _capture(self, turn: Callable[[], None]) -> None:
+        """Capture a turn, which does not run it, and replay it."""
+        graph = torch.cuda.CUDAGraph()
+        collecting = gc.isenabled()
+        gc.disable()  # a tensor freed in the middle would end the capture
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                turn()
+        except RuntimeError as error:
+            if self._required:
+                raise
+            self._possible = False
+            warnings.warn(f"decoding goes on without a CUDA graph: {str(error).splitlines()[0]}", stacklevel=2)
+            self._plainly(turn)
+            return
+        finally:
+            if collecting:
+                gc.enable()
+        self._graph = graph
+        graph.replay()

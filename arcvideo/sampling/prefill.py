@@ -15,10 +15,14 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
 from arcvideo.feed.prompts import Prompt
-from arcvideo.model.positions import replace_newlines, xd_positions
+from arcvideo.model.positions import next_position, replace_newlines, xd_positions
 from arcvideo.model.special import SpecialIds
 from arcvideo.render import Ids
 from arcvideo.sampling.cache import fork
+from arcvideo.sampling.forked import PromptRun
+
+PREFILL_TOKENS = 32_768
+"""Padded tokens that one forward takes: enough to fill a GPU, and memory that does not grow with the prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,9 @@ class Prefilled:
     logits: Tensor
     """(B, V) float32 of the first new token."""
     mask: Tensor
-    """(B, P + Q) bool, False on padding; its sum is the position of the first new token."""
+    """(B, P + Q) bool, False on padding."""
+    next_positions: Tensor
+    """(B,) int64: the position of the first new token, on all axes."""
 
 
 def prefill(model: Any, prompts: Sequence[Prompt], *, features: Any = None) -> Prefilled:
@@ -47,7 +53,7 @@ def prefill(model: Any, prompts: Sequence[Prompt], *, features: Any = None) -> P
     cache: Cache = DynamicCache()
     questions = _rows(
         [prompt.question_ids for prompt in prompts],
-        offsets=[len(prompt.prefix_ids) for prompt in prompts],
+        offsets=[next_position(torch.from_numpy(prompt.prefix_ids), special) for prompt in prompts],
         special=special,
         device=device,
     )
@@ -72,7 +78,58 @@ def prefill(model: Any, prompts: Sequence[Prompt], *, features: Any = None) -> P
         input_ids=questions.ids, position_ids=questions.positions, attention_mask=mask.long(), past_key_values=cache
     )
     logits = output.logits[torch.arange(len(prompts), device=device), questions.mask.sum(dim=1) - 1].float()
-    return Prefilled(cache=cache, logits=logits, mask=mask)
+    return Prefilled(cache=cache, logits=logits, mask=mask, next_positions=questions.nexts)
+
+
+def parts_of(prompts: Sequence[Prompt], *, tokens: int = PREFILL_TOKENS) -> list[list[int]]:
+    """Return numbers of prompts to prefill together: those about a clip stay together, similar lengths come together.
+
+    Args:
+        prompts: in any order.
+        tokens: most padded tokens of a part, unless one clip alone has more.
+    """
+    prefixes, owner = _distinct(prompts)
+    asked: list[list[int]] = [[] for _ in prefixes]
+    for number, prefix in enumerate(owner):
+        asked[prefix].append(number)
+    lengths = [max(prompts[number].length for number in numbers) for numbers in asked]
+    parts: list[list[int]] = []
+    longest = rows = 0
+    for clip in sorted(range(len(asked)), key=lambda clip: -lengths[clip]):
+        if not parts or (rows + 1) * longest > tokens:
+            parts.append([])
+            longest, rows = lengths[clip], 0
+        parts[-1] += asked[clip]
+        rows += 1
+    return parts
+
+
+def runs_of(prefilled: Prefilled, *, padded: bool) -> list[PromptRun]:
+    """Return the keys and values of prompts as what one call of the kernel reads; the cache is used up.
+
+    Args:
+        prefilled: B prompts.
+        padded: prompts of different length stay side by side, padding hidden by a mask; else each stands alone, without
+            padding, for kernels that take no mask.
+    """
+    layers: list[Any] = list(prefilled.cache.layers)
+    mask = prefilled.mask
+    prefilled.cache.layers.clear()
+    if padded or bool(mask.all()):
+        like = layers[0].keys
+        hidden = (
+            None if bool(mask.all()) else like.new_zeros(mask.shape).masked_fill(~mask, float("-inf"))[:, None, None]
+        )
+        keys, values = [layer.keys for layer in layers], [layer.values for layer in layers]
+        return [PromptRun(keys=keys, values=values, mask=hidden)]
+    places = [row.nonzero().squeeze(1) for row in mask]
+    runs = [PromptRun(keys=[], values=[], mask=None) for _ in places]
+    for number, layer in enumerate(layers):
+        for row, (run, place) in enumerate(zip(runs, places, strict=True)):
+            run.keys.append(layer.keys[row : row + 1].index_select(2, place))
+            run.values.append(layer.values[row : row + 1].index_select(2, place))
+        layers[number] = None  # before the next layer is copied
+    return runs
 
 
 def _distinct(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[int]]:
@@ -100,6 +157,8 @@ class _Rows:
     """(B, 4, L) int64."""
     mask: Tensor
     """(B, L) bool."""
+    nexts: Tensor
+    """(B,) int64: the position behind each row."""
 
 
 def _rows(rows: Sequence[Ids], *, offsets: Sequence[int], special: SpecialIds, device: torch.device) -> _Rows:
@@ -108,10 +167,15 @@ def _rows(rows: Sequence[Ids], *, offsets: Sequence[int], special: SpecialIds, d
     ids = torch.zeros(len(rows), longest, dtype=torch.int64)
     positions = torch.zeros(len(rows), 4, longest, dtype=torch.int64)
     mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    nexts = torch.zeros(len(rows), dtype=torch.int64)
     for index, (row, offset) in enumerate(zip(rows, offsets, strict=True)):
         ids[index, : len(row)] = torch.from_numpy(row)
         positions[index, :, : len(row)] = xd_positions(torch.from_numpy(row), special, offset=offset)
         mask[index, : len(row)] = True
+        nexts[index] = next_position(torch.from_numpy(row), special, offset=offset)
     return _Rows(
-        ids=replace_newlines(ids, special=special).to(device), positions=positions.to(device), mask=mask.to(device)
+        ids=replace_newlines(ids, special=special).to(device),
+        positions=positions.to(device),
+        mask=mask.to(device),
+        nexts=nexts.to(device),
     )

@@ -1,8 +1,8 @@
 """The in-process sampler: decodes with the very model that is being trained or evaluated.
 
 A clip is encoded and prefilled once, a question once; its keys and values are shared by its G rows; rows that finish
-leave the batch.
-Shapes: B prompts, G generations, R = rows still being decoded, V vocabulary.
+leave the batch (`decode.py`).
+Shapes: B prompts, G generations.
 """
 
 from __future__ import annotations
@@ -10,26 +10,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from arcvideo.feed.prompts import Prompt
-from arcvideo.model.special import SPECIALS
-from arcvideo.sampling.draw import draw, filtered, uniforms
-from arcvideo.sampling.forked import ForkedCache
-from arcvideo.sampling.graph import GraphStep
+from arcvideo.model.special import ALL_SPECIALS
+from arcvideo.named import load
+from arcvideo.objectives.settings import IN_PROCESS
+from arcvideo.sampling.decode import Answers, Decoding
+from arcvideo.sampling.draw import uniforms
+from arcvideo.sampling.forked import ForkedCache, PromptRun
+from arcvideo.sampling.graph import Graphs
 from arcvideo.sampling.groups import Completion, Group
-from arcvideo.sampling.prefill import prefill
+from arcvideo.sampling.prefill import parts_of, prefill, runs_of
 from arcvideo.sampling.settings import Sampling
+from arcvideo.sampling.step import step_of
 
 STOP_STRINGS = ("<|endoftext|>", "<|eos|>")
 """Tokens that end a completion."""
-COMPACT_SHARE = 0.75
-"""The batch shrinks when fewer than this share of its rows is unfinished; shrinking copies the rows' own tokens."""
 
 
 class InProcessSampler:
@@ -57,6 +58,7 @@ class InProcessSampler:
         self.weights = weights
         self.seconds = {"prefill": 0.0, "decode": 0.0}
         """Time spent since the start, for whoever wants to know where a rollout's time goes."""
+        self._graphs: Graphs | None = None
         self.stop_ids = stop_ids(tokenizer)
         self.banned_ids = banned_ids(tokenizer, stop=self.stop_ids)
 
@@ -90,34 +92,51 @@ class InProcessSampler:
         """Prefill B prompts, decode B * G rows; noise is (B, G, max_new_tokens)."""
         generations = noise.shape[1]
         began = time.perf_counter()
-        prefilled = prefill(self.model, prompts, features=self.features)
-        rows = torch.arange(len(prompts), device=prefilled.logits.device).repeat_interleave(generations)
-        state = _Decoding(
-            cache=ForkedCache(
-                prefilled.cache,
-                mask=prefilled.mask,
-                generations=generations,
-                room=settings.max_new_tokens,
-                static=settings.decode != "dynamic",
-            ),
-            logits=prefilled.logits[rows],
-            next_positions=prefilled.mask.sum(dim=1)[rows],
-            noise=noise.flatten(0, 1),
-        )
-        del prefilled
+        device = next(self.model.parameters()).device
+        runs: list[PromptRun] = []
+        logits, lengths, order = [], [], []
+        for part in parts_of(prompts):
+            prefilled = prefill(self.model, [prompts[number] for number in part], features=self.features)
+            logits.append(prefilled.logits)
+            lengths.append(prefilled.mask.sum(dim=1))
+            order += part
+            # CUDA's flash takes no mask; on the CPU one padded call is faster than one a prompt.
+            runs += runs_of(prefilled, padded=device.type == "cpu")
+        firsts, positions = (torch.cat(parts).repeat_interleave(generations, 0) for parts in (logits, lengths))
         began = self._count("prefill", since=began)
-        ids, logprobs, lengths, finished = self._decode(state, settings=settings)
+        decode = settings.decode
+        if decode == "auto":
+            decode = "cuda_graph" if device.type == "cuda" else "dynamic"
+        cache = ForkedCache(runs, width=generations, room=settings.max_new_tokens, static=decode != "dynamic")
+        end = max(prompt.length for prompt in prompts) + settings.max_new_tokens
+        decoding = Decoding(
+            cache=cache,
+            step=step_of(self.model, cache=cache, end=end),
+            positions=positions,
+            noise=noise[order].flatten(0, 1),
+            banned=torch.tensor(sorted(self.banned_ids), dtype=torch.int64, device=device),
+            settings=settings,
+            decode=decode,
+            graphs=self._graphs_of(device, required=settings.decode == decode) if decode == "cuda_graph" else None,
+        )
+        del runs
+        stop = torch.tensor(sorted(self.stop_ids))
+        says = partial(self._says, stop=settings.stop) if settings.stop else None
+        answers = decoding.run(firsts, stop=stop, says=says)
         self._count("decode", since=began)
-        completions = [
-            self._completion(
-                ids[row, : lengths[row]], logprobs=logprobs[row, : lengths[row]], finished=bool(finished[row])
-            )
-            for row in range(len(rows))
-        ]
+        completions = [self._completion(answers, row) for row in range(len(answers.ids))]
+        places = {number: place for place, number in enumerate(order)}
         return [
-            Group(prompt=prompt, completions=tuple(completions[index * generations : (index + 1) * generations]))
-            for index, prompt in enumerate(prompts)
+            Group(prompt=prompt, completions=tuple(completions[places[number] * generations :][:generations]))
+            for number, prompt in enumerate(prompts)
         ]
+
+    def _graphs_of(self, device: torch.device, *, required: bool) -> Graphs:
+        """Return what captures turns, one for all rollouts: its memory pool is reused."""
+        if self._graphs is None:
+            self._graphs = Graphs(device=device, required=required)
+        self._graphs.forget()
+        return self._graphs
 
     def _count(self, name: str, *, since: float) -> float:
         """Book the time since then; returns now."""
@@ -127,89 +146,21 @@ class InProcessSampler:
         self.seconds[name] += now - since
         return now
 
-    def _decode(self, state: _Decoding, *, settings: Sampling) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """ids and logprobs (rows, max_new_tokens), lengths and finished (rows,), all on CPU."""
-        total, device = state.logits.shape[0], state.logits.device
-        ids = torch.zeros(total, settings.max_new_tokens, dtype=torch.int64, device=device)
-        logprobs = torch.zeros(total, settings.max_new_tokens, device=device)
-        lengths = torch.zeros(total, dtype=torch.int64, device=device)
-        finished = torch.zeros(total, dtype=torch.bool, device=device)
-        stop = torch.tensor(sorted(self.stop_ids), device=device)
-        banned = torch.tensor(sorted(self.banned_ids), dtype=torch.int64, device=device)
-        live = torch.arange(total, device=device)  # original number of each row in the batch
-        for step in range(settings.max_new_tokens):
-            tokens, logp = _choose(state.logits, noise=state.noise[live.cpu(), step], banned=banned, settings=settings)
-            active = ~finished[live]
-            ids[live[active], step] = tokens[active]
-            logprobs[live[active], step] = logp[active]
-            lengths[live[active]] = step + 1
-            finished[live] |= torch.isin(tokens, stop)
-            for row in live[~finished[live]].tolist() if settings.stop else ():
-                finished[row] = self._says(ids[row, : step + 1], settings.stop)
-            going = ~finished[live]
-            if not bool(going.any()) or step + 1 == settings.max_new_tokens:
-                break
-            if settings.decode == "dynamic" and going.float().mean() < COMPACT_SHARE:
-                keep = going.nonzero().squeeze(1)
-                state.cache.keep(keep)
-                state.next_positions = state.next_positions[keep]
-                live, tokens = live[keep], tokens[keep]
-            self._advance(state, tokens=tokens, settings=settings)
-        return ids.cpu(), logprobs.cpu(), lengths.cpu(), finished.cpu()
-
     def _says(self, ids: Tensor, stop: Sequence[str]) -> bool:
         """Whether the end of a completion holds a stop string; a token has at least one byte, so few tokens do."""
         tail = ids[-max(len(text.encode()) for text in stop) :].tolist()
         said = self.tokenizer.decode(tail, skip_special_tokens=True)
         return any(text in said for text in stop)
 
-    def _advance(self, state: _Decoding, *, tokens: Tensor, settings: Sampling) -> None:
-        """Feed one token per row; afterwards state.logits belong to the next one."""
-        if settings.decode == "cuda_graph" and state.graph is None:
-            state.graph = GraphStep(self.model, cache=state.cache, rows=len(tokens))
-        step = state.graph or self._step
-        state.logits = step(tokens, state.next_positions, state.cache)
-        state.cache.advance()
-        state.next_positions = state.next_positions + 1
-
-    def _step(self, tokens: Tensor, positions: Tensor, cache: ForkedCache) -> Tensor:
-        """(R, V) float32 logits behind one more token a row."""
-        output = self.model(
-            input_ids=tokens[:, None],
-            position_ids=positions[:, None, None].expand(-1, 4, 1),  # a text token: same on all axes
-            past_key_values=cache,
+    def _completion(self, answers: Answers, row: int) -> Completion:
+        length = int(answers.lengths[row])
+        ids = answers.ids[row, :length]
+        return Completion(
+            ids=ids.clone(),
+            logprobs=answers.logprobs[row, :length].clone(),
+            finished=bool(answers.finished[row]),
+            text=self.tokenizer.decode(ids.tolist(), skip_special_tokens=True),
         )
-        return output.logits[:, -1].float()
-
-    def _completion(self, ids: Tensor, *, logprobs: Tensor, finished: bool) -> Completion:
-        text = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
-        return Completion(ids=ids.clone(), logprobs=logprobs.clone(), finished=finished, text=text)
-
-
-@dataclass(kw_only=True)
-class _Decoding:
-    """What changes from token to token."""
-
-    cache: ForkedCache
-    logits: Tensor
-    """(R, V) float32 of the token to draw."""
-    next_positions: Tensor
-    """(R,) int64: position of the token to draw, the number of real tokens before it."""
-    noise: Tensor
-    """(all rows, max_new_tokens) float64 on CPU, never compacted."""
-    graph: GraphStep | None = None
-    """The captured step, once there is one."""
-
-
-def _choose(logits: Tensor, *, noise: Tensor, banned: Tensor, settings: Sampling) -> tuple[Tensor, Tensor]:
-    """(R,) tokens and their (R,) log-probabilities under the unfiltered model, as the trainer will compute them."""
-    scaled = logits / settings.temperature if settings.temperature > 0 else logits
-    allowed = scaled.index_fill(1, banned, float("-inf"))
-    if settings.temperature > 0:
-        tokens = draw(filtered(allowed, top_k=settings.top_k, top_p=settings.top_p), noise=noise)
-    else:
-        tokens = allowed.argmax(dim=-1)
-    return tokens, -F.cross_entropy(scaled, tokens, reduction="none")
 
 
 def _noise(prompts: Sequence[Prompt], *, seeds: Sequence[int], num_generations: int, settings: Sampling) -> Tensor:
@@ -241,5 +192,14 @@ def banned_ids(tokenizer: Any, *, stop: frozenset[int]) -> frozenset[int]:
     """Special ids that are never sampled: a sampled image token would be read as a place for media."""
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     known = tokenizer.get_vocab()
-    media = {known[name] for name in SPECIALS.values() if name in known}  # whether or not they are marked special
+    media = {known[name] for name in ALL_SPECIALS if name in known}  # whether or not they are marked special
     return frozenset(special | media | set(tokenizer.all_special_ids)) - stop
+
+
+def sampler_class(name: str) -> Any:
+    """Return the class behind `grpo.sampler`: ours, or one of another package that is made and asked like ours.
+
+    Raises:
+        ValueError: it cannot be imported.
+    """
+    return InProcessSampler if name == IN_PROCESS else load(name, kind="samplers", key="grpo.sampler")

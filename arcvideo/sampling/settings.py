@@ -29,13 +29,19 @@ class Sampling:
     """Prompts decoded together (times num_generations rows)."""
     stop: list[str] = field(default_factory=list)
     """Texts that end a completion, besides the end token; they stay in it."""
-    decode: str = "dynamic"
-    """dynamic: rows that finish leave the batch. static: shapes never change. cuda_graph: static, replayed on a GPU."""
+    decode: str = "auto"
+    """dynamic: every turn reads the tokens there are. static: shapes change only when rows leave. cuda_graph: static,
+    replayed on a GPU. auto: cuda_graph on a GPU, kernel by kernel where a turn cannot be captured; else dynamic."""
+    check_every: int = 0
+    """Tokens between two looks at who has finished; 0 looks at each on the CPU and every few on a GPU, where a look
+    waits for the device."""
 
     def __post_init__(self) -> None:
         """Check values."""
-        if self.max_new_tokens < 1 or self.batch_prompts < 1 or self.top_k < 0:
-            raise ValueError(f"max_new_tokens and batch_prompts must be at least 1, top_k at least 0: {self}")
+        if self.max_new_tokens < 1 or self.batch_prompts < 1 or self.top_k < 0 or self.check_every < 0:
+            raise ValueError(
+                f"max_new_tokens and batch_prompts must be at least 1, top_k, check_every at least 0: {self}"
+            )
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"temperature must not be negative and top_p must be in (0, 1]: {self}")
         if self.decode not in DECODE:

@@ -248,16 +248,18 @@ def _checked(path: Path) -> Checkpoint:
             files=tuple(files),
             written=int(manifest["written"]),
         )
+    except Unusable:
+        raise
     except Damaged as error:
         raise Unusable(str(error)) from None
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Unusable(f"{Path(str(error.filename)).name} is missing") from None
-    except OSError as error:
+    except OSError as error:  # ahead of ValueError: a CheckpointError is both
         raise CheckpointError(
             f"could not read checkpoint {path}: {error}. Repair the disk or its permissions, or remove that directory "
             "to continue from an older one"
         ) from error
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Unusable(f"manifest.json or state.json is damaged ({type(error).__name__}: {error})") from None
 
 

@@ -16,16 +16,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
-from tqdm import tqdm
 
 from arcvideo.decoding.probe import Probed, ProbePool
 from arcvideo.files import read_lines, write_lines
 from arcvideo.media.errors import MediaError
 from arcvideo.media.frames import behind_picture
 from arcvideo.media.sound import SAMPLE_RATE
+from arcvideo.progress import counted
 from arcvideo.shards.items import checked_sample
 from arcvideo.shards.locks import in_turns, locked
 from arcvideo.shards.members import Group, Problem, as_utf8, read_at, read_groups
@@ -63,10 +63,12 @@ class ShardIndex:
 
     shard: Path
     meta: Mapping[str, Any]
+    place: str = ""
+    """`data.index_dir`: the folder of all indexes; empty for beside the shard."""
 
     @property
     def folder(self) -> Path:
-        return index_folder(self.shard)
+        return index_folder(self.shard, place=self.place)
 
     @property
     def clips(self) -> np.ndarray:
@@ -122,11 +124,19 @@ class ShardIndex:
         return [Problem(**{**row, "shard": self.shard.name}) for row in rows]
 
 
-def index_folder(shard: Path) -> Path:
-    return shard.with_name(shard.name + ".index")
+def index_folder(shard: Path, *, place: str = "") -> Path:
+    """Return the folder of a shard's index.
+
+    Args:
+        place: `data.index_dir`. Shards of one name from several folders have indexes of different names there.
+    """
+    if not place:
+        return shard.with_name(shard.name + ".index")
+    digest = hashlib.sha256(os.path.abspath(shard).encode()).hexdigest()
+    return Path(place) / f"{shard.name}.{digest[:12]}.index"
 
 
-@lru_cache(maxsize=3 * 16)
+@lru_cache(maxsize=3 * 64)
 def _column(folder: Path, name: str, digest: str) -> np.ndarray:
     column = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
     if _read_meta(folder)["digest"] != digest:
@@ -139,27 +149,39 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     return unsealed(path.read_text(encoding="utf-8"), name=path)
 
 
-def open_index(shard: Path) -> ShardIndex | None:
+def open_index(shard: Path, *, place: str = "") -> ShardIndex | None:
     """The index of a shard, None when there is none, the shard has changed since, or the index is damaged.
 
     Every file is compared with its digest, whole once per machine and by size and time afterwards.
     """
-    folder = index_folder(shard)
+    folder = index_folder(shard, place=place)
     try:
-        stored = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        text = (folder / "meta.json").read_text(encoding="utf-8")
+        stored = json.loads(text)
         if not isinstance(stored, dict) or stored.get("made_from") != _made_from(shard):
             return None
-        meta = _read_meta(folder)
+        meta = unsealed(text, name=folder / "meta.json")
+        _check_meta(meta)
         check(folder, meta["files"])
-        for name in ("clips", "items", "keys"):
-            _column(folder, name, meta["digest"])
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         _column.cache_clear()  # it may hold maps of the damaged files
         _tell(f"{folder}: damaged, made again: {error}")
         return None
-    return ShardIndex(shard=shard, meta=meta)
+    return ShardIndex(shard=shard, meta=meta, place=place)
+
+
+def _check_meta(meta: Mapping[str, Any]) -> None:
+    """Raise ValueError for what we would not have written, by whomever it was sealed."""
+    tasks, tagsets = meta.get("tasks"), meta.get("tagsets")
+    texts = isinstance(tasks, list) and isinstance(tagsets, list)
+    texts = texts and all(isinstance(text, str) for one in (tasks, *tagsets) if isinstance(one, list) for text in one)
+    counts = all(type(meta.get(name)) is int for name in ("clips", "items", "quarantined", "unheard_clips"))
+    if not texts or not all(isinstance(one, list) for one in tagsets or ()) or not counts:
+        raise ValueError("meta.json is not of an index")
+    if not isinstance(meta.get("digest"), str) or set(meta["files"]) != set(_FILES):
+        raise ValueError("meta.json is not of an index")
 
 
 @lru_cache(maxsize=1000)
@@ -173,45 +195,101 @@ def seal_index(folder: Path, meta: Mapping[str, Any]) -> None:
     (folder / "meta.json").write_text(sealed({**meta, "files": digests(folder, _FILES)}), encoding="utf-8")
 
 
-def ensure_indexes(shards: Sequence[Path], *, workers: int = 0, progress: bool = True) -> list[ShardIndex]:
+def ensure_indexes(
+    shards: Sequence[Path], *, workers: int = 0, progress: bool = True, place: str = ""
+) -> list[ShardIndex]:
     """The indexes of all shards; missing and stale ones are built, shared with other processes that ask for them too.
 
     Args:
         workers: processes that examine media, where a file that hangs or crashes a decoder costs one record;
             0 examines them in this process.
+        place: `data.index_dir`, made if it is not there; empty keeps each index beside its shard.
+
+    Raises:
+        ValueError: a shard changed meanwhile, or its index cannot be written.
     """
-    stale = [shard for shard in shards if open_index(shard) is None]
-    bar = tqdm(total=len(stale), desc="index", unit="shard", disable=not progress or not stale, leave=False)
-    with bar, ProbePool(count=workers) as pool:
+    found = {shard: open_index(shard, place=place) for shard in shards}
+    stale = [shard for shard, index in found.items() if index is None]
+    bar = counted(what="index", total=len(stale), unit="shard", quiet=not progress or not stale)
+    with bar as advance, ProbePool(count=workers) as pool:
         in_turns(
             stale,
-            done=lambda shard: open_index(shard) is not None,
-            work=lambda shard: _build(shard, pool=pool, progress=progress),
-            advance=bar.update,
+            done=lambda shard: open_index(shard, place=place) is not None,
+            work=lambda shard: _build(shard, pool=pool, progress=progress, place=place),
+            advance=advance,
+            lock=lambda shard: lock_file(shard, place=place),
         )
-    indexes = [open_index(shard) for shard in shards]
-    for shard, index in zip(shards, indexes, strict=True):
-        if index is None:
+    indexes = []
+    for shard in shards:
+        opened = found[shard] or open_index(shard, place=place)
+        if opened is None:
             raise ValueError(f"{shard}: changed while it was indexed; run again when its writer has finished")
-    return [index for index in indexes if index is not None]
+        indexes.append(opened)
+    return indexes
+
+
+class OpenedLater(Sequence[ShardIndex]):
+    """Indexes of many shards, each opened when it is needed; as many as fit are kept."""
+
+    def __init__(self, shards: Sequence[Path], digests: Sequence[str], *, place: str = "") -> None:
+        """Open nothing yet.
+
+        Args:
+            shards: whose indexes are there.
+            digests: of their content, as they were when somebody looked.
+            place: `data.index_dir`; empty for indexes beside their shards.
+        """
+        self.digests = tuple(digests)
+        self._shards, self._place = tuple(shards), place
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    @overload
+    def __getitem__(self, number: int) -> ShardIndex: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[ShardIndex]: ...
+    def __getitem__(self, number: int | slice) -> ShardIndex | Sequence[ShardIndex]:
+        """The index of a shard.
+
+        Raises:
+            ValueError: it is not what it was.
+        """
+        if isinstance(number, slice):
+            return [self[one] for one in range(len(self))[number]]
+        return _opened(self._shards[number], self.digests[number], self._place)
+
+
+@lru_cache(maxsize=1024)
+def _opened(shard: Path, digest: str, place: str) -> ShardIndex:
+    index = open_index(shard, place=place)
+    if index is None or index.digest != digest:
+        raise ValueError(f"{shard}: it or its index changed while a run used it; start again")
+    return index
 
 
 def build_index(shard: Path, *, pool: ProbePool | None = None) -> None:
     """Writes `<shard>.index/`, whole or not at all; several processes may ask for the same one."""
-    with locked(shard):
+    with locked(lock_file(shard)):
         if open_index(shard) is None:  # no other process was faster
             _build(shard, pool=pool or ProbePool())
 
 
-def _build(shard: Path, *, pool: ProbePool, progress: bool = False) -> None:
+def lock_file(shard: Path, *, place: str = "") -> Path:
+    """Return the file that is locked while a shard's index or token counts are written."""
+    return index_folder(shard, place=place).with_suffix(".lock")
+
+
+def _build(shard: Path, *, pool: ProbePool, progress: bool = False, place: str = "") -> None:
     made_from = _made_from(shard)
     groups, problems = read_groups(shard)
     table = _Table(problems=problems)
     probed = pool.map(probe_job(group, shard=shard) for group in groups)
-    clips = tqdm(probed, desc=shard.name, unit="clip", total=len(groups), disable=not progress, leave=False)
-    for group, found in zip(groups, clips, strict=True):
-        table.add(group, shard=shard, found=found)
-    folder = index_folder(shard)
+    with counted(what=shard.name, total=len(groups), unit="clip", quiet=not progress) as advance:
+        for group, found in zip(groups, probed, strict=True):
+            table.add(group, shard=shard, found=found)
+            advance(1)
+    folder = index_folder(shard, place=place)
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()

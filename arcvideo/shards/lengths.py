@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from arcvideo.files import read_lines, whole, write_lines, write_whole
-from arcvideo.render import TEXT_FORMAT, encode, fingerprint, render_branch, split_question
-from arcvideo.shards.index import ShardIndex
+from arcvideo.progress import counted
+from arcvideo.render import TEXT_FORMAT, encode, fingerprint, render_branch, split_question, written
+from arcvideo.shards.index import ShardIndex, lock_file
 from arcvideo.shards.locks import in_turns
 from arcvideo.shards.members import Problem
 from arcvideo.shards.seal import check, digests, sealed, unsealed
@@ -66,7 +66,7 @@ def all_lengths(
     Raises:
         ValueError: counts are missing and the shards' folder cannot be written.
     """
-    name = f"tokens-{fingerprint(tokenizer)}-{_rules()}-{style}-{wording}" + ("-pairs" if pairs else "")
+    name = counts_name(tokenizer, style=style, wording=wording, pairs=pairs)
     by_shard = {index.shard: index for index in indexes}
 
     def done(shard: Path) -> bool:
@@ -83,9 +83,20 @@ def all_lengths(
 
     missing = [shard for shard in by_shard if not done(shard)]
     hidden = not progress or len(missing) < 2
-    with tqdm(total=len(missing), desc="count tokens", unit="shard", disable=hidden, leave=False) as bar:
-        in_turns(missing, done=done, work=work, advance=bar.update)
+    with counted(what="count tokens", total=len(missing), unit="shard", quiet=hidden) as advance:
+        in_turns(
+            missing,
+            done=done,
+            work=work,
+            advance=advance,
+            lock=lambda shard: lock_file(shard, place=by_shard[shard].place),
+        )
     return [_read(index, name) for index in indexes]
+
+
+def counts_name(tokenizer: Any, *, style: str, wording: str, pairs: bool = False) -> str:
+    """Return what the counts of `all_lengths` are called: equal where they would be equal."""
+    return f"tokens-{fingerprint(tokenizer)}-{_rules()}-{style}-{wording}" + ("-pairs" if pairs else "")
 
 
 def _rows(index: ShardIndex, name: str) -> Path:
@@ -128,6 +139,8 @@ def _count(
 ) -> tuple[np.ndarray, list[Problem]]:
     rows = np.zeros(len(index.items), dtype=LENGTHS)
     problems: list[Problem] = []
+    # What stands before the media beside text of the item; the plan counts one token of it itself.
+    opening = len(written("opening", tokenizer)) - 1
     for number, clip in enumerate(index.clips):
         record, key = index.record(number), index.key(number)
         media_key = key if clip["media_size"] else None
@@ -143,7 +156,7 @@ def _count(
                 before = split_question(samples[0]).before
                 branches = [render_branch(sample, tokenizer=tokenizer, wording=wording) for sample in samples]
                 rows[row] = (
-                    len(encode(before, tokenizer=tokenizer)),
+                    opening + len(encode(before, tokenizer=tokenizer)),
                     sum(len(branch.ids) for branch in branches),
                     sum(branch.is_target.sum() for branch in branches),
                     groups.setdefault(before, len(groups)),

@@ -10,7 +10,12 @@ from pathlib import Path
 
 
 def in_turns(
-    shards: Sequence[Path], *, done: Callable[[Path], bool], work: Callable[[Path], None], advance: Callable[[], object]
+    shards: Sequence[Path],
+    *,
+    done: Callable[[Path], bool],
+    work: Callable[[Path], None],
+    advance: Callable[[int], object],
+    lock: Callable[[Path], Path],
 ) -> None:
     """Returns when all shards are done, by this process or by others that were asked for the same at the same time.
 
@@ -21,17 +26,18 @@ def in_turns(
         shards: those that were not done.
         done: whether a shard is finished; asked under its lock.
         work: finishes a shard; called under its lock.
-        advance: called once for each finished shard.
+        advance: called with 1 for each finished shard.
+        lock: a shard's file that is locked meanwhile.
 
     Raises:
-        ValueError: a shard's folder cannot be written.
+        ValueError: a lock cannot be written.
     """
     waiting = deque(shards)
     refused = 0
     while waiting:
         shard = waiting.popleft()
         # After a round in which every shard was somebody else's, it waits for one instead of asking on and on.
-        with locked(shard, wait=refused >= len(waiting) + 1) as mine:
+        with locked(lock(shard), wait=refused >= len(waiting) + 1) as mine:
             if not mine:
                 waiting.append(shard)
                 refused += 1
@@ -39,21 +45,27 @@ def in_turns(
             refused = 0
             if not done(shard):
                 work(shard)
-        advance()
+        advance(1)
 
 
 @contextmanager
-def locked(shard: Path, *, wait: bool = True) -> Iterator[bool]:
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Holds the lock of a shard's sidecar files; gives False when another process has it and we do not wait.
+
+    Args:
+        path: of the file that is locked; its folder is made.
+        wait: for the other process.
 
     Raises:
         ValueError: the lock cannot be written.
     """
-    path = shard.with_name(shard.name + ".lock")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "w")  # noqa: SIM115 - closed below, and only opening it may be refused
     except OSError as error:
-        raise ValueError(f"{path}: cannot be written; copy the shards to a folder that can hold an index") from error
+        raise ValueError(
+            f"{path}: cannot be written ({error.strerror}); give a folder that can hold the indexes, data.index_dir=DIR"
+        ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

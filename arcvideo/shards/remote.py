@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlparse
 
-from tqdm import tqdm
-
 from arcvideo.media.settings import ShardCacheSettings
+from arcvideo.progress import counted
 from arcvideo.shards.write import open_url, url_schemes
 
 _CHUNK = 1 << 20
@@ -173,7 +172,7 @@ def _copy(url: str, file: IO[bytes], *, limit: int, patience: float) -> bytes:
         stream = open_url(url)
     except (OSError, ValueError) as error:
         raise ValueError(f"{url}: cannot be fetched: {error}") from error
-    with tqdm(desc=f"fetch {name}", unit="B", unit_scale=True, leave=False) as bar:
+    with counted(what=f"fetch {name}", total=None, unit="B") as advance:
         try:
             for chunk in _chunks(stream, patience=patience):
                 size += len(chunk)
@@ -181,7 +180,7 @@ def _copy(url: str, file: IO[bytes], *, limit: int, patience: float) -> bytes:
                     raise ValueError(f"{url}: larger than data.shard_cache.max_gib={limit / 2**30:g}; raise it")
                 content.update(chunk)
                 file.write(chunk)
-                bar.update(len(chunk))
+                advance(len(chunk))
             stream.close()  # tells how the program behind it ended
         except TimeoutError as error:
             raise _BrokenOff(f"stalled after {size} bytes: {error}", final=False) from error

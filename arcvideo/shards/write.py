@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from arcvideo.seals import publish
 from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, record_key
 
 os.environ.setdefault("WDS_SECURE", "1")  # plain webdataset would run `pipe:` URLs and unpickle members
@@ -64,7 +65,7 @@ def write_shards(
             while written < per_shard and file.tell() < bytes_per_shard and (record := next(waiting, None)):
                 tar.write(_members(record))
                 written += 1
-        os.replace(scratch, path)
+        publish(scratch, path)
         paths.append(path)
         if finished is not None:
             finished(path)

@@ -8,9 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
-from arcvideo.progress import lines
+from arcvideo.processes.terminal import speak_plainly
+from arcvideo.progress import counted
 from arcvideo.synthetic.settings import TinyShortsSettings
 from arcvideo.synthetic.write import write_dataset
 
@@ -38,12 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _make(out: Path, *, settings: TinyShortsSettings, workers: int) -> None:
     total = settings.clips + settings.test_clips + settings.texts
     started = time.perf_counter()
-    if sys.stderr.isatty():
-        with tqdm(total=total, desc="TinyShorts", unit="clip", leave=False) as bar:
-            dataset = write_dataset(out, settings=settings, workers=workers, progress=bar.update)
-    else:
-        told = lines(what="TinyShorts", total=total, unit="clip")
-        dataset = write_dataset(out, settings=settings, workers=workers, progress=told)
+    with counted(what="TinyShorts", total=total, unit="clip") as advance:
+        dataset = write_dataset(out, settings=settings, workers=workers, progress=advance)
     took = f"written in {time.perf_counter() - started:.1f} s" if dataset.written else "already there"
     print(f"{out}: {total} records in {len(dataset.shards)} shards, {took}, digest {dataset.digest[:12]}")
 
@@ -62,4 +57,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     sys.exit(main())

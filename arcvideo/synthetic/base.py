@@ -28,7 +28,9 @@ from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import special_ids
 from arcvideo.model.towers.features import FeatureStore, tower_digest
+from arcvideo.processes.terminal import speak_plainly
 from arcvideo.progress import watched
+from arcvideo.seals import write_sums
 from arcvideo.structured import filled
 from arcvideo.synthetic.prose import corpus, train_language
 from arcvideo.synthetic.script import script_from
@@ -44,16 +46,9 @@ def make_base(options: argparse.Namespace) -> dict[str, float]:
     if options.threads:
         torch.set_num_threads(options.threads)
     settings = filled(ModelSettings, yaml.safe_load(options.model.read_text()))
-    layout = MediaLayout(
-        image_size=settings.vision.force_image_size,
-        mel_bins=settings.audio.num_mel_bins,
-        audio_positions=settings.audio.max_source_positions,
-        audio_pooling=settings.audio_pooling,
-        max_frames=settings.max_num_frame,
-    )
-    clips = _known(options.data, layout=layout, workers=options.workers)
+    clips = _known(options.data, layout=settings.layout, workers=options.workers)
     scripts = [clip.script for clip in clips]
-    tokenizer = build_tiny_tokenizer(corpus(scripts))
+    tokenizer = build_tiny_tokenizer(corpus(scripts), family=settings.family)
     special = special_ids(tokenizer)
     model = ArcVideoForConditionalGeneration(
         ArcVideoConfig.from_settings(settings, vocab_size=len(tokenizer), special=special)
@@ -72,6 +67,7 @@ def make_base(options: argparse.Namespace) -> dict[str, float]:
     options.out.mkdir(parents=True, exist_ok=True)
     save_model(model, options.out)
     save_tokenizer(tokenizer, options.out)
+    write_sums(options.out, but=(REPORT,))
     # Last: its presence says that the directory is complete.
     (options.out / REPORT).write_text(json.dumps(reached, indent=1) + "\n")
     return reached
@@ -159,4 +155,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     sys.exit(main())

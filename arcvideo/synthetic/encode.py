@@ -35,18 +35,30 @@ def encode(script: Script) -> tuple[str, bytes]:
     return "mp4", _movie("mp4", picture=draw.frames(script), waveform=waveform)
 
 
+def movie(frames: Iterable[np.ndarray], *, waveform: np.ndarray, width: int, height: int, fps: int) -> bytes:
+    """Return an mp4 of frames (H, W, 3) uint8 RGB and of (n,) float32 sound at 16 kHz."""
+    return _movie("mp4", picture=frames, waveform=waveform, size=(width, height), fps=fps)
+
+
 def _jpeg(frame: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "jpeg", quality=90)
     return buffer.getvalue()
 
 
-def _movie(extension: str, *, picture: Iterable[np.ndarray] | None, waveform: np.ndarray | None) -> bytes:
+def _movie(
+    extension: str,
+    *,
+    picture: Iterable[np.ndarray] | None,
+    waveform: np.ndarray | None,
+    size: tuple[int, int] = (draw.WIDTH, draw.HEIGHT),
+    fps: int = draw.FPS,
+) -> bytes:
     buffer = io.BytesIO()
     muxer = {"mp4": "mp4", "m4a": "ipod", "wav": "wav"}[extension]
     # bitexact: no encoder version, no creation time, so equal scripts give equal bytes.
     with av.open(buffer, "w", format=muxer, options={"fflags": "+bitexact"}) as container:
-        video = _video_stream(container) if picture is not None else None
+        video = _video_stream(container, size=size, fps=fps) if picture is not None else None
         audio = _audio_stream(container, "pcm_s16le" if extension == "wav" else "aac") if waveform is not None else None
         if video is not None and picture is not None:
             _encode_picture(container, video, picture)
@@ -58,9 +70,9 @@ def _movie(extension: str, *, picture: Iterable[np.ndarray] | None, waveform: np
     return buffer.getvalue()
 
 
-def _video_stream(container: OutputContainer) -> VideoStream:
-    stream = container.add_stream("libx264", rate=draw.FPS, options=dict(_X264))
-    stream.width, stream.height, stream.pix_fmt = draw.WIDTH, draw.HEIGHT, "yuv420p"
+def _video_stream(container: OutputContainer, *, size: tuple[int, int], fps: int) -> VideoStream:
+    stream = container.add_stream("libx264", rate=fps, options=dict(_X264))
+    (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
     return stream
 
 

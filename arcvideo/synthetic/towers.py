@@ -17,7 +17,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
-from arcvideo.model.towers.media import normalize_pixels
+from arcvideo.model.towers.media import grouped, normalize_pixels
 from arcvideo.progress import watched
 from arcvideo.runner.muon import Muon
 from arcvideo.synthetic.script import COLORS, DURATION, KINDS, SCREEN_WORDS, SOUNDS, SPOKEN_WORDS, Script
@@ -49,15 +49,17 @@ def train_vision(
     seen = [clip for clip in clips if clip.media.pixels is not None]
     pixels = torch.cat([clip.media.pixels for clip in seen if clip.media.pixels is not None])
     labels = torch.cat([frame_labels(clip.script) for clip in seen])
-    vision, grid = model.vision_model, model.settings.grid
+    vision, grid, kind = model.vision_model, model.settings.grid, model.settings.kind
     times = [f"00:00:{second:02d}" for second in range(DURATION)]
     words = [_word_vectors(model, names, tokenizer=tokenizer) for names in (times, COLORS, KINDS, SCREEN_WORDS)]
     probes = nn.ModuleList(_Naming(vectors) for vectors in words)
 
     def loss(_: int) -> tuple[Tensor, Tensor]:
         rows = torch.randint(len(pixels), (frames,))
-        tokens = vision(normalize_pixels(pixels[rows], dtype=torch.float32))
-        cells = tokens[:, 1:-1].unflatten(1, (grid, grid + 1))[:, :, :grid]
+        shown = normalize_pixels(pixels[rows], dtype=torch.float32).repeat_interleave(kind.frames_per_group, dim=0)
+        tokens = vision(grouped(shown, per=kind.frames_per_group))
+        inner = tokens[:, 1:-1] if kind.edges else tokens
+        cells = inner.unflatten(1, (grid, -1))[:, :, :grid]
         losses, hits = [], []
         for row in range(grid):
             for column in range(grid):

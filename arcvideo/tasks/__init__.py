@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from arcvideo.named import loaded
 from arcvideo.tasks.asr import ASR
 from arcvideo.tasks.caption import CAPTION
 from arcvideo.tasks.chapters import CHAPTERS
@@ -21,7 +22,8 @@ from arcvideo.tasks.task import Task
 from arcvideo.types import Sample
 
 TASKS: dict[str, Task] = {task.name: task for task in (ASR, CAPTION, QA, MCQ, GROUNDING, SUMMARY, CHAPTERS)}
-"""Name -> task; figures of an evaluation stand in this order."""
+"""Name -> task; figures of an evaluation stand in this order, those of other packages last."""
+TASKS |= {name: task for name, task in loaded("tasks") if isinstance(task, Task) and task.name == name}
 
 DEFAULT_TASK = QA.name
 """The kind of a question that says none."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from arcvideo.tasks.answers import answer_text, clock_span
 from arcvideo.tasks.fields import RecordError, conversation, interval, optional_text, styled_answer
+from arcvideo.tasks.scoring import text_measures
 from arcvideo.tasks.task import Task, told_times
 from arcvideo.types import Sample
 
@@ -50,4 +51,4 @@ def _tell(text: str) -> list[str]:
     return [told for line in found if line for told in told_times(line[0])]
 
 
-CHAPTERS = Task(name="chapters", question=QUESTION, sample=_sample, tell=_tell)
+CHAPTERS = Task(name="chapters", question=QUESTION, sample=_sample, tell=_tell, measures=text_measures("chapters"))

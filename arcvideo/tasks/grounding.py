@@ -11,6 +11,9 @@ from arcvideo.tasks.scoring import best_constant_span
 from arcvideo.tasks.task import Asked, Measure, Score, Task, Truth, Worth, told_times
 from arcvideo.types import Sample
 
+RECALLS = (0.3, 0.5, 0.7)
+"""Thresholds of R1, as benchmarks report it."""
+
 
 def _sample(item: Mapping[str, Any], *, key: str, media_key: str | None, style: str = "plain") -> Sample:
     """Fields: `question`, `span` ([start, end] in seconds, start before end)."""
@@ -70,9 +73,30 @@ def temporal_recall(*, threshold: float) -> Worth:
     return lambda said, true, seconds: float(temporal_iou(said, true) >= threshold)
 
 
+def cut_span(said: Span, *, seconds: float | None) -> Span:
+    """Return a predicted span without what lies behind the end of its clip; None leaves it as it is."""
+    return said if seconds is None else (min(said[0], seconds), min(said[1], seconds))
+
+
 def _overlap(text: str, truth: Truth) -> Score:
+    """Score IoU; a truth that says the `seconds` of the clip cuts the prediction there."""
     said = read_span(text).value
-    return Score(value=temporal_iou(said, _compared(truth)) if said else 0.0)
+    return Score(value=temporal_iou(cut_span(said, seconds=truth.get("seconds")), _compared(truth)) if said else 0.0)
+
+
+def _reaching(threshold: float) -> Measure:
+    """Return R1@threshold: the share of questions whose answer has at least this IoU."""
+
+    def chance(items: Sequence[Asked]) -> float:
+        span = _best_span(items)
+        return sum(temporal_iou(span, _compared(item.truth)) >= threshold for item in items) / len(items)
+
+    return Measure(
+        name=f"grounding_r1_{round(100 * threshold)}",
+        score=lambda text, truth: Score(value=float(_overlap(text, truth).value >= threshold)),
+        chance=chance,
+        on_request=True,
+    )
 
 
 def _best_span(items: Sequence[Asked]) -> Span:
@@ -102,5 +126,6 @@ GROUNDING = Task(
     measures=(
         Measure(name="grounding_miou", score=_overlap, chance=_chance),
         Measure(name="grounding_miou_constant", score=_overlap, chance=_chance, constant=_constant),
+        *(_reaching(threshold) for threshold in RECALLS),
     ),
 )

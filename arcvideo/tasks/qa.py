@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from arcvideo.tasks.fields import text_sample
-from arcvideo.tasks.scoring import exact, most_frequent_share
+from arcvideo.tasks.scoring import exact, most_frequent_share, text_measures
 from arcvideo.tasks.task import Asked, Measure, Outline, Score, Task, Truth, true_text
 
 SPEECH_TAG = "topic:speech"
@@ -30,5 +30,6 @@ QA = Task(
     measures=(
         Measure(name="speech_qa", score=_exact, chance=_chance, asks=_about_speech),
         Measure(name="speech_qa_audio_zeroed", score=_exact, chance=_chance, asks=_about_speech, silent=True),
+        *text_measures("qa"),
     ),
 )

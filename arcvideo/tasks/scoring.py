@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from arcvideo.tasks.answers import Span, answer_text, one_answer
+from arcvideo.tasks.task import Asked, Measure, Score, true_text
 
 CONSTANT_CANDIDATES = 64
 """How many of the most frequent transcripts are tried as a constant answer."""
@@ -66,13 +67,50 @@ def _word_f1(said: Counter[str], true: Counter[str]) -> float:
     return 2 * (said & true).total() / total if total else 1.0
 
 
+def rouge_l(prediction: str, *, truth: str) -> float:
+    """Harmonic mean of the shares that the longest common subsequence of words has of the answer and of the truth.
+
+    ROUGE-L with equal weights, without stemming; a CJK character is a word.
+
+    >>> round(rouge_l("the red circle moves", truth="a red circle slowly moves"), 4)
+    0.6667
+    """
+    return _rouge_l(words(answer_text(prediction)), words(truth))
+
+
+def _rouge_l(said: Sequence[str], true: Sequence[str]) -> float:
+    total = len(said) + len(true)
+    return 2 * _common(said, true) / total if total else 1.0
+
+
+def _common(first: Sequence[str], second: Sequence[str]) -> int:
+    """Length of the longest common subsequence."""
+    row = [0] * (len(second) + 1)
+    for item in first:
+        diagonal = 0
+        for column, other in enumerate(second, start=1):
+            diagonal, row[column] = row[column], diagonal + 1 if item == other else max(row[column], row[column - 1])
+    return row[-1]
+
+
 def constant_word_f1(truths: Sequence[str]) -> float:
     """Highest mean F1 of one of the truths given for every clip."""
+    return _best_constant(truths)[0]
+
+
+def constant_rouge_l(truths: Sequence[str]) -> float:
+    """Mean ROUGE-L of the truth that has the highest mean F1 when it is given for every clip."""
+    constant = _best_constant(truths)[1]
+    return sum(_rouge_l(constant, words(truth)) for truth in truths) / len(truths)
+
+
+def _best_constant(truths: Sequence[str]) -> tuple[float, tuple[str, ...]]:
+    """The highest mean F1 of a constant answer, and the words of that answer."""
     counts = [Counter(words(truth)) for truth in truths]
-    candidates = [
-        Counter(text) for text, _ in Counter(tuple(words(truth)) for truth in truths).most_common(CONSTANT_CANDIDATES)
-    ]
-    return max(sum(_word_f1(candidate, true) for true in counts) / len(counts) for candidate in candidates)
+    candidates = [text for text, _ in Counter(tuple(words(truth)) for truth in truths).most_common(CONSTANT_CANDIDATES)]
+    means = [sum(_word_f1(Counter(candidate), true) for true in counts) / len(counts) for candidate in candidates]
+    best = max(range(len(means)), key=means.__getitem__)
+    return means[best], candidates[best]
 
 
 def constant_transcript_error(truths: Sequence[str]) -> float:
@@ -104,3 +142,31 @@ def best_constant_span(truths: Sequence[Span], *, step: float = 1.0) -> Span:
         if mean.max() > best:
             best, chosen = float(mean.max()), (float(start), float(tried[mean.argmax(), 0]))
     return chosen
+
+
+def text_measures(task: str) -> tuple[Measure, ...]:
+    """Return the figures of a task whose answers are free texts, on request: exact, F1 of words, ROUGE-L."""
+
+    def truths(items: Sequence[Asked]) -> list[str]:
+        return [true_text(item.truth) for item in items]
+
+    return (
+        Measure(
+            name=f"{task}_exact",
+            score=lambda text, truth: Score(value=exact(text, truth=true_text(truth))),
+            chance=lambda items: most_frequent_share([(item.question, true_text(item.truth)) for item in items]),
+            on_request=True,
+        ),
+        Measure(
+            name=f"{task}_f1",
+            score=lambda text, truth: Score(value=word_f1(text, truth=true_text(truth))),
+            chance=lambda items: constant_word_f1(truths(items)),
+            on_request=True,
+        ),
+        Measure(
+            name=f"{task}_rouge_l",
+            score=lambda text, truth: Score(value=rouge_l(text, truth=true_text(truth))),
+            chance=lambda items: constant_rouge_l(truths(items)),
+            on_request=True,
+        ),
+    )

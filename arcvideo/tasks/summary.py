@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from arcvideo.tasks.fields import optional_text, text_sample
-from arcvideo.tasks.scoring import constant_word_f1, word_f1
-from arcvideo.tasks.task import Measure, Score, Task, true_text
+from arcvideo.tasks.scoring import text_measures
+from arcvideo.tasks.task import Task
 from arcvideo.types import Sample
 
 QUESTION = "Describe the video content."
@@ -25,12 +25,5 @@ SUMMARY = Task(
     name="summary",
     question=QUESTION,
     sample=_sample,
-    measures=(
-        Measure(
-            name="summary_f1",
-            score=lambda text, truth: Score(value=word_f1(text, truth=true_text(truth))),
-            chance=lambda items: constant_word_f1([true_text(item.truth) for item in items]),
-            on_request=True,  # summaries are the longest answers
-        ),
-    ),
+    measures=text_measures("summary"),  # on request: summaries are the longest answers
 )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from arcvideo.flops import Segment, decoder_flops, media_flops, peak_flops
 from arcvideo.model.settings import ModelSettings
+from arcvideo.processes.ranks import World
 from arcvideo.types import Batch
 
 _GIB = 1 << 30
@@ -79,24 +82,74 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class MemoryUse:
-    """Learns from steps that fitted how many tokens fit."""
+    """What the steps take of a device: their peaks, and, learned from steps that fitted, how many tokens fit."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._cuda = device.type == "cuda"
         self._per_token = 0.0
         self._held = 0
+        self._most: dict[str, float] = {}
 
     def before(self) -> None:
         """A micro-batch begins."""
-        if self._device.type == "cuda":
+        if self._cuda:
+            self._note()
             self._held = torch.cuda.memory_allocated(self._device)
             torch.cuda.reset_peak_memory_stats(self._device)
 
     def after(self, batch: Batch) -> None:
         """The micro-batch has fitted."""
-        if self._device.type == "cuda":
+        if self._cuda:
             used = torch.cuda.max_memory_allocated(self._device) - self._held
             self._per_token = max(self._per_token, used / batch.input_ids.numel())
+
+    def since_last(self, *, world: World) -> dict[str, float]:
+        """Return the peaks since this was asked last, of the rank that needed most; all ranks ask together.
+
+        Everything counts: rollouts, every micro-batch, the optimizer, and a checkpoint's copies in between.
+
+        Returns:
+            `memory/gib` in use and, on a GPU, `memory/reserved_gib` that torch holds for it, fragmentation included.
+        """
+        self._note()
+        most = torch.tensor(list(self._most.values()), dtype=torch.float64)
+        if world.size > 1:
+            most = most.to(world.device)
+            dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        found = dict(zip(self._most, most.tolist(), strict=True))
+        self._most = {}
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats(self._device)
+        return found
+
+    def _note(self) -> None:
+        now = {"memory/gib": peak_memory(self._device)}
+        if self._cuda:
+            now["memory/reserved_gib"] = torch.cuda.max_memory_reserved(self._device) / _GIB
+        self._most = {name: max(value, self._most.get(name, 0.0)) for name, value in now.items()}
+
+    @contextmanager
+    def explained(self, when: str) -> Iterator[None]:
+        """While entered, running out of memory outside of forward and backward is told in one line.
+
+        Args:
+            when: "the weights moved in step 3".
+
+        Raises:
+            OutOfMemory: with what takes less.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            first = str(error).splitlines()[0][:200]
+            raise OutOfMemory(
+                f"out of memory on {self._device} while {when}. What takes less: rollouts with grpo.num_prompts or "
+                "grpo.num_generations, states of the optimizer with engine=zero2, zero3 or zero2_offload, everything "
+                f"with more devices; `arcvideo preflight` says how much of each a stage needs. ({first})"
+            ) from error
 
     def explain(self, error: BaseException, *, batch: Batch) -> OutOfMemory:
         """The error a user should see instead."""
@@ -112,7 +165,7 @@ class MemoryUse:
 
     def _remedy(self, tokens: int, single: int) -> str:
         fits = tokens // 2
-        if self._device.type == "cuda" and self._per_token:
+        if self._cuda and self._per_token:
             free = 0.9 * (torch.cuda.get_device_properties(self._device).total_memory - self._held)
             fits = min(int(free / self._per_token), tokens - 1)
         fits = max(fits // 128 * 128, 128)

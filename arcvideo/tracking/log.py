@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arcvideo.tracking.metrics import MetricsFile, TensorBoardMirror, WandbMirror
+from arcvideo.tracking.metrics import MetricsFile, TensorBoardMirror, WandbMirror, read_metrics
+from arcvideo.tracking.mirrors import close_all, open_mirrors
 from arcvideo.tracking.settings import LoggerSettings
 
 
@@ -44,10 +45,12 @@ class RunLog:
         self._first, self._steps, self._every = first, steps, every
         self._since: list[Mapping[str, Any]] = []
         self._file = MetricsFile(folder / "metrics.jsonl", keep_below=start) if first else None
-        quiet = dataclasses.replace(logger, wandb="disabled", tensorboard=False)
+        quiet = dataclasses.replace(logger, wandb="disabled", tensorboard=False, mirrors=[])
         settings = logger if first else quiet
-        self._wandb = WandbMirror(settings, folder=folder, name=name, config=config, run_id=wandb_id)
+        past = read_metrics(self._file.path) if self._file is not None and wandb_id is not None else []
+        self._wandb = WandbMirror(settings, folder=folder, name=name, config=config, run_id=wandb_id, past=past)
         self._tensorboard = TensorBoardMirror(settings, folder=folder, start=start)
+        self._mirrors = open_mirrors(settings, folder=folder, name=name, config=config, start=start)
 
     @property
     def wandb_id(self) -> str | None:
@@ -61,6 +64,8 @@ class RunLog:
         shown = rollouts and (values["step"] == 0 or (values["step"] + 1) % self._every == 0)
         self._wandb.write({**values, "rollouts": list(rollouts)} if shown else values)
         self._tensorboard.write(values)
+        for mirror in self._mirrors:
+            mirror.write(values)
         if "train/loss" in values:  # a step that was passed over has none
             self._since.append(values)
         done = values["step"] + 1
@@ -79,6 +84,7 @@ class RunLog:
             self._file.close()
         self._wandb.close(exit_code=exit_code)
         self._tensorboard.close()
+        close_all(self._mirrors, exit_code=exit_code)
 
 
 def progress_line(interval: Sequence[Mapping[str, Any]], *, steps: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import netrc
 import os
 import queue
 import sys
@@ -16,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from arcvideo.files import json_line, read_lines, write_lines
+from arcvideo.hidden import hidden
+from arcvideo.tracking.sent import has_key, last_sent
 from arcvideo.tracking.settings import LoggerSettings
 
 _WAITING = 10_000
 """Steps that may wait for W&B."""
+WANDB_WORDS = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+"""What WANDB_MODE may say -> what it means; `run` and `dryrun` are its older words."""
 _PATIENCE = 30
 """Seconds W&B may take to start, and to finish."""
 
@@ -61,7 +64,7 @@ def _finite(value: float) -> bool:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return read_lines(path) if path.exists() else []
+    return read_lines(path, fields={"step": int}) if path.exists() else []
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -76,7 +79,14 @@ class WandbMirror:
     """
 
     def __init__(
-        self, settings: LoggerSettings, *, folder: Path, name: str, config: Mapping[str, Any], run_id: str | None
+        self,
+        settings: LoggerSettings,
+        *,
+        folder: Path,
+        name: str,
+        config: Mapping[str, Any],
+        run_id: str | None,
+        past: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         """Start or continue the W&B run.
 
@@ -86,9 +96,12 @@ class WandbMirror:
             name: name of the run.
             config: resolved settings, shown by W&B.
             run_id: id from a checkpoint, None for a new run.
+            past: objects of metrics.jsonl from before; those that a kill kept from W&B are sent now.
         """
+        # W&B notes the command of the process. Everybody who needed its words has read them.
+        sys.argv = [hidden(word) for word in sys.argv]
         mode = _wandb_mode(settings.wandb)
-        self.run_id = run_id if mode == "disabled" else run_id or uuid.uuid4().hex[:8]
+        self.run_id = run_id if mode == "disabled" else run_id or _sweeps_id() or uuid.uuid4().hex[:8]
         self._on = mode != "disabled"
         self._todo: queue.Queue[Mapping[str, Any] | int] = queue.Queue(_WAITING)
         if not self._on:
@@ -106,7 +119,7 @@ class WandbMirror:
             "config": dict(config),
             **_continued(self.run_id),
         }
-        self._thread = threading.Thread(target=self._mirror, args=(options,), name="wandb", daemon=True)
+        self._thread = threading.Thread(target=self._mirror, args=(options, past), name="wandb", daemon=True)
         self._thread.start()
 
     def write(self, values: Mapping[str, Any]) -> None:
@@ -128,21 +141,24 @@ class WandbMirror:
             self._give_up(TimeoutError(f"no answer in {_PATIENCE} s; `wandb sync` sends the files later"))
         self._on = False
 
-    def _mirror(self, options: dict[str, Any]) -> None:
+    def _mirror(self, options: dict[str, Any], past: Sequence[Mapping[str, Any]]) -> None:
         try:
             import wandb
 
+            folder, run_id = Path(options["dir"]), options["id"]
+            sent = last_sent(folder, run_id=run_id) if past else -1
             run = wandb.init(settings=_quiet(), **options)
+            # Online, the server says where the run stands; of files only they themselves know.
+            told = int(run.step) - 1 if options["mode"] == "online" else sent
+            for line in past:
+                if line["step"] > told:
+                    _log(run, line)
             while self._on:
                 item = self._todo.get()
                 if isinstance(item, int):
                     run.finish(exit_code=item)
                     return
-                numbers = {
-                    key: value for key, value in item.items() if key != "step" and isinstance(value, int | float)
-                }
-                tables = {key: _table(rows) for key, rows in item.items() if isinstance(rows, list)}
-                run.log(numbers | tables, step=int(item["step"]))
+                _log(run, item)
         except Exception as error:
             self._give_up(error)
 
@@ -150,6 +166,13 @@ class WandbMirror:
         if self._on:
             self._on = False
             print(f"W&B is off for this run, training goes on: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _log(run: Any, item: Mapping[str, Any]) -> None:
+    """Send one object of metrics.jsonl."""
+    numbers = {key: value for key, value in item.items() if key != "step" and isinstance(value, int | float)}
+    tables = {key: _table(rows) for key, rows in item.items() if isinstance(rows, list)}
+    run.log(numbers | tables, step=int(item["step"]))
 
 
 def _table(rows: list[Mapping[str, Any]]) -> Any:
@@ -243,6 +266,11 @@ def _artifact(item: Artifact, *, make: Callable[..., Any]) -> Any:
     return artifact
 
 
+def _sweeps_id() -> str | None:
+    """Return the id under which the agent of a W&B sweep awaits this run; None outside of one."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+
+
 def _continued(run_id: str | None) -> dict[str, Any]:
     return {"id": run_id, "resume": "allow"}
 
@@ -255,15 +283,13 @@ def _quiet() -> Any:
 
 def _wandb_mode(asked: str, *, say: bool = True) -> str:
     """The mode asked for, unless WANDB_MODE says otherwise or there is no key to be online with."""
-    mode = os.environ.get("WANDB_MODE", asked) if asked == "online" else asked
-    if mode != "online" or os.environ.get("WANDB_API_KEY"):
-        return mode
-    try:
-        known = netrc.netrc().authenticators("api.wandb.ai")
-    except (OSError, netrc.NetrcParseError):
-        known = None
-    if known:
-        return mode
+    mode = (os.environ.get("WANDB_MODE") or asked) if asked == "online" else asked
+    if mode not in WANDB_WORDS:
+        if say:
+            print(f"WANDB_MODE={mode!r} is none of {', '.join(WANDB_WORDS)}: writing offline", file=sys.stderr)
+        return "offline"
+    if WANDB_WORDS[mode] != "online" or has_key():
+        return WANDB_WORDS[mode]
     if say:
         print(
             "W&B has no key (WANDB_API_KEY or `wandb login`): writing offline; `wandb sync` sends it", file=sys.stderr

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from arcvideo.named import brought, find_module, path_of, problem
+from arcvideo.structured import nearest
+
 WANDB_MODES = ("disabled", "offline", "online")
+MIRRORS = ("mlflow", "swanlab", "trackio")
+"""What `logger.mirrors` knows by name; each needs the package of that name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +26,26 @@ class LoggerSettings:
     """W&B tags."""
     tensorboard: bool = False
     """Write TensorBoard events too; needs the package tensorboard."""
+    mirrors: list[str] = field(default_factory=list)
+    """Further loggers: mlflow, swanlab, trackio (each needs its package), an entry point `arcvideo.loggers`, or
+    `package.module:Class` in the protocol of `arcvideo.tracking.mirrors:Mirror`."""
 
 
 def logger_problems(logger: LoggerSettings) -> list[str]:
     """Return what is wrong with the settings, one sentence each, naming key and remedy."""
-    if logger.wandb in WANDB_MODES:
-        return []
-    return [f"logger.wandb={logger.wandb!r} is unknown: choose one of {', '.join(WANDB_MODES)}"]
+    problems = []
+    if logger.wandb not in WANDB_MODES:
+        problems.append(f"logger.wandb={logger.wandb!r} is unknown: choose one of {', '.join(WANDB_MODES)}")
+    for name in logger.mirrors:
+        if name in MIRRORS:
+            if find_module(name) is None:
+                problems.append(f"logger.mirrors={name} needs the package {name}: pip install {name}")
+        elif not path_of(name, kind="loggers"):
+            known = [*MIRRORS, *brought("loggers")]
+            close = nearest(name, known)
+            problems.append(
+                f"logger.mirrors has {name!r}{close}: choose from {', '.join(known)}, or package.module:Class"
+            )
+        elif wrong := problem(name, kind="loggers", key="logger.mirrors"):
+            problems.append(wrong)
+    return problems

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from arcvideo.evaluation import evaluate as evaluation
-from arcvideo.evaluation.evaluate import choose, evaluate, without_audio
+from arcvideo.evaluation.evaluate import evaluate, without_audio
+from arcvideo.evaluation.figures import choose
 from arcvideo.evaluation.predictions import read_predictions, read_scores
 from arcvideo.evaluation.settings import EvaluationSettings, metric_names
 from arcvideo.feed.prompts import Prompt

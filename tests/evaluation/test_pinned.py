@@ -99,7 +99,7 @@ def test_the_same_answers_have_the_same_figures_to_the_digit(monkeypatch: pytest
         make_model(),
         held_out(),
         tokenizer=tokenizer(),
-        settings=EvaluationSettings(metrics=list(metric_names()), bootstrap=200),
+        settings=EvaluationSettings(metrics=[name for name in metric_names() if name in PINNED], bootstrap=200),
         output=tmp_path / "predictions.jsonl",
     )
     assert {name: tuple(asdict(metric).values()) for name, metric in found.items()} == PINNED

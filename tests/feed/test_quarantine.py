@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from arcvideo.feed.quarantine import Quarantine, QuarantineBudgetError
-from arcvideo.planning.mixture import SourceTable, open_mixture
+from arcvideo.planning.mixture import open_mixture
 from arcvideo.planning.settings import QuarantineSettings
+from arcvideo.planning.table import SourceTable
 from arcvideo.shards.members import Problem
 from arcvideo.shards.write import Record, write_shards
 from tests.data import build
@@ -73,3 +75,36 @@ def test_row_that_a_stop_cut_short_harms_no_other(tables: list[SourceTable], tmp
     again.add("tiny", timeout("r1"))
     assert opened(tables, file).unreadable("tiny", "r1")
     assert not opened(tables, file).unreadable("tiny", "r0")
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> list[SourceTable]:
+    """Three good items and none that is refused."""
+    folder = tmp_path_factory.mktemp("good")
+    write_shards((Record(key=f"r{n}", content={"items": ITEMS[:1]}, media={}) for n in range(3)), out=folder)
+    settings = build.settings(str(folder / "*.tar"))
+    return open_mixture(settings, layout=build.LAYOUT, tokenizer=build.tokenizer(), progress=False)
+
+
+def test_one_bad_sample_is_no_rate_and_two_are(good: list[SourceTable], tmp_path: Path) -> None:
+    books = Quarantine(good, settings=QuarantineSettings(max_rate=0.05), file=tmp_path / "quarantine.jsonl")
+    books.add("tiny", timeout("r0"))
+    books.add("tiny", timeout("r0"))  # the same once more
+    assert books.count("tiny") == 1
+    with pytest.raises(QuarantineBudgetError, match="2 quarantined"):
+        books.add("tiny", timeout("r1"))
+
+
+def test_problems_of_one_key_are_told_apart_by_shard_reason_and_detail(good: list[SourceTable], tmp_path: Path) -> None:
+    file = tmp_path / "quarantine.jsonl"
+    books = Quarantine(good, settings=QuarantineSettings(max_rate=1.0), file=file)
+    first = timeout("r0")
+    others = [
+        dataclasses.replace(first, **change)
+        for change in ({"shard": "shard-000001.tar"}, {"reason": "corrupt"}, {"detail": "after 2 s"}, {"key": "r1"})
+    ]
+    for problem in [first, *others, *others]:
+        books.add("tiny", problem)
+    assert books.count("tiny") == 5
+    assert len(file.read_text().splitlines()) == 5
+    assert Quarantine(good, settings=QuarantineSettings(max_rate=1.0), file=file).count("tiny") == 5

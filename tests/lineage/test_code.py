@@ -109,6 +109,7 @@ def test_everything_that_training_reaches_is_judged() -> None:
         "processing",
         "files",
         "fingerprints",
+        "hidden",
         "messages",
         "places",
         "progress",

@@ -23,7 +23,7 @@ CARE = (
     "data.limits.", "data.quarantine.", "data.overlap", "verify_resume", "runner.save_every", "runner.keep_last",
     "runner.keep_every",
     "runner.save_failures", "runner.liveness", "runner.liveness_scan", "runner.liveness_every", "runner.skip_budget",
-    "runner.hang_seconds", "grpo.max_logprob_gap",
+    "runner.hang_seconds", "grpo.max_logprob_outliers",
 )  # fmt: skip
 """What is proven, kept and forgiven."""
 SHOWN = (

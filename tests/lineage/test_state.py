@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from arcvideo.lineage import lock
 from arcvideo.lineage.lock import agreed, alone_in
 from arcvideo.lineage.manifest import Manifest, write_manifest
 from arcvideo.lineage.state import Wanted, state_of, write_started
@@ -132,3 +135,29 @@ def test_the_ranks_of_a_job_go_by_the_word_of_its_first(tmp_path: Path) -> None:
 def _listen(folder: Path, rank: int, job: str) -> None:
     with agreed(folder, rank=rank, job=job, word="new") as word:
         assert word == "finished"
+
+
+def test_a_word_of_an_earlier_launch_is_not_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its launcher had ended before the one that started this rank began, at the same address."""
+    monkeypatch.setattr(lock, "POLL_SECONDS", 0.01)
+    (tmp_path / ".sft.word").write_text(json.dumps({"job": "a", "word": "stale"}))
+    monkeypatch.setattr(lock, "_launched", lambda: time.time() + 2 * lock.SKEW_SECONDS)
+    heard: list[str] = []
+    rank = threading.Thread(target=lambda: heard.append(lock._hear(tmp_path / "sft", job="a")), daemon=True)
+    rank.start()
+    rank.join(0.2)
+    assert not heard
+    monkeypatch.setattr(lock, "_launched", lambda: 0.0)
+    (tmp_path / ".sft.word").write_text(json.dumps({"job": "b", "word": "stale"}))
+    later = threading.Thread(target=lambda: heard.append(lock._hear(tmp_path / "sft", job="a")), daemon=True)
+    later.start()
+    (tmp_path / ".sft.word").write_text(json.dumps({"job": "a", "word": "new"}))
+    later.join(30)
+    assert heard == ["new"]
+    os.utime(tmp_path / ".sft.word", (time.time() + 60, time.time() + 60))
+    rank.join(30)
+    assert heard == ["new", "new"]
+
+
+def test_a_launch_began_before_its_ranks() -> None:
+    assert 0 < lock._launched() <= time.time()

@@ -12,7 +12,8 @@ from torch import Tensor
 from arcvideo.model.disk.loading import load_model, save_model
 from arcvideo.model.disk.lora import Adapters, add_adapters, disable_adapters, whole_modules
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
-from arcvideo.model.settings import LoraSettings, lora_problems
+from arcvideo.model.settings import LINEAR_LAYERS, LoraSettings, lora_problems
+from arcvideo.runner.trainable import PREFIXES
 from tests.model.small import SETTINGS, Row, clip, prefix, small_model
 
 LORA = LoraSettings(rank=4, alpha=8.0)
@@ -35,6 +36,19 @@ def adapted(seed: int = 0) -> tuple[ArcVideoForConditionalGeneration, Adapters]:
             if ".lora_B." in name:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     return model, adapters
+
+
+def test_the_table_of_linear_layers_is_that_of_the_model() -> None:
+    model = small_model()
+    found = {
+        module: {
+            name.rpartition(".")[2]
+            for name, layer in model.named_modules()
+            if isinstance(layer, torch.nn.Linear) and name.startswith(PREFIXES[module])
+        }
+        for module in PREFIXES
+    }
+    assert found == {module: set(names) for module, names in LINEAR_LAYERS.items()}
 
 
 def test_a_fresh_adapter_changes_no_bit() -> None:
@@ -118,7 +132,6 @@ def test_a_module_without_any_target_is_named() -> None:
         ({"rank": 0}, "lora.rank=0"),
         ({"alpha": 0.0}, "lora.alpha"),
         ({"dropout": 1.0}, "lora.dropout"),
-        ({"targets": []}, "lora.targets"),
         ({"modules": ["vit"]}, "lora.modules has 'vit'"),
     ],
 )

@@ -11,12 +11,13 @@ from arcvideo.flops import Segment, decoder_flops, media_flops
 from arcvideo.model.settings import ModelSettings, TextSettings
 from arcvideo.planning.cost import pack_cost
 from arcvideo.planning.families import cut_families
-from arcvideo.planning.mixture import SourceTable, frame_counts, open_mixture
+from arcvideo.planning.mixture import frame_counts, open_mixture
 from arcvideo.planning.pack import best_fit, greedy_cuts
 from arcvideo.planning.plan import Plan
 from arcvideo.planning.random_words import permutation, uniforms, words
 from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.planning.shares import mixture_report, realised, with_passes
+from arcvideo.planning.table import SourceTable
 from arcvideo.planning.visits import choose_items, draw_visits
 from arcvideo.shards.write import Record, write_shards
 from benchmarks.plan import synthetic
@@ -213,7 +214,7 @@ def test_packs_are_full_and_ranks_are_equally_busy(packs_per_step: int) -> None:
 def test_cost_of_a_family_is_that_of_the_flop_formulas() -> None:
     model = ModelSettings(text=TextSettings(vocab_size=128256))
     table = synthetic(50)
-    families = cut_families(table, draw_visits(table, seed=0, epoch=0), source=0, budget=32_768)
+    families = cut_families(draw_visits(table, seed=0, epoch=0), source=0, budget=32_768)
     cost = families.cost(pack_cost(model, trained=["llm"]))
     token = decoder_flops(model.text, [Segment(length=1)], targets=0).decoder * 3
     for number in range(50):

@@ -18,8 +18,10 @@ from arcvideo.planning.cost import pack_cost
 from arcvideo.preflight.__main__ import main
 from arcvideo.preflight.estimate import estimate
 from arcvideo.preflight.fitting import misfits
+from arcvideo.preflight.largest import run_largest
 from arcvideo.preflight.machine import Machine, machine_of
-from arcvideo.preflight.memory import host_memory, memory, parameters
+from arcvideo.preflight.memory import host_memory, memory, parameters, trained_parameters
+from arcvideo.preflight.row import fullest_row
 from arcvideo.preflight.volume import volume
 from arcvideo.recipe import load_recipe, planned_stages
 from arcvideo.shards.expand import expand_shards
@@ -66,6 +68,52 @@ def test_a_recipe_is_estimated_without_torch(shard: Path) -> None:
     assert row[:2] == ["sft", "20"]
 
 
+def test_a_price_has_a_column_and_the_stages_a_total(shard: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build_index(shard)
+    recipe = shard.parent / "small.yaml"
+    before = f"stages: [{{stage: pretrain, data.sources.mine.shards: '{shard}'}}, {{"
+    recipe.write_text(recipe.read_text().replace("stages: [{", before))
+    with pytest.raises(SystemExit) as done:
+        main([f"recipe={recipe}", "device=h200", "gpus=2", "price=1e6", "data.packs_per_step=4", "largest=no"])
+    assert done.value.code == 0
+    head, first, second, total = (line.split() for line in capsys.readouterr().out.splitlines()[:4])
+    place, hours, disk = head.index("price"), head.index("hours"), head.index("disk")
+    assert total[0] == "all"
+    assert float(first[place]) == pytest.approx(2e6 * float(first[hours]), abs=2e6 * 0.005)
+    shift = place - len(total) + 1
+    assert float(total[place - shift]) == pytest.approx(float(first[place]) + float(second[place]), abs=2)
+    assert float(total[disk - shift]) == pytest.approx(float(first[disk]) + float(second[disk]), abs=0.2)
+
+
+def test_a_device_without_a_name_is_given_by_its_numbers() -> None:
+    machine = machine_of(
+        {"device": "ours", "peak_tflops": "400", "bandwidth_tb": "3", "gpu_memory": "120"}, recipe=None
+    )
+    assert (machine.peak, machine.bandwidth, machine.gpu_gib) == (400e12, 3e12, 120)
+    with pytest.raises(ValueError, match=r"device=ours: .*peak_tflops=N bandwidth_tb=N gpu_memory=N"):
+        machine_of({"device": "ours", "peak_tflops": "400"}, recipe=None)
+
+
+def test_a_trace_takes_the_place_of_the_formula(shard: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build_index(shard)
+    found = []
+    for trace in ("no", "yes"):
+        with pytest.raises(SystemExit) as done:
+            main([f"recipe={shard.parent / 'small.yaml'}", "device=cpu", "gpus=1", f"trace={trace}"])
+        assert done.value.code == 0
+        found.append(capsys.readouterr().out)
+    assert "activ: traced" in found[1]
+    assert "activ: traced" not in found[0]
+
+
+@pytest.mark.parametrize("words", [[], ["stage.objective=grpo"]])
+def test_the_largest_batch_runs_before_anything_has_trained(tmp_path: Path, words: list[str]) -> None:
+    tiny = [f"run_dir={tmp_path}/none", "data.token_budget=600", "layout.max_frames=2", "grpo.max_completion_length=20"]
+    told = run_largest(settings("stage=sft", f"base={tmp_path}/no", *tiny, *words))
+    assert "the fullest row, with random weights" in told
+    assert "fits cpu" in told
+
+
 def test_what_cannot_fit_names_the_override(shard: Path) -> None:
     build_index(shard)
     done = preflight(shard.parent, "gpus=3", "data.packs_per_step=4")
@@ -87,7 +135,7 @@ def test_shards_that_cannot_be_read_are_one_line(shard: Path, damage: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("gpus", "gib", "remedy"), [(8, 60, "engine=zero2"), (8, 40, "engine=zero3"), (1, 48, "engine=zero2_offload")]
+    ("gpus", "gib", "remedy"), [(8, 60, "engine=zero2"), (8, 40, "engine=zero3"), (1, 48, "engine=zero3_offload")]
 )
 def test_7b_on_too_small_a_device_names_what_would_fit(shard: Path, gpus: int, gib: int, remedy: str) -> None:
     build_index(shard)
@@ -104,7 +152,8 @@ def test_7b_on_too_small_a_device_names_what_would_fit(shard: Path, gpus: int, g
 def test_a_finer_cut_needs_less_on_each_device() -> None:
     words = ["stage=sft", "model=arc_hunyuan_7b", "data.sources.mine.shards=x.tar"]
     assert 7.4e9 < parameters(settings(*words).model)["llm"] < 7.6e9
-    needs = [memory(settings(*words, f"engine=zero{zero}"), ranks=8, longest=20480).total for zero in (1, 2, 3)]
+    engines = [settings(*words, f"engine=zero{zero}") for zero in (1, 2, 3)]
+    needs = [memory(engine, ranks=8, row=fullest_row(engine)).total for engine in engines]
     assert needs == sorted(needs, reverse=True)
 
 
@@ -114,6 +163,7 @@ def test_a_finer_cut_needs_less_on_each_device() -> None:
         "arc_hunyuan_7b",
         "arc_hunyuan_7b_8xh20",
         "arc_hunyuan_7b_8xa100",
+        "arc_hunyuan_7b_8xh200",
         "arc_hunyuan_7b_1xh200",
         "arc_hunyuan_7b_1xh200_offload",
         "finetune_arc",
@@ -123,8 +173,8 @@ def test_every_7b_recipe_fits_the_machine_it_is_cut_for(name: str) -> None:
     recipe = load_recipe(name)
     machine = machine_of({}, recipe=recipe.machine)
     for stage in planned_stages(recipe):
-        longest = 17_500  # the longest clip with its question
-        assert memory(stage.config, ranks=machine.gpus, longest=longest).total < machine.room, stage.name
+        row = fullest_row(stage.config)  # the longest clip with its question
+        assert memory(stage.config, ranks=machine.gpus, row=row).total < machine.room, stage.name
         assert host_memory(stage.config, ranks=machine.gpus) < machine.host_gib * (1 << 30), stage.name
         assert stage.config.data.packs_per_step % machine.gpus == 0
         assert stage.config.stage.objective != "grpo" or stage.config.grpo.num_prompts % machine.gpus == 0
@@ -132,12 +182,32 @@ def test_every_7b_recipe_fits_the_machine_it_is_cut_for(name: str) -> None:
 
 def test_grpo_counts_keys_values_and_whole_weights_for_decoding() -> None:
     words = ["stage=grpo", "model=arc_hunyuan_7b", "data.sources.mine.shards=x.tar", "grpo.num_prompts=8"]
-    cut, whole = (memory(settings(*words, f"engine=zero{zero}"), ranks=8, longest=10_000) for zero in (3, 1))
+    row = fullest_row(settings(*words), longest=1000)
+    cut, whole = (memory(settings(*words, f"engine=zero{zero}"), ranks=8, row=row) for zero in (3, 1))
     token = 2 * 32 * 8 * 128 * 2  # keys and values, layers, heads, width, bytes
-    assert whole.rollout == token * (10_000 + 8 * 1024)
+    assert whole.rollout == token * (1000 + 8 * 1024)
     assert cut.rollout - whole.rollout == 2 * parameters(settings(*words).model)["llm"]
-    other = memory(settings(*words, "engine=zero3", "stage.objective=next_token"), ranks=8, longest=10_000)
+    other = memory(settings(*words, "engine=zero3", "stage.objective=next_token"), ranks=8, row=row)
     assert other.rollout == 0
+    long = memory(settings(*words, "engine=zero1"), ranks=8, row=fullest_row(settings(*words)))
+    assert long.rollout > token * (150 * 112 + 8 * 1024), "prompts are there twice when they are laid out"
+
+
+def test_offloading_moves_states_to_the_host_but_for_the_gradients_of_zero2() -> None:
+    words = ["stage=sft", "model=arc_hunyuan_7b", "data.sources.mine.shards=x.tar"]
+    here, two, three = (settings(*words, f"engine={name}") for name in ("zero2", "zero2_offload", "zero3_offload"))
+    row = fullest_row(here)
+    on_device, second, third = (memory(config, ranks=1, row=row) for config in (here, two, three))
+    assert second.optimizer == third.optimizer == third.gradients == 0
+    assert second.gradients == on_device.gradients > 25 * (1 << 30)
+    moved = host_memory(two, ranks=1) - host_memory(here, ranks=1)
+    assert moved == pytest.approx(18 * trained_parameters(two), rel=0.05)
+
+
+def test_ranks_but_one_read_half_the_bits() -> None:
+    words = ["stage=sft", "model=arc_hunyuan_7b", "data.sources.mine.shards=x.tar", "engine=zero3"]
+    half, whole = (host_memory(settings(*words, f"runner.precision={name}"), ranks=64) for name in ("bf16", "fp32"))
+    assert whole - half == 63 * 2 * sum(parameters(settings(*words).model).values())
 
 
 def test_the_steps_are_those_of_the_plan_that_training_follows(small_world: SmallWorld) -> None:
@@ -220,7 +290,7 @@ def test_declared_prompts_are_those_of_shards_alike() -> None:
 def test_preference_pairs_keep_and_ask_a_reference() -> None:
     words = ["model=arc_hunyuan_7b", "data.sources.mine.shards=x.tar"]
     pairs, alone = (settings(f"stage={name}", *words, "engine=zero2") for name in ("dpo", "sft"))
-    weights = [memory(one, ranks=8, longest=20480).weights for one in (pairs, alone)]
+    weights = [memory(one, ranks=8, row=fullest_row(one)).weights for one in (pairs, alone)]
     assert weights[0] - weights[1] >= 2 * parameters(pairs.model)["llm"]
     adapted = settings("stage=dpo", *words, "engine=zero2", "lora.rank=16")
-    assert memory(adapted, ranks=8, longest=20480).weights < weights[0]
+    assert memory(adapted, ranks=8, row=fullest_row(adapted)).weights < weights[0]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from arcvideo.preflight.trace import META, Held, Row, Traced, fullest_row, fused_attention, trace_row
+from arcvideo.preflight.row import Row, fullest_row
+from arcvideo.preflight.trace import META, Held, Traced, fused_attention, trace_row
 from tests.compose import settings
 
 WIDTH, ROWS = 64, 10

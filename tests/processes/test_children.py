@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from arcvideo.processes.children import ASKS_TO_STOP, REQUEUE_EXIT_CODE
+from arcvideo.processes.signals import StopSignals
+from tests.spawned import running
+
 ROOT = Path(__file__).resolve().parent.parent
 # Says that it is there, then answers SIGTERM and SIGUSR1 as a run does.
 SAVES = """
@@ -91,3 +95,37 @@ def test_outside_of_the_loop_a_signal_ends_with_the_status_of_a_run_that_saved(n
     run.stdout.readline()
     run.send_signal(number)
     assert run.wait(60) == 85
+
+
+@pytest.mark.parametrize("number", ASKS_TO_STOP)
+def test_a_closed_terminal_asks_to_stop_like_a_scheduler(number: signal.Signals) -> None:
+    code = (
+        "import time\nfrom arcvideo.processes.children import stop_with_status\nstop_with_status()\n"
+        "print('up', flush=True)\ntime.sleep(60)\n"
+    )
+    with running([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(number)
+        assert process.wait(30) == REQUEUE_EXIT_CODE
+
+
+def test_nobody_who_reads_ends_no_run() -> None:
+    code = (
+        "import sys\nfrom arcvideo.processes.terminal import speak_plainly\nspeak_plainly()\n"
+        "for number in range(20000):\n    print(number)\n"
+        "print('done', file=sys.stderr)\n"
+    )
+    with running([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == "done\n"
+        assert process.wait(30) == 0
+
+
+def test_closing_a_terminal_twice_still_saves() -> None:
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.requested

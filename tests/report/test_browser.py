@@ -36,13 +36,18 @@ def test_a_page_that_would_load_something_is_told_by_the_browser(page: Path, tmp
     assert any("Content Security Policy" in line for line in shown.console)
 
 
-def test_the_page_fits_a_phone(page: Path, tmp_path: Path) -> None:
-    """Nothing but the tables' own scroll areas is wider than the screen."""
+@pytest.mark.parametrize("width", [360, 390, 1366])
+def test_the_page_fits_the_screen_and_its_tables_scroll(page: Path, tmp_path: Path, width: int) -> None:
+    """Nothing but the tables' own scroll areas is wider than the screen; a shadow says where these go on."""
     host = tmp_path / "host.html"
     host.write_text(
-        f'<iframe style="width:360px;height:900px;border:0" srcdoc="{html.escape(page.read_text())}"></iframe>'
+        f'<iframe style="width:{width}px;height:900px;border:0" srcdoc="{html.escape(page.read_text())}"></iframe>'
         "<p id=w>not measured</p><script>onload = () => { document.getElementById('w').textContent = 'width ' + "
-        "document.querySelector('iframe').contentDocument.documentElement.scrollWidth }</script>"
+        "document.querySelector('iframe').contentDocument.documentElement.scrollWidth + ' cut ' + "
+        "[...document.querySelector('iframe').contentDocument.querySelectorAll('table')].filter(table => { "
+        "const area = table.closest('.scroll'), style = area && getComputedStyle(area); return !area || "
+        "style.overflowX != 'auto' || !style.backgroundImage.includes('radial-gradient') || "
+        "table.offsetLeft + table.offsetWidth > area.scrollWidth + 1 }).length }</script>"
     )
-    shown = show(host, scratch=tmp_path)
-    assert ">width 360</p>" in shown.dom
+    shown = show(host, scratch=tmp_path, width=1500)
+    assert f">width {width} cut 0</p>" in shown.dom

@@ -129,7 +129,7 @@ def test_the_shared_update_at_real_widths() -> None:
           f"{theirs / ours:.2f}x; mean log-prob gap {float(gap.mean()):.2g}")  # fmt: skip
 
 
-@pytest.mark.parametrize("decode", ["dynamic", "cuda_graph"])
+@pytest.mark.parametrize("decode", ["dynamic", "static", "cuda_graph"])
 def test_tokens_per_second_against_generate(decode: str) -> None:
     model = make_model().cuda().eval()
     prompt = make_prompts()[0]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from arcvideo.model.towers.features import FeatureStore, tower_digest
-from arcvideo.rollout.gates import check_media, clipped_warning
+from arcvideo.rollout.gates import check_media, check_sampler, clipped_warning
 from arcvideo.rollout.measure import Report
 from tests.rollout.test_source import SETTINGS, make_source, train_step
 from tests.rollout.world import SETTINGS as MODEL
@@ -79,12 +79,12 @@ def report_of(*, finished: list[bool]) -> Report:
 @pytest.mark.parametrize("cut", [3, 7])
 def test_a_prompt_whose_media_were_cut_is_refused(cut: int) -> None:
     whole = make_prompts()
-    check_media(whole, tokens_per_frame=MODEL.tokens_per_frame)
+    check_media(whole, sizes=MODEL)
     short = replace(whole[2], prefix_ids=whole[2].prefix_ids[:-cut])
     with pytest.raises(
         ValueError, match=r"b/0: the prompt holds \d+ media tokens but its frames fill \d+.*token_budget"
     ):
-        check_media([whole[0], short], tokens_per_frame=MODEL.tokens_per_frame)
+        check_media([whole[0], short], sizes=MODEL)
 
 
 def counted(model: Any) -> tuple[list[int], list[int]]:
@@ -113,3 +113,18 @@ def test_the_towers_do_not_run_when_their_outputs_are_stored(tmp_path: Path) -> 
     frames, chunks = counted(source.engine.model)
     train_step(source, source.batches(0))
     assert (frames, chunks) == ([], [])
+
+
+def test_chance_outliers_pass_and_a_disagreement_does_not() -> None:
+    (batch,) = make_source(replace(SETTINGS, prompts_per_batch=4)).batches(0).batches
+    repeated = [batch] * (2000 // len(batch.target_ids) + 1)
+    gaps = [torch.zeros(len(batch.target_ids)) for batch in repeated]
+    gaps[0][:2] = 0.4
+    settings = replace(SETTINGS, max_logprob_gap=0.3)
+    check_sampler(repeated, gaps, settings=settings)
+    with pytest.raises(ValueError, match=r"max_logprob_gap=0\.3 .* about 2 of"):
+        check_sampler(repeated, gaps, settings=replace(settings, max_logprob_outliers=0))
+    for gap in gaps:
+        gap[0] = 0.4
+    with pytest.raises(ValueError, match=r"max_logprob_outliers=0\.001"):
+        check_sampler(repeated, gaps, settings=settings)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import math
 from dataclasses import replace
 from typing import Any
@@ -64,6 +65,47 @@ def counts_columns(completions: list[str], **columns: Any) -> list[float]:
     assert columns["key"] == ["m/0", "m/0", "g/0", "g/0", "g/0"]
     assert columns["span"][0] is None
     return [1.0] * len(completions)
+
+
+def with_fields(found: Group, **fields: Any) -> Group:
+    return replace(found, prompt=replace(found.prompt, sample=replace(found.prompt.sample, fields=fields)))
+
+
+def test_a_reward_gets_every_field_of_an_item_and_the_truth_and_the_rollout_win() -> None:
+    one = with_fields(MCQ, difficulty=3, letter="wrong", key="wrong", question="q")
+    scores = score([one, SPAN], settings=GrpoSettings(rewards={f"{__name__}:reads_fields": 1.0}))
+    assert scores.total.tolist() == [3.0, 3.0, 0.0, 0.0, 0.0]
+
+
+def reads_fields(completions: list[str], *, difficulty: list[int | None], **columns: Any) -> list[float]:
+    assert columns["letter"][0] == "A"
+    assert columns["key"][0] == "m/0"
+    assert columns["question"] == ["q", "q", None, None, None]
+    return [float(value or 0) for value in difficulty]
+
+
+def test_an_async_reward_is_awaited_and_its_error_names_the_sample() -> None:
+    scores = score([MCQ], settings=GrpoSettings(rewards={f"{__name__}:asks_two_judges": 1.0}))
+    assert scores.total.tolist() == [1.0, 2.0]
+    with pytest.raises(ValueError, match=r"failed on sample m/0.*no judge"):
+        score([MCQ], settings=GrpoSettings(rewards={f"{__name__}:has_no_judge": 1.0}))
+
+
+async def asks_two_judges(completions: list[str], **columns: Any) -> list[float]:
+    met = asyncio.Event()
+
+    async def judge(number: int) -> float:
+        # The first one waits for the second: they answer side by side or never.
+        if number == 0:
+            await asyncio.wait_for(met.wait(), timeout=60)
+        met.set()
+        return number + 1.0
+
+    return list(await asyncio.gather(*(judge(number) for number in range(len(completions)))))
+
+
+async def has_no_judge(completions: list[str], **columns: Any) -> list[float]:
+    raise RuntimeError("no judge")
 
 
 @pytest.mark.parametrize(

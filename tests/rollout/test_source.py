@@ -299,8 +299,31 @@ def test_a_sampler_that_disagrees_with_the_trainer_stops_the_run(monkeypatch: py
         ]
 
     monkeypatch.setattr(source._sampler, "sample", off)
-    with pytest.raises(ValueError, match=r"disagree by 1 nats on a token of a/0#1.*max_logprob_gap"):
+    with pytest.raises(ValueError, match=r"max_logprob_gap=0\.05 nats about .*by 1 nats about one of a/0#1"):
         source.batches(0)
+
+
+@pytest.mark.parametrize("wrong", [1.0, float("nan")])
+def test_one_odd_token_is_left_out_of_the_loss_and_counted(monkeypatch: pytest.MonkeyPatch, wrong: float) -> None:
+    plain, source = make_source().batches(0), make_source()
+    real = source._sampler.sample
+
+    def off(*arguments: Any, **options: Any) -> Any:
+        groups = real(*arguments, **options)
+        logprobs = groups[0].completions[1].logprobs.clone()
+        logprobs[2] -= wrong
+        bad = replace(groups[0].completions[1], logprobs=logprobs)
+        completions = (groups[0].completions[0], bad, *groups[0].completions[2:])
+        return [replace(groups[0], completions=completions), *groups[1:]]
+
+    monkeypatch.setattr(source._sampler, "sample", off)
+    data = source.batches(0)
+    assert (data.metrics["rollout/logprob_outliers"], plain.metrics["rollout/logprob_outliers"]) == (1.0, 0.0)
+    masks = [torch.cat([batch.extra["loss_mask"] for batch in one.batches]) for one in (data, plain)]
+    (place,) = (masks[0] != masks[1]).nonzero().flatten().tolist()
+    samples = data.batches[0].target_samples
+    assert place == int((samples == 1).nonzero()[0]) + 2
+    assert masks[0][place] == 0
 
 
 def test_a_reference_that_is_not_the_parent_stops_the_run() -> None:

@@ -59,11 +59,18 @@ def engine_keys(stage: int, *, offload: bool = False) -> dict[str, Any]:
 
 
 def build_engine(
-    *, world: World, stage: int = 0, precision: str = "fp32", offload: bool = False, **optimizer: Any
+    *,
+    world: World,
+    stage: int = 0,
+    precision: str = "fp32",
+    offload: bool = False,
+    model: Tiny | None = None,
+    **optimizer: Any,
 ) -> Engine:
-    """An engine around a fresh tiny model."""
-    model = Tiny()
-    train_only(model, TRAIN)
+    """An engine around a tiny model, a fresh one by default."""
+    if model is None:
+        model = Tiny()
+        train_only(model, TRAIN)
     settings = OptimizerSettings(**({"lr": 1e-2} | optimizer))
     return Engine(
         model,

@@ -12,7 +12,7 @@ from arcvideo.model.settings import RECOMPUTES
 from arcvideo.objectives.next_token import NextToken
 from arcvideo.processes.ranks import World
 from arcvideo.runner.engine import Engine, Refuse
-from arcvideo.runner.optimizer import MuonWithAdamW, build_optimizer, parameter_groups
+from arcvideo.runner.optimizer import MuonWithAdamW, build_optimizer, parameter_groups, peak_lrs
 from arcvideo.runner.settings import OptimizerSettings
 from arcvideo.runner.trainable import tensor_digest, train_only
 from arcvideo.types import model_inputs
@@ -142,6 +142,18 @@ def test_norms_and_biases_get_no_weight_decay_and_modules_their_own_rate() -> No
     for group in parameter_groups(model.named_parameters(), settings=settings):
         assert group["weight_decay"] == (0.1 if group["params"][0].ndim >= 2 else 0.0)
         assert group["lr"] == (0.5 if group["module"] == "audio_projector" else 1.0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_rate_of_a_module_is_a_rate_whichever_optimizer_moves_it(name: str) -> None:
+    model = Tiny()
+    train_only(model, TRAIN)
+    settings = OptimizerSettings(
+        name=name, lr=2e-3, muon_lr=7e-3, module_lrs={"llm": 1e-4}, lr_factors={"llm": 9.0, "audio_projector": 0.5}
+    )
+    rates = peak_lrs(model.named_parameters(), settings=settings)
+    assert rates["llm"] == [1e-4]
+    assert rates["audio_projector"] == [1e-3]
 
 
 def test_nothing_to_train_is_an_error_that_names_the_key() -> None:

@@ -13,8 +13,10 @@ import torch
 
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import SpecialIds
+from arcvideo.objectives.next_token import NextToken
 from arcvideo.processes.ranks import World
-from arcvideo.types import model_inputs
+from arcvideo.runner.gradient import repeatable
+from arcvideo.types import Segments, model_inputs
 from benchmarks.slice import LAYERS, TOLERANCE, batch_of, model_of, reference_loss, slice_of, step_of
 from tests.model.small import SETTINGS, SPECIAL
 from tests.runner.adapters import train_adapters
@@ -73,6 +75,37 @@ def test_adapters_learn_and_what_is_under_them_stays(tmp_path: Path, world: Worl
     found = train_adapters(tmp_path, world=world, stage=stage, precision="bf16")
     assert found["frozen"]
     assert found["curve"][-1][1] < found["curve"][0][1]
+
+
+def _gradients_twice(settings: ModelSettings, *, special: SpecialIds, world: World, attention: str, text: int) -> bool:
+    """Whether a row gives the same bits twice, forward and backward, with two branches behind its prompt."""
+    model = model_of(replace(settings, attention=attention), special=special).to(world.device, torch.bfloat16)
+    model.adopt(replace(settings, attention=attention))
+    whole = batch_of(settings, special=special, frames=3, text=text)
+    length = len(whole.input_ids)
+    starts = torch.tensor([0, length - 128, length - 64, length], dtype=torch.int32)
+    cut = Segments(starts=starts, parents=torch.tensor([-1, 0, 0], dtype=torch.int32))
+    batch = replace(whole, segments=cut).to(world.device)
+    found = []
+    for _ in range(2):
+        model.zero_grad()
+        with repeatable(True):
+            NextToken()(model(**model_inputs(batch)).logits, batch).total.backward()
+        found.append([part.grad.clone() for part in model.parameters() if part.grad is not None])
+    return all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
+def test_attention_at_real_widths_gives_the_same_bits_twice(world: World, attention: str) -> None:
+    assert world.device.type == "cuda"
+    settings = slice_of(ModelSettings(), layers=2)
+    assert _gradients_twice(settings, special=SpecialIds(), world=world, attention=attention, text=6000)
+
+
+def test_attention_gives_the_same_bits_twice(world: World) -> None:
+    settings = replace(SETTINGS, max_num_frame=150)
+    assert _gradients_twice(settings, special=SPECIAL, world=world, attention="sdpa", text=200)
 
 
 @pytest.mark.gpu

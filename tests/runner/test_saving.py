@@ -11,7 +11,7 @@ import torch
 
 from arcvideo.processes.ranks import World
 from arcvideo.runner.runner import Runner
-from arcvideo.runner.saving import HostCopies, Saver
+from arcvideo.runner.saving import HostCopies, Saver, host_buffer
 from arcvideo.runner.settings import RunnerSettings, ScheduleSettings
 from arcvideo.saving import checkpoint
 from arcvideo.saving.checkpoint import CheckpointFolder
@@ -104,6 +104,25 @@ def test_ranks_share_the_tensors_between_them() -> None:
     named = [("weights", str(number), torch.full((2,), float(number))) for number in range(5)]
     taken = [HostCopies(pinned=False).take(iter(named), rank=rank, ranks=2)["weights"] for rank in range(2)]
     assert [[name for name, _ in part] for part in taken] == [["0", "2", "4"], ["1", "3"]]
+
+
+def test_copies_take_as_much_host_memory_as_the_tensors_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    locked: list[int] = []
+
+    class Runtime:
+        def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+            locked.append(size)
+            return 0
+
+    monkeypatch.setattr(torch.cuda, "cudart", Runtime)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    shapes = [torch.Size([5, 3]), torch.Size([33]), torch.Size([0])]
+    assert [host_buffer(shape, locked=True).shape for shape in shapes] == shapes
+    assert locked == [4 * 15, 4 * 33]
+    offloaded = [("optimizer", str(number), torch.ones(shape)) for number, shape in enumerate(shapes)]
+    taken = HostCopies(pinned=True).take(iter(offloaded), rank=0, ranks=1)["optimizer"]
+    assert all(torch.equal(copy, torch.ones(shape)) for (_, copy), shape in zip(taken, shapes, strict=True))
+    assert len(locked) == 2, "what lies on the host is copied as it is"
 
 
 def test_running_out_of_memory_names_samples_and_the_override_that_fits(tmp_path: Path, world: World) -> None:

@@ -13,6 +13,7 @@ from arcvideo.processes.watchdog import HANG_EXIT_CODE
 from arcvideo.saving.checkpoint import CheckpointFolder
 from tests.runner.job import curve, ended, run_ranks, start_ranks
 from tests.runner.test_resume import wait_for_steps
+from tests.runner.tiny import WIDTH
 
 REFUSED = "tests.runner.together:refused_step"
 PLAIN = [(stage, "fp32", False) for stage in range(4)]
@@ -37,6 +38,12 @@ def test_a_loss_of_infinity_on_one_rank_leaves_every_bit_on_both() -> None:
 def test_a_loss_of_infinity_leaves_every_bit_under_every_engine() -> None:
     refuse([*REST, (3, "bf16", False)], ranks=2)
     refuse([*PLAIN, *OFFLOADED], ranks=4)
+
+
+def test_one_rank_reads_all_bits_the_others_half_and_only_the_first_gets_them_back() -> None:
+    tasks = [{"do": "tests.runner.together:read_in_bf16", "stage": stage} for stage in (1, 2, 3)]
+    for result in run_ranks(tasks, ranks=2):
+        assert result == {"alike": True, "kept": [[WIDTH * WIDTH, 8 * WIDTH], [0, 8 * WIDTH]]}
 
 
 def test_samples_of_another_rank_are_named_and_a_spent_budget_ends_all_ranks(tmp_path: Path) -> None:

@@ -6,14 +6,16 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from arcvideo.processes.ranks import World, gather_json
 from arcvideo.runner.badnumbers import BadNumbers
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import RunnerSettings, ScheduleSettings
-from arcvideo.runner.trainable import tensor_digest
+from arcvideo.runner.trainable import tensor_digest, train_only
 from arcvideo.types import StepData, model_inputs
 from tests.runner.job import TRAIN, build_engine
-from tests.runner.tiny import Rows, cross_entropy
+from tests.runner.tiny import Rows, Tiny, cross_entropy
 
 
 def refused_step(*, world: World, stage: int, precision: str, offload: bool = False) -> dict[str, Any]:
@@ -45,6 +47,32 @@ def refused_step(*, world: World, stage: int, precision: str, offload: bool = Fa
         ends.append(bits(engine))
     told = gather_json([kept, ends[0] == ends[1]], world=world)
     return {"kept": all(rank[0] for rank in told), "alike": all(rank[1] for rank in told)}
+
+
+def read_in_bf16(*, world: World, stage: int) -> dict[str, Any]:
+    """Two steps of an engine whose ranks all read fp32, and of one where only the first did.
+
+    Returns:
+        `alike`: they start and end with the same bits. `kept`: of each rank, trained and frozen numbers after closing.
+    """
+    ends, kept = [], []
+    for half in (False, True):
+        model = Tiny()
+        train_only(model, TRAIN)
+        if half and not world.first:
+            model.to(torch.bfloat16)
+        engine = build_engine(world=world, stage=stage, precision="bf16", model=model)
+        found = [tensor_digest(engine.weights())]
+        for number in range(2):
+            batches = Rows(rank=world.rank, ranks=world.size).batches(number).batches
+            for place, row in enumerate(batches):
+                loss = cross_entropy(engine(**model_inputs(row)), row).total / 50
+                engine.backward(loss, last=place == len(batches) - 1)
+            engine.step()
+        ends.append([*found, tensor_digest(engine.weights()), tensor_digest(engine.optimizer_state())])
+        whole = engine.close(everywhere=False)
+        kept = [whole.mlp2.weight.numel(), whole.speech_encoder.weight.numel()]
+    return {"alike": ends[0] == ends[1], "kept": gather_json(kept, world=world)}
 
 
 class Poisoned(Rows):

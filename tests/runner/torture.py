@@ -23,7 +23,7 @@ import torch
 
 from arcvideo.processes.ranks import join
 from arcvideo.saving.checkpoint import CheckpointFolder
-from arcvideo.verify import difference
+from arcvideo.verify_resume import difference
 from tests.runner.job import train
 
 STEPS = 1 << 20

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 
 from arcvideo.sampling.forked import ForkedCache
+from arcvideo.sampling.prefill import Prefilled, runs_of
 
 HEADS, KEYS, WIDTH = 4, 2, 8
 
@@ -43,18 +44,24 @@ class Plain:
         return torch.stack(outputs).transpose(1, 2)
 
 
+def forked_of(cache: DynamicCache, mask: Tensor, *, generations: int, room: int, padded: bool, static: bool) -> Any:
+    prefilled = Prefilled(cache=cache, logits=torch.zeros(len(mask), 1), mask=mask)
+    return ForkedCache(runs_of(prefilled, padded=padded), width=generations, room=room, static=static)
+
+
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("lengths", [[7], [5, 9, 1], [6, 6]])
-def test_sharing_equals_copies(lengths: list[int], static: bool) -> None:
+def test_sharing_equals_copies(lengths: list[int], static: bool, padded: bool) -> None:
     torch.manual_seed(0)
     cache, mask = prefilled(lengths)
-    forked = ForkedCache(cache, mask=mask, generations=3, room=6, static=static)
     plain = Plain(cache, mask, 3)
+    forked = forked_of(cache, mask, generations=3, room=6, padded=padded, static=static)
     for step in range(5):
-        if step == 3 and not static:  # rows leave, one prompt altogether when there are several
-            kept = torch.tensor([0, 2, *range(6, 3 * len(lengths))] if len(lengths) > 1 else [1])
-            forked.keep(kept)
-            plain.rows = [plain.rows[row] for row in kept.tolist()]
+        if step == 3:  # rows leave, one prompt altogether when there are several
+            kept = [number for row in range(len(lengths)) if row != 1 for number in (3 * row, 3 * row + 2)]
+            forked.keep(torch.tensor(kept), width=2)
+            plain.rows = [plain.rows[row] for row in kept]
         rows = len(plain.rows)
         for layer in range(2):
             q = torch.randn(rows, 1, HEADS, WIDTH, dtype=torch.float64)
@@ -63,15 +70,26 @@ def test_sharing_equals_copies(lengths: list[int], static: bool) -> None:
                 forked.attend(q, k, v, layer=layer), plain.attend(q, k, v, layer=layer), rtol=1e-12, atol=1e-12
             )
         forked.advance()
+        forked.length += 1
         assert forked.get_seq_length() == max(lengths) + step + 1
+        assert int(forked.end) == forked.length
 
 
 def test_the_prompt_is_shared_by_reference_until_a_prompt_leaves() -> None:
+    cache, mask = prefilled([9, 9])
+    keys: list[Any] = [layer.keys for layer in cache.layers]  # type: ignore[union-attr]
+    forked = forked_of(cache, mask, generations=64, room=1, padded=True, static=False)
+    assert all(mine is theirs for mine, theirs in zip(forked._runs[0].keys, keys, strict=True))
+    forked.keep(torch.arange(0, 128, 2), width=32)
+    assert forked._runs[0].keys[0] is keys[0]
+    forked.keep(torch.arange(10), width=10)
+    assert forked._runs[0].keys[0].shape[0] == 1
+    assert (forked.prompts, forked.rows) == (1, 10)
+
+
+def test_prompts_of_different_length_stand_without_padding_where_a_kernel_takes_no_mask() -> None:
     cache, mask = prefilled([5, 9])
-    forked = ForkedCache(cache, mask=mask, generations=64, room=1)
-    layers: list[Any] = cache.layers
-    assert all(mine[0] is layer.keys and mine[1] is layer.values for mine, layer in zip(forked._prompts, layers))  # noqa: B905
-    forked.keep(torch.arange(0, 128, 2))
-    assert forked._prompts[0][0] is layers[0].keys
-    forked.keep(torch.arange(10))
-    assert forked._prompts[0][0].shape[0] == 1
+    runs = runs_of(Prefilled(cache=cache, logits=torch.zeros(2, 1), mask=mask), padded=False)
+    assert [run.keys[0].shape[2] for run in runs] == [5, 9]
+    assert all(run.mask is None for run in runs)
+    assert not cache.layers, "the padded copy is gone"

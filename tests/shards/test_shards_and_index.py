@@ -11,6 +11,7 @@ import pytest
 
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ShardIndex, build_index, ensure_indexes, index_folder, open_index
+from arcvideo.shards.lengths import all_lengths
 from arcvideo.shards.members import read_groups, record_key
 from arcvideo.shards.write import Record, write_shards
 from tests.data import build
@@ -231,3 +232,20 @@ def test_interrupted_build_leaves_no_index(tmp_path: Path, monkeypatch: pytest.M
     assert not index_folder(path).exists()
     monkeypatch.undo()
     assert len(indexed(path).clips) == 1
+
+
+def test_shards_in_a_folder_that_cannot_be_written_have_their_indexes_elsewhere(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_shards(build.records(2 if name == "a" else 3), out=tmp_path / name)
+    before = sorted(tmp_path.rglob("*"))
+    place, paths = tmp_path / "indexes", sorted(tmp_path.glob("?/*.tar"))
+    indexes = ensure_indexes(paths, progress=False, place=str(place))
+    lengths = all_lengths(indexes, tokenizer=build.tokenizer(), style="plain", wording="brief", progress=False)
+    assert [len(index.clips) for index in indexes] == [2, 3]
+    assert [len(one.rows) > 0 for one in lengths] == [True, True]
+    there = [path for path in sorted(tmp_path.rglob("*")) if place not in (path, *path.parents)]
+    assert there == before
+    assert open_index(paths[0]) is None
+    opened = open_index(paths[0], place=str(place))
+    assert opened is not None
+    assert opened.digest == indexes[0].digest

@@ -103,11 +103,11 @@ def import_activitynet(request: ImportRequest, *, report: ImportReport) -> Itera
             try:
                 media = found_media(video, request=request)
                 events = _events(entry)
+                items = [_grounding(text, span=[start, end]) for start, end, text in events]
             except RecordError as error:
                 report.rows += 1
                 report.refuse(video, reason=error.reason, detail=error.detail)
                 continue
-            items = [_grounding(text, span=[start, end]) for start, end, text in events]
             items.append({"task": "chapters", "events": sorted(events, key=lambda event: event[0])})
             for number, item in enumerate(items):
                 report.rows += 1

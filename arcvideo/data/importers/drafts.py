@@ -17,6 +17,8 @@ from arcvideo.shards.text import json_of, open_text, read_text, whole
 from arcvideo.shards.text import rows as text_rows
 from arcvideo.tasks import RecordError
 
+_LONGEST = 240
+"""Bytes of a part of a path: file systems take 255, and what is made of the name is a little longer."""
 _DOTS = str.maketrans({".": "_"})
 
 
@@ -179,8 +181,10 @@ def media_path(name: Any, *, request: ImportRequest) -> Path:
         raise RecordError("no_media", "no media file is named")
     if re.match(r"(?:https?|s3|gs|hf|data):", name):
         raise RecordError("no_media", f"{name[:80]!r} is no file: download it, and name the file")
+    if len(name) > 4000 or any(len(part.encode("utf-8", "replace")) > _LONGEST for part in name.split("/")):
+        raise RecordError("no_media", f"{name[:80]!r}... is longer than the name of a file can be")
     folder = request.media_folder()
-    path = Path(os.path.normpath(folder / Path(name.removeprefix("file://")).expanduser()))
+    path = Path(os.path.normpath(folder / os.path.expanduser(name.removeprefix("file://"))))
     if not request.outside and not path.is_relative_to(os.path.normpath(folder)):
         detail = f"media {name!r} lies outside of --videos {folder}; name a folder above it, or give --outside"
         raise RecordError("unsafe_name", detail)

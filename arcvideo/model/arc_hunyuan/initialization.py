@@ -33,9 +33,9 @@ def initialize(module: nn.Module, *, settings: ModelSettings) -> None:
     elif isinstance(module, LanguageModel):
         init.normal_(module.model.embed_tokens.weight, std=settings.text.initializer_range)
     elif isinstance(module, DecoderLayer):
-        _shrink(module.self_attn.o_proj, module.mlp.down_proj, layers=settings.text.num_hidden_layers)
+        shrink(module.self_attn.o_proj, module.mlp.down_proj, layers=settings.text.num_hidden_layers)
     elif isinstance(module, VisionLayer):
-        _shrink(module.self_attn.o_proj, module.mlp.dense_4h_to_h, layers=settings.vision.num_hidden_layers)
+        shrink(module.self_attn.o_proj, module.mlp.dense_4h_to_h, layers=settings.vision.num_hidden_layers)
     elif isinstance(module, PatchEmbeddings):
         # Patches of normalised pixels have an RMS of about one.
         init.normal_(module.position_embedding.weight, std=0.2)
@@ -56,7 +56,7 @@ def _initialize_perceiver(module: Perceiver, *, text_rms: float) -> None:
     init.constant_(module.after_rms.weight, text_rms)
 
 
-def _shrink(*outputs: nn.Linear, layers: int) -> None:
-    """Residual branches add up: keep the stream's variance near its start at any depth."""
+def shrink(*outputs: nn.Linear, layers: int) -> None:
+    """Fill the last layers of residual branches, which add up: the variance of the stream stays near its start."""
     for linear in outputs:
         init.normal_(linear.weight, std=1.0 / math.sqrt(2 * layers * linear.in_features))

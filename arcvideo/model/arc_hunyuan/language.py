@@ -23,20 +23,33 @@ from arcvideo.model.settings import TextSettings
 Rope = tuple[Tensor, Tensor]
 
 
-def rope_tables(positions: Tensor, *, settings: TextSettings, dtype: torch.dtype) -> Rope:
+def rope_tables(positions: Tensor, *, settings: TextSettings, dtype: torch.dtype, across_halves: bool = False) -> Rope:
     """Return cos and sin, each (..., L, 1, h), of positions (..., 4, L).
 
     The frequencies are cut into contiguous bands that read index, column, row and frame. Angles are at least fp32 and
     rounded to the activation dtype only after cos and sin.
+
+    Args:
+        positions: (..., 4, L).
+        settings: of the decoder.
+        dtype: of the activations.
+        across_halves: HunyuanOCR's way: the bands, twice as wide, are cut out of both halves of a head laid end to end,
+            so that the two entries of a pair read different axes.
     """
     width = settings.attention_head_dim
     exact = torch.promote_types(dtype, torch.float32)
     base = settings.rope_theta * settings.rope_alpha ** (width / (width - 2))
     exponent = torch.arange(0, width, 2, dtype=exact, device=positions.device) / width
     frequencies = 1.0 / base**exponent
-    axis = _bands(tuple(int(share * (width // 2)) for share in settings.xdrope_section), positions.device)
-    angles = positions.to(exact).index_select(-2, axis).transpose(-1, -2) * frequencies
-    angles = torch.cat([angles, angles], dim=-1).unsqueeze(-2)
+    sizes = tuple(int(share * (width // 2)) for share in settings.xdrope_section)
+    if across_halves:
+        axis = _bands(tuple(2 * size for size in sizes), positions.device)
+        both = torch.cat([frequencies, frequencies])
+        angles = (positions.to(exact).index_select(-2, axis).transpose(-1, -2) * both).unsqueeze(-2)
+    else:
+        axis = _bands(sizes, positions.device)
+        angles = positions.to(exact).index_select(-2, axis).transpose(-1, -2) * frequencies
+        angles = torch.cat([angles, angles], dim=-1).unsqueeze(-2)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
@@ -118,9 +131,10 @@ class DecoderLayer(GradientCheckpointingLayer):
 
 
 class Decoder(nn.Module):
-    def __init__(self, settings: TextSettings) -> None:
+    def __init__(self, settings: TextSettings, *, across_halves: bool = False) -> None:
         super().__init__()
         self.settings = settings
+        self.across_halves = across_halves
         self.embed_tokens = nn.Embedding(settings.vocab_size, settings.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(settings, layer=i) for i in range(settings.num_hidden_layers))
         self.norm = RMSNorm(settings.hidden_size, eps=settings.rms_norm_eps)
@@ -130,7 +144,7 @@ class Decoder(nn.Module):
         self, x: Tensor, *, positions: Tensor, plan: Plan, cache: Any = None, trace: Trace | None = None
     ) -> Tensor:
         """Return final hidden states, shaped like x (..., L, D); positions are (..., 4, L)."""
-        rope = rope_tables(positions, settings=self.settings, dtype=x.dtype)
+        rope = rope_tables(positions, settings=self.settings, dtype=x.dtype, across_halves=self.across_halves)
         recompute = self.recompute if cache is None else "none"
         for layer in self.layers:
             if trace is not None:
@@ -147,7 +161,7 @@ class Decoder(nn.Module):
 class LanguageModel(nn.Module):
     """Decoder and head; the head is tied to the embedding by the model class."""
 
-    def __init__(self, settings: TextSettings) -> None:
+    def __init__(self, settings: TextSettings, *, decoder: nn.Module) -> None:
         super().__init__()
-        self.model = Decoder(settings)
+        self.model: Any = decoder
         self.lm_head = nn.Linear(settings.hidden_size, settings.vocab_size, bias=False)

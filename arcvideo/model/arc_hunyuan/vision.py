@@ -20,8 +20,9 @@ from arcvideo.model.settings import VisionSettings
 class PatchEmbeddings(nn.Module):
     """Patches plus their interpolated positions."""
 
-    def __init__(self, settings: VisionSettings) -> None:
+    def __init__(self, settings: VisionSettings, *, resized: bool = False) -> None:
         super().__init__()
+        self.resized = resized
         patch, width = settings.patch_size, settings.hidden_size
         self.side = settings.max_image_size // patch
         self.patch_embedding = nn.Conv2d(settings.num_channels, width, kernel_size=patch, stride=patch)
@@ -36,11 +37,9 @@ class PatchEmbeddings(nn.Module):
         if grid == self.side:
             return table_PW
         image = table_PW.to(torch.promote_types(table_PW.dtype, torch.float32)).view(1, self.side, self.side, -1)
-        # The scale factor itself, not the target size, places the samples: (grid + 0.1) / side.
-        scale = (grid + 0.1) / self.side
-        resized = nnf.interpolate(
-            image.permute(0, 3, 1, 2), scale_factor=(scale, scale), mode="bilinear", align_corners=False
-        )
+        # As released, the scale factor itself, not the target size, places the samples: (grid + 0.1) / side.
+        how = {"size": (grid, grid)} if self.resized else {"scale_factor": ((grid + 0.1) / self.side,) * 2}
+        resized = nnf.interpolate(image.permute(0, 3, 1, 2), mode="bilinear", align_corners=False, **how)
         return resized.flatten(2)[0].T.to(table_PW.dtype)
 
     def forward(self, pixels_F3SS: Tensor) -> Tensor:
@@ -94,9 +93,9 @@ class VisionLayer(GradientCheckpointingLayer):
 class VisionTransformer(nn.Module):
     """Normalised pixels (F, 3, S, S) -> patches (F, P, W); every frame on its own."""
 
-    def __init__(self, settings: VisionSettings) -> None:
+    def __init__(self, settings: VisionSettings, *, resized: bool = False) -> None:
         super().__init__()
-        self.embeddings = PatchEmbeddings(settings)
+        self.embeddings = PatchEmbeddings(settings, resized=resized)
         self.layers = nn.ModuleList(VisionLayer(settings) for _ in range(settings.num_hidden_layers))
         self.recompute = "none"
 
@@ -110,6 +109,7 @@ class Perceiver(nn.Module):
     def __init__(self, settings: VisionSettings, *, text_width: int) -> None:
         super().__init__()
         width, eps = settings.hidden_size, settings.rms_norm_eps
+        self.pooling = settings.anyres_pooling_size
         self.before_rms = RMSNorm(width, eps=eps)
         self.proj = nn.Sequential(
             nn.Conv2d(width, 2 * width, kernel_size=2, stride=2),
@@ -128,7 +128,7 @@ class Perceiver(nn.Module):
         frames, patches, width = patches_FPW.shape
         side = int(patches**0.5)
         image = self.before_rms(patches_FPW).transpose(1, 2).reshape(frames, width, side, side)
-        cells = nnf.avg_pool2d(self.proj(image), kernel_size=2)
+        cells = nnf.avg_pool2d(self.proj(image), kernel_size=self.pooling)
         newline = self.image_newline.view(1, -1, 1, 1).expand(frames, -1, cells.shape[-2], 1)
         rows = torch.cat([cells, newline], dim=-1).flatten(2).transpose(1, 2)
         begin, end = (edge.expand(frames, 1, -1) for edge in (self.image_begin, self.image_end))
@@ -138,10 +138,10 @@ class Perceiver(nn.Module):
 class VisionModel(nn.Module):
     """Holder of the two halves under their released names; the model calls them one by one."""
 
-    def __init__(self, settings: VisionSettings, *, text_width: int) -> None:
+    def __init__(self, *, vit: nn.Module, perceive: nn.Module) -> None:
         super().__init__()
-        self.vit = VisionTransformer(settings)
-        self.perceive = Perceiver(settings, text_width=text_width)
+        self.vit = vit
+        self.perceive = perceive
 
     def forward(self, pixels_F3SS: Tensor) -> Tensor:
         return self.perceive(self.vit(pixels_F3SS))

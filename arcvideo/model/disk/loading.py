@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.disk.weights import HEAD, fill, weight_files
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
+from arcvideo.seals import SUMS, Damaged, check_sums
 
 CODE_FILE = "arcvideo_classes.py"
 CODE = '''"""Where transformers finds the classes of this folder: in the package arcvideo, which must be installed."""
@@ -60,13 +61,19 @@ def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> ArcVid
         ValueError: no weights, or weights that do not fit, with every missing, unexpected and misshapen key.
     """
     directory = Path(directory)
+    try:
+        check_sums(directory)
+    except Damaged as error:
+        raise ValueError(
+            f"{directory}: {error}. Restore that file, or delete {SUMS} there when the change is meant"
+        ) from None
     files = weight_files(directory)
     # Built without memory and without drawing random numbers: loading fills everything or fails.
     model = empty_model(load_config(directory))
     nn.Module.to(model, dtype)
     nn.Module.to_empty(model, device="cpu")
     model.tie_weights()
-    fill(model.state_dict(), files)
+    fill(model.state_dict(), files, tied=model.config.tie_word_embeddings)
     return model.eval()
 
 
@@ -82,14 +89,15 @@ def load_weights(model: nn.Module, *files: Path) -> None:
 def save_model(
     model: ArcVideoForConditionalGeneration, directory: Path, *, state: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write config.json and safetensors (head left out, it is tied) so that `load_model` and transformers read them.
+    """Write config.json and safetensors (a tied head left out) so that `load_model` and transformers read them.
 
     Args:
         model: whose configuration and, without `state`, parameters are written.
         directory: made when absent.
         state: gathered parameters, where the model's own are partitioned.
     """
-    given = None if state is None else {name: tensor for name, tensor in state.items() if name != HEAD}
+    tied = model.config.tie_word_embeddings
+    given = None if state is None else {name: x for name, x in state.items() if name != HEAD or not tied}
     classes = Path(CODE_FILE).stem
     found = f"{classes}.{ArcVideoForConditionalGeneration.__name__}"
     model.config.auto_map = {

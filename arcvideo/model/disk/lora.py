@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from arcvideo.model.disk.loading import share
-from arcvideo.model.settings import LoraSettings
+from arcvideo.model.settings import LoraSettings, adapter_targets
+from arcvideo.seals import write_sums
 from arcvideo.structured import nearest
 
 
@@ -49,6 +51,7 @@ class Adapters:
         _add(temporary / "adapter_model.safetensors", modules=whole)
         (temporary / "README.md").write_text(_card(config, whole=sorted(whole)))
         share(temporary)
+        write_sums(temporary)
         temporary.rename(folder)
 
     def merge(self) -> nn.Module:
@@ -79,6 +82,7 @@ def add_adapters(
     """
     from peft import LoraConfig, get_peft_model
 
+    settings = replace(settings, targets=adapter_targets(settings, family=model.config.family))  # type: ignore[union-attr, arg-type]
     _check_targets(model, settings=settings, prefixes=prefixes)
     where, what = (f"(?:{'|'.join(map(re.escape, words))})" for words in (prefixes, settings.targets))
     config = LoraConfig(

@@ -26,6 +26,7 @@ from arcvideo.model.disk.parity_preprocessing import has_preprocessing, preproce
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration, ArcVideoOutput
 from arcvideo.model.positions import replace_newlines, xd_positions
 from arcvideo.model.special import SpecialIds
+from arcvideo.processes.terminal import speak_plainly
 
 Difference = tuple[str, float]
 
@@ -249,4 +250,5 @@ def _all_differences(folder: Path, prefix: str) -> Iterator[Difference]:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     sys.exit(main())

@@ -1,6 +1,7 @@
 """Base weights from parts: a directory with language model and vision tower, and a Whisper encoder.
 
-`python -m arcvideo.model.disk.parts --llm DIR --whisper DIR|FILE.pt --out DIR` writes what the first stage starts from.
+`arcvideo model assemble --family NAME --base DIR --whisper DIR|FILE.pt --out DIR` writes what the first stage starts
+from. The base is ARC's own kind of directory, HunyuanOCR's (arc_hunyuan_1b) or Qwen2.5-VL's (arc_qwen).
 Projectors that no part brings are new: drawn with --seed and listed.
 """
 
@@ -10,7 +11,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,24 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from arcvideo.model.arc_hunyuan.initialization import initialize
-from arcvideo.model.configuration import ArcVideoConfig
-from arcvideo.model.disk.loading import empty_model, load_config, save_model
+from arcvideo.model.configuration import ArcVideoConfig, ids_to_config
+from arcvideo.model.disk.loading import empty_model, save_model
 from arcvideo.model.disk.tokenizer import load_tokenizer, save_tokenizer
 from arcvideo.model.disk.weights import HEAD, IGNORED, tensors_of, weight_files
+from arcvideo.model.families.table import FAMILIES, family_of, parts_of
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import AudioSettings
+from arcvideo.model.special import special_ids
+from arcvideo.processes.terminal import speak_plainly
+from arcvideo.seals import write_sums
 
 NEW_MODULES = ("vision_model.perceive", "mlp2")
 """May be missing from the parts; any other module must come complete."""
-BARE = {
-    "model.": "language_model.",
-    "lm_head.": "language_model.",
-    "vit.": "vision_model.",
-    "perceive.": "vision_model.",
-}
-"""First name of a tensor in a directory of one part alone -> what stands before it here."""
-
 OPENAI_NAMES = (
     (r"^positional_embedding$", "embed_positions.weight"),
     (r"^ln_post\.", "layer_norm."),
@@ -64,52 +60,65 @@ class Part:
 
 
 def assemble(
-    llm: Path, whisper: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32
+    llm: Path,
+    whisper: Path | None,
+    *,
+    family: str = "arc_hunyuan",
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[ArcVideoForConditionalGeneration, list[Part]]:
     """Return the model made of the parts, and where each module came from.
 
     Args:
         llm: directory of safetensors with the language model and the vision tower under the released names (or their
             names without `language_model.` and `vision_model.`), and a config.json; without one the released sizes.
-        whisper: a Hugging Face directory, or an OpenAI `.pt` file.
+            Of another family: its own directory, HunyuanOCR's or Qwen2.5-VL's.
+        whisper: a Hugging Face directory, or an OpenAI `.pt` file; None for a directory that has an encoder.
+        family: of the model.
+        settings: what no part says, like max_num_frame or vision_config; the family's usual values without.
         seed: of the new projectors.
         dtype: of the parameters.
 
     Raises:
         ValueError: files that cannot be read, or tensors that are missing, unexpected or misshapen, with their names.
     """
-    listening, rows = _whisper(whisper)
-    config = _config(llm, listening)
+    parts = parts_of(family)
+    listening, rows = ({}, ()) if whisper is None else _whisper(whisper)
+    config = _config(llm, listening, family=family, settings=settings)
     model = empty_model(config)
     nn.Module.to(model, dtype)
     nn.Module.to_empty(model, device="cpu")
     model.tie_weights()
-    state = {name: tensor for name, tensor in model.state_dict().items() if name != HEAD}
-    filled = _Filling(state)
-    for name, tensor in tensors_of(weight_files(llm)):
-        filled.take(_released(name), tensor, source=llm)
+    skipped = (*IGNORED, HEAD) if config.tie_word_embeddings else IGNORED
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in skipped}
+    filled = _Filling(state, skipped=skipped)
+    for name, tensor in parts.renamed(tensors_of(weight_files(llm)), config.settings):
+        filled.take(name, tensor, source=llm)
     for name, tensor in rows:
         # A complete ARC directory has an encoder too; the one asked for wins.
+        assert whisper is not None
         filled.take(f"speech_encoder.{name}", tensor, source=whisper, again=True)
     new = [module for module in NEW_MODULES if not filled.has(module)]
     filled.finish(new=new)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in new:
-            model.get_submodule(module).apply(lambda part: initialize(part, settings=config.settings))
+            model.get_submodule(module).apply(lambda part: parts.initialize(part, settings=config.settings))
     return model.eval(), _parts(model, filled=filled, new=new)
 
 
 class _Filling:
     """Copies tensors into the model's and collects what is wrong."""
 
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
+    def __init__(self, state: Mapping[str, Tensor], *, skipped: Collection[str]) -> None:
         self.state = state
+        self.skipped = skipped
         self.sources: dict[str, Path] = {}
         self.problems: list[str] = []
 
     def take(self, name: str, tensor: Tensor, *, source: Path, again: bool = False) -> None:
-        if name == HEAD or name in IGNORED:
+        if name in self.skipped:
             return
         if name not in self.state:
             self.problems.append(f"{source}: {name} is unexpected")
@@ -152,16 +161,28 @@ def _parts(model: ArcVideoForConditionalGeneration, *, filled: _Filling, new: li
     return parts
 
 
-def _released(name: str) -> str:
-    """Return the released name of a tensor that may lack its first part."""
-    return next((first + name for bare, first in BARE.items() if name.startswith(bare)), name)
+USUAL: dict[str, dict[str, Any]] = {
+    "arc_hunyuan": {},
+    # One frame a second as in ARC's first model, 112 tokens each.
+    "arc_hunyuan_1b": {"max_num_frame": 150, "vision_config": {"force_image_size": 640, "anyres_pooling_size": 2}},
+    # Frames of 392 x 392, as its public inference code resizes them.
+    "arc_qwen": {"max_num_frame": 300, "vision_config": {"force_image_size": 392, "max_image_size": 1400}},
+}
+"""Family -> what its base directories do not say."""
 
 
-def _config(llm: Path, listening: Mapping[str, int]) -> ArcVideoConfig:
-    """Return the directory's configuration with the sizes of the Whisper encoder."""
-    config = load_config(llm)
-    written = config.to_dict()
-    return ArcVideoConfig.from_dict(written | {"audio_config": written["audio_config"] | dict(listening)})
+def _config(
+    llm: Path, listening: Mapping[str, int], *, family: str, settings: Mapping[str, Any] | None
+) -> ArcVideoConfig:
+    """Return what the directory says, with the sizes of the Whisper encoder, the tokenizer's ids and `settings`."""
+    config: dict[str, Any] = {"family": family}
+    audio = {"audio_config": dict(listening)} if listening else {}
+    for blocks in (USUAL[family], parts_of(family).describe(llm), audio, settings or {}):
+        for key, value in blocks.items():
+            config[key] = {**config.get(key, {}), **value} if isinstance(value, Mapping) else value
+    if family != "arc_hunyuan":
+        config["text_config"] |= ids_to_config(special_ids(load_tokenizer(llm)))
+    return ArcVideoConfig.from_dict(config)
 
 
 Encoder = tuple[Mapping[str, int], Iterable[tuple[str, Tensor]]]
@@ -237,25 +258,43 @@ def _load_pickle(path: Path) -> Any:
 def main(argv: list[str] | None = None) -> int:
     """Assemble, write and report; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--llm", type=Path, required=True, metavar="DIR", help="language model and vision tower")
-    parser.add_argument("--whisper", type=Path, required=True, metavar="DIR|PT", help="audio encoder")
+    parser.add_argument("what", nargs="?", choices=("assemble",), default="assemble", help="the one thing there is")
+    parser.add_argument("--family", choices=tuple(FAMILIES), default="arc_hunyuan")
+    parser.add_argument(
+        "--base", "--llm", dest="llm", type=Path, required=True, metavar="DIR", help="language model and vision tower"
+    )
+    parser.add_argument(
+        "--whisper", type=Path, metavar="DIR|PT", help="audio encoder; may be left out where the base has one"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--seed", type=int, default=0, help="of the new projectors")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     options = parser.parse_args(argv)
     try:
         tokenizer = load_tokenizer(options.llm)
-        model, parts = assemble(options.llm, options.whisper, seed=options.seed, dtype=getattr(torch, options.dtype))
+        if (found := family_of(tokenizer).name) != options.family:
+            raise ValueError(
+                f"{options.llm} has a tokenizer of {found}, not of {options.family}: give --family {found}"
+            )
+        model, parts = assemble(
+            options.llm,
+            options.whisper,
+            family=options.family,
+            seed=options.seed,
+            dtype=getattr(torch, options.dtype),
+        )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     save_model(model, options.out)
     save_tokenizer(tokenizer, options.out)
     (options.out / "parts.json").write_text(json.dumps([asdict(part) for part in parts], indent=1) + "\n")
+    write_sums(options.out)
     for part in parts:
         print(f"{part.module:24} {part.tensors:5} tensors {part.parameters:14,} parameters  {part.source}")
     return 0
 
 
 if __name__ == "__main__":
+    speak_plainly()
     sys.exit(main())

@@ -6,12 +6,16 @@ Both are byte-level BPE over NFC text: any text survives encode and decode.
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from arcvideo.model.arc_hunyuan.family import ARC_HUNYUAN
+from arcvideo.model.families.family import Family
+from arcvideo.model.families.table import FAMILIES
 from arcvideo.model.special import ANSWER_TAGS, SPECIALS
 
 TINY_PIECES = r"\d\d:\d\d:\d\d|\d| ?\p{L}+| ?[^\s\p{L}\d]|\s"
@@ -41,7 +45,9 @@ RELEASED_FILE = "hunyuan.tiktoken"
 RELEASED_SPECIALS = 217
 
 
-def build_tiny_tokenizer(corpus: Iterable[str], *, vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+def build_tiny_tokenizer(
+    corpus: Iterable[str], *, vocab_size: int = 1024, family: str = "arc_hunyuan"
+) -> PreTrainedTokenizerFast:
     """Return a tokenizer trained on `corpus`; equal text gives equal ids on every machine.
 
     Words, clock times and answer tags that the corpus repeats become single tokens, as far as `vocab_size` goes.
@@ -49,11 +55,14 @@ def build_tiny_tokenizer(corpus: Iterable[str], *, vocab_size: int = 1024) -> Pr
     Args:
         corpus: text as the model will read and write it, without special strings.
         vocab_size: ids in all, special strings and tags included.
+        family: whose special strings it gets.
 
     Raises:
         ValueError: no room for bytes, special strings and tags.
     """
-    extra = len(SPECIALS) + len(ANSWER_TAGS)
+    strings = SPECIALS if family == ARC_HUNYUAN.name else FAMILIES[family].strings
+    specials = list(dict.fromkeys([*strings.values(), *_marks(FAMILIES[family].template.opening)]))
+    extra = len(specials) + len(ANSWER_TAGS)
     if vocab_size < 256 + extra:
         raise ValueError(f"vocab_size must be at least {256 + extra} (bytes, special strings, tags), got {vocab_size}")
     tokenizer = _byte_bpe(models.BPE(), pieces=TINY_PIECES)
@@ -65,9 +74,9 @@ def build_tiny_tokenizer(corpus: Iterable[str], *, vocab_size: int = 1024) -> Pr
     )
     # Sorting makes ties between equally frequent merges independent of the order in which a corpus is listed.
     tokenizer.train_from_iterator(sorted(corpus), trainer)
-    tokenizer.add_special_tokens([_added(text, special=True) for text in SPECIALS.values()])
+    tokenizer.add_special_tokens([_added(text, special=True) for text in specials])
     tokenizer.add_tokens([_added(text, special=False) for text in ANSWER_TAGS])
-    return _wrap(tokenizer)
+    return _wrap(tokenizer, family=FAMILIES[family])
 
 
 def released_tokenizer(path: Path) -> PreTrainedTokenizerFast:
@@ -129,14 +138,38 @@ def _added(text: str, *, special: bool) -> AddedToken:
     return AddedToken(text, special=special, normalized=False)
 
 
-def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+def _marks(text: str) -> list[str]:
+    """Return the special strings in a template's text."""
+    return re.findall(r"<[|\uff5c][^<>]*[|\uff5c]>", text)
+
+
+def chat_template(family: Family) -> str:
+    """Return the family's chat template; its turns are the ones that training writes."""
+    written = family.template
+
+    def quoted(text: str) -> str:
+        return "'" + text.replace("\n", "\\n") + "'"
+
+    text = CHAT_TEMPLATE
+    if family.name != ARC_HUNYUAN.name:
+        text = text.replace("'<|startoftext|>'", quoted(written.opening)).replace("'<sep>'", quoted(written.separator))
+        end = quoted(family.strings["end"])
+        if written.between:
+            # A turn that another question follows is closed by what stands between them.
+            end = f"{end} ~ ({quoted(written.between)} if not loop.last else '')"
+        text = text.replace("'<|endoftext|>'", f"({end})")
+        text = text.replace("'<video>\\n'", f"'<video>{written.behind_media}'".replace("\n", "\\n"))
+    return text
+
+
+def _wrap(tokenizer: Tokenizer, *, family: Family = ARC_HUNYUAN) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=SPECIALS["start"],
-        eos_token=SPECIALS["end"],
-        pad_token=SPECIALS["pad"],
+        bos_token=family.strings["start"],
+        eos_token=family.strings["end"],
+        pad_token=family.strings["pad"],
         clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template(family),
     )
 
 

@@ -43,37 +43,39 @@ def tensors_of(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
                 yield name, handle.get_tensor(name)
 
 
-def check_fit(directory: Path, *, state: Mapping[str, Tensor]) -> None:
+def check_fit(directory: Path, *, state: Mapping[str, Tensor], tied: bool = True) -> None:
     """Compare names and shapes of a checkpoint's tensors with a model's, before any of them is read.
 
     Args:
         directory: of the checkpoint.
         state: of the model; the tensors may be without memory.
+        tied: whether the head is the embedding.
 
     Raises:
         ValueError: with every missing, unexpected and misshapen key, or a head that differs from the embedding.
     """
-    fit = _Fit(state)
+    fit = _Fit(state, tied=tied)
     places: dict[str, Path] = {}
     for path in weight_files(directory):
         with safe_open(path, framework="pt") as handle:
             for name in handle.keys():  # noqa: SIM118 -- not a dict
                 fit.accept(name, tuple(handle.get_slice(name).get_shape()))
                 places[name] = path
-    head, embedding = (_tensor(name, places) for name in (HEAD, EMBEDDING)) if HEAD in places else (None, None)
+    both = HEAD in places and tied
+    head, embedding = (_tensor(name, places) for name in (HEAD, EMBEDDING)) if both else (None, None)
     fit.finish(head=head, embedding=embedding)
 
 
-def fill(state: Mapping[str, Tensor], files: Iterable[Path]) -> None:
-    """Copy a checkpoint's tensors into a model's, one by one.
+def fill(state: Mapping[str, Tensor], files: Iterable[Path], *, tied: bool = True) -> None:
+    """Copy a checkpoint's tensors into a model's, one by one; a tied head is the embedding and only compared.
 
     Raises:
         ValueError: with every missing, unexpected and misshapen key, or a head that differs from the embedding.
     """
-    fit = _Fit(state)
+    fit = _Fit(state, tied=tied)
     head: Tensor | None = None
     for name, tensor in tensors_of(files):
-        if name == HEAD:
+        if name == HEAD and tied:
             head = tensor
         elif fit.accept(name, tuple(tensor.shape)):
             state[name].copy_(tensor)
@@ -90,14 +92,15 @@ def _tensor(name: str, places: Mapping[str, Path]) -> Tensor | None:
 class _Fit:
     """Collects what is wrong with the keys of a checkpoint."""
 
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
-        self.wanted = {name: tuple(tensor.shape) for name, tensor in state.items() if name != HEAD}
+    def __init__(self, state: Mapping[str, Tensor], *, tied: bool) -> None:
+        self.skipped = (*IGNORED, HEAD) if tied else IGNORED
+        self.wanted = {name: tuple(tensor.shape) for name, tensor in state.items() if name not in self.skipped}
         self.seen: set[str] = set()
         self.problems: list[str] = []
 
     def accept(self, name: str, shape: tuple[int, ...]) -> bool:
         """Return whether the tensor belongs into the model; note why not."""
-        if name == HEAD or name in IGNORED:
+        if name in self.skipped:
             return False
         if name not in self.wanted:
             self.problems.append(f"{name} is unexpected")

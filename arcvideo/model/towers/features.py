@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import uuid
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -42,10 +44,28 @@ class FeatureStore:
 
     def __init__(self, root: Path, digest: str) -> None:
         self.folder = Path(root) / digest[:32]
+        self._whole: dict[Path, tuple[int, int, int]] = {}
+        self._complained = False
 
     def has(self, key: str) -> bool:
-        """Return whether the clip's outputs are stored."""
-        return self._path(key).exists()
+        """Return whether the clip's outputs are stored and as they were written; damaged ones are removed.
+
+        A file is compared with its checksum once a process, as long as nobody touches it.
+        """
+        path = self._path(key)
+        try:
+            facts = path.stat()
+            now = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
+            if self._whole.get(path) != now:
+                check_features(path)
+                self._whole[path] = now
+        except FileNotFoundError:
+            return False
+        except (ValueError, OSError) as error:
+            print(f"{path}: {error}; the clip is encoded again", file=sys.stderr)
+            path.unlink(missing_ok=True)
+            return False
+        return True
 
     def load(self, key: str) -> tuple[Tensor, Tensor]:
         """Return patches (F, P, W) and rows (C, positions, W).
@@ -61,13 +81,23 @@ class FeatureStore:
             raise ValueError(f"cached features {path} are damaged: delete the file") from error
 
     def save(self, key: str, *, patches: Tensor, speech: Tensor) -> None:
-        """Store the clip's outputs; the file appears complete or not at all."""
-        path = self._path(key)
+        """Store the clip's outputs; the file appears complete or not at all.
+
+        A store that cannot be written costs time later, so it is said once and nothing ends.
+        """
+        named = {"patches": patches, "speech": speech}
+        try:
+            self._write(self._path(key), {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()})
+        except (OSError, SafetensorError) as error:
+            if not self._complained:
+                print(f"{self.folder}: tower outputs are not stored: {error}; make room there", file=sys.stderr)
+            self._complained = True
+
+    def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{uuid.uuid4().hex}.partial")
-        tensors = {"patches": patches, "speech": speech}
         try:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+            save_file(dict(tensors), partial, metadata={_CHECK: _checksum(tensors)})
             # safetensors writes for its owner alone; a cache is shared as far as the umask says.
             partial.chmod(path.parent.stat().st_mode & 0o666)
             os.replace(partial, path)
@@ -78,3 +108,35 @@ class FeatureStore:
         # Keys are hashed: they may hold characters that a file name may not.
         name = hashlib.sha256(key.encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
+
+
+_CHECK = "crc32"
+"""Name in the metadata of a file, by which `arcvideo verify` knows one of ours."""
+
+
+def check_features(path: Path) -> bool:
+    """Compare a file of tower outputs with its checksum; returns whether it has one.
+
+    Raises:
+        ValueError: it is damaged.
+        OSError: it cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = (file.metadata() or {}).get(_CHECK)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise ValueError(f"is damaged ({error})") from None
+    if said is not None and said != _checksum(tensors):
+        raise ValueError("is damaged: its content is not what was written")
+    return said is not None
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of names, shapes and bytes, 8 hex digits: against bad disks and cut writes, not against an attacker."""
+    crc = 0
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        if tensor.numel():
+            crc = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from arcvideo.model.arc_hunyuan.vision import VisionModel
+from arcvideo.model.families.parts import Parts
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.towers.audio import AudioEncoder, pool_rows
 from arcvideo.model.towers.features import FeatureStore
-from arcvideo.model.towers.fusion import audio_for_frames
-from arcvideo.model.towers.media import Towers, tower_outputs
+from arcvideo.model.towers.media import Towers, grouped, tower_outputs
 from arcvideo.types import Media
 
 
@@ -25,7 +24,8 @@ class ArcVideoMediaMixin:
     """The half of the model that makes tokens of media; the model class holds the modules."""
 
     settings: ModelSettings
-    vision_model: VisionModel
+    parts: Parts
+    vision_model: Any
     speech_encoder: AudioEncoder
     mlp2: nn.Sequential
     if TYPE_CHECKING:
@@ -36,7 +36,10 @@ class ArcVideoMediaMixin:
         def device(self) -> torch.device: ...
 
     def encode_vision(self, pixel_values: Tensor) -> Tensor:
-        """Return (F, P, W) patches of normalised pixels (F, 3, S, S); without a graph when the tower is frozen."""
+        """Return (F, P, W) patches of normalised pixels (F, 3, S, S); without a graph when the tower is frozen.
+
+        Where frames become tokens in groups, pixels are (G, 3, 2, S, S) and patches (G, P, W).
+        """
         side = self.settings.vision.force_image_size
         if pixel_values.shape[-2:] != (side, side):
             raise ValueError(f"frames must be {side} x {side} pixels, got {tuple(pixel_values.shape[-2:])}")
@@ -70,15 +73,7 @@ class ArcVideoMediaMixin:
         used = [rows[: count * settings.rows_per_second] for rows, count in zip(pooled, seconds, strict=True)]
         projected = self.mlp2(torch.cat(used)).split([len(rows) for rows in used])
         addends = [
-            audio_for_frames(
-                rows,
-                frames=frames,
-                tokens=visual.shape[1],
-                seconds=count,
-                max_num_frame=settings.max_num_frame,
-                rows_per_second=settings.rows_per_second,
-                exact=settings.corrections.exact_alignment,
-            )
+            self.parts.add_sound(rows, frames=frames, tokens=visual.shape[1], seconds=count, settings=settings)
             for rows, frames, count in zip(projected, frame_counts, seconds, strict=True)
         ]
         return visual + torch.cat(addends)
@@ -145,8 +140,8 @@ class ArcVideoMediaMixin:
         whole = len(mels) * self.settings.audio.max_source_positions // 50
         seconds = whole if duration is None else min(int(duration), whole)
         speech = self.encode_audio(mels)
-        patches = self.encode_vision(pixel_values)
-        return self.fuse(patches, [speech], frame_counts=[len(patches)], seconds=[seconds]).flatten(0, 1)
+        patches = self.encode_vision(grouped(pixel_values, per=self.settings.kind.frames_per_group))
+        return self.fuse(patches, [speech], frame_counts=[len(pixel_values)], seconds=[seconds]).flatten(0, 1)
 
 
 def _trainable(tower: nn.Module) -> bool:

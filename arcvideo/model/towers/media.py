@@ -27,9 +27,19 @@ class Towers:
     """The two encoders, as functions."""
 
     encode_vision: Callable[[Tensor], Tensor]
-    """(F, 3, S, S) normalised -> (F, P, W)."""
+    """(F, 3, S, S) normalised -> (F, P, W); or groups (G, 3, 2, S, S) -> (G, P, W)."""
     encode_audio: Callable[[Tensor], Tensor]
     """(C, M, T) -> (C, positions, W)."""
+
+
+def grouped(pixels: Tensor, *, per: int) -> Tensor:
+    """Return frames (F, 3, S, S) as groups (G, 3, per, S, S), the last frame repeated where one is missing; as they are
+    where a group is one frame."""
+    if per == 1:
+        return pixels
+    missing = -len(pixels) % per
+    whole = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)]) if missing else pixels
+    return whole.unflatten(0, (-1, per)).transpose(1, 2)
 
 
 def normalize_pixels(pixels: Tensor, *, dtype: torch.dtype) -> Tensor:
@@ -91,15 +101,17 @@ def _look(
 ) -> list[Tensor]:
     """Return the patches of every clip; all unknown frames go through the tower together, a blank frame once."""
     pixels: dict[int, Tensor] = {}
+    per = settings.kind.frames_per_group
     blank = [i for i, item in enumerate(media) if known[i] is None and not item.has_video]
     for i, item in enumerate(media):
         if known[i] is not None or not item.has_video:
             continue
         if item.pixels is None or len(item.pixels) != item.frame_count:
             raise ValueError(f"media {item.key} has video but no pixels for its {item.frame_count} frames")
-        pixels[i] = normalize_pixels(item.pixels.to(device), dtype=dtype)
+        pixels[i] = grouped(normalize_pixels(item.pixels.to(device), dtype=dtype), per=per)
     side = settings.vision.force_image_size
-    zero = [torch.zeros(1, settings.vision.num_channels, side, side, device=device, dtype=dtype)] if blank else []
+    nothing = torch.zeros(per, settings.vision.num_channels, side, side, device=device, dtype=dtype)
+    zero = [grouped(nothing, per=per)] if blank else []
     stacked = [*pixels.values(), *zero]
     encoded = [towers.encode_vision(part) for part in torch.cat(stacked).split(FRAMES_PER_CALL)] if stacked else []
     parts = iter(torch.cat(encoded).split([len(part) for part in stacked]) if stacked else ())
@@ -109,7 +121,8 @@ def _look(
     result = []
     for i, item in enumerate(media):
         patches = known[i]
-        result.append(patches if patches is not None else fresh[i].expand(item.frame_count, -1, -1))
+        groups = settings.groups(item.frame_count)
+        result.append(patches if patches is not None else fresh[i].expand(groups, -1, -1))
     return result
 
 

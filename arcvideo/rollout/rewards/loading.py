@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import Any
 
+from arcvideo.named import brought, load, path_of, problem
+from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.rewards.builtin import answer_format, one_answer
 from arcvideo.rollout.rewards.graded import graded_makers, graded_rewards
 from arcvideo.rollout.rewards.length import repetition, soft_overlong
 from arcvideo.rollout.rewards.protocol import Reward
 from arcvideo.structured import nearest
+from arcvideo.tasks import TASKS
 
 REWARDS: dict[str, Reward] = {"format": answer_format, "one_answer": one_answer}
 """Name -> reward of any task; tasks bring their own."""
@@ -30,8 +32,32 @@ def check_reward(name: str) -> None:
         ValueError: as `load_reward`.
     """
     path, _ = _split(name)
-    if ":" not in path and path not in (*TRL_REWARDS, *TRL_MAKERS):
+    if path in (*TRL_REWARDS, *TRL_MAKERS):
+        return
+    if not path_of(path, kind="rewards"):
         load_reward(name)
+    elif wrong := problem(path, kind="rewards", key="grpo.rewards"):
+        raise ValueError(wrong)
+
+
+def unread_problems(task: str, *, settings: GrpoSettings, key: str) -> list[str]:
+    """Return what is wrong when no reward of a task's prompts can read them: those that belong to other tasks cannot.
+
+    Args:
+        task: of the prompts.
+        settings: of the stage.
+        key: of the setting that brings the prompts, for the message.
+    """
+    used = settings.rewards_of(task)
+    owners = {name: one.name for one in TASKS.values() for name in (*one.rewards, *one.reward_makers)}
+    if any(owners.get(_split(name)[0], task) == task for name in used):
+        return []
+    own = [name for name, owner in owners.items() if owner == task]
+    remedy = f"add {own[0]} to grpo.rewards or" if own else "give it a reward with"
+    return [
+        f"{key}: no reward of grpo.rewards ({', '.join(used)}) reads answers of task {task!r}; {remedy} "
+        f"grpo.task_rewards.{task}={{NAME: 1.0}}, or leave the task out"
+    ]
 
 
 def load_reward(name: str) -> Reward:
@@ -48,7 +74,7 @@ def load_reward(name: str) -> Reward:
     if arguments is None and needs_arguments:
         raise ValueError(f"grpo.rewards: {name} takes arguments, for example {_example(path)}")
     if arguments is not None:
-        if not needs_arguments and ":" not in path:
+        if not needs_arguments and not path_of(path, kind="rewards"):
             raise ValueError(f"grpo.rewards: {path} takes no arguments, got {name!r}")
         try:
             reward = reward(**arguments)
@@ -88,17 +114,13 @@ def _find(path: str, *, name: str) -> Any:
         return ours[path]
     if path in TRL_REWARDS or path in TRL_MAKERS:
         path = f"trl.rewards:{path}"
-    module, separator, attribute = path.partition(":")
-    if not separator:
-        known = [*ours, *TRL_REWARDS, *TRL_MAKERS]
+    if not path_of(path, kind="rewards"):
+        known = [*ours, *brought("rewards"), *TRL_REWARDS, *TRL_MAKERS]
         raise ValueError(
             f"grpo.rewards.{name} is unknown{nearest(path, known)}; use one of {', '.join(known)}, "
             "or 'package.module:function'"
         )
-    try:
-        return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"grpo.rewards: {name!r} cannot be imported: {error}") from error
+    return load(path, kind="rewards", key="grpo.rewards")
 
 
 def _example(path: str) -> str:

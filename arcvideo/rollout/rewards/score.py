@@ -13,7 +13,7 @@ from torch import Tensor
 from arcvideo.feed.prompts import Prompt
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.rewards.loading import load_reward
-from arcvideo.rollout.rewards.protocol import Reward, quiet
+from arcvideo.rollout.rewards.protocol import RESERVED, Reward, awaited, quiet
 from arcvideo.sampling.groups import Group
 
 
@@ -73,10 +73,13 @@ def _weights(tasks: Sequence[str], *, settings: GrpoSettings) -> dict[str, Tenso
 
 
 def reward_columns(groups: Sequence[Group]) -> dict[str, list[Any]]:
-    """The columns every reward gets, one entry per completion."""
+    """The columns every reward gets, one entry per completion: every field of the items, None where one lacks it,
+    and over them what is compared with answers and what the rollout knows."""
     rows = [(group.prompt, completion) for group in groups for completion in group.completions]
+    fields = sorted({name for group in groups for name in group.prompt.sample.fields} - RESERVED)
+    columns: dict[str, list[Any]] = {name: [prompt.sample.fields.get(name) for prompt, _ in rows] for name in fields}
     names = sorted({name for group in groups for name in group.prompt.truth})
-    columns: dict[str, list[Any]] = {name: [prompt.truth.get(name) for prompt, _ in rows] for name in names}
+    columns |= {name: [prompt.truth.get(name) for prompt, _ in rows] for name in names}
     columns["prompts"] = [prompt.question for prompt, _ in rows]
     columns["completion_ids"] = [completion.ids.tolist() for _, completion in rows]
     columns["key"] = [prompt.key for prompt, _ in rows]
@@ -103,7 +106,7 @@ def _call(
         notes[note] = list(values)
 
     try:
-        scores = reward(completions=completions, log_extra=log_extra, **columns)
+        scores = awaited(reward(completions=completions, log_extra=log_extra, **columns))
     except Exception as error:
         key, cause = _culprit(reward, completions=completions, columns=columns)
         raise ValueError(f"reward {name!r} failed on sample {key}: {cause or repr(error)}") from error
@@ -121,9 +124,8 @@ def _culprit(reward: Reward, *, completions: list[str], columns: dict[str, list[
     """Key and error of the first completion that fails alone; a reward that only fails on all names the whole batch."""
     for index, text in enumerate(completions):
         try:
-            reward(
-                completions=[text], log_extra=quiet, **{column: [values[index]] for column, values in columns.items()}
-            )
+            alone = {column: [values[index]] for column, values in columns.items()}
+            awaited(reward(completions=[text], log_extra=quiet, **alone))
         except Exception as error:
             return columns["key"][index], f"{error!r} on completion {text!r}"
     return f"{columns['key'][0]} .. {columns['key'][-1]} (only as a batch)", ""

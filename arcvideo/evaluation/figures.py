@@ -1,0 +1,201 @@
+"""From answers to figures with intervals: which questions a metric is measured on, and what it comes to. No torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from arcvideo.evaluation.answers import FULL, NO_SOUND, Answer
+from arcvideo.evaluation.bootstrap import Metric, interval
+from arcvideo.evaluation.predictions import Prediction
+from arcvideo.evaluation.settings import FORM, EvaluationSettings, metric_names
+from arcvideo.structured import SettingsError
+from arcvideo.tasks import TASKS
+from arcvideo.tasks.answers import split_answer
+from arcvideo.tasks.task import Measure, Score, Task, Truth
+
+_FORM = Measure(
+    name=FORM,
+    score=lambda text, truth: Score(value=float(split_answer(text).valid)),
+    chance=lambda items: 0.0,
+)
+
+
+class Listed(Protocol):
+    """A held-out question as far as it is known without reading its clip."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def tags(self) -> tuple[str, ...]: ...
+    @property
+    def instructed(self) -> bool: ...
+    @property
+    def has_audio(self) -> bool: ...
+
+
+Q = TypeVar("Q", bound=Listed)
+
+
+def choose(questions: Sequence[Listed], *, settings: EvaluationSettings) -> dict[str, list[str]]:
+    """Metric -> keys of the questions it is measured on: those of its task, in their order.
+
+    The metrics are those of `settings.metrics`. Where these are the default ones, and those of a task are measured on
+    none of its questions, or nothing is measured at all, figures on request are taken too: what is held out is scored.
+    """
+    chosen = {name: _chosen(questions, metric=name, limit=settings.items) for name in settings.metrics}
+    if settings.metrics != list(metric_names(on_request=False)):
+        return chosen
+    nothing = not any(keys for name, keys in chosen.items() if name != FORM)
+    for task in TASKS.values():
+        own = [measure.name for measure in task.measures if measure.name in chosen]
+        if nothing or (own and not any(chosen[name] for name in own)):
+            more = (measure.name for measure in task.measures if measure.on_request)
+            chosen |= {name: _chosen(questions, metric=name, limit=settings.items) for name in more}
+    return chosen
+
+
+def check_chosen(
+    chosen: Mapping[str, Sequence[str]], *, questions: Sequence[Listed], settings: EvaluationSettings
+) -> None:
+    """Refuse held-out questions that no metric can score.
+
+    Raises:
+        ValueError: no metric has any of the questions.
+    """
+    if any(chosen.values()):
+        return
+    tasks = sorted({question.task for question in questions})
+    raise ValueError(
+        f"none of evaluation.metrics={settings.metrics} has an item among {len(questions)} held-out questions "
+        f"(tasks: {', '.join(tasks) or 'none'}); metrics: {', '.join(metric_names())}, or package.module:function"
+    )
+
+
+def figures(
+    answers: Mapping[tuple[str, str], Answer], *, chosen: Mapping[str, Sequence[str]], settings: EvaluationSettings
+) -> tuple[dict[str, Metric], list[Prediction]]:
+    """Return metric -> value with its interval, and what each item counted; metrics without items are left out.
+
+    Args:
+        answers: (arm, key) -> answer; questions that could not be asked are missing.
+        chosen: `choose` of the questions.
+        settings: of the resampling.
+    """
+    metrics: dict[str, Metric] = {}
+    predictions: list[Prediction] = []
+    for name, keys in chosen.items():
+        task, measure = measured(name)
+        arm = NO_SOUND if measure.silent else FULL
+        items = [answers[arm, key] for key in keys if (arm, key) in answers]
+        rows, taken = [], []
+        given = measure.constant(items) if measure.constant is not None and items else None
+        for item in items:
+            row = _predict(measure, task=task, item=item, text=item.text if given is None else given)
+            if row is not None:
+                rows.append(row)
+                taken.append(item)
+        if rows:
+            metrics[name] = metric_of(rows, chance=measure.chance(taken), settings=settings)
+            predictions += rows
+    return metrics, predictions
+
+
+def measured(metric: str) -> tuple[Task | None, Measure]:
+    """Return a figure and its task; the form and a user's own are of all tasks.
+
+    Raises:
+        ValueError: a user's own that cannot be imported or called.
+    """
+    if ":" in metric:
+        return None, _own(metric)
+    found = ((task, measure) for task in TASKS.values() for measure in task.measures if measure.name == metric)
+    return next(found, (None, _FORM))
+
+
+def _own(name: str) -> Measure:
+    """Return the figure of `package.module:function`: a `Measure`, or a function (text, truth) -> number or None."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(f"evaluation.metrics has {name!r}, which cannot be imported: {error}") from None
+    if isinstance(found, Measure):
+        return found
+    if not callable(found):
+        raise SettingsError(f"evaluation.metrics has {name!r}, which is no function of an answer and its truth")
+    return Measure(name=name, score=_scored(found, name=name), chance=lambda items: 0.0)
+
+
+def _scored(function: Callable[[str, Truth], Any], *, name: str) -> Callable[[str, Truth], Score]:
+    def score(text: str, truth: Truth) -> Score:
+        value = function(text, truth)
+        if value is None:
+            return Score(value=0.0, weight=0.0)
+        if not isinstance(value, int | float):
+            raise ValueError(f"{name} gave {value!r}; a metric gives a number, or None for an item it does not concern")
+        return Score(value=float(value))
+
+    return score
+
+
+def _predict(measure: Measure, *, task: Task | None, item: Answer, text: str) -> Prediction | None:
+    """Score one answer; None when a user's own metric does not concern it."""
+    own = {} if task is not None or measure is _FORM else {"task": item.task, "tags": item.tags, "text": item.reference}
+    score = measure.score(text, {**own, **item.known})
+    if own and score.weight == 0:
+        return None
+    return Prediction(
+        metric=measure.name,
+        key=item.key,
+        question=item.question,
+        truth=item.reference if task is None else task.compared(item.truth),
+        prediction=text,
+        score=score.value,
+        weight=score.weight,
+        about=item.clip,
+    )
+
+
+def metric_of(rows: Sequence[Prediction], *, chance: float, settings: EvaluationSettings) -> Metric:
+    """Return the figure that items come to, with its interval over clips."""
+    found = interval(
+        [row.score for row in rows],
+        weights=[row.weight for row in rows],
+        clips=[row.clip for row in rows],
+        seed=settings.seed,
+        resamples=settings.bootstrap,
+    )
+    return Metric(value=found.mean, low=found.low, high=found.high, chance=chance, n=len(rows))
+
+
+def _chosen(questions: Sequence[Listed], *, metric: str, limit: int) -> list[str]:
+    """Return the keys of the questions that a metric is measured on."""
+    task, measure = measured(metric)
+    if task is None:
+        found = [question for question in questions if question.instructed or measure is not _FORM]
+        tasks = dict.fromkeys(question.task for question in found)  # those the other metrics decode anyway
+        return [one.key for task in tasks for one in _evenly([one for one in found if one.task == task], limit=limit)]
+    mine = [question for question in questions if question.task == task.name and measure.asks(question)]
+    return [question.key for question in _evenly(mine, limit=limit)]
+
+
+def _evenly(questions: list[Q], *, limit: int) -> list[Q]:
+    """At most `limit` of the questions, spread over all of them, since neighbours share a clip."""
+    if not limit or len(questions) <= limit:
+        return questions
+    return [questions[index * len(questions) // limit] for index in range(limit)]
+
+
+def arms_of(metrics: Mapping[str, Sequence[str]]) -> dict[str, dict[str, None]]:
+    """Arm -> keys that have to be asked in it for these metrics, each once; constants ask nothing of a model."""
+    wanted: dict[str, dict[str, None]] = {}
+    for name, keys in metrics.items():
+        _, measure = measured(name)
+        wanted.setdefault(NO_SOUND if measure.silent else FULL, {}).update(
+            {} if measure.constant is not None else dict.fromkeys(keys)
+        )
+    return wanted

@@ -1,0 +1,110 @@
+"""Two measurements side by side: paired differences with their intervals, as text and as a picture. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from arcvideo.evaluation.answers import FULL, Answer
+from arcvideo.evaluation.figures import choose, measured
+from arcvideo.evaluation.settings import EvaluationSettings
+from arcvideo.files import write_whole
+from arcvideo.measuring.folder import read_answers, read_card
+from arcvideo.measuring.scores import default_metrics, minus
+
+_WIDTH, _ROW, _LEFT, _RIGHT, _TOP, _BOTTOM = 900, 30, 260, 190, 50, 40
+_INK, _FAINT, _GOOD, _BAD = (30, 30, 30), (200, 200, 200), (40, 130, 70), (190, 60, 50)
+
+
+def compare(first: Path, second: Path, *, bootstrap: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """Return the differences, first minus second, over the questions that were asked in both.
+
+    Raises:
+        ValueError: no measurements, or measurements of different questions.
+    """
+    cards = [read_card(folder) for folder in (first, second)]
+    if cards[0]["origin"]["questions"] != cards[1]["origin"]["questions"]:
+        raise ValueError(
+            f"compare: {first} ({cards[0].get('bench')}) and {second} ({cards[1].get('bench')}) asked different "
+            "questions, so no difference between them means anything"
+        )
+    found = [read_answers(folder) for folder in (first, second)]
+    sides = [_full(one.answers) for one in found]
+    keys = [key for key in sides[0] if key in sides[1]]
+    if not keys:
+        raise ValueError(f"compare: {first} and {second} have no question in common")
+    here, there = ([side[key] for key in keys] for side in sides)
+    rows = {}
+    for metric in default_metrics(found[0]):
+        only = EvaluationSettings(metrics=[metric], items=0, bootstrap=bootstrap, seed=seed)
+        if not measured(metric)[1].control and choose(here, settings=only)[metric]:
+            row = minus(here, there, metric=metric, settings=only)
+            rows[metric] = {**row, "lower_is_better": measured(metric)[1].lower_is_better}
+    same = ("parser", "decoder", "layout", "style", "decoding")
+    differing = [name for name in same if cards[0]["origin"].get(name) != cards[1]["origin"].get(name)]
+    return {
+        "first": str(first), "second": str(second), "questions": len(keys),
+        "only_first": len(sides[0]) - len(keys), "only_second": len(sides[1]) - len(keys),
+        "asked_differently": differing, "differences": rows,
+    }  # fmt: skip
+
+
+def _full(answers: Mapping[tuple[str, str], Answer]) -> dict[str, Answer]:
+    return {key: answer for (arm, key), answer in answers.items() if arm == FULL}
+
+
+def compare_text(found: Mapping[str, Any]) -> str:
+    """Return the differences for a terminal."""
+    lines = [f"{found['first']} minus {found['second']}, {found['questions']} questions asked in both"]
+    for which in ("first", "second"):
+        if found[f"only_{which}"]:
+            lines.append(f"  {found[f'only_{which}']} questions were asked in {found[which]} alone and do not count")
+    if found["asked_differently"]:
+        lines.append(f"  they were asked differently: {', '.join(found['asked_differently'])}")
+    for name, row in found["differences"].items():
+        lines.append(f"  {name:<28}{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]  n {row['n']}")
+    return "\n".join(lines)
+
+
+def write_comparison(found: Mapping[str, Any], *, out: Path) -> tuple[Path, Path]:
+    """Write the differences as JSON and as a PNG beside it; return both paths."""
+    out.mkdir(parents=True, exist_ok=True)
+    name = f"{Path(found['first']).name}-minus-{Path(found['second']).name}"
+    text, picture = out / f"{name}.json", out / f"{name}.png"
+    write_whole(text, json.dumps(found, indent=1) + "\n")
+    draw(found, path=picture)
+    return text, picture
+
+
+def draw(found: Mapping[str, Any], *, path: Path) -> None:
+    """Write a PNG: a row a figure, its difference as a dot, its 95 % interval as a line, zero as an axis."""
+    rows = found["differences"]
+    most = max([0.01, *(max(abs(row["low"]), abs(row["high"])) for row in rows.values())])
+    image = Image.new("RGB", (_WIDTH, _TOP + _ROW * len(rows) + _BOTTOM), "white")
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(size=15)
+
+    def across(value: float) -> float:
+        middle, half = (_LEFT + _WIDTH - _RIGHT) / 2, (_WIDTH - _RIGHT - _LEFT) / 2
+        return middle + value / most * half
+
+    title = f"{Path(found['first']).name} minus {Path(found['second']).name} (95 % over clips, n {found['questions']})"
+    pen.text((12, 12), title, fill=_INK, font=font)
+    bottom = _TOP + _ROW * len(rows)
+    pen.line([(across(0), _TOP - 6), (across(0), bottom)], fill=_FAINT, width=2)
+    for place, (name, row) in enumerate(rows.items()):
+        y = _TOP + _ROW * place + _ROW / 2
+        sign = -1 if row["lower_is_better"] else 1
+        colour = _GOOD if sign * row["low"] > 0 and sign * row["high"] > 0 else _INK
+        colour = _BAD if sign * row["low"] < 0 and sign * row["high"] < 0 else colour
+        pen.text((12, y - 9), name, fill=_INK, font=font)
+        pen.line([(across(row["low"]), y), (across(row["high"]), y)], fill=colour, width=3)
+        pen.ellipse([(across(row["mean"]) - 5, y - 5), (across(row["mean"]) + 5, y + 5)], fill=colour)
+        told = f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        pen.text((_WIDTH - _RIGHT + 12, y - 9), told, fill=_INK, font=font)
+    for value in (-most, 0.0, most):
+        pen.text((across(value) - 20, bottom + 8), f"{value:+.2g}", fill=_INK, font=font)
+    image.save(path)

@@ -1,0 +1,167 @@
+"""A model behind an OpenAI-compatible endpoint: the same questions, frames and times, with deadlines and retries."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+import wave
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from arcvideo.evaluation.answers import Answer
+from arcvideo.layout import MediaLayout
+from arcvideo.measuring import plain
+from arcvideo.measuring.questions import Question
+from arcvideo.measuring.read import Read
+from arcvideo.measuring.settings import EvaluateSettings
+from arcvideo.media.sound import SAMPLE_RATE
+from arcvideo.types import Clip
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
+"""Statuses after which the same request may succeed later."""
+_QUALITY = 90
+_TOGETHER = 8
+"""Requests about one clip that are under way at a time."""
+_MOST_PAUSE = 60.0
+
+
+class EndpointError(OSError):
+    """The endpoint does not answer, or refuses what it is asked."""
+
+
+class Endpoint:
+    """A server that speaks `POST /chat/completions`; frames go as JPEG pictures in order, sound as WAV."""
+
+    def __init__(self, settings: EvaluateSettings) -> None:
+        """Take its address; nothing is asked yet."""
+        self.url = f"{settings.endpoint.rstrip('/')}/chat/completions"
+        self.name, self.deadline, self.tries = settings.model, settings.deadline, settings.tries
+        self.style, self.wording = settings.style or "plain", settings.wording or "arc"
+        self.max_new_tokens = settings.max_new_tokens or (1024 if self.style == "think" else 64)
+        self.pause = 1.0
+        """Seconds before the second try, doubled each time."""
+
+    @property
+    def layout(self) -> MediaLayout:
+        return plain.FRAMES_LAYOUT
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What decides the answers, besides what is asked, as far as it is known."""
+        return {
+            "model": self.name,
+            "weights": "unknown: behind an endpoint",
+            "style": self.style,
+            "wording": self.wording,
+            "layout": vars(self.layout),
+            "decoding": {"temperature": 0, "max_new_tokens": self.max_new_tokens, "jpeg_quality": _QUALITY},
+        }
+
+    def load(self) -> None:
+        """Do nothing: the server has loaded it."""
+
+    def prompts_digest(self, read: Read) -> str:
+        """Return a digest of the texts that are asked about a clip."""
+        return plain.prompts_digest(read, wording=self.wording)
+
+    def first_prompt(self, question: Question) -> str:
+        """Return the text of a question."""
+        return plain.question_text(question, wording=self.wording)
+
+    def ask(self, clips: Iterable[Read]) -> Iterator[tuple[list[Answer], dict[str, float]]]:
+        """Yield the answers about one clip at a time.
+
+        Raises:
+            EndpointError: a request failed as often as it is tried; what was answered before is kept.
+        """
+        for read in clips:
+            began = time.perf_counter()
+            with ThreadPoolExecutor(_TOGETHER, "endpoint") as threads:
+                answers = list(threads.map(self._answer, plain.told(read, wording=self.wording)))
+            video = 0.0 if read.seen is None else read.seen.clip.duration
+            yield answers, {"answer": time.perf_counter() - began, "video": video}
+
+    def _answer(self, one: plain.Told) -> Answer:
+        body = {
+            "model": self.name,
+            "messages": [{"role": "user", "content": content(one.text, clip=one.clip)}],
+            "max_tokens": self.max_new_tokens,
+            "temperature": 0,
+        }
+        reply = self._reply(json.dumps(body).encode())
+        try:
+            choice = reply["choices"][0]
+            text = choice["message"].get("content") or ""
+            tokens = int((reply.get("usage") or {}).get("completion_tokens") or 0)
+            finished = choice.get("finish_reason") != "length"
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise EndpointError(f"{self.url}: answered no completion: {json.dumps(reply)[:200]}") from None
+        return plain.answer_of(one, text=text, tokens=tokens, finished=finished)
+
+    def _reply(self, body: bytes) -> Any:
+        """Post, and again after a pause while the server is busy, broken off or silent."""
+        reason = ""
+        for number in range(self.tries):
+            if number:
+                time.sleep(min(self.pause * 2 ** (number - 1), _MOST_PAUSE))
+            try:
+                with urllib.request.urlopen(self._request(body), timeout=self.deadline) as reply:
+                    return json.loads(reply.read())
+            except urllib.error.HTTPError as error:
+                reason = f"status {error.code}: {error.read(300).decode(errors='replace')}"
+                if error.code not in RETRIED:
+                    break
+            except (OSError, ValueError) as error:
+                reason = str(error) or type(error).__name__
+        raise EndpointError(
+            f"endpoint={self.url} gave no answer ({reason}); the same command goes on from here once it does"
+        )
+
+    def _request(self, body: bytes) -> urllib.request.Request:
+        headers = {"Content-Type": "application/json"}
+        if os.environ.get(KEY_VARIABLE):
+            headers["Authorization"] = f"Bearer {os.environ[KEY_VARIABLE]}"
+        return urllib.request.Request(self.url, data=body, headers=headers)
+
+
+def content(text: str, *, clip: Clip | None) -> list[dict[str, Any]]:
+    """Return the parts of a message: each frame behind the time it stands for, the sound, the question."""
+    parts: list[dict[str, Any]] = []
+    if clip is not None and clip.frames is not None:
+        for (start, end), picture in zip(clip.frame_times.tolist(), plain.pictures(clip.frames), strict=True):
+            parts.append({"type": "text", "text": f"{start:g}-{end:g} s"})
+            parts.append({"type": "image_url", "image_url": {"url": _data_url("image/jpeg", _jpeg(picture))}})
+    if clip is not None and clip.waveform is not None:
+        sound = base64.b64encode(_wav(clip.waveform.numpy())).decode()
+        parts.append({"type": "input_audio", "input_audio": {"data": sound, "format": "wav"}})
+    return [*parts, {"type": "text", "text": text}]
+
+
+def _data_url(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _jpeg(picture: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "jpeg", quality=_QUALITY)
+    return buffer.getvalue()
+
+
+def _wav(waveform: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes((waveform.clip(-1, 1) * 32767).astype("<i2").tobytes())
+    return buffer.getvalue()

@@ -1,0 +1,92 @@
+"""What a model that is not ours is told: the same question, instruction, frames and times, as text and pictures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from arcvideo.evaluation.answers import Answer
+from arcvideo.layout import MediaLayout
+from arcvideo.measuring.arms import arm_clip
+from arcvideo.measuring.questions import Question
+from arcvideo.measuring.read import Read
+from arcvideo.tasks.instructions import suffix
+from arcvideo.types import Clip
+
+FRAMES_LAYOUT = MediaLayout()
+"""How clips are decoded for other models: one frame a second, stamped, at most 150, as for ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """One question in one arm."""
+
+    question: Question
+    arm: str
+    text: str
+    clip: Clip | None
+    """What is seen and heard; None for text alone."""
+    read: Read
+
+
+def question_text(question: Question, *, wording: str) -> str:
+    """Return the question with its instruction, without the mark of where the frames stand."""
+    asked = question.sample.turns[0].question.replace("<video>", "").strip()
+    instruction = suffix(question.sample.instruction, wording=wording)
+    return f"{asked}\n{instruction}" if instruction else asked
+
+
+def told(read: Read, *, wording: str) -> Iterator[Told]:
+    """Yield what is left to ask about a clip."""
+    arms = dict.fromkeys(arm for one in read.material.questions for arm in read.wanted.get(one.key, ()))
+    for arm in arms:
+        clip = None if read.seen is None else arm_clip(read.seen, arm=arm, other=read.other)
+        if clip is None and (read.seen is not None or arm != "full"):
+            continue
+        for one in read.material.questions:
+            if arm in read.wanted.get(one.key, ()):
+                yield Told(question=one, arm=arm, text=question_text(one, wording=wording), clip=clip, read=read)
+
+
+def prompts_digest(read: Read, *, wording: str) -> str:
+    """Return 16 hex digits of the texts that are asked about a clip."""
+    texts = "\n".join(question_text(one, wording=wording) for one in read.material.questions)
+    return hashlib.sha256(texts.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def answer_of(one: Told, *, text: str, tokens: int, finished: bool) -> Answer:
+    """Return what was said as it is scored and stored."""
+    sample, seen = one.question.sample, one.read.seen
+    return Answer(
+        key=sample.key,
+        number=one.question.number,
+        clip=sample.media_key or sample.key.rpartition("/")[0] or sample.key,
+        task=sample.task,
+        question=sample.turns[0].question,
+        truth=sample.truth,
+        reference=sample.turns[0].answer,
+        text=text,
+        arm=one.arm,
+        tags=one.question.tags,
+        instructed=one.question.instructed,
+        has_audio=seen is not None and seen.clip.waveform is not None,
+        has_video=seen is not None and seen.clip.frames is not None,
+        seconds=None if seen is None else seen.clip.duration,
+        tokens=tokens,
+        finished=finished,
+    )
+
+
+def pictures(frames: Tensor) -> np.ndarray:
+    """Return (F, S, S, 3) uint8 of (F, 3, S, S)."""
+    return np.ascontiguousarray(frames.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def frames_a_second(clip: Clip) -> float:
+    """Return at which rate the frames of a clip stand for its time."""
+    times: Sequence[Sequence[float]] = clip.frame_times.tolist()
+    return len(times) / max(times[-1][1] - times[0][0], 1e-6)

@@ -1,0 +1,237 @@
+"""What is asked: questions about clips, from shards or from a benchmark's files, in one order that never changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from arcvideo.bench import read_bench
+from arcvideo.bench.item import BenchItem
+from arcvideo.evaluation.figures import choose
+from arcvideo.evaluation.settings import EvaluationSettings
+from arcvideo.measuring.folder import Lost
+from arcvideo.measuring.settings import EvaluateSettings
+from arcvideo.shards.expand import expand_shards
+from arcvideo.shards.index import ShardIndex, ensure_indexes
+from arcvideo.structured import SettingsError
+from arcvideo.tasks import RecordError, make_sample
+from arcvideo.types import Sample
+
+ReadBytes = Callable[[], tuple[bytes, bytes | None]]
+"""Reads a media file, and the sound file that belongs to it if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question, with its place among all of the measurement."""
+
+    number: int
+    sample: Sample
+    tags: tuple[str, ...]
+    fields: Mapping[str, Any] = field(repr=False)
+    """The item of the record."""
+    has_audio: bool = True
+    """Whether its clip has sound, as far as that is known before it is read."""
+
+    @property
+    def key(self) -> str:
+        return self.sample.key
+
+    @property
+    def task(self) -> str:
+        return self.sample.task
+
+    @property
+    def instructed(self) -> bool:
+        """Whether an instruction suffix asks for the answer format."""
+        return self.sample.instruction != "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """One clip and everything that is asked about it."""
+
+    number: int
+    """Its place among the clips."""
+    name: str
+    questions: tuple[Question, ...]
+    read: ReadBytes | None = field(repr=False)
+    """None for questions without media."""
+    window: tuple[float, float] | None = None
+    """Seconds of the file that are the clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """Everything that a measurement asks."""
+
+    name: str
+    digest: str
+    """Of the questions, their truths and their media."""
+    materials: tuple[Material, ...]
+    holes: tuple[Lost, ...] = ()
+    """Questions that the benchmark has and that cannot be asked."""
+    notes: tuple[str, ...] = ()
+    source: str = ""
+
+    @property
+    def questions(self) -> Iterator[Question]:
+        """All questions, in order."""
+        return (question for material in self.materials for question in material.questions)
+
+
+def open_questions(settings: EvaluateSettings, *, style: str, progress: bool = True) -> Asking:
+    """Read what is to be asked, without reading any media.
+
+    Raises:
+        ValueError: shards or a benchmark that are not there or hold no question of the wanted tasks.
+    """
+    if settings.reader == "shards":
+        asking = _shards(settings.data, style=style, progress=progress)
+    else:
+        asking = _files(settings, style=style)
+    if settings.tasks or settings.items:
+        asking = _limited(asking, tasks=settings.tasks, items=settings.items)
+    if not any(True for _ in asking.questions):
+        of = f" of the tasks {', '.join(settings.tasks)}" if settings.tasks else ""
+        more = f"; {len(asking.holes)} cannot be asked, the first: {asking.holes[0].detail}" if asking.holes else ""
+        raise SettingsError(f"data={settings.data}: no question{of} can be asked{more}")
+    return asking
+
+
+def _limited(asking: Asking, *, tasks: Sequence[str], items: int) -> Asking:
+    """Only some of the questions, spread over the set."""
+    questions = [one for one in asking.questions if not tasks or one.task in tasks]
+    wanted = {one.key for one in questions}
+    if items:
+        by_task = list(dict.fromkeys(one.task for one in questions))
+        kept = [_spread([one.key for one in questions if one.task == name], items) for name in by_task]
+        wanted = {key for keys in kept for key in keys}
+    materials = (
+        replace(one, questions=tuple(question for question in one.questions if question.key in wanted))
+        for one in asking.materials
+    )
+    return replace(asking, materials=tuple(one for one in materials if one.questions))
+
+
+def _spread(keys: list[str], count: int) -> list[str]:
+    return keys if len(keys) <= count else [keys[place * len(keys) // count] for place in range(count)]
+
+
+def _shards(pattern: str, *, style: str, progress: bool) -> Asking:
+    indexes = ensure_indexes(expand_shards(pattern), progress=progress)
+    materials: list[Material] = []
+    holes: list[Lost] = []
+    number = 0
+    for index in indexes:
+        holes += [Lost(key=one.key, reason=one.reason, detail=one.detail or one.stage) for one in index.problems()]
+        for row in range(len(index.clips)):
+            made = tuple(_of_record(index, row, style=style, first=number))
+            number += len(made)
+            if made:
+                has_media = bool(index.clips[row]["media_size"])
+                read = partial(index.media_bytes, row) if has_media else None
+                materials.append(Material(number=len(materials), name=index.key(row), questions=made, read=read))
+    _refuse_twice(materials)
+    digest = hashlib.sha256("".join(index.digest for index in indexes).encode()).hexdigest()
+    return Asking(name="shards", digest=digest, materials=tuple(materials), holes=tuple(holes), source=pattern)
+
+
+def _of_record(index: ShardIndex, row: int, *, style: str, first: int) -> Iterator[Question]:
+    clip, key = index.clips[row], index.key(row)
+    record = index.record(row)
+    start, count = int(clip["item_start"]), int(clip["item_count"])
+    media_key = key if clip["media_size"] else None
+    for place, facts in enumerate(index.items[start : start + count]):
+        item = record["items"][int(facts["number"])]
+        sample = make_sample(item, key=f"{key}/{int(facts['number'])}", media_key=media_key, style=style)
+        yield Question(
+            number=first + place,
+            sample=sample,
+            tags=tuple(index.tagsets[facts["tagset"]]),
+            fields=item,
+            has_audio=bool(clip["sound_samples"]),
+        )
+
+
+def _refuse_twice(materials: Sequence[Material]) -> None:
+    seen: set[str] = set()
+    for material in materials:
+        if material.name in seen:
+            raise SettingsError(f"data: two shards have a record {material.name!r}; measure them one by one")
+        seen.add(material.name)
+
+
+def _files(settings: EvaluateSettings, *, style: str) -> Asking:
+    """The questions of a benchmark, those about one clip together."""
+    folder = Path(settings.data)
+    bench = read_bench(settings.bench, folder, **settings.option)
+    holes = [Lost(key=hole.id, reason=hole.reason, detail=hole.detail) for hole in bench.holes]
+    digest = hashlib.sha256()
+    clips: dict[tuple[Path, tuple[float, float] | None], list[Question]] = {}
+    for number, item in enumerate(bench.items):
+        name = _clip_name(item, folder=folder)
+        digest.update(json.dumps(_identity(item, name=name), sort_keys=True, default=str).encode())
+        try:
+            sample = make_sample(_asked(item), key=item.id, media_key=name, style=style)
+        except RecordError as error:
+            holes.append(Lost(key=item.id, reason=error.reason, detail=error.detail))
+            continue
+        question = Question(number=number, sample=sample, tags=item.tags, fields=item.fields)
+        clips.setdefault((item.clip, item.window), []).append(question)
+    materials = tuple(
+        Material(
+            number=number,
+            name=questions[0].sample.media_key or "",
+            questions=tuple(questions),
+            read=partial(_file_bytes, path),
+            window=window,
+        )
+        for number, ((path, window), questions) in enumerate(clips.items())
+    )
+    return Asking(
+        name=bench.name,
+        digest=digest.hexdigest(),
+        materials=materials,
+        holes=tuple(holes),
+        notes=bench.notes,
+        source=bench.source,
+    )
+
+
+def _file_bytes(path: Path) -> tuple[bytes, bytes | None]:
+    return path.read_bytes(), None
+
+
+def _clip_name(item: BenchItem, *, folder: Path) -> str:
+    """The clip's file below the folder, with its window."""
+    root = folder.expanduser().absolute()
+    name = item.clip.relative_to(root).as_posix() if item.clip.is_relative_to(root) else item.clip.as_posix()
+    return name if item.window is None else f"{name}@{item.window[0]:g}-{item.window[1]:g}"
+
+
+def _identity(item: BenchItem, *, name: str) -> dict[str, Any]:
+    """What the answer to an item depends on; the media count by their size, what was seen of them is on the card."""
+    size = item.clip.stat().st_size if item.clip.is_file() else None
+    return {
+        "id": item.id, "clip": name, "size": size, "task": item.task, "fields": dict(item.fields), "tags": item.tags,
+        "subtitles": item.subtitles,
+    }  # fmt: skip
+
+
+def _asked(item: BenchItem) -> dict[str, Any]:
+    """The item of a record, with the subtitles in front of its question."""
+    fields = {"task": item.task, **item.fields}
+    if item.subtitles:
+        fields["question"] = f"Subtitles of the video:\n{item.subtitles}\n{fields.get('question', '')}"
+    return fields
+
+
+def chosen_metrics(asking: Asking, *, settings: EvaluationSettings) -> dict[str, list[str]]:
+    """Metric -> keys of the questions it is measured on."""
+    return choose(list(asking.questions), settings=settings)

@@ -1,0 +1,202 @@
+"""The scores of a measurement, from its answers alone: overall, per tag, per arm. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from arcvideo.evaluation.answers import FULL, NO_SOUND, Answer
+from arcvideo.evaluation.bootstrap import paired_difference
+from arcvideo.evaluation.figures import choose, figures, measured
+from arcvideo.evaluation.predictions import Prediction, write_predictions
+from arcvideo.evaluation.settings import EvaluationSettings, metric_names
+from arcvideo.files import write_lines, write_whole
+from arcvideo.measuring.folder import PREDICTIONS, SCORES, Found, Lost, read_answers, read_card
+from arcvideo.measuring.needs import classes
+from arcvideo.tasks import TASKS
+from arcvideo.tasks.answers import read_span
+
+NEEDS = "needs.jsonl"
+UNREAD = "unread.jsonl"
+Figures = dict[str, dict[str, float]]
+
+
+def score_folder(
+    folder: Path, *, metrics: Sequence[str] = (), bootstrap: int = 0, seed: int | None = None
+) -> dict[str, Any]:
+    """Score the answers of a measurement and write `scores.json`, `predictions.jsonl`, `unread.jsonl`, `needs.jsonl`.
+
+    Args:
+        folder: of the measurement.
+        metrics: figures; by default those of the card, or all that its tasks have.
+        bootstrap: resamples; 0 takes the card's.
+        seed: of the resampling; None takes the card's.
+
+    Raises:
+        ValueError: no measurement there, or nothing was answered.
+    """
+    card = read_card(folder)
+    found = read_answers(folder)
+    if not found.answers:
+        raise ValueError(f"{folder} has no answers; ask them first with the command of its card")
+    how = card.get("scoring", {})
+    settings = EvaluationSettings(
+        metrics=list(metrics) or list(how.get("metrics") or default_metrics(found)),
+        items=0,
+        bootstrap=bootstrap or int(how.get("bootstrap", 1000)),
+        seed=int(how.get("seed", 0)) if seed is None else seed,
+    )
+    holes = [*(Lost(**row) for row in card.get("holes", ())), *found.lost.values()]
+    scores, predictions = scored(found, settings=settings, holes=holes)
+    scores = {"name": card["name"], "bench": card.get("bench", ""), "asked_of": card["origin"].get("questions", ""),
+              **scores}  # fmt: skip
+    write_predictions(folder / PREDICTIONS, predictions=predictions)
+    write_lines(folder / UNREAD, _unread(found.answers.values()))
+    needs = classes(found.answers)
+    if needs:
+        write_lines(folder / NEEDS, needs)
+        scores["needs"] = dict(Counter(tag for row in needs for tag in row["tags"]))
+    write_whole(folder / SCORES, json.dumps(scores, indent=1) + "\n")
+    return scores
+
+
+def default_metrics(found: Found) -> list[str]:
+    """Return every figure that can be computed of these answers."""
+    silent = any(arm == NO_SOUND for arm, _ in found.answers)
+    return [name for name in metric_names() if silent or not measured(name)[1].silent]
+
+
+def scored(
+    found: Found, *, settings: EvaluationSettings, holes: Sequence[Lost]
+) -> tuple[dict[str, Any], list[Prediction]]:
+    """Return the scores as JSON has them, and what each item counted in the arm with everything."""
+    full = {key: answer for (arm, key), answer in found.answers.items() if arm == FULL}
+    chosen = choose(list(full.values()), settings=settings)
+    metrics, predictions = figures(found.answers, chosen=chosen, settings=settings)
+    answers = list(full.values())
+    clipped = [answer.key for answer in answers if _beyond(answer)]
+    unread = [answer for answer in answers if answer.problem is not None]
+    scores: dict[str, Any] = {
+        "questions": len(full) + len(holes),
+        "asked": len(full),
+        "clips": len({answer.clip for answer in answers}),
+        "not_asked": dict(Counter(hole.reason for hole in holes)),
+        "holes": [asdict(hole) for hole in holes],
+        "unread": {"count": len(unread), "share": len(unread) / len(full) if full else 0.0},
+        "cut_off": sum(not answer.finished for answer in answers),
+        "beyond_the_clip": {"count": len(clipped), "keys": clipped},
+        "tokens_per_answer": sum(answer.tokens for answer in answers) / max(len(answers), 1),
+        "metrics": {name: asdict(metric) for name, metric in metrics.items()},
+        "tags": _by_tag(full, settings=settings),
+    }
+    arms = dict.fromkeys(arm for arm, _ in found.answers if arm != FULL)
+    if arms:
+        scores["arms"] = {arm: _arm(found, arm=arm, settings=settings) for arm in arms}
+    return scores, predictions
+
+
+def _by_tag(full: Mapping[str, Answer], *, settings: EvaluationSettings) -> dict[str, Figures]:
+    tags = sorted({tag for answer in full.values() for tag in answer.tags})
+    by_tag: dict[str, Figures] = {}
+    for tag in tags:
+        some = [answer for answer in full.values() if tag in answer.tags]
+        by_tag[tag] = _figures(some, settings=settings)
+    return by_tag
+
+
+def _figures(answers: Sequence[Answer], *, settings: EvaluationSettings) -> Figures:
+    """Return the figures of answers, whatever their arm, but not those of constant answers and silence."""
+    names = [name for name in settings.metrics if not measured(name)[1].control]
+    settings = EvaluationSettings(metrics=names, items=0, bootstrap=settings.bootstrap, seed=settings.seed)
+    table = {(FULL, answer.key): answer for answer in answers}
+    found, _ = figures(table, chosen=choose(answers, settings=settings), settings=settings)
+    return {name: asdict(metric) for name, metric in found.items()}
+
+
+def _arm(found: Found, *, arm: str, settings: EvaluationSettings) -> dict[str, Any]:
+    """Figures in an arm, and what the whole clip is worth above them, on the items that were asked in both."""
+    both = [key for one, key in found.answers if one == arm and (FULL, key) in found.answers]
+    there = [found.answers[arm, key] for key in both]
+    here = [found.answers[FULL, key] for key in both]
+    return {
+        "items": len(both),
+        "metrics": _figures(there, settings=settings),
+        "full_minus_arm": {
+            name: minus(here, there, metric=name, settings=settings)
+            for name in settings.metrics
+            if not measured(name)[1].control
+            and choose(here, settings=EvaluationSettings(metrics=[name], items=0))[name]
+        },
+    }
+
+
+def minus(
+    first: Sequence[Answer], second: Sequence[Answer], *, metric: str, settings: EvaluationSettings
+) -> dict[str, float]:
+    """Return the paired difference of one figure between answers to the same questions."""
+    only = EvaluationSettings(metrics=[metric], items=0, bootstrap=1, seed=settings.seed)
+    rows = []
+    for answers in (first, second):
+        table = {(FULL, answer.key): answer for answer in answers}
+        _, predictions = figures(table, chosen=choose(answers, settings=only), settings=only)
+        rows.append({row.key: row for row in predictions})
+    keys = [key for key in rows[0] if key in rows[1]]
+    one, other = ([row[key] for key in keys] for row in rows)
+    found = paired_difference(
+        [row.score for row in one],
+        [row.score for row in other],
+        weights=[row.weight for row in one],
+        clips=[row.clip for row in one],
+        seed=settings.seed,
+        resamples=settings.bootstrap,
+    )
+    return {"mean": found.mean, "low": found.low, "high": found.high, "n": len(keys)}
+
+
+def _beyond(answer: Answer) -> bool:
+    """Whether the answer names a time behind the end of its clip."""
+    if answer.task != "grounding" or answer.seconds is None:
+        return False
+    said = read_span(answer.text).value
+    return said is not None and said[1] > answer.seconds
+
+
+def _unread(answers: Any) -> list[dict[str, Any]]:
+    return [
+        {"key": answer.key, "arm": answer.arm, "task": answer.task, "problem": answer.problem, "text": answer.text}
+        for answer in answers
+        if answer.problem is not None and answer.task in TASKS
+    ]
+
+
+def table_text(scores: Mapping[str, Any]) -> str:
+    """Return the scores for a terminal."""
+    not_asked = sum(scores["not_asked"].values())
+    reasons = ", ".join(f"{reason} {count}" for reason, count in scores["not_asked"].items())
+    lines = [
+        f"{scores['name']}: {scores['asked']} of {scores['questions']} questions were asked, "
+        f"about {scores['clips']} clips" + (f"; {not_asked} could not be ({reasons})" if not_asked else ""),
+        *(_line(name, row) for name, row in scores["metrics"].items()),
+        f"  answers that cannot be read (counted as wrong): {scores['unread']['count']}; cut off: {scores['cut_off']}; "
+        f"times beyond the clip (cut there): {scores['beyond_the_clip']['count']}",
+    ]
+    for tag, rows in scores["tags"].items():
+        lines += [f"  [{tag}]", *(f"  {_line(name, row)}" for name, row in rows.items())]
+    for arm, found in scores.get("arms", {}).items():
+        lines.append(f"  {arm}: {found['items']} items, what the whole clip is worth above it:")
+        lines += [
+            f"    {name:<26}{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+            for name, row in found["full_minus_arm"].items()
+        ]
+    if "needs" in scores:
+        lines.append("  " + ", ".join(f"{tag} {count}" for tag, count in sorted(scores["needs"].items())))
+    return "\n".join(lines)
+
+
+def _line(name: str, row: Mapping[str, float]) -> str:
+    interval = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"  {name:<28}{interval}  n {row['n']:.0f}, chance {row['chance']:.2f}"

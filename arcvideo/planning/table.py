@@ -1,0 +1,201 @@
+"""What may be drawn from one source: a row for each clip and each item, in memory or mapped from files that all ranks
+of a machine share."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from arcvideo.planning.settings import SourceSettings
+from arcvideo.planning.sizes import prefix_tokens
+from arcvideo.shards.index import ShardIndex
+from arcvideo.shards.members import Problem
+
+Ints = npt.NDArray[np.int64]
+
+CLIP_ROW = np.dtype(
+    [
+        ("item_start", "<i8"), ("item_count", "<i4"), ("shard", "<i4"), ("row", "<i4"), ("frames", "<i4"),
+        ("frame_limit", "<i4"), ("media_tokens", "<i4"), ("both", "?"),
+    ]
+)  # fmt: skip
+"""A clip. shard, row: place among the indexes; frames: shown, 0 for text only; frame_limit: frames it may have, the
+layout's max_frames or fewer by the policy fewer_frames; media_tokens: from `<vid>` to `</vid>`, 0 for text only; both:
+has picture and sound."""
+
+ITEM_ROW = np.dtype(
+    [("weight", "<f8"), ("row", "<i4"), ("before", "<i4"), ("branch", "<i4"), ("group", "<i4"), ("task", "<i2")]
+)
+"""An item. weight: that of its task over the number of items of that task in the clip; row: in the shard's item table;
+before: tokens of the text before the media; branch: tokens behind the media; group: items of a clip in the same group
+share a prefix; task: position in `tasks`."""
+
+_TOUCHED = 1024
+"""Rows of a map that are read before its pages are let go: each may bring 64 KiB into the process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceTable:
+    """What may be drawn from one source. C clips, I items; items of a clip stand together, in record order."""
+
+    name: str
+    settings: SourceSettings
+    indexes: Sequence[ShardIndex]
+    clip_rows: np.ndarray
+    """(C,) of dtype CLIP_ROW."""
+    item_rows: np.ndarray
+    """(I,) of dtype ITEM_ROW."""
+    by_tokens: np.ndarray | None = None
+    """(C,) clips by what a visit is expected to hold, the longest first; None orders them when it is needed."""
+    tasks: tuple[str, ...]
+    quarantined: tuple[Problem, ...]
+    dropped: int
+    """Items that exceed the token budget and are left out."""
+    shortened: int
+    """Clips shown with fewer frames than the layout has for them, so that they fit the token budget."""
+    passes: float
+    """How often an epoch passes over the source."""
+    pass_tokens: float | None = None
+    """Tokens that a pass is expected to hold; None counts them when they are asked for."""
+    maps: tuple[mmap.mmap, ...] = ()
+    """Of rows that lie in files."""
+
+    @property
+    def clips(self) -> int:
+        return len(self.clip_rows)
+
+    @property
+    def items(self) -> int:
+        return len(self.item_rows)
+
+    @property
+    def clip_shard(self) -> Ints:
+        """(C,) which of `indexes`."""
+        return self.clip_rows["shard"]
+
+    @property
+    def clip_row(self) -> Ints:
+        """(C,) row in that index."""
+        return self.clip_rows["row"]
+
+    @property
+    def frames(self) -> Ints:
+        """(C,) frames shown; 0 for text only."""
+        return self.clip_rows["frames"]
+
+    @property
+    def frame_limit(self) -> Ints:
+        """(C,) frames a clip may have."""
+        return self.clip_rows["frame_limit"]
+
+    @property
+    def media_tokens(self) -> Ints:
+        """(C,) tokens from `<vid>` to `</vid>`; 0 for text only."""
+        return self.clip_rows["media_tokens"]
+
+    @property
+    def both(self) -> npt.NDArray[np.bool_]:
+        """(C,) has picture and sound."""
+        return self.clip_rows["both"]
+
+    @property
+    def item_start(self) -> Ints:
+        """(C + 1,) cumulative item counts; a copy of the whole column."""
+        return np.append(self.clip_rows["item_start"], self.items)
+
+    @property
+    def item_row(self) -> Ints:
+        """(I,) row in the shard's item table."""
+        return self.item_rows["row"]
+
+    @property
+    def item_task(self) -> Ints:
+        """(I,) position in `tasks`."""
+        return self.item_rows["task"]
+
+    @property
+    def item_weight(self) -> npt.NDArray[np.float64]:
+        """(I,) task weight over the number of items of that task in the clip."""
+        return self.item_rows["weight"]
+
+    @property
+    def item_before(self) -> Ints:
+        """(I,) tokens of the text before the media."""
+        return self.item_rows["before"]
+
+    @property
+    def item_branch(self) -> Ints:
+        """(I,) tokens behind the media."""
+        return self.item_rows["branch"]
+
+    @property
+    def item_group(self) -> Ints:
+        """(I,) items of a clip in the same group share a prefix."""
+        return self.item_rows["group"]
+
+    @property
+    def item_clip(self) -> Ints:
+        """(I,) clip of each item; a new column."""
+        return np.repeat(np.arange(self.clips), self.clip_rows["item_count"])
+
+    def place(self, clip: int) -> tuple[ShardIndex, int]:
+        """Return the index of a clip's shard, and the clip's row in it."""
+        row = self.clip_rows[clip]
+        return self.indexes[int(row["shard"])], int(row["row"])
+
+    def key(self, clip: int) -> str:
+        index, row = self.place(clip)
+        return index.key(row)
+
+    def take_clips(self, clips: Ints) -> np.ndarray:
+        """Return the rows of these clips, of dtype CLIP_ROW, without keeping the pages they lie in."""
+        return self._taken(self.clip_rows, clips)
+
+    def take_items(self, items: Ints) -> np.ndarray:
+        """Return the rows of these items, of dtype ITEM_ROW, without keeping the pages they lie in."""
+        return self._taken(self.item_rows, items)
+
+    def take_by_tokens(self, places: Ints) -> Ints:
+        """Return which clips stand at these places when the longest visit comes first."""
+        if self.by_tokens is None:
+            return longest_first(self.clip_rows, self.item_rows, settings=self.settings)[places]
+        return self._taken(self.by_tokens, places).astype(np.int64)
+
+    def _taken(self, rows: np.ndarray, numbers: Ints) -> np.ndarray:
+        if not self.maps or len(numbers) <= _TOUCHED:
+            return rows[numbers]
+        found = np.empty(len(numbers), dtype=rows.dtype)
+        for start in range(0, len(numbers), _TOUCHED):
+            found[start : start + _TOUCHED] = rows[numbers[start : start + _TOUCHED]]
+            for pages in self.maps:
+                pages.madvise(mmap.MADV_DONTNEED)
+        return found
+
+    def prefix(self, item: Ints, clip: Ints) -> Ints:
+        """Return the tokens before the branch of each item, 0 for text only; `clip` holds the clips of the items."""
+        return prefix_tokens(self.item_before[item].astype(np.int64), self.media_tokens[clip])
+
+    @property
+    def tokens(self) -> Ints:
+        """(I,) tokens of each item alone with its prefix."""
+        media = np.repeat(self.media_tokens, self.clip_rows["item_count"])
+        return prefix_tokens(self.item_before.astype(np.int64), media) + self.item_branch
+
+
+def visit_tokens(clip_rows: np.ndarray, item_rows: np.ndarray, *, settings: SourceSettings) -> npt.NDArray[np.float64]:
+    """(C,) tokens that a visit of each clip is expected to hold: its prefix once, and the items that are drawn."""
+    items = clip_rows["item_count"]
+    drawn = np.minimum(items, settings.items_per_clip or items)
+    start = clip_rows["item_start"] - clip_rows["item_start"][:1]
+    branch = np.add.reduceat(item_rows["branch"].astype(np.int64), start) * drawn / items
+    before = np.add.reduceat(item_rows["before"].astype(np.int64), start) / items
+    return np.asarray(prefix_tokens(before, clip_rows["media_tokens"]) + branch)
+
+
+def longest_first(clip_rows: np.ndarray, item_rows: np.ndarray, *, settings: SourceSettings) -> Ints:
+    """(C,) clips by `visit_tokens`, the longest first."""
+    return np.argsort(-visit_tokens(clip_rows, item_rows, settings=settings), kind="stable")

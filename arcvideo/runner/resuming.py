@@ -1,0 +1,46 @@
+"""Which checkpoint a run begins with: its own newest one, else the one of another run that it shall go on from."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from arcvideo.processes.ranks import World, gather_json
+from arcvideo.saving.checkpoint import Checkpoint, CheckpointError, CheckpointFolder, Unusable, read_checkpoint
+
+
+def first_checkpoint(
+    folder: CheckpointFolder, *, identity: str, world: World, continue_from: Path | None
+) -> Checkpoint | None:
+    """Return the checkpoint to begin with, the same on all ranks; None to begin at the beginning.
+
+    Args:
+        folder: of this run.
+        identity: of this run.
+        world: its ranks.
+        continue_from: a checkpoint of another run.
+
+    Raises:
+        ValueError: the folder holds checkpoints of another run, or `continue_from` cannot be used.
+    """
+    # Rank 0 chooses: another rank could see a half-deleted directory.
+    if world.first:
+        folder.remove_unfinished()
+    chosen = folder.newest(say=lambda text: print(text, file=sys.stderr)) if world.first else None
+    step = gather_json(chosen.step if chosen else None, world=world)[0]
+    if step is None:
+        return _of_another(continue_from) if continue_from is not None else None
+    found = chosen or folder.at(step)
+    if found.identity != identity:
+        raise ValueError(
+            f"{found.path} belongs to another run of this stage ({found.identity[:12]}, now {identity[:12]}): "
+            "settings, data, parent or code changed. Delete the folder, or choose another output folder"
+        )
+    return found
+
+
+def _of_another(path: Path) -> Checkpoint:
+    try:
+        return read_checkpoint(path)
+    except Unusable as reason:
+        raise CheckpointError(f"continue_from={path} cannot be used: {reason}") from None

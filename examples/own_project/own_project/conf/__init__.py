@@ -1,0 +1,1 @@
+"""Pages of stages, laid out like arcvideo's conf/."""

@@ -1,0 +1,23 @@
+"""A logger: a table of the losses. It sees every step and the end, so it can as well send a message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class CsvLogger:
+    """Writes `losses.csv` into the stage's folder."""
+
+    def __init__(self, settings: Any, *, folder: Path, name: str, config: Mapping[str, Any], start: int) -> None:
+        self._file = (folder / "losses.csv").open("a" if start else "w", encoding="utf-8")
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Add a step."""
+        self._file.write(f"{values['step']},{values.get('train/loss', '')}\n")
+
+    def close(self, *, exit_code: int) -> None:
+        """Add how it ended."""
+        self._file.write(f"end,{exit_code}\n")
+        self._file.close()

@@ -1,0 +1,52 @@
+"""Log-probabilities of targets never need the fp32 logits of a whole row, and their bits do not change by that."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from arcvideo.objectives import grpo
+from arcvideo.preflight.trace import META, Held
+
+TARGETS, WORDS = 50, 37
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_chunks_give_the_bits_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, temperature: float
+) -> None:
+    monkeypatch.setattr(grpo, "AT_ONCE", 4 * WORDS)  # fifty rows do not come out even
+    torch.manual_seed(0)
+    chunked = (5 * torch.randn(TARGETS, WORDS)).to(dtype).requires_grad_()
+    whole = chunked.detach().clone().requires_grad_()
+    ids, weights = torch.randint(0, WORDS, (TARGETS,)), torch.rand(TARGETS)
+    found = grpo.token_logprobs(chunked, target_ids=ids, temperature=temperature)
+    expected = -F.cross_entropy(whole.float() / temperature, ids, reduction="none")
+    assert torch.equal(found, expected)
+    for values in (found, expected):
+        (values * weights).sum().backward()
+    assert torch.equal(chunked.grad, whole.grad)
+
+
+def test_no_targets_have_no_log_probabilities() -> None:
+    logits = torch.zeros(0, WORDS, requires_grad=True)
+    grpo.token_logprobs(logits, target_ids=torch.zeros(0, dtype=torch.int64), temperature=1.0).sum().backward()
+    assert logits.grad is not None
+
+
+@pytest.mark.parametrize("targets", [4000, 8000])
+def test_the_loss_needs_the_gradient_of_the_logits_and_a_few_fp32_rows(
+    monkeypatch: pytest.MonkeyPatch, targets: int
+) -> None:
+    words = 1000
+    monkeypatch.setattr(grpo, "AT_ONCE", 100 * words)
+    with META:
+        logits = torch.empty(targets, words, dtype=torch.bfloat16, requires_grad=True)
+        ids = torch.empty(targets, dtype=torch.int64)
+    held = Held()
+    with held:
+        grpo.token_logprobs(logits, target_ids=ids, temperature=0.7).sum().backward()
+    gradient, chunk = 2 * targets * words, 4 * 100 * words
+    assert gradient < held.peak <= gradient + 5 * chunk + 64 * targets
