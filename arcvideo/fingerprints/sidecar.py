@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from arcvideo.fingerprints.descriptors import BANDS, SIDE, Prints, prints_of
 from arcvideo.media.errors import MediaError
+from arcvideo.progress import watched
 from arcvideo.shards.index import ShardIndex
 from arcvideo.shards.members import VIDEO
 from arcvideo.shards.seal import check, digests, sealed, unsealed
@@ -114,7 +114,7 @@ def _make(
             return f"{keys[row]}: {error}"
 
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        rows = list(tqdm(pool.map(one, range(len(keys))), total=len(keys), desc=f"fingerprints {name}", leave=False))
+        rows = list(watched(pool.map(one, range(len(keys))), what="fingerprints", total=len(keys), unit="clip"))
     prints = tuple(empty if isinstance(row, str) else row for row in rows)
     made = Printed(
         name=name, keys=tuple(keys), prints=prints, unread=tuple(row for row in rows if isinstance(row, str))

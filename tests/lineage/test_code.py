@@ -108,6 +108,7 @@ def test_everything_that_training_reaches_is_judged() -> None:
         "flops",
         "processing",
         "files",
+        "fingerprints",
         "hidden",
         "messages",
         "places",

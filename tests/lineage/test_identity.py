@@ -20,7 +20,8 @@ PACE = (
 )  # fmt: skip
 """How fast it runs and in how much memory."""
 CARE = (
-    "data.limits.", "data.quarantine.", "verify_resume", "runner.save_every", "runner.keep_last", "runner.keep_every",
+    "data.limits.", "data.quarantine.", "data.overlap", "verify_resume", "runner.save_every", "runner.keep_last",
+    "runner.keep_every",
     "runner.save_failures", "runner.liveness", "runner.liveness_scan", "runner.liveness_every", "runner.skip_budget",
     "runner.hang_seconds", "grpo.max_logprob_outliers",
 )  # fmt: skip
