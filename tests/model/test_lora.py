@@ -11,8 +11,9 @@ from torch import Tensor
 
 from arcvideo.model.disk.loading import load_model, save_model
 from arcvideo.model.disk.lora import Adapters, add_adapters, disable_adapters, whole_modules
+from arcvideo.model.families.table import FAMILIES
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
-from arcvideo.model.settings import LINEAR_LAYERS, LoraSettings, lora_problems
+from arcvideo.model.settings import TOWER_LAYERS, LoraSettings, lora_problems
 from arcvideo.runner.trainable import PREFIXES
 from tests.model.small import SETTINGS, Row, clip, prefix, small_model
 
@@ -48,7 +49,8 @@ def test_the_table_of_linear_layers_is_that_of_the_model() -> None:
         }
         for module in PREFIXES
     }
-    assert found == {module: set(names) for module, names in LINEAR_LAYERS.items()}
+    known = TOWER_LAYERS | {"llm": (*FAMILIES["arc_hunyuan"].adapter_targets, "lm_head")}
+    assert found == {module: set(names) for module, names in known.items()}
 
 
 def test_a_fresh_adapter_changes_no_bit() -> None:
