@@ -20,6 +20,7 @@ from torch.distributed.run import parse_args
 from arcvideo.__main__ import COMMANDS
 from arcvideo.ask import read_words
 from arcvideo.compose import stage_config
+from arcvideo.evaluate import EvaluateSettings
 from arcvideo.overrides import override_problems, setting_type
 from arcvideo.recipe import load_recipe, planned_stages
 from arcvideo.sampling.settings import SampleSettings
@@ -99,6 +100,11 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch, tmp
     if "my_conf" in line:
         monkeypatch.chdir(tmp_path)
         _write_options(tmp_path / "my_conf")
+    for own, name in re.findall(r"(my_\w+):(\w+)", line):
+        (tmp_path / f"{own}.py").write_text(
+            f"def {name}(**columns):\n    return [0.0 for _ in columns['completions']]\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
     if words == ["$@"]:
         return
     importlib.import_module(module)
@@ -115,7 +121,10 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch, tmp
         if names and names[0] not in ("NAME", "..."):
             assert planned(names[0], tuple(extra))
     elif module == "arcvideo.preflight.trace":
-        assert stage_config(words)
+        assert not words or stage_config(words)
+    elif module == "arcvideo.evaluate":
+        if words not in ([], ["--help"], ["benches"]) and "checkpoint=..." not in words:
+            assert from_words(EvaluateSettings, words, example="")
     elif module in ("arcvideo.ask", "arcvideo.rejection.sample"):
         (checkpoint,) = [word.removeprefix("checkpoint=") for word in words if word.startswith("checkpoint=")] or [""]
         monkeypatch.chdir(tmp_path)

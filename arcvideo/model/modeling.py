@@ -23,7 +23,7 @@ from arcvideo.model.generation import ArcVideoGenerationMixin, generation_config
 from arcvideo.model.inputs import check_batch, four_axes, insert, running_positions
 from arcvideo.model.output import ArcVideoOutput, Trace, cross_entropy, seen_states
 from arcvideo.model.plans import batch_plan, document_segments, packed_plan
-from arcvideo.model.settings import ModelSettings
+from arcvideo.model.settings import ModelSettings, check
 from arcvideo.model.towers.audio import AudioEncoder, audio_projector
 from arcvideo.model.towers.features import FeatureStore
 from arcvideo.model.towers.fused import ArcVideoMediaMixin
@@ -55,7 +55,9 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
 
     def __init__(self, config: ArcVideoConfig) -> None:
         super().__init__(config)
+        config.text_config.tie_word_embeddings = config.tie_word_embeddings
         settings = config.settings
+        check(settings)
         width = settings.text.hidden_size
         self.settings = settings
         self._auto_attention = False

@@ -98,7 +98,7 @@ class InProcessSampler:
         for part in parts_of(prompts):
             prefilled = prefill(self.model, [prompts[number] for number in part], features=self.features)
             logits.append(prefilled.logits)
-            lengths.append(prefilled.mask.sum(dim=1))
+            lengths.append(prefilled.next_positions)
             order += part
             # CUDA's flash takes no mask; on the CPU one padded call is faster than one a prompt.
             runs += runs_of(prefilled, padded=device.type == "cpu")

@@ -25,6 +25,7 @@ class Layout:
     mel_bins: int = 80
     audio_positions: int = 400
     max_frames: int = 150
+    middle_sound: bool = False
 
     @property
     def max_seconds(self) -> int:

@@ -16,7 +16,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "arcvideo"
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_row_leads_to_its_class_and_its_settings(name: str) -> None:
-    config = settings("stage=sft", f"stage.objective={name}")
+    page = {"grpo": "grpo", "dpo": "dpo"}.get(name, "sft")
+    config = settings(f"stage={page}", f"stage.objective={name}")
     row = OBJECTIVES[name]
     assert config.objective == row
     made = load_objective(name)(config.objective_settings)

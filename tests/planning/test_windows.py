@@ -14,7 +14,7 @@ from arcvideo.feed.source import Source
 from arcvideo.planning import mixture
 from arcvideo.planning import plan as plan_module
 from arcvideo.planning.plan import Plan
-from arcvideo.planning.settings import DataSettings, SourceSettings
+from arcvideo.planning.settings import DataSettings, QuarantineSettings, SourceSettings
 from arcvideo.planning.shares import realised
 from arcvideo.planning.table import ITEM_ROW, SourceTable
 from arcvideo.planning.visits import visits_at
@@ -99,8 +99,12 @@ def test_windows_are_full_and_alike(packs: int) -> None:
     windows = [plan.window(epoch, number) for epoch in range(2) for number in range(plan.windows)]
     assert len(windows) > 4
     for window in windows:
-        assert window.tokens / (window.packs * BUDGET) >= 0.99
-        assert np.diff(window.step_start).max() == packs  # no window needs more packs than were foreseen
+        # What is left empty beside the packs' own half percent is one step: the last is filled by halving packs.
+        assert window.tokens / (window.packs * BUDGET) >= 0.995 - packs / window.packs
+        # A clip's tokens vary by 1.3 of their mean, those of 20,000 by 1 %: three times that are steps not foreseen.
+        sizes = np.diff(window.step_start)
+        assert set(sizes) <= {packs, 2 * packs}
+        assert (sizes == 2 * packs).mean() <= 0.03
 
 
 def test_a_window_that_needs_more_packs_has_steps_of_twice_as_many() -> None:
@@ -207,18 +211,19 @@ def test_a_damaged_or_outdated_table_is_made_again(tmp_path: Path, monkeypatch: 
         write_shards(records, out=tmp_path)
 
     write("red")
-    first = opened(str(tmp_path / "*.tar"))
+    first = opened(str(tmp_path / "*.tar")).item_rows.copy()  # it maps the file that is damaged
     (rows,) = tmp_path.glob(".tables/*/items.rows")
     data = rows.read_bytes()
     rows.write_bytes(data[:20] + bytes([data[20] ^ 4]) + data[21:])
-    assert (opened(str(tmp_path / "*.tar")).item_rows == first.item_rows).all()
+    assert (opened(str(tmp_path / "*.tar")).item_rows == first).all()
     write("red red red")
-    assert (opened(str(tmp_path / "*.tar")).item_rows["branch"] > first.item_rows["branch"].max()).all()
+    assert (opened(str(tmp_path / "*.tar")).item_rows["branch"] > first["branch"].max()).all()
 
 
 def test_batches_of_a_stored_table_are_those_of_one_in_memory(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def keys() -> list[tuple[str, ...]]:
-        settings = DataSettings(sources={"a": SourceSettings(shards=pattern)}, wording="brief", token_budget=128)
+        sources, bad = {"a": SourceSettings(shards=pattern)}, QuarantineSettings(max_rate=0.5)
+        settings = DataSettings(sources=sources, wording="brief", token_budget=128, quarantine=bad)
         source = Source(settings, layout=LAYOUT, tokenizer=tokenizer(), seed=2)
         found = [batch.keys for step in range(source.steps_per_epoch) for batch in source.batches(step).batches]
         source.close()

@@ -45,7 +45,7 @@ class Plain:
 
 
 def forked_of(cache: DynamicCache, mask: Tensor, *, generations: int, room: int, padded: bool, static: bool) -> Any:
-    prefilled = Prefilled(cache=cache, logits=torch.zeros(len(mask), 1), mask=mask)
+    prefilled = Prefilled(cache=cache, logits=torch.zeros(len(mask), 1), mask=mask, next_positions=mask.sum(1))
     return ForkedCache(runs_of(prefilled, padded=padded), width=generations, room=room, static=static)
 
 
@@ -89,7 +89,9 @@ def test_the_prompt_is_shared_by_reference_until_a_prompt_leaves() -> None:
 
 def test_prompts_of_different_length_stand_without_padding_where_a_kernel_takes_no_mask() -> None:
     cache, mask = prefilled([5, 9])
-    runs = runs_of(Prefilled(cache=cache, logits=torch.zeros(2, 1), mask=mask), padded=False)
+    runs = runs_of(
+        Prefilled(cache=cache, logits=torch.zeros(2, 1), mask=mask, next_positions=mask.sum(1)), padded=False
+    )
     assert [run.keys[0].shape[2] for run in runs] == [5, 9]
     assert all(run.mask is None for run in runs)
     assert not cache.layers, "the padded copy is gone"

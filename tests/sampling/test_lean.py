@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from arcvideo.model.arc_hunyuan.language import LanguageModel, rope_tables
+from arcvideo.model.arc_hunyuan.language import Decoder, LanguageModel, rope_tables
 from arcvideo.model.settings import TextSettings
 from arcvideo.sampling import decode, prefill
 from arcvideo.sampling.decode import Decoding
@@ -287,7 +287,7 @@ def test_a_turn_reads_what_the_roofline_counts(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(nn.Linear, "reset_parameters", lambda self: None)
     rope_tables(torch.zeros(4, 1), settings=text, dtype=torch.bfloat16)  # its table of axes needs values, once
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), default_dtype(torch.bfloat16):
-        language = LanguageModel(text)
+        language = LanguageModel(text, decoder=Decoder(text))
         language.lm_head.weight = language.model.embed_tokens.weight
         cache = shared(text, prompts=[17_300] * prompts, width=width, room=1024, device="cpu", dtype=torch.bfloat16)
         cache.length = own - 1
