@@ -22,6 +22,7 @@ from arcvideo.ask import read_words
 from arcvideo.compose import stage_config
 from arcvideo.evaluate import EvaluateSettings
 from arcvideo.overrides import override_problems, setting_type
+from arcvideo.preflight.__main__ import OWN_WORDS
 from arcvideo.recipe import load_recipe, planned_stages
 from arcvideo.sampling.settings import SampleSettings
 from arcvideo.structured import from_words
@@ -115,7 +116,7 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch, tmp
                 [word for word in first_words(words) if not word.startswith(("hydra/", "hydra.l", "hydra.sw"))]
             )
     elif module in ("arcvideo.pipeline", "arcvideo.preflight"):
-        own = ("recipe", "stale", "device", "gpus", "stage", "utilization", "gpu_memory", "host_memory")
+        own = ("stale", *OWN_WORDS)
         names = [word.removeprefix("recipe=") for word in words if word.startswith("recipe=")]
         extra = [word for word in words if word.partition("=")[0] not in own and word != "status"]
         if names and names[0] not in ("NAME", "..."):
