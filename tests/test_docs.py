@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import re
 import shlex
@@ -124,8 +125,8 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch, tmp
     elif module == "arcvideo.preflight.trace":
         assert not words or stage_config(words)
     elif module == "arcvideo.evaluate":
-        if words not in ([], ["--help"], ["benches"]) and "checkpoint=..." not in words:
-            assert from_words(EvaluateSettings, words, example="")
+        known = {field.name for field in dataclasses.fields(EvaluateSettings)}
+        assert [word for word in words if "=" in word and word.partition("=")[0] not in known] == []
     elif module in ("arcvideo.ask", "arcvideo.rejection.sample"):
         (checkpoint,) = [word.removeprefix("checkpoint=") for word in words if word.startswith("checkpoint=")] or [""]
         monkeypatch.chdir(tmp_path)

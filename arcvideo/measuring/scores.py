@@ -19,6 +19,7 @@ from arcvideo.measuring.folder import PREDICTIONS, SCORES, Found, Lost, read_ans
 from arcvideo.measuring.needs import classes
 from arcvideo.tasks import TASKS
 from arcvideo.tasks.answers import read_span
+from arcvideo.tasks.grounding import GROUNDING
 
 NEEDS = "needs.jsonl"
 UNREAD = "unread.jsonl"
@@ -159,7 +160,7 @@ def minus(
 
 def _beyond(answer: Answer) -> bool:
     """Whether the answer names a time behind the end of its clip."""
-    if answer.task != "grounding" or answer.seconds is None:
+    if answer.task != GROUNDING.name or answer.seconds is None:
         return False
     said = read_span(answer.text).value
     return said is not None and said[1] > answer.seconds

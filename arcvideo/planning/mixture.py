@@ -176,9 +176,11 @@ def source_table(
             f"{done.worst[0]} tokens. Raise the budget, or set data.over_budget to fewer_frames or drop"
         )
     if not done.items:
+        damage = next((problem for index in indexes for problem in index.problems()), None)
+        first = f"; {damage.shard}: {damage.key}: {damage.reason}: {damage.detail}" if damage else ""
         raise ValueError(
             f"no usable item: {done.seen} items, none passes tasks={list(source.tasks)}, tags={source.tags}, "
-            f"style={source.style}, modality={source.modality} and the budget of {settings.token_budget} tokens"
+            f"style={source.style}, modality={source.modality} and the budget of {settings.token_budget} tokens{first}"
         )
     problems = [*(problem for index in indexes for problem in index.problems()), *repeated.problems]
     for index, counted in zip(indexes, lengths, strict=True):

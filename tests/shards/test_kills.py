@@ -72,7 +72,7 @@ def test_a_clip_whose_process_was_killed_at_work_is_read_again(pattern: str, tmp
     source = opened(pattern, tmp_path, workers=workers, deadline_seconds=60)
     source.batches(0)
     (pid,) = processes(source)
-    while workers and not all(step.done() for step in source._ahead.values()):
+    while workers and not all(step.whole.done() for step in source._ahead._under_way.values()):
         time.sleep(0.01)  # nothing is at work when it is stopped
     os.kill(pid, signal.SIGSTOP)  # so that a file is certainly at work when the kill comes, as the OOM killer's does
     threading.Timer(0.5, os.kill, (pid, signal.SIGKILL)).start()
@@ -87,7 +87,7 @@ def test_a_clip_whose_process_hung_once_is_read_again(pattern: str, tmp_path: Pa
     source = opened(pattern, tmp_path, workers=workers, deadline_seconds=5.0)
     source.batches(0)
     (pid,) = processes(source)
-    while workers and not all(step.done() for step in source._ahead.values()):
+    while workers and not all(step.whole.done() for step in source._ahead._under_way.values()):
         time.sleep(0.01)
     os.kill(pid, signal.SIGSTOP)
     assert read_all(source) == {"planned": CLIPS, "seen": CLIPS, "quarantined": 0}

@@ -83,6 +83,7 @@ def test_index_holds_facts_of_every_kind_of_clip(tmp_path: Path) -> None:
 def test_index_is_rebuilt_when_the_shard_changes(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", [("a.json", record(text_only=True))])
     before = indexed(path)
+    assert len(before.clips) == 1  # mapped now; afterwards it is told that the file has changed
     tar(path, [("a.json", record(text_only=True)), ("b.json", record(text_only=True))])
     assert open_index(path) is None
     after = indexed(path)
