@@ -17,18 +17,18 @@ from tests.conftest import SmallWorld
 from tests.data import build
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = (ROOT / "docs" / "tutorial.md").read_text()
+BLOCKS = re.findall(r"(?ms)^```(\w*)\n(.+?)^```$", (ROOT / "docs" / "tutorial.md").read_text())
+"""(language, text) of every block of code on the page; commands have no language."""
 
 
 def commands() -> list[list[str]]:
     """The words of every command on the page."""
-    blocks = re.findall(r"(?ms)^```\n(.+?)^```", PAGE)
-    return [shlex.split(line) for block in blocks for line in block.splitlines()]
+    return [shlex.split(line) for language, block in BLOCKS if not language for line in block.splitlines()]
 
 
 def table() -> list[dict[str, str]]:
     """The rows of the page's table."""
-    (text,) = re.findall(r"(?ms)^```csv\n(.+?)^```", PAGE)
+    (text,) = [block for language, block in BLOCKS if language == "csv"]
     return list(csv.DictReader(io.StringIO(text)))
 
 
