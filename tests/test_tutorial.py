@@ -47,7 +47,7 @@ def test_thirty_clips_become_an_answer(small_world: SmallWorld, tmp_path: Path) 
         writer.writeheader()
         for number in range(30):
             name = f"clip-{number:02d}.mp4"
-            (tmp_path / "clips" / name).write_bytes(build.mp4(1.0, shade=200 if number % 2 == 0 else 20))
+            (tmp_path / "clips" / name).write_bytes(build.mp4(1.0, shade=(200 if number % 2 == 0 else 20) + number))
             writer.writerow({**(bright if number % 2 == 0 else dark), "file": name})
     export = tmp_path / "runs" / "tiny_shorts" / "sft" / "export"
     export.parent.mkdir(parents=True)
