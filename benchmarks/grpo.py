@@ -23,7 +23,8 @@ from arcvideo.flops import Segment, decoder_flops
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import AudioSettings, ModelSettings, TextSettings, VisionSettings
-from arcvideo.objectives.grpo import Grpo, token_logprobs
+from arcvideo.objectives.grpo import Grpo
+from arcvideo.objectives.logprobs import token_logprobs
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.types import Batch, Segments, model_inputs
 from benchmarks.grpo_trl import step_rows

@@ -102,11 +102,10 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch, tmp
     if "my_conf" in line:
         monkeypatch.chdir(tmp_path)
         _write_options(tmp_path / "my_conf")
-    for own, name in re.findall(r"(my_\w+):(\w+)", line):
-        (tmp_path / f"{own}.py").write_text(
-            f"def {name}(**columns):\n    return [0.0 for _ in columns['completions']]\n"
-        )
-        monkeypatch.syspath_prepend(tmp_path)
+    for name in ("my_rewards", "my_losses"):
+        if name in line:
+            _write_module(name, folder=tmp_path)
+            monkeypatch.syspath_prepend(str(tmp_path))
     if words == ["$@"]:
         return
     importlib.import_module(module)
@@ -142,6 +141,13 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch, tmp
         stage_config(words[first:])
     elif words and not any(word.startswith("[") for word in words):
         _parse(module, words, monkeypatch=monkeypatch)
+
+
+def _write_module(name: str, *, folder: Path) -> None:
+    """Write the module that docs/adding.md shows under that name."""
+    page = (ROOT / "docs" / "adding.md").read_text()
+    (code,) = re.findall(rf"`{name}\.py`:\n```python\n(.*?)```", page, re.DOTALL)
+    (folder / f"{name}.py").write_text(code)
 
 
 def _write_options(folder: Path) -> None:

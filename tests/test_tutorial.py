@@ -17,18 +17,18 @@ from tests.conftest import SmallWorld
 from tests.data import build
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = (ROOT / "docs" / "tutorial.md").read_text()
+BLOCKS = re.findall(r"(?ms)^```(\w*)\n(.+?)^```$", (ROOT / "docs" / "tutorial.md").read_text())
+"""(language, text) of every block of code on the page; commands have no language."""
 
 
 def commands() -> list[list[str]]:
     """The words of every command on the page."""
-    blocks = re.findall(r"(?ms)^```\n(.+?)^```", PAGE)
-    return [shlex.split(line) for block in blocks for line in block.splitlines()]
+    return [shlex.split(line) for language, block in BLOCKS if not language for line in block.splitlines()]
 
 
 def table() -> list[dict[str, str]]:
     """The rows of the page's table."""
-    (text,) = re.findall(r"(?ms)^```csv\n(.+?)^```", PAGE)
+    (text,) = [block for language, block in BLOCKS if language == "csv"]
     return list(csv.DictReader(io.StringIO(text)))
 
 
@@ -47,7 +47,7 @@ def test_thirty_clips_become_an_answer(small_world: SmallWorld, tmp_path: Path) 
         writer.writeheader()
         for number in range(30):
             name = f"clip-{number:02d}.mp4"
-            (tmp_path / "clips" / name).write_bytes(build.mp4(1.0, shade=200 if number % 2 == 0 else 20))
+            (tmp_path / "clips" / name).write_bytes(build.mp4(1.0, shade=(200 if number % 2 == 0 else 20) + number))
             writer.writerow({**(bright if number % 2 == 0 else dark), "file": name})
     export = tmp_path / "runs" / "tiny_shorts" / "sft" / "export"
     export.parent.mkdir(parents=True)

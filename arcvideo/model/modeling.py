@@ -55,7 +55,8 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
 
     def __init__(self, config: ArcVideoConfig) -> None:
         super().__init__(config)
-        config.text_config.tie_word_embeddings = config.tie_word_embeddings
+        text: Any = config.text_config
+        text.tie_word_embeddings = config.tie_word_embeddings
         settings = config.settings
         check(settings)
         width = settings.text.hidden_size

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from arcvideo.objectives.grpo import token_entropy, token_logprobs
+from arcvideo.objectives.logprobs import token_entropy, token_logprobs
 from arcvideo.objectives.loss import Loss
 from arcvideo.objectives.settings import DpoSettings
 from arcvideo.types import Batch

@@ -9,20 +9,16 @@ Shapes: T target tokens, V vocabulary, n completions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from arcvideo.objectives.logprobs import token_entropy, token_logprobs
 from arcvideo.objectives.loss import Loss
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.types import Batch
 
-AT_ONCE = 1 << 25
-"""Logits that are in fp32 at one time, a few copies of 128 MiB."""
 STD_EPSILON = 1e-4
 """Added to the std of rewards, as in TRL."""
 MAX_LOG_RATIO = 20.0
@@ -67,60 +63,6 @@ def _group_sum(values: Tensor, *, groups: Tensor) -> Tensor:
     """Sum of each element's group, at each element."""
     sums = values.new_zeros(int(groups.max()) + 1 if groups.numel() else 0).index_add(0, groups, values)
     return sums[groups]
-
-
-def token_logprobs(logits: Tensor, *, target_ids: Tensor, temperature: float) -> Tensor:
-    """(T,) float32 log-probabilities of the targets at the sampling temperature, over the whole vocabulary.
-
-    The logits are turned to fp32 some rows at a time, forward and backward: no fp32 copy of all of them exists.
-    """
-    return _TokenLogprobs.apply(logits, target_ids, temperature)
-
-
-class _TokenLogprobs(torch.autograd.Function):
-    """Cross entropy, negated, whose backward computes the softmax of each chunk of rows anew."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, target_ids: Tensor, temperature: float) -> Tensor:
-        ctx.save_for_backward(logits, target_ids)
-        ctx.temperature = temperature
-        found = logits.new_empty(len(logits), dtype=torch.float32)
-        for rows in _chunks(logits):
-            found[rows] = _logprobs(logits[rows], target_ids[rows], temperature)
-        return found
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        logits, target_ids = ctx.saved_tensors
-        found = torch.empty_like(logits)
-        for rows in _chunks(logits):
-            with torch.enable_grad():
-                chunk = logits[rows].detach().requires_grad_()
-                values = _logprobs(chunk, target_ids[rows], ctx.temperature)
-            (found[rows],) = torch.autograd.grad(values, chunk, grad[rows])
-        return found, None, None
-
-
-def _logprobs(logits: Tensor, target_ids: Tensor, temperature: float) -> Tensor:
-    exact = logits.float() if temperature == 1 else logits.float() / temperature
-    return -F.cross_entropy(exact, target_ids, reduction="none")
-
-
-def _chunks(logits: Tensor) -> Iterator[slice]:
-    """Rows of (T, V) logits that are in fp32 together."""
-    rows = max(1, AT_ONCE // max(logits.shape[1], 1))
-    for first in range(0, len(logits), rows):
-        yield slice(first, first + rows)
-
-
-@torch.no_grad()
-def token_entropy(logits: Tensor, *, temperature: float) -> Tensor:
-    """(T,) float32 entropy in nats, in chunks because it needs fp32 probabilities of the whole vocabulary."""
-    parts = []
-    for rows in _chunks(logits):
-        logp = F.log_softmax(logits[rows].float() / temperature, dim=-1)
-        parts.append(-(logp.exp() * logp).sum(-1))
-    return torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float32)
 
 
 def completion_weights(lengths: Tensor, *, counted: Tensor, loss_type: str) -> Tensor:

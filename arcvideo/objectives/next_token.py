@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from arcvideo.objectives.grpo import token_logprobs
+from arcvideo.objectives.logprobs import token_logprobs
 from arcvideo.objectives.loss import Loss
 from arcvideo.objectives.settings import NextTokenSettings
 from arcvideo.types import Batch

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from arcvideo.feed.collate import collate, collate_groups
 from arcvideo.model.special import SpecialIds
-from arcvideo.objectives.grpo import advantages, completion_weights, token_logprobs
+from arcvideo.objectives.grpo import advantages, completion_weights
+from arcvideo.objectives.logprobs import token_logprobs
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.measure import ZERO_STD, gathered
 from arcvideo.sampling.groups import Group

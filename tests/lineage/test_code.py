@@ -111,6 +111,7 @@ def test_everything_that_training_reaches_is_judged() -> None:
         "fingerprints",
         "hidden",
         "messages",
+        "named",  # finds code of other packages, which counts by its own files
         "places",
         "progress",
         "seals",

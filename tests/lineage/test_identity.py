@@ -12,8 +12,9 @@ from arcvideo.config import plain_dict
 from arcvideo.lineage.identity import identity
 from tests.compose import settings
 
-PLACES = ("data_dir", "run_dir", "base", "parent", "output", "data.shard_cache.", "data.frame_cache.path")
-"""Where a stage reads and writes; what it reads counts by its content."""
+PLACES = ("data_dir", "run_dir", "base", "parent", "output", "continue_from", "data.index_dir", "data.shard_cache.",
+          "data.frame_cache.path")  # fmt: skip
+"""Where a stage reads and writes; what it reads counts by its content, a checkpoint it goes on from by its seal."""
 PACE = (
     "threads", "feature_cache", "data.workers", "data.prefetch_steps", "data.frame_cache.max_gib",
     "model.activation_checkpointing", "engine.zero_optimization.",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from arcvideo.objectives import grpo
+from arcvideo.objectives import logprobs
 from arcvideo.preflight.trace import META, Held
 
 TARGETS, WORDS = 50, 37
@@ -17,7 +17,7 @@ TARGETS, WORDS = 50, 37
 def test_chunks_give_the_bits_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, temperature: float
 ) -> None:
-    monkeypatch.setattr(grpo, "AT_ONCE", 4 * WORDS)  # fifty rows do not come out even
+    monkeypatch.setattr(logprobs, "AT_ONCE", 4 * WORDS)  # fifty rows do not come out even
     torch.manual_seed(0)
     chunked = (5 * torch.randn(TARGETS, WORDS)).to(dtype).requires_grad_()
     whole = chunked.detach().clone().requires_grad_()
@@ -41,7 +41,7 @@ def test_the_loss_needs_the_gradient_of_the_logits_and_a_few_fp32_rows(
     monkeypatch: pytest.MonkeyPatch, targets: int
 ) -> None:
     words = 1000
-    monkeypatch.setattr(grpo, "AT_ONCE", 100 * words)
+    monkeypatch.setattr(logprobs, "AT_ONCE", 100 * words)
     with META:
         logits = torch.empty(targets, words, dtype=torch.bfloat16, requires_grad=True)
         ids = torch.empty(targets, dtype=torch.int64)

@@ -47,7 +47,8 @@ def test_the_page_fits_the_screen_and_its_tables_scroll(page: Path, tmp_path: Pa
         "[...document.querySelector('iframe').contentDocument.querySelectorAll('table')].filter(table => { "
         "const area = table.closest('.scroll'), style = area && getComputedStyle(area); return !area || "
         "style.overflowX != 'auto' || !style.backgroundImage.includes('radial-gradient') || "
-        "table.offsetLeft + table.offsetWidth > area.scrollWidth + 1 }).length }</script>"
+        "table.getBoundingClientRect().right - area.getBoundingClientRect().left > area.scrollWidth + 1 "
+        "}).length }</script>"
     )
     shown = show(host, scratch=tmp_path, width=1500)
     assert f">width {width} cut 0</p>" in shown.dom

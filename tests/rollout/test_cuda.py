@@ -17,7 +17,7 @@ from torch import Tensor
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import ModelSettings, TextSettings
-from arcvideo.objectives.grpo import token_logprobs
+from arcvideo.objectives.logprobs import token_logprobs
 from arcvideo.sampling.sampler import InProcessSampler
 from arcvideo.sampling.settings import Sampling
 from arcvideo.types import Batch, Segments

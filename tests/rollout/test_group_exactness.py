@@ -12,7 +12,8 @@ from torch import Tensor
 
 from arcvideo.feed.collate import collate_groups
 from arcvideo.feed.prompts import Prompt
-from arcvideo.objectives.grpo import Grpo, completion_weights, token_logprobs
+from arcvideo.objectives.grpo import Grpo, completion_weights
+from arcvideo.objectives.logprobs import token_logprobs
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.types import Batch, Segments, model_inputs
 from tests.rollout.world import make_model, make_prompts

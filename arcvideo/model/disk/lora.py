@@ -82,7 +82,9 @@ def add_adapters(
     """
     from peft import LoraConfig, get_peft_model
 
-    settings = replace(settings, targets=adapter_targets(settings, family=model.config.family))  # type: ignore[union-attr, arg-type]
+    if not settings.targets:
+        family: Any = model.config
+        settings = replace(settings, targets=adapter_targets(settings, family=family.family))
     _check_targets(model, settings=settings, prefixes=prefixes)
     where, what = (f"(?:{'|'.join(map(re.escape, words))})" for words in (prefixes, settings.targets))
     config = LoraConfig(
