@@ -67,7 +67,7 @@ DECISIVE = (
     "model/arc_hunyuan/language.py", "objectives/loss.py", "runner/runner.py", "runner/engine.py",
     "runner/optimizer.py", "runner/muon.py", "stage.py",
 )  # fmt: skip
-OWN = {"objectives/next_token.py": {"next_token"}, "objectives/grpo.py": {"grpo", "dpo"},
+OWN = {"objectives/next_token.py": {"next_token"}, "objectives/grpo.py": {"grpo"},
        "objectives/dpo.py": {"dpo"}, "sampling/sampler.py": {"grpo", "dpo"}}  # fmt: skip
 
 

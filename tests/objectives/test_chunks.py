@@ -22,7 +22,7 @@ def test_chunks_give_the_bits_of_the_whole(
     chunked = (5 * torch.randn(TARGETS, WORDS)).to(dtype).requires_grad_()
     whole = chunked.detach().clone().requires_grad_()
     ids, weights = torch.randint(0, WORDS, (TARGETS,)), torch.rand(TARGETS)
-    found = grpo.token_logprobs(chunked, target_ids=ids, temperature=temperature)
+    found = logprobs.token_logprobs(chunked, target_ids=ids, temperature=temperature)
     expected = -F.cross_entropy(whole.float() / temperature, ids, reduction="none")
     assert torch.equal(found, expected)
     for values in (found, expected):
@@ -32,7 +32,7 @@ def test_chunks_give_the_bits_of_the_whole(
 
 def test_no_targets_have_no_log_probabilities() -> None:
     logits = torch.zeros(0, WORDS, requires_grad=True)
-    grpo.token_logprobs(logits, target_ids=torch.zeros(0, dtype=torch.int64), temperature=1.0).sum().backward()
+    logprobs.token_logprobs(logits, target_ids=torch.zeros(0, dtype=torch.int64), temperature=1.0).sum().backward()
     assert logits.grad is not None
 
 
@@ -47,6 +47,6 @@ def test_the_loss_needs_the_gradient_of_the_logits_and_a_few_fp32_rows(
         ids = torch.empty(targets, dtype=torch.int64)
     held = Held()
     with held:
-        grpo.token_logprobs(logits, target_ids=ids, temperature=0.7).sum().backward()
+        logprobs.token_logprobs(logits, target_ids=ids, temperature=0.7).sum().backward()
     gradient, chunk = 2 * targets * words, 4 * 100 * words
     assert gradient < held.peak <= gradient + 5 * chunk + 64 * targets

@@ -30,7 +30,9 @@ from tests.rollout.world import make_media, make_model, make_prompt, tokenizer
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("asr", "chapters", "grounding", "mcq", "qa")
 """Tasks whose names are no other words."""
-DATA_SETS = ("synthetic/", "bench/", "data/importers/", "data/transcribe.py", "data/import_command.py", "model/parity")
+DATA_SETS = (
+    "synthetic/", "bench/", "data/importers/", "data/transcribe.py", "data/import_command.py", "model/disk/parity",
+)  # fmt: skip
 """What writes items of tasks, as a user's own data set does."""
 
 
