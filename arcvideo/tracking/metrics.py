@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import queue
 import sys
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from arcvideo.files import json_line, read_lines, write_lines
 from arcvideo.hidden import hidden
+from arcvideo.tracking.mirrors import BesideMirror
 from arcvideo.tracking.sent import has_key, last_sent
 from arcvideo.tracking.settings import LoggerSettings
 
-_WAITING = 10_000
-"""Steps that may wait for W&B."""
 WANDB_WORDS = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 """What WANDB_MODE may say -> what it means; `run` and `dryrun` are its older words."""
 _PATIENCE = 30
-"""Seconds W&B may take to start, and to finish."""
+"""Seconds W&B may take to start."""
 
 
 class MetricsFile:
@@ -72,11 +70,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return _lines(path)
 
 
-class WandbMirror:
-    """Sends the same numbers to W&B from a thread of its own: a server that hangs, errs or dies costs no step.
+class WandbMirror(BesideMirror):
+    """Sends the same numbers to W&B from a thread of its own: a server that hangs, errs or dies costs no step."""
 
-    Any failure is said once on stderr and switches the mirror off.
-    """
+    late = "; `wandb sync` sends the files later"
 
     def __init__(
         self,
@@ -102,10 +99,6 @@ class WandbMirror:
         sys.argv = [hidden(word) for word in sys.argv]
         mode = _wandb_mode(settings.wandb)
         self.run_id = run_id if mode == "disabled" else run_id or _sweeps_id() or uuid.uuid4().hex[:8]
-        self._on = mode != "disabled"
-        self._todo: queue.Queue[Mapping[str, Any] | int] = queue.Queue(_WAITING)
-        if not self._on:
-            return
         options = {
             "project": settings.project,
             "entity": settings.entity,
@@ -119,53 +112,28 @@ class WandbMirror:
             "config": dict(config),
             **_continued(self.run_id),
         }
-        self._thread = threading.Thread(target=self._mirror, args=(options, past), name="wandb", daemon=True)
-        self._thread.start()
+        super().__init__("W&B", None if mode == "disabled" else partial(_WandbRun, options, past))
+
+
+class _WandbRun:
+    """The run itself, in the thread that talks to W&B."""
+
+    def __init__(self, options: dict[str, Any], past: Sequence[Mapping[str, Any]]) -> None:
+        import wandb
+
+        sent = last_sent(Path(options["dir"]), run_id=options["id"]) if past else -1
+        self._run = wandb.init(settings=_quiet(), **options)
+        # Online, the server says where the run stands; of files only they themselves know.
+        told = int(self._run.step) - 1 if options["mode"] == "online" else sent
+        for line in past:
+            if line["step"] > told:
+                _log(self._run, line)
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Mirror one object of metrics.jsonl."""
-        if self._on:
-            try:
-                self._todo.put_nowait(values)
-            except queue.Full:
-                self._give_up(TimeoutError(f"{_WAITING} steps are waiting to be sent"))
+        _log(self._run, values)
 
-    def close(self, *, exit_code: int = 0) -> None:
-        """Finish the W&B run; a server that does not answer is not waited for longer than half a minute."""
-        if not self._on:
-            return
-        with contextlib.suppress(queue.Full):
-            self._todo.put_nowait(exit_code)
-        self._thread.join(_PATIENCE)
-        if self._thread.is_alive():
-            self._give_up(TimeoutError(f"no answer in {_PATIENCE} s; `wandb sync` sends the files later"))
-        self._on = False
-
-    def _mirror(self, options: dict[str, Any], past: Sequence[Mapping[str, Any]]) -> None:
-        try:
-            import wandb
-
-            folder, run_id = Path(options["dir"]), options["id"]
-            sent = last_sent(folder, run_id=run_id) if past else -1
-            run = wandb.init(settings=_quiet(), **options)
-            # Online, the server says where the run stands; of files only they themselves know.
-            told = int(run.step) - 1 if options["mode"] == "online" else sent
-            for line in past:
-                if line["step"] > told:
-                    _log(run, line)
-            while self._on:
-                item = self._todo.get()
-                if isinstance(item, int):
-                    run.finish(exit_code=item)
-                    return
-                _log(run, item)
-        except Exception as error:
-            self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        if self._on:
-            self._on = False
-            print(f"W&B is off for this run, training goes on: {type(error).__name__}: {error}", file=sys.stderr)
+    def close(self, *, exit_code: int) -> None:
+        self._run.finish(exit_code=exit_code)
 
 
 def _log(run: Any, item: Mapping[str, Any]) -> None:

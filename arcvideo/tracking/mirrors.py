@@ -42,15 +42,20 @@ class Mirror(Protocol):
 class BesideMirror:
     """A mirror in a thread: any failure is said once on stderr and switches it off."""
 
-    def __init__(self, name: str, make: Callable[[], Mirror]) -> None:
+    late = ""
+    """What else is said of one that does not answer in time."""
+
+    def __init__(self, name: str, make: Callable[[], Mirror] | None) -> None:
         """Start.
 
         Args:
             name: for messages.
-            make: makes the mirror, in the thread.
+            make: makes the mirror, in the thread; None for one that is off.
         """
-        self.name, self._on = name, True
+        self.name, self._on = name, make is not None
         self._todo: queue.Queue[Mapping[str, Any] | int] = queue.Queue(_WAITING)
+        if make is None:
+            return
         self._thread = threading.Thread(target=self._work, args=(make,), name=name, daemon=True)
         self._thread.start()
 
@@ -60,7 +65,7 @@ class BesideMirror:
             try:
                 self._todo.put_nowait(values)
             except queue.Full:
-                self._give_up(TimeoutError(f"{_WAITING} steps are waiting to be written"))
+                self._give_up(TimeoutError(f"{_WAITING} steps are waiting to be sent"))
 
     def close(self, *, exit_code: int = 0) -> None:
         """Finish; a mirror that does not answer is not waited for longer than half a minute."""
@@ -70,7 +75,7 @@ class BesideMirror:
             self._todo.put_nowait(exit_code)
         self._thread.join(_PATIENCE)
         if self._thread.is_alive():
-            self._give_up(TimeoutError(f"no answer in {_PATIENCE} s"))
+            self._give_up(TimeoutError(f"no answer in {_PATIENCE} s{self.late}"))
         self._on = False
 
     def _work(self, make: Callable[[], Mirror]) -> None:
