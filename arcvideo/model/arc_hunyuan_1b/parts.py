@@ -15,7 +15,7 @@ from torch import Tensor
 from arcvideo.model.arc_hunyuan.language import Decoder, LanguageModel
 from arcvideo.model.arc_hunyuan.parts import PARTS as ARC
 from arcvideo.model.arc_hunyuan.vision import Perceiver, VisionModel, VisionTransformer
-from arcvideo.model.families.parts import Named
+from arcvideo.model.families.parts import Named, text_sizes, with_rules
 from arcvideo.model.settings import ModelSettings
 
 RENAMES = (
@@ -76,15 +76,7 @@ def describe(directory: Path) -> Mapping[str, Any]:
         raise ValueError(f"{directory}/config.json cuts the rope into {len(shares)} bands; four are known here")
     return {
         "text_config": {
-            "vocab_size": text.vocab_size,
-            "hidden_size": text.hidden_size,
-            "intermediate_size": text.intermediate_size,
-            "num_hidden_layers": text.num_hidden_layers,
-            "num_attention_heads": text.num_attention_heads,
-            "num_key_value_heads": text.num_key_value_heads,
-            "attention_head_dim": width,
-            "rms_norm_eps": text.rms_norm_eps,
-            "rope_theta": float(rope["rope_theta"]),
+            **text_sizes(text, head_dim=width),
             "rope_scaling": {"type": "dynamic", "alpha": float(rope.get("alpha") or 1.0)},
             "xdrope_section": shares,
         },
@@ -109,9 +101,7 @@ def renamed(tensors: Named, settings: ModelSettings) -> Iterator[tuple[str, Tens
     """
     waiting: dict[str, dict[str, Tensor]] = {}
     for raw, tensor in tensors:
-        name = raw
-        for pattern, replacement in RENAMES:
-            name = re.sub(pattern, replacement, name)
+        name = with_rules(raw, RENAMES)
         found = _PART.match(name)
         if found is None:
             yield name, tensor

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from arcvideo.model.arc_hunyuan.language import LanguageModel
 from arcvideo.model.arc_hunyuan.vision import VisionModel
 from arcvideo.model.arc_qwen.language import Decoder, DecoderLayer
 from arcvideo.model.arc_qwen.vision import Merger, VisionLayer, VisionTransformer
-from arcvideo.model.families.parts import Named, Parts
+from arcvideo.model.families.parts import Named, Parts, text_sizes, with_rules
 from arcvideo.model.settings import ModelSettings
 
 RENAMES = (
@@ -122,15 +121,7 @@ def describe(directory: Path) -> Mapping[str, Any]:
     return {
         "tie_word_embeddings": found.tie_word_embeddings,
         "text_config": {
-            "vocab_size": text.vocab_size,
-            "hidden_size": text.hidden_size,
-            "intermediate_size": text.intermediate_size,
-            "num_hidden_layers": text.num_hidden_layers,
-            "num_attention_heads": text.num_attention_heads,
-            "num_key_value_heads": text.num_key_value_heads,
-            "attention_head_dim": width,
-            "rms_norm_eps": text.rms_norm_eps,
-            "rope_theta": float(rope["rope_theta"]),
+            **text_sizes(text, head_dim=width),
             "rope_scaling": {"type": "dynamic", "alpha": 1.0},
             "xdrope_section": [0.0, column / half, row / half, frame / half],
             "tie_word_embeddings": found.tie_word_embeddings,
@@ -151,12 +142,8 @@ def describe(directory: Path) -> Mapping[str, Any]:
 
 
 def renamed(tensors: Named, settings: ModelSettings) -> Iterator[tuple[str, Tensor]]:
-    """Yield tensors under our names."""
-    for raw, tensor in tensors:
-        name = raw
-        for pattern, replacement in RENAMES:
-            name = re.sub(pattern, replacement, name)
-        yield name, tensor
+    """Return tensors under our names."""
+    return ((with_rules(name, RENAMES), tensor) for name, tensor in tensors)
 
 
 PARTS = Parts(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,3 +31,20 @@ class Parts:
     """A directory of base weights -> the blocks of `config.json` that it fixes: text_config, vision_config, ..."""
     renamed: Callable[[Named, ModelSettings], Iterator[tuple[str, Tensor]]]
     """Tensors of a directory of base weights -> the same under our names."""
+
+
+def with_rules(name: str, rules: Sequence[tuple[str, str]]) -> str:
+    """Return a name after every rule (pattern, replacement), in order."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def text_sizes(text: Any, *, head_dim: int) -> dict[str, Any]:
+    """Return the sizes of a decoder of transformers under our names, those that all of them call alike."""
+    alike = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "rms_norm_eps",
+    )  # fmt: skip
+    rope = float(text.rope_parameters["rope_theta"])
+    return {name: getattr(text, name) for name in alike} | {"attention_head_dim": head_dim, "rope_theta": rope}
