@@ -57,6 +57,11 @@ class Sample:
     fields: Mapping[str, Any] = field(default_factory=dict)
     """The item of the record as it stands there, for rewards; what trains does not read it."""
 
+    @property
+    def instructed(self) -> bool:
+        """Whether an instruction suffix asks for the answer format."""
+        return self.instruction != "none"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Media:

@@ -68,3 +68,26 @@ class Answer:
 def answer_of(row: Mapping[str, Any]) -> Answer:
     """Return the answer of a JSON object."""
     return Answer(**{**row, "tags": tuple(row.get("tags", ()))})
+
+
+def answer_about(sample: Any, *, number: int, text: str, **facts: Any) -> Answer:
+    """Return what was said to a question as it is scored and stored.
+
+    Args:
+        sample: the question, an `arcvideo.types.Sample`.
+        number: its place among all of the measurement.
+        text: the completion, unparsed.
+        facts: further fields of `Answer`: arm, tags, has_audio, has_video, seconds, tokens, finished.
+    """
+    return Answer(
+        key=sample.key,
+        number=number,
+        clip=sample.media_key or sample.key.rpartition("/")[0] or sample.key,
+        task=sample.task,
+        question=sample.turns[0].question,
+        truth=sample.truth,
+        reference=sample.turns[0].answer,
+        instructed=sample.instructed,
+        text=text,
+        **facts,
+    )

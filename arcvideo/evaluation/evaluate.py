@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from arcvideo.evaluation.answers import FULL, NO_SOUND, Answer
+from arcvideo.evaluation.answers import FULL, NO_SOUND, Answer, answer_about
 from arcvideo.evaluation.bootstrap import Metric
 from arcvideo.evaluation.figures import arms_of, check_chosen, choose, figures
 from arcvideo.evaluation.predictions import write_predictions
@@ -126,19 +126,12 @@ def answered(batch: Sequence[Asked], *, sampler: Any, settings: Sampling) -> lis
 
 def answer_to(prompt: Prompt, *, arm: str, number: int, completion: Any) -> Answer:
     """Return a completion as it is scored and stored."""
-    key = prompt.key
-    return Answer(
-        key=key,
+    return answer_about(
+        prompt.sample,
         number=number,
-        clip=prompt.sample.media_key or key.rpartition("/")[0] or key,
-        task=prompt.task,
-        question=prompt.question,
-        truth=prompt.truth,
-        reference=prompt.sample.turns[0].answer,
         text=completion.text,
         arm=arm,
         tags=prompt.tags,
-        instructed=prompt.sample.instruction != "none",
         has_audio=arm != FULL or bool(prompt.media and prompt.media[0].has_audio),
         has_video=bool(prompt.media and prompt.media[0].has_video),
         seconds=prompt.duration,

@@ -37,7 +37,7 @@ class Listed(Protocol):
     def has_audio(self) -> bool: ...
 
 
-Q = TypeVar("Q", bound=Listed)
+Q = TypeVar("Q")
 
 
 def choose(questions: Sequence[Listed], *, settings: EvaluationSettings) -> dict[str, list[str]]:
@@ -88,20 +88,22 @@ def figures(
     metrics: dict[str, Metric] = {}
     predictions: list[Prediction] = []
     for name, keys in chosen.items():
-        task, measure = measured(name)
+        _, measure = measured(name)
         arm = NO_SOUND if measure.silent else FULL
-        items = [answers[arm, key] for key in keys if (arm, key) in answers]
-        rows, taken = [], []
-        given = measure.constant(items) if measure.constant is not None and items else None
-        for item in items:
-            row = _predict(measure, task=task, item=item, text=item.text if given is None else given)
-            if row is not None:
-                rows.append(row)
-                taken.append(item)
-        if rows:
-            metrics[name] = metric_of(rows, chance=measure.chance(taken), settings=settings)
+        counted = counts(name, [answers[arm, key] for key in keys if (arm, key) in answers])
+        if counted:
+            rows = [row for row, _ in counted]
+            metrics[name] = metric_of(rows, chance=measure.chance([item for _, item in counted]), settings=settings)
             predictions += rows
     return metrics, predictions
+
+
+def counts(metric: str, items: Sequence[Answer]) -> list[tuple[Prediction, Answer]]:
+    """Return what each answer counts in a figure, beside it, without those that a user's own does not concern."""
+    task, measure = measured(metric)
+    given = measure.constant(items) if measure.constant is not None and items else None
+    rows = (_predict(measure, task=task, item=item, text=item.text if given is None else given) for item in items)
+    return [(row, item) for row, item in zip(rows, items, strict=True) if row is not None]
 
 
 def measured(metric: str) -> tuple[Task | None, Measure]:
@@ -178,13 +180,13 @@ def _chosen(questions: Sequence[Listed], *, metric: str, limit: int) -> list[str
     if task is None:
         found = [question for question in questions if question.instructed or measure is not _FORM]
         tasks = dict.fromkeys(question.task for question in found)  # those the other metrics decode anyway
-        return [one.key for task in tasks for one in _evenly([one for one in found if one.task == task], limit=limit)]
+        return [one.key for task in tasks for one in evenly([one for one in found if one.task == task], limit=limit)]
     mine = [question for question in questions if question.task == task.name and measure.asks(question)]
-    return [question.key for question in _evenly(mine, limit=limit)]
+    return [question.key for question in evenly(mine, limit=limit)]
 
 
-def _evenly(questions: list[Q], *, limit: int) -> list[Q]:
-    """At most `limit` of the questions, spread over all of them, since neighbours share a clip."""
+def evenly(questions: list[Q], *, limit: int) -> list[Q]:
+    """Return at most `limit` of the questions, spread over all of them, since neighbours share a clip."""
     if not limit or len(questions) <= limit:
         return questions
     return [questions[index * len(questions) // limit] for index in range(limit)]

@@ -83,7 +83,7 @@ class Prompt:
             key=self.key,
             task=self.task,
             tags=self.tags,
-            instructed=self.sample.instruction != "none",
+            instructed=self.sample.instructed,
             has_audio=bool(self.media) and self.media[0].has_audio,
         )
 

@@ -10,11 +10,11 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from arcvideo.evaluation.answers import FULL, Answer
-from arcvideo.evaluation.figures import choose, measured
+from arcvideo.evaluation.figures import measured
 from arcvideo.evaluation.settings import EvaluationSettings
 from arcvideo.files import write_whole
 from arcvideo.measuring.folder import read_answers, read_card
-from arcvideo.measuring.scores import default_metrics, minus
+from arcvideo.measuring.scores import default_metrics, differences
 
 _WIDTH, _ROW, _LEFT, _RIGHT, _TOP, _BOTTOM = 900, 30, 260, 190, 50, 40
 _INK, _FAINT, _GOOD, _BAD = (30, 30, 30), (200, 200, 200), (40, 130, 70), (190, 60, 50)
@@ -38,12 +38,11 @@ def compare(first: Path, second: Path, *, bootstrap: int = 2000, seed: int = 0) 
     if not keys:
         raise ValueError(f"compare: {first} and {second} have no question in common")
     here, there = ([side[key] for key in keys] for side in sides)
-    rows = {}
-    for metric in default_metrics(found[0]):
-        only = EvaluationSettings(metrics=[metric], items=0, bootstrap=bootstrap, seed=seed)
-        if not measured(metric)[1].control and choose(here, settings=only)[metric]:
-            row = minus(here, there, metric=metric, settings=only)
-            rows[metric] = {**row, "lower_is_better": measured(metric)[1].lower_is_better}
+    how = EvaluationSettings(bootstrap=bootstrap, seed=seed)
+    rows = {
+        metric: {**row, "lower_is_better": measured(metric)[1].lower_is_better}
+        for metric, row in differences(here, there, metrics=default_metrics(found[0]), settings=how).items()
+    }
     same = ("parser", "decoder", "layout", "style", "decoding")
     differing = [name for name in same if cards[0]["origin"].get(name) != cards[1]["origin"].get(name)]
     return {

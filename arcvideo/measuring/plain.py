@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
-from arcvideo.evaluation.answers import Answer
+from arcvideo.evaluation.answers import Answer, answer_about
 from arcvideo.layout import MediaLayout
 from arcvideo.measuring.arms import arm_clip
 from arcvideo.measuring.questions import Question
@@ -60,19 +60,13 @@ def prompts_digest(read: Read, *, wording: str) -> str:
 
 def answer_of(one: Told, *, text: str, tokens: int, finished: bool) -> Answer:
     """Return what was said as it is scored and stored."""
-    sample, seen = one.question.sample, one.read.seen
-    return Answer(
-        key=sample.key,
+    seen = one.read.seen
+    return answer_about(
+        one.question.sample,
         number=one.question.number,
-        clip=sample.media_key or sample.key.rpartition("/")[0] or sample.key,
-        task=sample.task,
-        question=sample.turns[0].question,
-        truth=sample.truth,
-        reference=sample.turns[0].answer,
         text=text,
         arm=one.arm,
         tags=one.question.tags,
-        instructed=one.question.instructed,
         has_audio=seen is not None and seen.clip.waveform is not None,
         has_video=seen is not None and seen.clip.frames is not None,
         seconds=None if seen is None else seen.clip.duration,
@@ -84,9 +78,3 @@ def answer_of(one: Told, *, text: str, tokens: int, finished: bool) -> Answer:
 def pictures(frames: Tensor) -> np.ndarray:
     """Return (F, S, S, 3) uint8 of (F, 3, S, S)."""
     return np.ascontiguousarray(frames.permute(0, 2, 3, 1).cpu().numpy())
-
-
-def frames_a_second(clip: Clip) -> float:
-    """Return at which rate the frames of a clip stand for its time."""
-    times: Sequence[Sequence[float]] = clip.frame_times.tolist()
-    return len(times) / max(times[-1][1] - times[0][0], 1e-6)

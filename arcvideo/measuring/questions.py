@@ -12,8 +12,7 @@ from typing import Any
 
 from arcvideo.bench import read_bench
 from arcvideo.bench.item import BenchItem
-from arcvideo.evaluation.figures import choose
-from arcvideo.evaluation.settings import EvaluationSettings
+from arcvideo.evaluation.figures import evenly
 from arcvideo.measuring.folder import Lost
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.shards.expand import expand_shards
@@ -49,7 +48,7 @@ class Question:
     @property
     def instructed(self) -> bool:
         """Whether an instruction suffix asks for the answer format."""
-        return self.sample.instruction != "none"
+        return self.sample.instructed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,17 +109,13 @@ def _limited(asking: Asking, *, tasks: Sequence[str], items: int) -> Asking:
     wanted = {one.key for one in questions}
     if items:
         by_task = list(dict.fromkeys(one.task for one in questions))
-        kept = [_spread([one.key for one in questions if one.task == name], items) for name in by_task]
+        kept = [evenly([one.key for one in questions if one.task == name], limit=items) for name in by_task]
         wanted = {key for keys in kept for key in keys}
     materials = (
         replace(one, questions=tuple(question for question in one.questions if question.key in wanted))
         for one in asking.materials
     )
     return replace(asking, materials=tuple(one for one in materials if one.questions))
-
-
-def _spread(keys: list[str], count: int) -> list[str]:
-    return keys if len(keys) <= count else [keys[place * len(keys) // count] for place in range(count)]
 
 
 def _shards(pattern: str, *, style: str, progress: bool) -> Asking:
@@ -230,8 +225,3 @@ def _asked(item: BenchItem) -> dict[str, Any]:
     if item.subtitles:
         fields["question"] = f"Subtitles of the video:\n{item.subtitles}\n{fields.get('question', '')}"
     return fields
-
-
-def chosen_metrics(asking: Asking, *, settings: EvaluationSettings) -> dict[str, list[str]]:
-    """Metric -> keys of the questions it is measured on."""
-    return choose(list(asking.questions), settings=settings)

@@ -11,7 +11,7 @@ from typing import Any
 
 from arcvideo.evaluation.answers import FULL, NO_SOUND, Answer
 from arcvideo.evaluation.bootstrap import paired_difference
-from arcvideo.evaluation.figures import choose, figures, measured
+from arcvideo.evaluation.figures import choose, counts, figures, measured
 from arcvideo.evaluation.predictions import Prediction, write_predictions
 from arcvideo.evaluation.settings import EvaluationSettings, metric_names
 from arcvideo.files import write_lines, write_whole
@@ -126,36 +126,36 @@ def _arm(found: Found, *, arm: str, settings: EvaluationSettings) -> dict[str, A
     return {
         "items": len(both),
         "metrics": _figures(there, settings=settings),
-        "full_minus_arm": {
-            name: minus(here, there, metric=name, settings=settings)
-            for name in settings.metrics
-            if not measured(name)[1].control
-            and choose(here, settings=EvaluationSettings(metrics=[name], items=0))[name]
-        },
+        "full_minus_arm": differences(here, there, metrics=settings.metrics, settings=settings),
     }
 
 
-def minus(
-    first: Sequence[Answer], second: Sequence[Answer], *, metric: str, settings: EvaluationSettings
-) -> dict[str, float]:
-    """Return the paired difference of one figure between answers to the same questions."""
-    only = EvaluationSettings(metrics=[metric], items=0, bootstrap=1, seed=settings.seed)
-    rows = []
-    for answers in (first, second):
-        table = {(FULL, answer.key): answer for answer in answers}
-        _, predictions = figures(table, chosen=choose(answers, settings=only), settings=only)
-        rows.append({row.key: row for row in predictions})
-    keys = [key for key in rows[0] if key in rows[1]]
-    one, other = ([row[key] for key in keys] for row in rows)
-    found = paired_difference(
-        [row.score for row in one],
-        [row.score for row in other],
-        weights=[row.weight for row in one],
-        clips=[row.clip for row in one],
-        seed=settings.seed,
-        resamples=settings.bootstrap,
-    )
-    return {"mean": found.mean, "low": found.low, "high": found.high, "n": len(keys)}
+def differences(
+    first: Sequence[Answer], second: Sequence[Answer], *, metrics: Sequence[str], settings: EvaluationSettings
+) -> dict[str, dict[str, float]]:
+    """Return metric -> its paired difference between answers to the same questions; controls are left out."""
+    found: dict[str, dict[str, float]] = {}
+    for metric in metrics:
+        one, other = _counted(first, metric=metric), _counted(second, metric=metric)
+        keys = [key for key in one if key in other]
+        if measured(metric)[1].control or not keys:
+            continue
+        difference = paired_difference(
+            [one[key].score for key in keys],
+            [other[key].score for key in keys],
+            weights=[one[key].weight for key in keys],
+            clips=[one[key].clip for key in keys],
+            seed=settings.seed,
+            resamples=settings.bootstrap,
+        )
+        found[metric] = {"mean": difference.mean, "low": difference.low, "high": difference.high, "n": len(keys)}
+    return found
+
+
+def _counted(answers: Sequence[Answer], *, metric: str) -> dict[str, Prediction]:
+    """Return key -> what the answer counts, of the answers that a metric is measured on."""
+    keys = set(choose(answers, settings=EvaluationSettings(metrics=[metric], items=0))[metric])
+    return {row.key: row for row, _ in counts(metric, [answer for answer in answers if answer.key in keys])}
 
 
 def _beyond(answer: Answer) -> bool:
