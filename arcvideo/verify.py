@@ -36,7 +36,8 @@ from arcvideo.model.towers.features import check_features
 from arcvideo.processes.terminal import speak_plainly
 from arcvideo.rejection.journal import read_answers
 from arcvideo.saving.checkpoint import read_checkpoint
-from arcvideo.shards.index import FORMAT, ShardIndex, index_folder, open_index
+from arcvideo.shards.columns import FORMAT
+from arcvideo.shards.index import ShardIndex, index_folder, open_index
 from arcvideo.shards.members import read_groups
 from arcvideo.shards.seal import unsealed
 
