@@ -25,7 +25,7 @@ from arcvideo.tasks.fields import check_times
 FORMAT = 4
 """Raised whenever the meaning of a stored column changes, so that old indexes are built again."""
 
-_CONTENT = 3
+CONTENT = 3
 """Raised whenever equal shards would mean other samples: the data of a stage are named by it."""
 
 _MEDIUM = [
@@ -113,7 +113,7 @@ class Columns:
         keys, parts = np.frombuffer(bytes(self.keys), dtype=np.uint8), np.array(self.parts, dtype=PART)
         tagsets = [list(tags) for tags in self.tagsets]
         digest = self.content
-        digest.update(json.dumps([_CONTENT, list(self.tasks), tagsets]).encode())
+        digest.update(json.dumps([CONTENT, list(self.tasks), tagsets]).encode())
         for array in (clips, items, keys, parts):  # no bytes without parts
             digest.update(array.tobytes())
         np.save(folder / "clips.npy", clips, allow_pickle=False)
