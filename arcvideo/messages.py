@@ -44,7 +44,7 @@ class Attached:
     fps: float | None = None
     """Frames a second of decoded frames."""
     times: Sequence[float] | None = None
-    """In place of it, the second at which each is shown first."""
+    """In place of it, the second of each."""
 
 
 def messages_of(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -156,7 +156,7 @@ class ArcVideoProcessor(ProcessorMixin):
         Args:
             frames: (N, H, W, 3) uint8 RGB, or N of them, in order.
             fps: frames a second.
-            times: in place of it, the second at which each frame is shown first.
+            times: in place of it, the second of each frame.
             waveform: (n,) float32 mono at 16 kHz; None for a clip without sound.
         """
         heard = None if waveform is None else waveform.detach().cpu().numpy().astype(np.float32)
