@@ -118,7 +118,7 @@ def _medium(part: Mapping[str, Any]) -> Attached:
     return Attached(picture=_file(part), sound=part.get("sound"), fps=part.get("fps"), times=part.get("times"))
 
 
-def frames_of(picture: Any) -> Sequence[np.ndarray] | None:
+def frames_of(picture: Any) -> np.ndarray | Sequence[np.ndarray] | None:
     """Return the frames of a video that is given as frames, (H, W, 3) uint8 RGB each; None for a file or one picture.
 
     Raises:

@@ -92,7 +92,7 @@ def as_clip(arrays: ClipArrays) -> Clip:
 
 
 def clip_of_frames(
-    frames: Sequence[np.ndarray],
+    frames: np.ndarray | Sequence[np.ndarray],
     *,
     fps: float | None = None,
     times: Sequence[float] | None = None,
@@ -118,7 +118,7 @@ def clip_of_frames(
         raise ValueError("frames need either fps, their frames a second, or times, the second of each")
     when = None if times is None else np.array(times, dtype=np.float64)
     if when is not None and (when.shape != (len(frames),) or when[0] < 0 or (np.diff(when) <= 0).any()):
-        raise ValueError(f"times must be {len(frames)} ascending seconds, one for each frame, got {list(times or ())}")
+        raise ValueError(f"times must be {len(frames)} ascending seconds, one for each frame, got {when.tolist()}")
     if when is not None:
         duration = float(2 * when[-1] - when[-2]) if len(when) > 1 else 1.0
         when[0] = 0.0
@@ -132,7 +132,7 @@ def clip_of_frames(
         frame = np.array(frames[index])
         stamp(frame, text=stamp_text(span), font=font)
         seen.append(resize(frame, size=layout.image_size))
-    digest = hashlib.sha256(repr((fps, times and list(times), layout, font)).encode())
+    digest = hashlib.sha256(repr((fps, None if when is None else when.tolist(), layout, font)).encode())
     for part in (*frames, *(() if waveform is None else (waveform,))):
         digest.update(repr(part.shape).encode() + np.ascontiguousarray(part).tobytes())
     return as_clip(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -62,11 +63,11 @@ def video_of_stills(stills: Sequence[bytes], *, times: Sequence[float]) -> bytes
     last = round(1000 * (times[-1] - times[-2])) if len(times) > 1 else 1000
     milliseconds = [0, *(round(1000 * second) for second in times[1:])]
     with av.open(target, "w", format="mov") as container:
-        stream = container.add_stream(codec, rate=Fraction(1000 * len(stills), milliseconds[-1] + last))
+        stream: Any = container.add_stream(codec, rate=Fraction(1000 * len(stills), milliseconds[-1] + last))
         stream.width, stream.height, stream.time_base = width, height, Fraction(1, 1000)
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "rgb24"
         for number, still in enumerate(stills):
-            packet = av.Packet(still)
+            packet: Any = av.Packet(still)
             packet.stream, packet.time_base, packet.is_keyframe = stream, Fraction(1, 1000), True
             packet.pts = packet.dts = milliseconds[number]
             packet.duration = (
