@@ -360,8 +360,8 @@ def step_rows() -> tuple[list[Row], list[str]]:
         f"norms differ by at most {norms:.2g}",
         f"frames read by the vision tower in a step: ours {measured.frames['ours'] // steps}, "
         f"TRL {measured.frames['trl'] // steps}",
-        "both sides take old log-probabilities from the update's own forward; we compare them with the sampler's. TRL's "
-        "head reads all positions on a CPU, on a GPU only the labelled ones",
+        "both sides take old log-probabilities from the update's own forward; we compare them with the sampler's. "
+        "TRL's head reads all positions on a CPU, on a GPU only the labelled ones",
     ]
     return [row], notes
 
