@@ -261,7 +261,7 @@ class ArcVideoProcessor(ProcessorMixin):
         questions = [text] if isinstance(text, str) else list(text)
         given = {name: chat.per_row(value, rows=len(questions)) for name, value in
                  (("images", images), ("videos", videos), ("audio", audio))}  # fmt: skip
-        shown = [media] if isinstance(media, Media) else list(media or ())
+        shown: list[Any] = [media] if isinstance(media, Media) else list(media or ())
         if isinstance(text, str) and len(shown) > 1:
             shown = [shown]
         if media is not None and any(any(row) for row in given.values()):

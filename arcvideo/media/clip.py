@@ -105,8 +105,8 @@ def clip_of_frames(
     Args:
         frames: (H, W, 3) uint8 RGB each, in order; all frames of a video, or those that were extracted from one.
         fps: frames a second, where they come at a constant rate.
-        times: second of each, ascending, in place of `fps`; each is shown until the next one, the first from the start,
-            and the last for as long as lies between it and the one before it, a second where it is alone.
+        times: second of each, ascending, in place of `fps`; they count from the first, as in a file. Each is shown until
+            the next one, the last for as long as the one before it, a second where it is alone.
         waveform: (n,) float32 mono at 16 kHz; None without sound.
 
     Raises:
@@ -115,13 +115,13 @@ def clip_of_frames(
     if not len(frames) or any(one.ndim != 3 or one.shape[-1] != 3 or one.dtype != np.uint8 for one in frames):
         raise ValueError("frames must be (H, W, 3) uint8 RGB, at least one")
     if (fps is None) == (times is None):
-        raise ValueError("frames need either fps, their frames a second, or times, the second of each")
+        raise ValueError("decoded frames need fps, their frames a second, or times, the second of each")
     when = None if times is None else np.array(times, dtype=np.float64)
     if when is not None and (when.shape != (len(frames),) or when[0] < 0 or (np.diff(when) <= 0).any()):
         raise ValueError(f"times must be {len(frames)} ascending seconds, one for each frame, got {when.tolist()}")
     if when is not None:
+        when -= when[0]
         duration = float(2 * when[-1] - when[-2]) if len(when) > 1 else 1.0
-        when[0] = 0.0
         fps = len(frames) / duration
     else:
         assert fps is not None

@@ -46,8 +46,8 @@ def video_of_stills(stills: Sequence[bytes], *, times: Sequence[float]) -> bytes
 
     Args:
         stills: pictures of one size and one of the two types.
-        times: second of each, ascending; each is shown until the next one, the first from the start, and the last for
-            as long as lies between it and the one before it, a second where it is alone.
+        times: second of each, ascending; they count from the first. Each is shown until the next one, the last for as
+            long as the one before it, a second where it is alone.
 
     Raises:
         MediaError: pictures of another type, or of several types or sizes.
@@ -61,7 +61,7 @@ def video_of_stills(stills: Sequence[bytes], *, times: Sequence[float]) -> bytes
         raise MediaError("unreadable", f"frames of a video must be JPEG or PNG files of one type and size: {detail}")
     (codec,), ((width, height),), target = kinds, sizes, io.BytesIO()
     last = round(1000 * (times[-1] - times[-2])) if len(times) > 1 else 1000
-    milliseconds = [0, *(round(1000 * second) for second in times[1:])]
+    milliseconds = [round(1000 * (second - times[0])) for second in times]
     with av.open(target, "w", format="mov") as container:
         stream: Any = container.add_stream(codec, rate=Fraction(1000 * len(stills), milliseconds[-1] + last))
         stream.width, stream.height, stream.time_base = width, height, Fraction(1, 1000)

@@ -123,9 +123,9 @@ def test_a_list_of_frames_is_a_video(video: dict[str, Any], media: Path, tmp_pat
     index, refused = imported([row], media, tmp_path / "out")
     assert refused == []
     (medium,) = index.media(0)
-    assert medium["duration"] == pytest.approx(3.5 if "times" in video else 3.0)
+    assert medium["duration"] == pytest.approx(3.0)
     clip = read_clip(index.media_bytes(0)[0], name="clip", layout=build.LAYOUT)
-    assert clip.frames[:3, 0, 40, 20].tolist() == [20, 60, 100]
+    assert clip.frames[:, 0, 40, 20].tolist() == [20, 60, 100]
 
 
 def test_frames_without_times_are_refused(media: Path, tmp_path: Path) -> None:

@@ -76,10 +76,10 @@ def family(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any,
     return model, load_tokenizer(folder / "base")
 
 
-def opened(pattern: str, *, tokenizer: Any, layout: Any, **changes: Any) -> Source:
+def opened(pattern: str, *, tokenizer: Any, layout: Any, supervised: bool = True, **changes: Any) -> Source:
     sources = {"tiny": SourceSettings(shards=pattern, items_per_clip=0)}
     settings = DataSettings(**{"sources": sources, "wording": "brief", "token_budget": 4096, **changes})
-    return Source(settings, layout=layout, tokenizer=tokenizer, seed=1)
+    return Source(settings, layout=layout, tokenizer=tokenizer, seed=1, supervised=supervised)
 
 
 def sample_of(key: str) -> Sample:
@@ -231,7 +231,7 @@ def test_fewer_frames_fit_the_budget_and_keep_every_medium(tmp_path: Path, famil
 
 def test_prompts_hold_all_media_and_lose_sound_together(pattern: str, family: tuple[Any, Any]) -> None:
     model, tokenizer = family
-    source = opened(pattern, tokenizer=tokenizer, layout=model.settings.layout)
+    source = opened(pattern, tokenizer=tokenizer, layout=model.settings.layout, supervised=False)
     prompts = {prompt.key: prompt for prompt in source.evaluation()}
     source.close()
     assert [len(prompts[key].media) for key in ("mixed/0", "turns/0", "late/0")] == [3, 1, 0]
