@@ -105,8 +105,8 @@ def clip_of_frames(
     Args:
         frames: (H, W, 3) uint8 RGB each, in order; all frames of a video, or those that were extracted from one.
         fps: frames a second, where they come at a constant rate.
-        times: second of each, ascending, in place of `fps`; they count from the first, as in a file. Each is shown until
-            the next one, the last for as long as the one before it, a second where it is alone.
+        times: second of each, ascending, in place of `fps`; they count from the first, as in a file. Each is shown
+            until the next one, the last for as long as the one before it, a second where it is alone.
         waveform: (n,) float32 mono at 16 kHz; None without sound.
 
     Raises:
