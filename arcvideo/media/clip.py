@@ -13,6 +13,7 @@ from torch import Tensor
 from arcvideo.media.audio import fit_waveform, mel_chunks, silent_seconds
 from arcvideo.media.frames import plan_frames, stamp_text
 from arcvideo.media.overlay import stamp
+from arcvideo.media.picture import keeps_to
 from arcvideo.media.read import ClipArrays, ReadRequest, read_arrays, resize
 from arcvideo.media.settings import Layout, MediaLimits
 from arcvideo.media.sound import SAMPLE_RATE
@@ -123,6 +124,7 @@ def clip_of_frames(
         when -= when[0]
         duration = float(2 * when[-1] - when[-2]) if len(when) > 1 else 1.0
         fps = len(frames) / duration
+        when = None if keeps_to(fps, seconds=when) else when
     else:
         assert fps is not None
         duration = len(frames) / fps
@@ -132,7 +134,7 @@ def clip_of_frames(
         frame = np.array(frames[index])
         stamp(frame, text=stamp_text(span), font=font)
         seen.append(resize(frame, size=layout.image_size))
-    digest = hashlib.sha256(repr((fps, None if when is None else when.tolist(), layout, font)).encode())
+    digest = hashlib.sha256(repr((fps, None if times is None else list(times), layout, font)).encode())
     for part in (*frames, *(() if waveform is None else (waveform,))):
         digest.update(repr(part.shape).encode() + np.ascontiguousarray(part).tobytes())
     return as_clip(
