@@ -93,7 +93,9 @@ def test_the_model_computes_the_same_with_it(compiled: Any, recompute: str) -> N
             logits.square().mean().backward()
             found.append([logits, *(p.grad for p in model.language_model.parameters() if p.grad is not None)])
         for plain, fused in zip(*found, strict=True):
-            torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-6)
+            # Sums of some hundred fp32 products in another order, against the whole of the tensor.
+            apart, whole = (fused - plain).detach().norm(), plain.detach().norm()
+            assert float(apart) <= 1e-5 * float(whole)
         graphs.append(compiled["stats"]["unique_graphs"])
     assert graphs[0] > 0
     assert graphs[-1] == graphs[1]  # what the first two lengths compiled serves all
