@@ -47,7 +47,7 @@ def _read(folder: Path, options: Mapping[str, str]) -> Bench:
     note_cut(questions)
     several = sum("spans" in item.fields for item in questions.items)
     questions.notes.append(
-        f"{several} questions have several moments; an answer counts by the one it overlaps most, as in the published R1"
+        f"{several} questions have several moments; the one that an answer overlaps most counts, as in the published R1"
     )
     return questions.bench(source=SOURCE, published=count, folder=folder)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.video_utils import VideoMetadata
 
@@ -26,7 +27,9 @@ from arcvideo.types import Clip
 
 _TICKS = 1000
 """Ticks a second in which the times of frames are told to a processor."""
-_REASONS = (ValueError, OSError, KeyError, ImportError, RuntimeError, AttributeError, TypeError)
+_REASONS = (
+    ValueError, OSError, KeyError, ImportError, RuntimeError, AttributeError, TypeError, StrictDataclassError,
+)  # fmt: skip
 """What transformers raises for a directory that it cannot load."""
 
 
