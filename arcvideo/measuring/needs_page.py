@@ -16,10 +16,10 @@ from arcvideo.measuring.settings import ARMS, NO_PICTURE
 
 PAGE = "needs.html"
 KINDS = {
-    AUDIO: "wrong without the sound alone",
-    VIDEO: "wrong without the picture alone",
-    BOTH: "wrong without either",
-    NEITHER: "right without either",
+    AUDIO: "wrong without the sound, right without the picture",
+    VIDEO: "wrong without the picture, right without the sound",
+    BOTH: "wrong without either one",
+    NEITHER: "right without either one",
     UNKNOWN: "wrong with the whole clip: tells nothing",
 }
 """Class -> what it means of an answer."""
@@ -174,13 +174,13 @@ def _items(found: Mapping[str, Mapping[str, str]], *, answers: Answers) -> str:
     order = [key for arm, key in answers if arm == FULL and key in classes]
     if not order:
         return ""
-    rows = [_item(key, kind=classes[key], answers=answers) for key in order[:MOST_ITEMS]]
-    left = len(order) - len(rows)
+    shown = [_item(key, kind=classes[key], answers=answers) for key in order[:MOST_ITEMS]]
+    left = len(order) - len(shown)
     more = f"<p class=note>{left} more are in needs.jsonl.</p>" if left else ""
     head = "<tr><th>needs<th>item<th>question<th>right is<th>with everything<th>no sound<th>no picture"
     return (
         f"<h2>By item</h2><details><summary>{len(order)} items</summary><div class=wide><table>"
-        f"<thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>{more}</details>"
+        f"<thead>{head}</thead><tbody>{''.join(shown)}</tbody></table></div>{more}</details>"
     )
 
 

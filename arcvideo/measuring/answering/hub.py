@@ -92,6 +92,8 @@ class HubModel:
         """
         # A model that can also speak answers with the half of it that thinks.
         config = getattr(self.config, "thinker_config", self.config)
+        model: Any
+        loaded: Any
         try:
             model, loaded = AutoModelForImageTextToText.from_pretrained(
                 self.folder, config=config, dtype=self.dtype, local_files_only=True, trust_remote_code=False,
