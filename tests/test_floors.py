@@ -67,7 +67,7 @@ FRAMEWORKS = {
     "peft": {"model/disk/lora.py"},
     "av": {"media/", "decoding/", "synthetic/encode.py"},
     "trl": {"rollout/"},
-    "transformers": {"model/", "sampling/", "processing.py"},
+    "transformers": {"model/", "sampling/", "processing.py", "measuring/answering/hub.py"},
     "jinja2": {"report/page.py"},
     "yaml": {"recipe.py", "synthetic/base.py"},
     "tqdm": {"progress.py"},  # in a log its bars are lines without end

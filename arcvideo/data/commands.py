@@ -17,6 +17,7 @@ from arcvideo.data import plots
 from arcvideo.data.import_command import add_import, print_problems
 from arcvideo.data.overlap import add_overlap
 from arcvideo.data.split import add_split
+from arcvideo.data.tag import add_tag
 from arcvideo.data.transcribe import add_transcribe
 from arcvideo.layout import MediaLayout
 from arcvideo.media.errors import MediaError
@@ -63,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--plot", type=Path, help="also draw it, into this PNG file")
     add_import(commands)
     add_transcribe(commands)
+    add_tag(commands)
     add_split(commands)
     add_overlap(commands)
     return top
