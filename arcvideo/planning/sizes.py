@@ -13,6 +13,11 @@ def prefix_tokens(before: Any, media: Any) -> Any:
     return np.where(media > 0, 1 + before + media, 0)
 
 
+def frame_counts(duration: np.ndarray, *, max_frames: int | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the frames of clips of these lengths in seconds: one a second, at least 1, at most max_frames."""
+    return np.clip(np.ceil(duration), 1, max_frames).astype(np.int64)
+
+
 def attention_pairs(prefix: Any, branches: Any = 0, squares: Any = 0) -> Any:
     """Return the query-key pairs of families: causal inside each part, and every branch sees the whole prefix.
 

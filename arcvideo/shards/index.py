@@ -30,6 +30,7 @@ from arcvideo.shards.items import checked_sample
 from arcvideo.shards.locks import in_turns, locked
 from arcvideo.shards.members import Group, Problem, as_utf8, read_at, read_groups
 from arcvideo.shards.record import RecordMedia, json_member, parse_record, probe_job, record_media
+from arcvideo.shards.rows import mapped_npy
 from arcvideo.shards.seal import check, digests, sealed, unsealed
 from arcvideo.tasks import RecordError
 from arcvideo.tasks.fields import check_times
@@ -52,6 +53,8 @@ _FILES = ("clips.npy", "items.npy", "keys.npy", "quarantine.jsonl")
 
 ITEM = np.dtype([("clip", "<i8"), ("number", "<i4"), ("task", "<i2"), ("tagset", "<i4"), ("think", "?")])
 """One row per usable item; `number` is its place in the record, `task` and `tagset` point into meta.json."""
+
+_DTYPES: dict[str, np.dtype[Any]] = {"clips": CLIP, "items": ITEM, "keys": np.dtype(np.uint8)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,15 +141,18 @@ def index_folder(shard: Path, *, place: str = "") -> Path:
 
 @lru_cache(maxsize=3 * 64)
 def _column(folder: Path, name: str, digest: str) -> np.ndarray:
-    column = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-    if _read_meta(folder)["digest"] != digest:
+    column = mapped_npy(folder / f"{name}.npy", _DTYPES[name])
+    facts = (folder / "meta.json").stat()
+    if _digest(folder, facts.st_ino, facts.st_mtime_ns) != digest:
         raise OSError(f"{folder}: the index was made again while it was in use; start again")
     return column
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
+@lru_cache(maxsize=1 << 14)
+def _digest(folder: Path, *_: int) -> str:
+    """What the meta.json that has this inode and time says; read once."""
     path = folder / "meta.json"
-    return unsealed(path.read_text(encoding="utf-8"), name=path)
+    return str(unsealed(path.read_text(encoding="utf-8"), name=path)["digest"])
 
 
 def open_index(shard: Path, *, place: str = "") -> ShardIndex | None:
