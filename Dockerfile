@@ -21,7 +21,8 @@ COPY arcvideo arcvideo
 COPY conf conf
 COPY recipes recipes
 COPY launch launch
-ARG TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+# An index of smaller builds for CPUs can be named behind it: --build-arg TORCH="torch==2.13.0 --index-url URL".
+ARG TORCH="torch==2.13.0"
 RUN make env PYTHON=python3.11 PIP_TORCH="${TORCH}" \
     && useradd --create-home --uid 1000 arcvideo \
     && mkdir data runs \

@@ -23,6 +23,7 @@ from pathlib import Path
 from arcvideo.bench import BENCHES
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.places import words_from_home
+from arcvideo.processes.terminal import speak_plainly
 from arcvideo.structured import from_words, words_help
 
 
@@ -78,4 +79,5 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     sys.exit(main())

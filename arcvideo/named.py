@@ -51,11 +51,24 @@ def load(name: str, *, kind: str, key: str) -> Any:
     Raises:
         ValueError: it cannot be imported; the message names key and reason.
     """
-    module, _, attribute = path_of(name, kind=kind).partition(":")
+    return imported(path_of(name, kind=kind), what=f"{key}: {name!r}")
+
+
+def imported(path: str, *, what: str) -> Any:
+    """Return the object at `package.module:name`.
+
+    Args:
+        path: where it is.
+        what: setting and value that name it, for the message.
+
+    Raises:
+        ValueError: it cannot be imported.
+    """
+    module, _, attribute = path.partition(":")
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{key}: {name!r} cannot be imported: {error}") from error
+        raise ValueError(f"{what} cannot be imported: {error}") from error
 
 
 def problem(name: str, *, kind: str, key: str) -> str:

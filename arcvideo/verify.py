@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from arcvideo.evaluation.predictions import read_predictions
 from arcvideo.files import read_lines
 from arcvideo.lineage.manifest import EXPORT_NAME, MANIFEST_NAME, read_manifest
 from arcvideo.lineage.parents import Parent
-from arcvideo.lineage.state import STARTED_NAME, read_started
+from arcvideo.lineage.started import STARTED_NAME, read_started
 from arcvideo.media.read import media_digest
 from arcvideo.model.towers.features import check_features
 from arcvideo.processes.terminal import speak_plainly
@@ -39,6 +40,7 @@ from arcvideo.shards.index import FORMAT, ShardIndex, index_folder, open_index
 from arcvideo.shards.members import read_groups
 from arcvideo.shards.seal import unsealed
 
+T = TypeVar("T")
 _AGAIN = "remove it, it is made again when it is needed"
 _RESTORE = "restore it from a copy, or make it again"
 
@@ -65,17 +67,17 @@ class Findings:
     unsealed: list[Path] = field(default_factory=list)
     """Files that nobody vouches for."""
 
-    def look(self, kind: str, path: Path, check: Callable[[], object], *, remedy: str) -> bool:
-        """Run a check, which raises ValueError or OSError for damage; returns whether all is well."""
+    def look(self, kind: str, path: Path, check: Callable[[], T], *, remedy: str) -> T | None:
+        """Run a check, which raises ValueError or OSError for damage; returns what it read, None for damage."""
         try:
-            check()
+            read = check()
         except (ValueError, OSError, KeyError, TypeError) as error:
             # The place stands before it already.
             what = " ".join(str(error).replace(f"{path}: ", "").replace(f"{path} ", "").split())
             self.damages.append(Damage(path=path, what=what.split("; ")[0], remedy=remedy))
-            return False
+            return None
         self.whole[kind] = self.whole.get(kind, 0) + 1
-        return True
+        return read
 
 
 def verify(path: Path) -> Findings:
@@ -125,10 +127,10 @@ def _folder(folder: Path, found: Findings) -> None:
 def _check_stage(folder: Path, found: Findings) -> set[Path]:
     """The manifest of a stage and the export that it vouches for; returns the files that it names."""
     path, export = folder / MANIFEST_NAME, folder / EXPORT_NAME
-    if not found.look("manifest", path, lambda: read_manifest(folder), remedy="restore it, or train the stage again"):
-        return {path}
-    manifest = read_manifest(folder)
-    if manifest.exported:
+    manifest = found.look(
+        "manifest", path, lambda: read_manifest(folder), remedy="restore it, or train the stage again"
+    )
+    if manifest is not None and manifest.exported:
         parent = Parent(path=export, identity=manifest.identity, manifest=manifest)
         seals.forget(export)
         remedy = f"restore that file, or remove {folder} and train the stage again"
@@ -139,12 +141,9 @@ def _check_stage(folder: Path, found: Findings) -> set[Path]:
 def _check_sums(folder: Path, found: Findings) -> set[Path]:
     """A folder with SHA256SUMS, each file read anew; returns the files that it vouches for."""
     sums = folder / seals.SUMS
-    names: dict[str, str] = {}
-
-    def read() -> None:
-        names.update(seals.read_sums(sums))
-
-    if not found.look("list of digests", sums, read, remedy="restore it, or delete it when the change is meant"):
+    remedy = "restore it, or delete it when the change is meant"
+    names = found.look("list of digests", sums, lambda: seals.read_sums(sums), remedy=remedy)
+    if names is None:
         return {sums}
     seals.forget(folder)
     for name, sha256 in names.items():
@@ -168,7 +167,7 @@ def _file(path: Path, found: Findings, *, vouched: set[Path]) -> None:
     elif name.endswith(".clip"):
         found.look("cached clip", path, lambda: check_cached(path), remedy=_AGAIN)
     elif name.endswith(".safetensors") and _is_features(path):
-        if found.look("tower outputs", path, lambda: check_features(path), remedy=_AGAIN) and not check_features(path):
+        if found.look("tower outputs", path, lambda: check_features(path), remedy=_AGAIN) is False:
             found.unsealed.append(path)
     elif name == STARTED_NAME:
         found.look("record of a start", path, lambda: read_started(path.parent), remedy="remove it, it is written anew")

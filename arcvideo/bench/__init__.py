@@ -5,7 +5,6 @@ A reader is one file and one row of `BENCHES`; `package.module:reader` names a u
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
 from arcvideo.bench.item import Bench, BenchHole, BenchItem, Reader
@@ -22,6 +21,7 @@ from arcvideo.bench.readers.vcr_bench import VCR_BENCH
 from arcvideo.bench.readers.video_holmes import VIDEO_HOLMES
 from arcvideo.bench.readers.video_mme import VIDEO_MME
 from arcvideo.bench.readers.worldsense import WORLDSENSE
+from arcvideo.named import imported
 from arcvideo.structured import nearest
 
 BENCHES: dict[str, Reader] = {
@@ -54,16 +54,12 @@ def find_reader(name: str) -> Reader:
     """
     if name in BENCHES:
         return BENCHES[name]
-    module, separator, attribute = name.partition(":")
-    if not separator:
+    if ":" not in name:
         raise ValueError(
             f"bench={name}: no such benchmark{nearest(name, list(BENCHES))}; there are: {', '.join(BENCHES)}, "
             "or your own package.module:reader"
         )
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"bench={name}: cannot be imported: {error}") from error
+    found = imported(name, what=f"bench={name}:")
     if isinstance(found, Reader):
         return found
     if callable(found):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 from collections import Counter
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from arcvideo.bench.folder import media_file, table_rows
 from arcvideo.data.import_command import HELD_OUT, held_out_share, is_held_out
 from arcvideo.files import write_lines
+from arcvideo.seals import sha256_of
 from arcvideo.tasks import RecordError
 
 
@@ -67,8 +67,4 @@ def _identity(name: str, *, videos: Path | None) -> str:
         path = media_file(videos.expanduser(), name)
     except RecordError as error:
         raise ValueError(f"--videos {videos}: {error.detail}") from None
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+    return sha256_of(path)

@@ -29,11 +29,6 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    @property
-    def above_zero(self) -> bool:
-        """Whether the whole interval lies above zero."""
-        return self.low > 0
-
 
 def interval(
     scores: Sequence[float],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -10,6 +9,7 @@ from arcvideo.evaluation.answers import FULL, NO_SOUND, Answer
 from arcvideo.evaluation.bootstrap import Metric, interval
 from arcvideo.evaluation.predictions import Prediction
 from arcvideo.evaluation.settings import FORM, EvaluationSettings, metric_names
+from arcvideo.named import imported
 from arcvideo.structured import SettingsError
 from arcvideo.tasks import TASKS
 from arcvideo.tasks.answers import split_answer
@@ -120,11 +120,10 @@ def measured(metric: str) -> tuple[Task | None, Measure]:
 
 def _own(name: str) -> Measure:
     """Return the figure of `package.module:function`: a `Measure`, or a function (text, truth) -> number or None."""
-    module, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise SettingsError(f"evaluation.metrics has {name!r}, which cannot be imported: {error}") from None
+        found = imported(name, what=f"evaluation.metrics: {name!r}")
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
     if isinstance(found, Measure):
         return found
     if not callable(found):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from arcvideo.lineage.identity import config_diff
+from arcvideo.lineage.started import newest_checkpoint, read_started
 from arcvideo.seals import digest_of
 
 _FIXED = {
@@ -49,10 +50,10 @@ def continued_from(place: str | Path) -> Continued:
     folder = Path(place)
     if not folder.name.startswith("step-"):
         inside = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-        found = [path.parent for path in inside.glob("step-*/manifest.json") if path.parent.name[5:].isdigit()]
-        if not found:
+        newest = newest_checkpoint(inside)
+        if newest is None:
             raise ValueError(f"continue_from={place}: no checkpoint there; name a folder step-N, or a stage's folder")
-        folder = max(found, key=lambda path: int(path.name[5:]))
+        folder = newest
     try:
         content = json.loads((folder / "manifest.json").read_bytes())
         seal = content.pop("seal")
@@ -93,7 +94,11 @@ def continue_problems(
             f"runner.steps={steps} must be above {checkpoint.step}, the steps that continue_from has behind it: "
             "they are counted on"
         )
-    began = _began(theirs)
+    try:
+        began = read_started(theirs)
+    except ValueError as error:
+        yield f"continue_from={checkpoint.path}: {error}"
+        return
     if began is None:
         yield f"continue_from={checkpoint.path}: {theirs} has no started.json that says what was trained there"
         return
@@ -106,11 +111,3 @@ def continue_problems(
             f"continue_from={checkpoint.path} started from other weights ({began['parent'][:8]}, now {parent[:8]}): "
             "what is frozen comes from there; give parent=DIR with the same weights"
         )
-
-
-def _began(folder: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads((folder / "started.json").read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) and {"config", "parent"} <= found.keys() else None
-    except (OSError, ValueError):
-        return None

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arcvideo.files import write_whole
 from arcvideo.hidden import recorded
 from arcvideo.lineage.code import code_diff, evaluation_code, training_code
 from arcvideo.lineage.continued import continued_seal
 from arcvideo.lineage.identity import config_diff, diff_text, evaluation_digest, identity, relevant
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, finished
+from arcvideo.lineage.started import newest_checkpoint, read_started, record_start
 from arcvideo.media.settings import ShardCacheSettings
 from arcvideo.objectives import objective_row
 from arcvideo.planning.mixture import content_digest
 from arcvideo.seals import Damaged, check_sizes, digest_of
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import open_index
-
-STARTED_NAME = "started.json"
-"""What a stage set out to do, written before its first step: so that a stopped run, too, can say what has changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +96,10 @@ def state_of(folder: Path, *, asked: Wanted) -> State:
         return State(word="stale", reasons=(str(error),))
     if manifest is not None:
         return _finished(folder, manifest=manifest, asked=asked)
-    step = _newest_checkpoint(folder / "checkpoints")
-    if step is None:
+    newest = newest_checkpoint(folder / "checkpoints")
+    if newest is None:
         return State(word="new")
+    step = int(newest.name[5:])
     try:
         began = read_started(folder)
     except ValueError as error:  # the checkpoint has its own word on what it belongs to
@@ -161,11 +158,9 @@ def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def write_started(folder: Path, *, asked: Wanted) -> None:
-    """Write started.json of a stage that begins now."""
+    """Write started.json of a stage that begins now, so that a stopped run, too, can say what has changed."""
     content = {"config": recorded(asked.config), "data": asked.data, "parent": asked.parent, "code": asked.code}
-    content |= {"continued": {"seal": asked.continued}}
-    content |= {"seal": digest_of(content)}
-    write_whole(folder / STARTED_NAME, json.dumps(content, indent=1, sort_keys=True) + "\n")
+    record_start(folder, content | {"continued": {"seal": asked.continued}})
 
 
 def _data_digest(data: Mapping[str, Any]) -> str | None:
@@ -182,28 +177,3 @@ def _data_digest(data: Mapping[str, Any]) -> str | None:
             return None
         found.append((name, indexes))
     return content_digest(found)
-
-
-def _newest_checkpoint(folder: Path) -> int | None:
-    steps = [int(path.parent.name.removeprefix("step-")) for path in folder.glob("step-*/manifest.json")
-             if path.parent.name.removeprefix("step-").isdigit()]  # fmt: skip
-    return max(steps, default=None)
-
-
-def read_started(folder: Path) -> dict[str, Any] | None:
-    """Return what `write_started` wrote; None when it is not there.
-
-    Raises:
-        ValueError: it is not what was written.
-    """
-    path = folder / STARTED_NAME
-    try:
-        content = json.loads(path.read_bytes())
-        whole = content.pop("seal") == digest_of(content)
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise ValueError(f"{path}: was changed since it was written; delete it, the next run writes it anew")
-    return dict(content)

@@ -16,7 +16,6 @@ import torch
 from arcvideo.decoding.pool import MediaPool
 from arcvideo.evaluation.answers import FULL
 from arcvideo.lineage.code import evaluation_code
-from arcvideo.lineage.identity import digest_of
 from arcvideo.lineage.lock import alone_in
 from arcvideo.measuring.arms import OtherSounds, arm_clip
 from arcvideo.measuring.clock import prove_times
@@ -36,6 +35,7 @@ from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.media import overlay
 from arcvideo.processes.ranks import World, barrier, join
 from arcvideo.progress import watched
+from arcvideo.seals import digest_of
 
 Left = list[tuple[Material, Mapping[str, tuple[str, ...]]]]
 """Clips with the arms in which each of their questions is left to ask."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import Any
 
-from arcvideo.named import brought, path_of
+from arcvideo.named import brought, imported, path_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +72,4 @@ def load_objective(name: str) -> Any:
     Raises:
         ValueError: the name is unknown, or its module cannot be imported or has no such class.
     """
-    module, _, attribute = objective_row(name).loss.partition(":")
-    try:
-        return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"stage.objective={name} cannot be imported: {error}") from error
+    return imported(objective_row(name).loss, what=f"stage.objective={name}")

@@ -28,6 +28,7 @@ from arcvideo.model.attention import FlexPlan
 from arcvideo.model.plans import kernel_of
 from arcvideo.preflight.made import batch_of, drop_gradients, model_of, objective_of
 from arcvideo.preflight.row import Row, fullest_row
+from arcvideo.processes.terminal import speak_plainly
 from arcvideo.types import model_inputs
 
 META = torch.device("meta")
@@ -226,4 +227,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    speak_plainly()
     main()

@@ -146,11 +146,6 @@ def frozen_hashes(model: nn.Module, *, frozen: Iterable[str]) -> dict[str, str]:
     return {module: tensor_digest(sorted(group, key=lambda item: item[0])) for module, group in sorted(groups.items())}
 
 
-def changed_modules(before: dict[str, str], after: dict[str, str]) -> list[str]:
-    """Names of frozen modules whose hash is not what it was."""
-    return sorted(module for module in before.keys() | after.keys() if before.get(module) != after.get(module))
-
-
 class HiddenModules:
     """Takes wholly frozen modules out of the module tree while leaving them callable.
 

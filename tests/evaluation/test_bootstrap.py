@@ -34,7 +34,7 @@ def test_paired_difference_sees_what_unpaired_intervals_hide() -> None:
     assert low > 0
     assert high < 0.03
     assert interval(list(before + 0.02)).low < interval(list(before)).high
-    assert not paired_difference(list(before), list(before)).above_zero
+    assert paired_difference(list(before), list(before)).low == 0
 
 
 def test_paired_difference_refuses_different_items() -> None:

@@ -22,7 +22,8 @@ from arcvideo.decoding.probe import probe
 from arcvideo.feed.quarantine import Quarantine
 from arcvideo.files import json_line, read_lines
 from arcvideo.lineage.manifest import MANIFEST_NAME, read_manifest
-from arcvideo.lineage.state import STARTED_NAME, Wanted, state_of
+from arcvideo.lineage.started import STARTED_NAME
+from arcvideo.lineage.state import Wanted, state_of
 from arcvideo.media.errors import MediaError
 from arcvideo.media.settings import MediaLimits
 from arcvideo.planning.settings import QuarantineSettings

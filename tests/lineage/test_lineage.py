@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.lineage.identity import config_diff, diff_text, digest_of, folder_digest, identity, relevant
+from arcvideo.lineage.identity import config_diff, diff_text, folder_digest, identity, relevant
 from arcvideo.lineage.manifest import FORMAT, Manifest, finished, read_manifest, write_manifest
 from arcvideo.lineage.parents import resolve_parent
-from arcvideo.seals import seal_folder
+from arcvideo.seals import digest_of, seal_folder
 
 CONFIG = {"stage": {"name": "sft"}, "optimizer": {"lr": 1e-4}, "runner": {"steps": 5, "log_every": 1}, "run_dir": "a"}
 
