@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from arcvideo.report.page import write_page
+from arcvideo.shards.index import ensure_indexes
 
 COLOURS = 64
 WIDEST = 1366
@@ -38,7 +39,13 @@ def made_by_commands(shard: Path, *, scratch: Path) -> dict[str, Path]:
     """Return name -> picture of a clip, and of what a shard holds."""
     clip, lengths = scratch / "clip.png", scratch / "lengths.png"
     shards = [sys.executable, "-m", "arcvideo.data.shards"]
-    for command in (["inspect", str(shard), "--image", str(clip)], ["stats", str(shard), "--plot", str(lengths)]):
+    (index,) = ensure_indexes([shard], progress=False)
+    seen = index.clips["duration"] * (index.clips["sound_samples"] > 0)  # the first of the longest that are heard, too
+    key = index.key(int(seen.argmax()))
+    for command in (
+        ["inspect", str(shard), "--key", key, "--image", str(clip)],
+        ["stats", str(shard), "--plot", str(lengths)],
+    ):
         subprocess.run([*shards, *command], check=True, stdout=subprocess.DEVNULL)
     return {path.name: path for path in (clip, lengths)}
 
