@@ -357,7 +357,8 @@ def _feed(source: Source, *, engine: Engine, room: _Room) -> tuple[BatchSource, 
 
         shared = {"settings": config.objective_settings, "seed": config.runner.seed, "features": room.features}
         log = room.folder / "rollouts.jsonl" if room.world.first else None
-        rollouts = RolloutSource(source, engine=engine, tokenizer=room.tokenizer, log=log, **shared)
+        own = config.objective.own_forward
+        rollouts = RolloutSource(source, engine=engine, tokenizer=room.tokenizer, log=log, own_forward=own, **shared)
         return rollouts, rollouts
     if config.keeps_reference:
         from arcvideo.rollout.preferences import ReferenceSource

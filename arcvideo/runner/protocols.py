@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -37,6 +37,15 @@ class Objective(Protocol):
 
     def __call__(self, logits: Tensor, batch: Batch) -> Loss:
         """Summed loss of one micro-batch; logits are (T, V)."""
+        ...
+
+
+@runtime_checkable
+class Judging(Protocol):
+    """An objective that looks at what all ranks summed before the weights move."""
+
+    def judge(self, pairs: Sequence[Mapping[str, Sequence[float]]]) -> Mapping[str, float]:
+        """Return further metrics of the step, or raise ValueError; of each rank, metric -> [sum, count]."""
         ...
 
 
