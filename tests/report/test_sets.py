@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -61,8 +60,8 @@ def test_answers_to_different_questions_of_one_key_stand_apart() -> None:
         return StageRecord(name=name, started={"config": config}, predictions=[row | MARK])
 
     (same,) = held_out_examples([stage("sft", ASKED, here), stage("grpo", ASKED, here)])
-    assert [answer.label for answer in same.questions[0].answers] == ["sft", "grpo"]
+    assert [answer.label for answer in same.questions[0].answers] == ["sft, grpo"]  # both said the same
     (moved,) = held_out_examples([stage("sft", OTHER, there), stage("grpo", ASKED, here)])
     assert [answer.label for answer in moved.questions[0].answers] == ["grpo"]
     (edited,) = held_out_examples([stage("sft", OTHER, here), stage("grpo", ASKED, here)])
-    assert [json.dumps(one.truth) for one in edited.questions] == ['"C"']
+    assert [answer.label for answer in edited.questions[0].answers] == ["sft"]
