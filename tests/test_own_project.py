@@ -55,8 +55,8 @@ def test_its_stage_and_names_are_known_once_it_is_installed(installed: Path, tmp
         cwd=tmp_path,
     )
     assert other.returncode == 0, other.stderr
-    measured = train("stage=counting", "evaluation.metrics=[counting_accuracy,brief]", "--cfg", "job",
-                     installed=installed, cwd=tmp_path)  # fmt: skip
+    words = ("evaluation.metrics=[counting_accuracy,brief]", "evaluation.optimize=brief")
+    measured = train("stage=counting", *words, "--cfg", "job", installed=installed, cwd=tmp_path)
     assert measured.returncode == 0, measured.stderr
     typo = train("stage=counting", "logger.callbacks=[dairy]", installed=installed, cwd=tmp_path)
     assert "logger.callbacks: 'dairy'" in typo.stderr
@@ -95,7 +95,7 @@ def test_its_task_reward_sampler_and_logger_train_a_stage(
         "stage=counting", *words, f"data_dir={tmp_path}/data", f"run_dir={tmp_path}/runs", "runner.steps=2",
         "grpo.num_prompts=2", "grpo.num_generations=2", "grpo.max_completion_length=4", "runner.liveness_scan=1",
         "grpo.require_reward_spread=false", f"evaluation.shards={tmp_path}/data/*.tar", "runner.save_every=0",
-        "evaluation.metrics=[counting_accuracy,brief]",
+        "evaluation.metrics=[counting_accuracy,brief]", "evaluation.optimize=brief",
         installed=installed, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
