@@ -127,13 +127,12 @@ def _decoding_problems(index: ShardIndex) -> Iterator[Problem]:
 
 def _examined(index: ShardIndex, *, read: Callable[..., Clip]) -> Iterator[Problem]:
     for row in watched(range(len(index.clips)), what=index.shard.name, total=len(index.clips), unit="clip"):
-        if not index.clips[row]["media_size"]:
-            continue
         try:
-            data, sound = index.media_bytes(row)
-            if media_digest(data, sidecar_audio=sound) != bytes(index.clips[row]["digest"]):
-                raise MediaError("corrupt", "the bytes are not those that were indexed")
-            read(data, name=index.key(row), sidecar_audio=sound)
+            for part, medium in enumerate(index.media(row)):
+                data, sound = index.media_bytes(row, part=part)
+                if media_digest(data, sidecar_audio=sound) != bytes(medium["digest"]):
+                    raise MediaError("corrupt", "the bytes are not those that were indexed")
+                read(data, name=index.key(row), sidecar_audio=sound)
         except (MediaError, OSError) as error:
             reason = getattr(error, "reason", "unreadable")
             yield Problem(key=index.key(row), stage="media", reason=reason, detail=str(error))
