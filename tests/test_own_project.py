@@ -95,7 +95,7 @@ def test_its_task_reward_sampler_and_logger_train_a_stage(
         "stage=counting", *words, f"data_dir={tmp_path}/data", f"run_dir={tmp_path}/runs", "runner.steps=2",
         "grpo.num_prompts=2", "grpo.num_generations=2", "grpo.max_completion_length=4", "runner.liveness_scan=1",
         "grpo.require_reward_spread=false", f"evaluation.shards={tmp_path}/data/*.tar", "runner.save_every=0",
-        "evaluation.metrics=[counting_accuracy,brief]", "evaluation.optimize=brief",
+        "evaluation.metrics=[counting_accuracy,brief]", "evaluation.optimize=brief", "data.overlap=allow",
         installed=installed, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
