@@ -22,7 +22,7 @@ from typing import Any
 
 from arcvideo.structured import nearest
 
-KINDS = ("rewards", "tasks", "samplers", "objectives", "loggers", "benchmarks", "conf")
+KINDS = ("rewards", "tasks", "samplers", "objectives", "loggers", "callbacks", "metrics", "benchmarks", "conf")
 """What a package can bring, each under `arcvideo.KIND`; `conf` is a package of YAML files laid out like conf/."""
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 

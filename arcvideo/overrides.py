@@ -210,7 +210,7 @@ def _word_problems(argument: str, *, arguments: Sequence[str], among: Sequence[P
             if choice and unknown and "(" not in value:
                 yield f"{key}={choice}: no such option{nearest(choice, known)}; there are: {', '.join(known)}"
     elif kind is None:
-        yield f"{key}: no such setting{former(key) or nearest(key, list(setting_keys()))}; `--help` shows all"
+        yield f"{key}: no such setting{former(key) or _near(key)}; `--help` shows all"
     elif former(key) and not value.startswith("{"):
         yield f"{key}={value}: no such option{former(key)}"
 
@@ -367,6 +367,17 @@ def setting_type(key: str, kind: Any = RunConfig) -> Any:
         elif kind is not Any:
             return None
     return kind
+
+
+def _near(key: str) -> str:
+    """Return a question after the setting that may be meant: among those beside it, then among all."""
+    above, _, name = key.rpartition(".")
+    beside = setting_type(above) if above else None
+    if dataclasses.is_dataclass(beside):
+        fields = [entry.name for entry in dataclasses.fields(beside)]
+        if meant := [f"{above}.{one}" for one in fields if nearest(name, [one])]:
+            return nearest(key, meant)
+    return nearest(key, list(setting_keys()))
 
 
 def setting_keys(kind: Any = RunConfig, *, prefix: str = "") -> Iterator[str]:

@@ -6,21 +6,18 @@ site makes its page of settings from this.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
 import json
-import textwrap
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from arcvideo.config import RunConfig
 from arcvideo.places import CONF_DIR
 from arcvideo.processes.terminal import speak_plainly
 from arcvideo.recipe import Recipe
+from arcvideo.structured import documented
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,20 +62,6 @@ def sections(kind: Any = RunConfig, *, prefix: str = "") -> Iterator[Section]:
     yield Section(key=prefix.rstrip("."), about=about, settings=rows)
     for hint, deeper in inner:
         yield from sections(hint, prefix=deeper)
-
-
-@cache
-def documented(kind: Any) -> dict[str, str]:
-    """Field -> the string under it in the source of a dataclass."""
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(body, ast.ClassDef)
-    found = {}
-    for entry, below in zip(body.body, body.body[1:], strict=False):
-        if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
-            text = below.value if isinstance(below, ast.Expr) else None
-            if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                found[entry.target.id] = " ".join(text.value.split())
-    return found
 
 
 def markdown() -> str:

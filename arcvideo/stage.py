@@ -51,6 +51,7 @@ from arcvideo.runner.trainable import (
 )
 from arcvideo.runner.zero import loading_dtype
 from arcvideo.seals import seal_folder, write_sums
+from arcvideo.tracking.callbacks import Callbacks
 from arcvideo.tracking.metrics import Artifact, record_lineage
 from arcvideo.types import Counts
 
@@ -77,6 +78,7 @@ class _Setup:
     asked: Wanted
     trained: list[str]
     adapters: Adapters | None
+    callbacks: Callbacks | None = None
 
 
 def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
@@ -101,13 +103,9 @@ def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
     if world.first:
         print(table_text(trainable_table(model, lrs=lrs)), flush=True)
     room = _Room(
-        config=config,
-        world=world,
-        parent=parent,
-        tokenizer=load_tokenizer(parent.path),
-        features=_features(model, config=config),
-        folder=folder,
-    )
+        config=config, world=world, parent=parent, tokenizer=load_tokenizer(parent.path),
+        features=_features(model, config=config), folder=folder,
+    )  # fmt: skip
     load_objective(config.stage.objective)  # a class that is not there is told before the data are opened
     source = _source(config.data, room=room, supervised=not config.objective.sampled, pairs=config.objective.paired)
     if world.first and config.data.overlap == "refuse":
@@ -130,7 +128,7 @@ def rehearse(config: RunConfig, *, parent: Parent, until: int) -> None:
     ready.source.close()
 
 
-def run_stage(config: RunConfig, *, parent: Parent) -> None:
+def run_stage(config: RunConfig, *, parent: Parent, callbacks: Callbacks | None = None) -> None:
     """Train, evaluate, export and prove one stage.
 
     Raises:
@@ -138,7 +136,7 @@ def run_stage(config: RunConfig, *, parent: Parent) -> None:
         Preempted: a signal asked to stop; a checkpoint is written (exit status 85).
     """
     began = time.monotonic()
-    ready = _setup(config, parent=parent)
+    ready = replace(_setup(config, parent=parent), callbacks=callbacks)
     room, source, asked, adapters = ready.room, ready.source, ready.asked, ready.adapters
     world, folder = room.world, room.folder
     still = [name for name in MODULES if name not in ready.trained]
@@ -340,6 +338,7 @@ def _train(ready: _Setup, *, until: int | None = None) -> tuple[ArcVideoForCondi
         config=recorded_settings(config),
         forward_extra={"features": room.features},
         continue_from=continued_from(config.continue_from).path if config.continue_from else None,
+        callbacks=ready.callbacks,
     ).run(until=until)
     whole = engine.close(everywhere=bool(config.evaluation.shards))
     assert isinstance(whole, ArcVideoForConditionalGeneration)

@@ -5,12 +5,16 @@ OmegaConf's own structured configurations make frozen dataclasses read-only befo
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
+import inspect
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 Kind = TypeVar("Kind")
@@ -79,14 +83,32 @@ def from_words(kind: type[Kind], words: Sequence[str], *, example: str) -> Kind:
 
 
 def words_help(kind: type) -> str:
-    """One line for each setting with its default."""
-    lines = []
+    """Return each setting with its default and what it means, for a terminal of 80 columns or more."""
+    meanings, lines = documented(kind), []
     for field in dataclasses.fields(kind):
         default = field.default_factory() if callable(field.default_factory) else field.default
         shown = ",".join(map(str, default)) if isinstance(default, list) else default
         unset = default is dataclasses.MISSING or shown in ("", {})
-        lines.append(f"  {field.name + '=':18}{'' if unset else shown}".rstrip())
+        head = f"  {field.name + '=':20}{'' if unset else shown}".rstrip()
+        said = textwrap.wrap(
+            meanings.get(field.name, ""), width=76, initial_indent="      ", subsequent_indent="      "
+        )
+        lines += [head, *said]
     return "\n".join(lines)
+
+
+@cache
+def documented(kind: Any) -> dict[str, str]:
+    """Field -> the string under it in the source of a dataclass."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for entry, below in zip(body.body, body.body[1:], strict=False):
+        if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
+            text = below.value if isinstance(below, ast.Expr) else None
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                found[entry.target.id] = " ".join(text.value.split())
+    return found
 
 
 def _typed(value: str, kind: Any) -> Any:

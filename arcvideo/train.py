@@ -35,12 +35,13 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 
 from arcvideo.compose import shown_text, stage_config
-from arcvideo.config import ConfigError, RunConfig, plain_dict, typed
+from arcvideo.config import ConfigError, RunConfig, plain_dict, recorded_settings, typed
 from arcvideo.ending import Ended, told
 from arcvideo.hidden import hidden, plain
 from arcvideo.lineage.continued import continue_problems, continued_from
 from arcvideo.lineage.lock import agreed, alone_in, launch
 from arcvideo.lineage.manifest import finished, read_manifest
+from arcvideo.lineage.measured import keep_measurement
 from arcvideo.lineage.parents import Parent, resolve_parent
 from arcvideo.lineage.state import State, state_of, wanted
 from arcvideo.overrides import (
@@ -183,22 +184,37 @@ def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float
     if not launch()[0]:
         doing = "is measured again" if word == "unmeasured" else "continues" if word == "interrupted" else "starts"
         print(f"{config.stage_dir}: {doing}; loading torch, weights and data", flush=True)
-    from arcvideo.stage import measure_stage, run_stage
-
     if word != "unmeasured":
         _record(config.stage_dir)
-    work = measure_stage if word == "unmeasured" else run_stage
     try:
-        work(config, parent=parent)
+        _work(config, parent=parent, word=word)
     except (ValueError, OSError, SafetensorError) as error:
         # One line is for whoever set something wrong; where it came from is for whoever looks closer.
         raise ValueError(f"{told(error, folder=config.stage_dir)}{_traced(config.stage_dir)}") from error
     done = finished(config.stage_dir)
     if done is not None and not launch()[0]:
-        print(
-            closing_text(config.stage_dir, steps=done.steps, seconds=done.seconds, identity=done.identity), flush=True
-        )
+        said = closing_text(config.stage_dir, steps=done.steps, seconds=done.seconds, identity=done.identity)
+        print(said, flush=True)
     return done.value(config.evaluation.optimize) if done else None
+
+
+def _work(config: RunConfig, *, parent: Parent, word: str) -> None:
+    """Train or measure the stage; callbacks hear of it on the first rank."""
+    from arcvideo.stage import measure_stage, run_stage
+    from arcvideo.tracking.callbacks import calling
+
+    first = launch()[0] == 0
+    names = config.logger.callbacks if first else []
+    with calling(names, folder=config.stage_dir, config=recorded_settings(config)) as callbacks:
+        if word == "unmeasured":
+            if first and (kept := keep_measurement(config.stage_dir)) is not None:
+                print(f"{config.stage_dir}: what was measured before is kept in {kept}", flush=True)
+            measure_stage(config, parent=parent)
+        else:
+            run_stage(config, parent=parent, callbacks=callbacks)
+        done = finished(config.stage_dir) if first else None
+        if done is not None and done.evaluated:
+            callbacks.evaluation(done.evaluated, step=done.steps)
 
 
 def _record(folder: Path) -> None:

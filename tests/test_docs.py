@@ -28,6 +28,7 @@ from arcvideo.recipe import load_recipe, planned_stages
 from arcvideo.sampling.settings import SampleSettings
 from arcvideo.structured import from_words
 from arcvideo.sweep import first_words
+from tests.report.browser import CHROMIUM, show
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -213,6 +214,16 @@ class Outside(HTMLParser):
             self.found.append(loaded)
 
 
+def _searched(folder: Path) -> None:
+    """Search in a browser that has the site's files and nothing else."""
+    assert (folder / "site" / "search" / "search_index.js").exists()
+    if CHROMIUM is None:
+        return
+    start = folder / "site" / "index.html"
+    found = show(start, scratch=folder, query="q=max_logprob_gap", patience_ms=20_000).dom
+    assert re.search(r'<a href="[^"]*settings\.html#grpo" class="md-search-result__link"', found)
+
+
 @pytest.mark.slow
 def test_the_site_builds_with_whole_links_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     pytest.importorskip("material", reason="the extra `docs` is not installed")
@@ -225,6 +236,7 @@ def test_the_site_builds_with_whole_links_and_loads_nothing_from_elsewhere(tmp_p
         outside = Outside()
         outside.feed(page.read_text(encoding="utf-8"))
         assert outside.found == [], page
+    _searched(tmp_path)
     assert "grpo.max_logprob_gap" in (tmp_path / "site" / "settings.html").read_text()
     assert "arcvideo.compose" in (tmp_path / "site" / "api.html").read_text()
     shutil.rmtree(tmp_path / "site")

@@ -175,3 +175,8 @@ def test_every_setting_is_shown_with_its_default_and_nothing_unresolved() -> Non
     assert shown.base == "runs/arc_hunyuan_7b/base"
     part = shown_text(["stage=sft"], kind="hydra", package="hydra.run")
     assert "dir: runs/tiny_shorts/sft/hydra" in part
+
+
+def test_a_misspelt_setting_is_looked_for_beside_its_neighbours() -> None:
+    (problem,) = override_problems(["stage=sft", "data.sources.mine.shard=x"])
+    assert "(did you mean 'data.sources.mine.shards'?)" in problem

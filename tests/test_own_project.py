@@ -55,6 +55,29 @@ def test_its_stage_and_names_are_known_once_it_is_installed(installed: Path, tmp
         cwd=tmp_path,
     )
     assert other.returncode == 0, other.stderr
+    words = ("evaluation.metrics=[counting_accuracy,brief]", "evaluation.optimize=brief")
+    measured = train("stage=counting", *words, "--cfg", "job", installed=installed, cwd=tmp_path)
+    assert measured.returncode == 0, measured.stderr
+    typo = train("stage=counting", "logger.callbacks=[dairy]", installed=installed, cwd=tmp_path)
+    assert "logger.callbacks: 'dairy'" in typo.stderr
+    assert "did you mean 'diary'" in typo.stderr
+
+
+def test_its_benchmark_is_read_by_name(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(build.mp4(1.0, shade=1))
+    rows = [{"name": "a", "file": "clip.mp4", "question": "How many?", "count": 3},
+            {"name": "b", "file": "gone.mp4", "question": "How many?", "count": 3}]  # fmt: skip
+    (tmp_path / "counts.json").write_text(json.dumps(rows))
+    code = (
+        "from pathlib import Path; from arcvideo.bench import read_bench; found = read_bench('counts', Path('.'));"
+        "print(found.name, [one.fields['count'] for one in found.items], [one.id for one in found.holes])"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(installed)))}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "counts [3] ['b']", done.stderr
+    wrong = code.replace("'counts'", "'count'")
+    done = subprocess.run([sys.executable, "-c", wrong], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert "bench=count: no such benchmark (did you mean 'counts'" in done.stderr
 
 
 @pytest.mark.slow
@@ -71,13 +94,17 @@ def test_its_task_reward_sampler_and_logger_train_a_stage(
     done = train(
         "stage=counting", *words, f"data_dir={tmp_path}/data", f"run_dir={tmp_path}/runs", "runner.steps=2",
         "grpo.num_prompts=2", "grpo.num_generations=2", "grpo.max_completion_length=4", "runner.liveness_scan=1",
-        "grpo.require_reward_spread=false", "evaluation.shards=''", "runner.save_every=0",
+        "grpo.require_reward_spread=false", f"evaluation.shards={tmp_path}/data/*.tar", "runner.save_every=0",
+        "evaluation.metrics=[counting_accuracy,brief]", "evaluation.optimize=brief", "data.overlap=allow",
         installed=installed, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     stage = tmp_path / "runs" / "counting"
     assert done.stdout.count("noted sampler: 4 completions") == 2
     assert [line.split(",")[0] for line in (stage / "losses.csv").read_text().splitlines()] == ["0", "1", "end"]
+    assert (stage / "diary.txt").read_text().splitlines() == [
+        "begin counting", "step 0", "step 1", "checkpoint 2 step-2", "evaluation 2 brief counting_accuracy", "end 0",
+    ]  # fmt: skip
     row = json.loads((stage / "metrics.jsonl").read_text().splitlines()[0])
     assert {"train/rewards/counting_accuracy/mean", "train/rewards/counts_nearly/mean"} <= row.keys()
     code = json.loads((stage / "manifest.json").read_text())["code"]

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from arcvideo.overrides import setting_keys
 from arcvideo.recipe import Recipe
-from arcvideo.reference import documented, markdown, sections
+from arcvideo.reference import markdown, sections
+from arcvideo.structured import documented
 
 
 def test_every_setting_is_there_with_its_meaning() -> None:

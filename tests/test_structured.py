@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from arcvideo.structured import SettingsError, filled, nearest
+from arcvideo.ask import AskSettings
+from arcvideo.structured import SettingsError, filled, nearest, words_help
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,3 +110,11 @@ def test_null_is_taken_only_where_the_type_allows_it() -> None:
 def test_only_a_close_word_is_suggested() -> None:
     assert nearest("stepz", ["steps", "seed"]) == " (did you mean 'steps'?)"
     assert nearest("banana", ["steps", "seed"]) == ""
+
+
+def test_the_help_of_a_command_says_what_each_word_means() -> None:
+    said = words_help(AskSettings).splitlines()
+    assert "  task=               qa" in said
+    place = said.index("  audio=")
+    assert said[place + 1] == "      A second file, whose sound replaces the first one's."
+    assert max(map(len, said)) <= 80

@@ -1,6 +1,6 @@
 """Readers of public benchmarks: from the folder that a benchmark is downloaded to, to questions about clips.
 
-A reader is one file and one row of `BENCHES`; `package.module:reader` names a user's own.
+A reader is one file and one row of `BENCHES`; an entry point or `package.module:reader` names a user's own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from arcvideo.bench.readers.vcr_bench import VCR_BENCH
 from arcvideo.bench.readers.video_holmes import VIDEO_HOLMES
 from arcvideo.bench.readers.video_mme import VIDEO_MME
 from arcvideo.bench.readers.worldsense import WORLDSENSE
-from arcvideo.named import imported
+from arcvideo.named import brought, imported, path_of
 from arcvideo.structured import nearest
 
 BENCHES: dict[str, Reader] = {
@@ -45,7 +45,7 @@ __all__ = ["BENCHES", "Bench", "BenchHole", "BenchItem", "Reader", "find_reader"
 
 
 def find_reader(name: str) -> Reader:
-    """Return the reader of that name, or the user's own behind `package.module:reader`.
+    """Return the reader of that name: ours, an entry point `arcvideo.benchmarks`, or `package.module:reader`.
 
     A user's own is a `Reader`, or a function of a folder and options that returns a `Bench`.
 
@@ -54,12 +54,14 @@ def find_reader(name: str) -> Reader:
     """
     if name in BENCHES:
         return BENCHES[name]
-    if ":" not in name:
+    path = path_of(name, kind="benchmarks")
+    if not path:
+        known = [*BENCHES, *brought("benchmarks")]
         raise ValueError(
-            f"bench={name}: no such benchmark{nearest(name, list(BENCHES))}; there are: {', '.join(BENCHES)}, "
+            f"bench={name}: no such benchmark{nearest(name, known)}; there are: {', '.join(known)}, "
             "or your own package.module:reader"
         )
-    found = imported(name, what=f"bench={name}:")
+    found = imported(path, what=f"bench={name}:")
     if isinstance(found, Reader):
         return found
     if callable(found):

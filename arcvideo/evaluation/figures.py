@@ -9,7 +9,7 @@ from arcvideo.evaluation.answers import FULL, NO_SOUND, Answer
 from arcvideo.evaluation.bootstrap import Metric, interval
 from arcvideo.evaluation.predictions import Prediction
 from arcvideo.evaluation.settings import FORM, EvaluationSettings, metric_names
-from arcvideo.named import imported
+from arcvideo.named import imported, path_of
 from arcvideo.structured import SettingsError
 from arcvideo.tasks import TASKS
 from arcvideo.tasks.answers import split_answer
@@ -112,16 +112,15 @@ def measured(metric: str) -> tuple[Task | None, Measure]:
     Raises:
         ValueError: a user's own that cannot be imported or called.
     """
-    if ":" in metric:
-        return None, _own(metric)
     found = ((task, measure) for task in TASKS.values() for measure in task.measures if measure.name == metric)
-    return next(found, (None, _FORM))
+    ours = next(found, None)
+    return ours or (None, _FORM if metric == FORM else _own(metric))
 
 
 def _own(name: str) -> Measure:
     """Return the figure of `package.module:function`: a `Measure`, or a function (text, truth) -> number or None."""
     try:
-        found = imported(name, what=f"evaluation.metrics: {name!r}")
+        found = imported(path_of(name, kind="metrics"), what=f"evaluation.metrics: {name!r}")
     except ValueError as error:
         raise SettingsError(str(error)) from None
     if isinstance(found, Measure):

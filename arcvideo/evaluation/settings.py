@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from arcvideo.named import brought, path_of
 from arcvideo.tasks import TASKS
 
 FORM = "format_valid"
@@ -27,8 +28,8 @@ class EvaluationSettings:
     shards: str = ""
     """Held-out tar files: a path with {000..011} braces or * globs; empty skips evaluation."""
     metrics: list[str] = field(default_factory=lambda: list(metric_names(on_request=False)))
-    """Which figures to report: those that tasks bring, or your own as `package.module:function` of an answer and its
-    truth; one without items in the shards is left out."""
+    """Which figures to report: those that tasks bring, or your own (entry points `arcvideo.metrics`, or
+    `package.module:function`) of an answer and its truth; one without items in the shards is left out."""
     items: int = 200
     """Items per metric, spread over the held-out set; 0 takes all."""
     style: str = "plain"
@@ -49,8 +50,8 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         """Check values; the message names the key and the remedy."""
         for name in self.metrics:
-            if name not in metric_names() and ":" not in name:
-                known = f"{', '.join(metric_names())}, or package.module:function"
+            if name not in metric_names() and not path_of(name, kind="metrics"):
+                known = f"{', '.join([*metric_names(), *brought('metrics')])}, or package.module:function"
                 raise ValueError(f"evaluation.metrics has {name!r}, which is unknown; use: {known}")
         if self.style not in ("plain", "think"):
             raise ValueError(f"evaluation.style={self.style!r} is unknown; use plain or think")

@@ -134,7 +134,9 @@ def _against(found: Interval, *, target: Target, stage: str, strict: bool) -> tu
 
 def _difference(metric: str, *, stage: str, minus: str, run_dir: Path) -> Interval:
     ours, theirs = (read_scores(run_dir / name / "predictions.jsonl", metric=metric) for name in (stage, minus))
-    if ours.keys() != theirs.keys():
+    # Clips of another set may have the same keys.
+    asked, wanted = ({key: (row.question, row.truth) for key, row in rows.items()} for rows in (ours, theirs))
+    if asked != wanted:
         raise ValueError(f"{metric}: {stage} and {minus} were measured on different items; evaluate them again")
     keys = sorted(ours)
     return paired_difference(

@@ -73,6 +73,11 @@ class Manifest:
     format: int = FORMAT
     """Version of this layout."""
 
+    @property
+    def evaluated(self) -> dict[str, float]:
+        """Metric -> value on held-out questions."""
+        return {key.removeprefix("eval/"): value for key, value in self.metrics.items() if key.startswith("eval/")}
+
     def value(self, name: str) -> float | None:
         """A metric by the name that `evaluation.optimize` takes: of the evaluation, or whole, like train/loss."""
         return self.metrics.get(name if "/" in name else f"eval/{name}")

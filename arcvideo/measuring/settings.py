@@ -7,6 +7,7 @@ from pathlib import Path
 
 from arcvideo.evaluation.answers import FULL, NO_SOUND
 from arcvideo.evaluation.settings import metric_names
+from arcvideo.named import brought, path_of
 from arcvideo.planning.settings import WORDINGS
 from arcvideo.structured import SettingsError
 
@@ -91,8 +92,9 @@ class EvaluateSettings:
             if arm not in ARMS:
                 raise SettingsError(f"arms has {arm!r}, which is unknown; use: {', '.join(ARMS)}, or all")
         for name in self.metrics:
-            if name not in metric_names() and ":" not in name:
-                raise SettingsError(f"metrics has {name!r}, which is unknown; use: {', '.join(metric_names())}")
+            if name not in metric_names() and not path_of(name, kind="metrics"):
+                known = ", ".join([*metric_names(), *brought("metrics")])
+                raise SettingsError(f"metrics has {name!r}, which is unknown; use: {known}, or package.module:function")
         if FULL not in self.arms:
             object.__setattr__(self, "arms", [FULL, *self.arms])  # what the others are compared with
         if self.style not in STYLES:

@@ -20,6 +20,7 @@ from arcvideo.report import facts
 from arcvideo.report.curves import curve
 from arcvideo.report.records import StageRecord, read_json, read_stage, stage_names
 from arcvideo.report.samples import held_out_examples, rollout_examples
+from arcvideo.report.sets import metric_rows, question_sets, told_sets
 
 PAGE = "report.html"
 CURVES = {
@@ -130,6 +131,8 @@ def _content(name: str, stages: Sequence[StageRecord], *, summary: Mapping[str, 
     costs = [facts.cost(stage) for stage in stages]
     measured = [stage for stage in stages if stage.evaluation]
     proven = [stage for stage in stages if stage.manifest]
+    sets = {stage.name: question_sets(stage.predictions) for stage in measured}
+    metrics = metric_rows({stage.name: stage.evaluation for stage in measured}, sets=sets)
     return {
         "name": name,
         "summary": summary,
@@ -138,7 +141,8 @@ def _content(name: str, stages: Sequence[StageRecord], *, summary: Mapping[str, 
         "slowest": max((cost.seconds for cost in costs), default=0.0) or 1.0,
         "rolled": any(stage.rollouts for stage in stages),
         "measured": measured,
-        "metrics": list(dict.fromkeys(metric for stage in measured for metric in stage.evaluation)),
+        "metrics": metrics,
+        "unequal": told_sets(metrics),
         "sources": [row for stage in stages for row in facts.sources(stage)],
         "lost": facts.lost(stages),
         "proven": proven,

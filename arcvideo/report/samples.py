@@ -5,6 +5,7 @@ They are chosen by what was asked, never by how well it was answered.
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -76,17 +77,24 @@ def held_out_examples(stages: Sequence[StageRecord]) -> list[Example]:
     """The clips about which most kinds of questions were asked, spread over the set, with every stage's answers."""
     asked: dict[str, dict[str, str]] = defaultdict(dict)
     given: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = defaultdict(list)
-    for stage in stages:
+    answered = [stage for stage in stages if stage.predictions]
+    if not answered:
+        return []
+    last = answered[-1]
+    shards = last.setting("evaluation", "shards")
+    for stage in answered:
+        if stage.setting("evaluation", "shards") != shards:
+            continue  # other clips, whose keys may be the same
         for row in stage.predictions:
             measure = _MEASURES.get(row["metric"])
             if measure is not None and not measure.control:  # other answers are shown by another metric already
-                asked[_record(row["key"])].setdefault(row["metric"], row["key"])
-                given[row["metric"], row["key"]].append((stage.name, row))
+                question = json.dumps([row["key"], row.get("question"), row.get("truth")])
+                asked[_record(row["key"])].setdefault(row["metric"], question)
+                given[row["metric"], question].append((stage.name, row))
     if not asked:
         return []
     most = max(len(kinds) for kinds in asked.values())
     full = sorted(key for key, kinds in asked.items() if len(kinds) == most)
-    last = next(stage for stage in reversed(stages) if stage.predictions)
     said = last.setting("evaluation", "samples")
     count = min(CLIPS if said is None else said, len(full))
     chosen = [full[place * len(full) // count] for place in range(count)]
@@ -98,7 +106,7 @@ def held_out_examples(stages: Sequence[StageRecord]) -> list[Example]:
         )
         for key in chosen
     ]
-    return _with_films(examples, shards=[last.setting("evaluation", "shards") or ""], stage=last)
+    return _with_films(examples, shards=[shards or ""], stage=last)
 
 
 def rollout_examples(stage: StageRecord) -> list[Example]:

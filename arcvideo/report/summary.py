@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from arcvideo.report.page import write_page
+from arcvideo.report.records import read_lines
+from arcvideo.report.sets import Cells, metric_rows, question_sets, told_sets
 
 SUMMARY = "summary.json"
 
@@ -35,6 +37,9 @@ def write_summary(
     manifests = {stage: json.loads((run_dir / stage / "manifest.json").read_text()) for stage in stages}
     summary = {
         "stages": evaluations(run_dir, stages=stages),
+        "sets": {
+            stage: question_sets(read_lines(run_dir / stage / "predictions.jsonl", unread=[])) for stage in stages
+        },
         "seconds": {**prepared, **{stage: round(manifest["seconds"], 1) for stage, manifest in manifests.items()}},
         "targets": [{**_set(asdict(v.target)), "met": v.met, "reason": v.reason} for v in verdicts],
         "differences": list(differences),
@@ -54,11 +59,13 @@ def evaluations(run_dir: Path, *, stages: Sequence[str]) -> dict[str, dict[str, 
 def print_summary(summary: Mapping[str, Any], *, page: Path) -> None:
     """The table of metrics by stage, the seconds, and each target with its verdict."""
     console = Console()
-    stages = summary["stages"]
-    table = _table(stages)
+    stages, sets = summary["stages"], summary.get("sets", {})
+    table = _table(stages, sets=sets)
     if table.row_count and console.measure(table, options=console.options.update(width=10_000)).maximum > console.width:
-        table = _long_table(stages)
+        table = _long_table(stages, sets=sets)
     console.print(table if table.row_count else "no stage was evaluated: evaluation.shards names held-out items")
+    if unequal := told_sets(metric_rows(stages, sets=sets)):
+        console.print(unequal)
     seconds = summary["seconds"]
     console.print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
     console.print(f"in all {sum(seconds.values()) / 60:.1f} minutes; page: {page}")
@@ -72,30 +79,28 @@ def print_summary(summary: Mapping[str, Any], *, page: Path) -> None:
         console.print(f"{mark} {target['stage']}: {target['metric']} {target['reason']}", highlight=False)
 
 
-def _table(stages: Mapping[str, Mapping[str, Any]]) -> Table:
+def _table(stages: Mapping[str, Cells], *, sets: Mapping[str, Mapping[str, str]]) -> Table:
     """Return a row a metric, a column a stage; nothing in it is cut or broken."""
     table = Table(title="held-out items after each stage (95 % interval)")
     table.add_column("metric", no_wrap=True, overflow="ignore")
     table.add_column("chance", justify="right", no_wrap=True)
     for stage in stages:
         table.add_column(stage, justify="right", no_wrap=True, overflow="ignore")
-    for metric in dict.fromkeys(name for metrics in stages.values() for name in metrics):
-        found = [metrics.get(metric) for metrics in stages.values()]
-        chance = next(cell["chance"] for cell in found if cell)
-        table.add_row(metric, f"{chance:.2f}", *(_cell(cell) for cell in found))
+    for row in metric_rows(stages, sets=sets):
+        chance = next(iter(row.cells.values()))["chance"]
+        table.add_row(row.title, f"{chance:.2f}", *(_cell(row.cells.get(stage)) for stage in stages))
     return table
 
 
-def _long_table(stages: Mapping[str, Mapping[str, Any]]) -> Table:
+def _long_table(stages: Mapping[str, Cells], *, sets: Mapping[str, Mapping[str, str]]) -> Table:
     """Return a row for each metric of each stage, for narrow terminals and logs."""
     table = Table(title="held-out items after each stage (95 % interval)")
     for name in ("metric", "stage", "value", "chance"):
         table.add_column(name, no_wrap=True, overflow="ignore")
-    for metric in dict.fromkeys(name for metrics in stages.values() for name in metrics):
-        rows = [(stage, metrics[metric]) for stage, metrics in stages.items() if metric in metrics]
-        for number, (stage, cell) in enumerate(rows):
+    for row in metric_rows(stages, sets=sets):
+        for number, (stage, cell) in enumerate(row.cells.items()):
             chance = f"{cell['chance']:.2f}"
-            table.add_row("" if number else metric, stage, _cell(cell), "" if number else chance)
+            table.add_row("" if number else row.title, stage, _cell(cell), "" if number else chance)
     return table
 
 

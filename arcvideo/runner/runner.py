@@ -26,6 +26,7 @@ from arcvideo.runner.schedule import lr_ratio
 from arcvideo.runner.settings import RunnerSettings, ScheduleSettings
 from arcvideo.saving.checkpoint import Checkpoint, CheckpointFolder
 from arcvideo.saving.randomness import random_state, restore_random_state, seed_all
+from arcvideo.tracking.callbacks import Callbacks
 from arcvideo.tracking.cost import (
     MemoryUse,
     accounting,
@@ -58,6 +59,7 @@ class Runner:
         config: Mapping[str, Any] | None = None,
         forward_extra: Mapping[str, Any] | None = None,
         continue_from: Path | None = None,
+        callbacks: Callbacks | None = None,
     ) -> None:
         """Prepare.
 
@@ -76,6 +78,7 @@ class Runner:
             config: resolved settings, shown by W&B.
             forward_extra: further arguments of every training forward, e.g. the model's feature cache.
             continue_from: a checkpoint of another run to begin with.
+            callbacks: hear steps and checkpoints; on the first rank.
         """
         self.engine, self.source, self.held, self.objective = engine, source, held, objective
         self.settings, self.schedule, self.train = settings, schedule, list(train)
@@ -92,6 +95,7 @@ class Runner:
         self._sizes = settings_of(engine.model)
         self._peak = device_peak(engine.device, tflops=settings.peak_tflops)
         self._extra, self.continue_from = dict(forward_extra or {}), continue_from
+        self.callbacks = callbacks or Callbacks()
         self._counts: Counts = {}
         self._skips = SkippedSteps(folder / "skipped.jsonl", budget=settings.skip_budget, writes=engine.world.first)
         self._report = LivenessReport()
@@ -200,6 +204,7 @@ class Runner:
             memory=self._memory.since_last(world=self.world),
         )
         self._log.record({"step": step} | values, rollouts=data.samples)
+        self._tell_saved()
         if outcome.applied:
             self._rule.accept(loss=loss, norm=outcome.grad_norm)
         else:
@@ -326,6 +331,11 @@ class Runner:
             self._saver.failures = 0
             self.save(done)
             self._saver.settle(say=self._log.say)
+        self._tell_saved()
+
+    def _tell_saved(self) -> None:
+        for step in self._saver.whole():
+            self.callbacks.checkpoint(self.checkpoints.root / f"step-{step}", step=step)
 
     def _resume(self) -> Checkpoint | None:
         found = first_checkpoint(
@@ -363,6 +373,7 @@ class Runner:
             name=self.name,
             config=self.config,
             wandb_id=found.state["wandb_id"] if found and found.identity == self.identity else None,
+            callbacks=self.callbacks,
         )
         if found:
             how = "resumed" if found.identity == self.identity else "goes on"

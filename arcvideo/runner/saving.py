@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -86,6 +87,7 @@ class Saver:
         self._give_up = threading.Event()
         self._error: str | None = None
         self._failed = 0
+        self._whole: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     @property
     def error(self) -> str | None:
@@ -127,11 +129,16 @@ class Saver:
     def _write(self, share: Share) -> None:
         try:
             self.folder.write(share, give_up=self._give_up)
+            self._whole.put(share.step)
         except OSError as error:
             self._error = str(error)
         except Exception as error:
             # Whatever it is, an error that ended here unseen would pass for a checkpoint.
             self._error = f"could not write checkpoint step-{share.step}: {type(error).__name__}: {error}"
+
+    def whole(self) -> list[int]:
+        """Return the steps of checkpoints that were written since this was asked last; whole on the first rank."""
+        return [self._whole.get() for _ in range(self._whole.qsize())]
 
     def settle(self, *, say: Callable[[str], None]) -> None:
         """Wait until nothing is being written; all ranks together.

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from arcvideo.tracking.callbacks import Callbacks
 from arcvideo.tracking.metrics import MetricsFile, TensorBoardMirror, WandbMirror, read_metrics
 from arcvideo.tracking.mirrors import close_all, open_mirrors
 from arcvideo.tracking.settings import LoggerSettings
@@ -28,6 +29,7 @@ class RunLog:
         name: str,
         config: Mapping[str, Any],
         wandb_id: str | None,
+        callbacks: Callbacks | None = None,
     ) -> None:
         """Open.
 
@@ -41,9 +43,11 @@ class RunLog:
             name: of the W&B run.
             config: resolved settings, shown by W&B.
             wandb_id: of the run to continue, None for a new one.
+            callbacks: hear every step.
         """
         self._first, self._steps, self._every = first, steps, every
         self._since: list[Mapping[str, Any]] = []
+        self.callbacks = callbacks or Callbacks()
         self._file = MetricsFile(folder / "metrics.jsonl", keep_below=start) if first else None
         quiet = dataclasses.replace(logger, wandb="disabled", tensorboard=False, mirrors=[])
         settings = logger if first else quiet
@@ -66,6 +70,7 @@ class RunLog:
         self._tensorboard.write(values)
         for mirror in self._mirrors:
             mirror.write(values)
+        self.callbacks.step(values)
         if "train/loss" in values:  # a step that was passed over has none
             self._since.append(values)
         done = values["step"] + 1

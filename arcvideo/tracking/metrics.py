@@ -212,9 +212,13 @@ def _record_lineage(made: Artifact, *, used: Sequence[Artifact], options: Mappin
     for item in used:
         artifact = _artifact(item, make=wandb.Artifact)
         if options["mode"] == "offline":
-            # `use_artifact` refuses to work offline; this is what it calls online, without waiting for a server. With
-            # no alias at all W&B would give it `latest`, which belongs to what was made last.
-            run._log_artifact(artifact, aliases=[item.identity[:12]], is_user_created=True, use_after_commit=True)
+            # `use_artifact` refuses to work offline, and `_log_artifact` behind it adds `latest`, which belongs to what
+            # was made last. This is the record that they write, with the aliases that it shall have.
+            artifact.finalize()
+            assert run._interface is not None
+            run._interface.publish_artifact(
+                run, artifact, [item.identity[:12]], is_user_created=True, use_after_commit=True
+            )
         else:
             run.use_artifact(artifact)
     run.log_artifact(_artifact(made, make=wandb.Artifact), aliases=["latest", made.identity[:12]])

@@ -29,6 +29,9 @@ class LoggerSettings:
     mirrors: list[str] = field(default_factory=list)
     """Further loggers: mlflow, swanlab, trackio (each needs its package), an entry point `arcvideo.loggers`, or
     `package.module:Class` in the protocol of `arcvideo.tracking.mirrors:Mirror`."""
+    callbacks: list[str] = field(default_factory=list)
+    """Code of your own that hears begin, steps, checkpoints, evaluations and the end of a run: an entry point
+    `arcvideo.callbacks`, or `package.module:Class` with methods of `arcvideo.tracking.callbacks:Callback`."""
 
 
 def logger_problems(logger: LoggerSettings) -> list[str]:
@@ -48,4 +51,5 @@ def logger_problems(logger: LoggerSettings) -> list[str]:
             )
         elif wrong := problem(name, kind="loggers", key="logger.mirrors"):
             problems.append(wrong)
-    return problems
+    wrong_calls = (problem(name, kind="callbacks", key="logger.callbacks") for name in logger.callbacks)
+    return problems + [wrong for wrong in wrong_calls if wrong]

@@ -1,4 +1,4 @@
-"""A logger: a table of the losses. It sees every step and the end, so it can as well send a message."""
+"""A logger: a table of the losses."""
 
 from __future__ import annotations
 
