@@ -120,9 +120,7 @@ def train(composed: DictConfig) -> float | None:
 
 def _unmeasured(config: RunConfig) -> str:
     """Why a finished stage has no value to compare."""
-    name = config.evaluation.optimize
-    why = "" if config.evaluation.shards else "; evaluation.shards is empty, evaluation.optimize=train/loss needs none"
-    return f"evaluation.optimize={name} was not measured{why}"
+    return f"evaluation.optimize={config.evaluation.optimized} was not measured"
 
 
 def _run(config: RunConfig) -> float | None:
@@ -174,7 +172,7 @@ def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float
     if word == "finished":
         manifest = state.manifest or read_manifest(config.stage_dir)
         print(f"{config.stage_dir}: finished already ({manifest.identity[:8]})", flush=True)
-        return manifest.value(config.evaluation.optimize)
+        return manifest.value(config.evaluation.optimized)
     if word == "stale":
         raise ValueError(
             f"{config.stage_dir} holds this stage as something else than is asked for now: "
@@ -198,7 +196,7 @@ def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float
         print(
             closing_text(config.stage_dir, steps=done.steps, seconds=done.seconds, identity=done.identity), flush=True
         )
-    return done.value(config.evaluation.optimize) if done else None
+    return done.value(config.evaluation.optimized) if done else None
 
 
 def _record(folder: Path) -> None:
@@ -245,7 +243,7 @@ def _find_shards(config: RunConfig) -> dict[str, list[Path]]:
 
     wanted = {f"data.sources.{name}": source.shards for name, source in config.data.sources.items()}
     if config.evaluation.shards:
-        wanted["evaluation"] = config.evaluation.shards
+        wanted["evaluation"] = config.evaluation.held_out
     found = {}
     for key, shards in wanted.items():
         try:
@@ -358,7 +356,7 @@ def _sweep(words: Sequence[str], *, first: RunConfig) -> None:
     folder = sweep_folder(words, config=first)
     os.environ[SWEPT] = " ".join(swept_keys(words))
     os.environ[PLACED] = "1" if any(word.lstrip("+").startswith("hydra.sweep.") for word in words) else ""
-    added = sweep_words(words, lower_is_better=lower_is_better(first.evaluation.optimize))
+    added = sweep_words(words, lower_is_better=lower_is_better(first.evaluation.optimized))
     sys.argv[1:] = ["-m", *words, *added, f"hydra.sweep.dir={quoted(str(folder))}"]
     if option_of("hydra/launcher", words) != "basic":
         print(f"output of the jobs: {folder}/.submitit/*/*_log.*", flush=True)
