@@ -36,7 +36,8 @@ class AskSettings:
     question: str = ""
     """May be left out for tasks that have a standard question, such as summaries."""
     video: str = ""
-    """Video, image or sound file; none asks about text alone."""
+    """Video, image or sound file, or several with commas between them, each shown where its `<video>` stands in the
+    question, in front otherwise; none asks about text alone."""
     audio: str = ""
     """A second file, whose sound replaces the first one's."""
     task: str = DEFAULT_TASK
@@ -67,6 +68,8 @@ class AskSettings:
             raise SettingsError(f'question: must be set for task={self.task}, like question="What happens?"')
         if not self.video and self.audio:
             raise SettingsError("audio: replaces the sound of video=...; give a sound file alone as video=FILE")
+        if self.audio and len(files_of(self.video)) > 1:
+            raise SettingsError("audio: replaces the sound of one file; video= names several")
         if not Path(self.checkpoint).is_dir():
             raise SettingsError(f"checkpoint={self.checkpoint}: no such directory")
         for key in ("video", "audio", "font"):
@@ -210,16 +213,17 @@ def ask(settings: AskSettings, *, out: TextIO, err: TextIO) -> str:
     processor = ArcVideoProcessor.from_pretrained(
         folder, wording=settings.wording or trained_wording(folder), font=settings.font or None
     )
-    media = None
-    if settings.video:
-        clip = processor.read(settings.video, sound=settings.audio or None)
-        media = processor.media(clip, modality=settings.modality)
+    media = []
+    files = files_of(settings.video)
+    for file in files:
+        clip = processor.read(file, sound=settings.audio or None)
+        media.append(processor.media(clip, modality=settings.modality))
         sound = 0.0 if clip.waveform is None else clip.waveform.numel() / SAMPLE_RATE
-        for note in notes(media, seconds=clip.duration, layout=processor.layout, sound=sound):
-            print(f"note: {note}", file=err)
+        for note in notes(media[-1], seconds=clip.duration, layout=processor.layout, sound=sound):
+            print(f"note: {file}: {note}" if len(files) > 1 else f"note: {note}", file=err)
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    inputs = processor(_question(settings), media=media, task=settings.task)
+    inputs = processor(_question(settings), media=[media], task=settings.task)
     model: Any = load_model(folder, dtype=dtype)
     model.to(device)
     stop = stop_ids(processor.tokenizer)
@@ -245,6 +249,11 @@ def ask(settings: AskSettings, *, out: TextIO, err: TextIO) -> str:
     if not stop & set(writer.ids) and len(writer.ids) >= settings.max_new_tokens:
         print(f"note: cut off after max_new_tokens={settings.max_new_tokens}", file=err)
     return writer.text
+
+
+def files_of(video: str) -> list[str]:
+    """Return the files of `video=`; a comma in the name of a file that is there separates nothing."""
+    return [video] if video and Path(video).exists() else [name for name in video.split(",") if name]
 
 
 def _question(settings: AskSettings) -> str:

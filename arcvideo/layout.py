@@ -63,6 +63,12 @@ class MediaLayout:
         """Placeholders of a frame; of a group's, each frame's share, rounded up."""
         return -(-self.tokens_per_group // self.frames_per_group)
 
+    @property
+    def one_pair(self) -> bool:
+        """Whether one `<vid>` and `</vid>` stand around all media of a conversation, text between them included, as in
+        the released code; where frames have no marks of their own, every medium has its own pair."""
+        return self.marks > 0
+
     def groups(self, frames: N) -> N:
         """Return how many groups so many frames are: one number or an array."""
         return -(-frames // self.frames_per_group)

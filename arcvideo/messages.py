@@ -1,4 +1,4 @@
-"""Conversations as transformers writes them: which clip a conversation talks about, and where its file comes from."""
+"""Conversations as transformers writes them: which media they talk about, and where their files come from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from urllib.parse import unquote, urlparse
 
 import numpy as np
 
+from arcvideo.media.settings import MediaLimits
 from arcvideo.media.sound import SAMPLE_RATE
+from arcvideo.media.still import read_still
 
 PARTS = {
     "video": ("video", "url", "path"),
@@ -32,14 +34,17 @@ PLAIN_OPTIONS = {"padding": (True, "longest", False), "truncation": (False, None
 
 @dataclass(frozen=True, kw_only=True)
 class Attached:
-    """The clip of one conversation: a picture, a sound, or a picture that is heard with that sound."""
+    """One medium of a conversation: a picture, a sound, or a picture that is heard with that sound."""
 
     picture: Any = None
-    """Of a video or a still picture: a path, the bytes of a file, a PIL picture, or (N, H, W, 3) uint8 frames."""
+    """Of a video or a still picture: a path, the bytes of a file, a PIL picture, (N, H, W, 3) uint8 frames, or a list
+    of pictures that are frames of a video."""
     sound: Any = None
     """A path, the bytes of a file, or (n,) float32 samples at 16 kHz; used in place of the video's own."""
     fps: float | None = None
     """Frames a second of decoded frames."""
+    times: Sequence[float] | None = None
+    """In place of it, the second of each."""
 
 
 def messages_of(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -66,45 +71,67 @@ def _content(content: Any) -> Any:
     return parts
 
 
-def attach(image: Any, video: Any, sound: Any, *, fps: float | None) -> Attached | None:
-    """Return the clip of one question; None when nothing is given.
+def attach(images: Sequence[Any], videos: Sequence[Any], sounds: Sequence[Any], *, fps: float | None) -> list[Attached]:
+    """Return the media of one question.
 
     Raises:
-        ValueError: an image beside a video.
+        ValueError: several of more than one kind, whose order nobody knows.
     """
-    if image is not None and video is not None:
-        raise ValueError("a question has one picture: give an image or a video")
-    if image is None and video is None and sound is None:
-        return None
-    return Attached(picture=video if image is None else image, sound=sound, fps=fps)
+    kinds = {"image": images, "video": videos, "audio": sounds}
+    given = [(kind, one) for kind, listed in kinds.items() for one in listed]
+    pictures = [*images, *videos]
+    if len(pictures) == 1 and len(sounds) == 1:
+        return [Attached(picture=pictures[0], sound=sounds[0], fps=fps)]
+    if len({kind for kind, _ in given}) > 1:
+        raise ValueError(
+            "several media of different kinds for one question: give `media` in their order, or a conversation"
+        )
+    return [Attached(sound=one) if kind == "audio" else Attached(picture=one, fps=fps) for kind, one in given]
 
 
-def attached(conversation: Sequence[Mapping[str, Any]]) -> Attached | None:
-    """Return the clip of a conversation from `messages_of`; None when it talks about none.
+def attached(conversation: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Attached]]:
+    """Return a conversation from `messages_of` with one part for each medium, and the media in their order.
 
     Raises:
-        ValueError: several pictures or sounds, media behind the first question, or a part without its file.
+        ValueError: media outside of a question, or a part without its file.
     """
-    found: dict[str, list[Mapping[str, Any]]] = {name: [] for name in PARTS}
-    for number, message in enumerate(conversation):
+    messages = [dict(message) for message in conversation]
+    places = []
+    for number, message in enumerate(messages):
         for part in () if isinstance(message["content"], str) else message["content"]:
             if part["type"] == "text":
                 continue
-            if number:
-                raise ValueError(f"a part of type {part['type']} in message {number + 1}: media stand in the first one")
-            found[part["type"]].append(part)
-    pictures, sounds = found["video"] + found["image"], found["audio"]
-    if len(pictures) > 1 or len(sounds) > 1:
-        raise ValueError(
-            f"{len(pictures)} pictures and {len(sounds)} sounds: a conversation has one clip, a video or an image, "
-            "whose sound an audio part may replace"
-        )
-    if not pictures and not sounds:
+            if message.get("role") != "user":
+                raise ValueError(f"a part of type {part['type']} in message {number + 1}: media stand in questions")
+            places.append((number, part))
+    sounds = [part for _, part in places if part["type"] == "audio"]
+    if len(places) == 2 and len(sounds) == 1 and {number for number, _ in places} == {0}:
+        (picture,) = (part for _, part in places if part is not sounds[0])
+        messages[0]["content"] = [part for part in messages[0]["content"] if part is not sounds[0]]
+        return messages, [_medium({**picture, "sound": _file(sounds[0])})]
+    return messages, [_medium(part) for _, part in places]
+
+
+def _medium(part: Mapping[str, Any]) -> Attached:
+    if part["type"] == "audio":
+        return Attached(sound=_file(part))
+    return Attached(picture=_file(part), sound=part.get("sound"), fps=part.get("fps"), times=part.get("times"))
+
+
+def frames_of(picture: Any) -> np.ndarray | Sequence[np.ndarray] | None:
+    """Return the frames of a video that is given as frames, (H, W, 3) uint8 RGB each; None for a file or one picture.
+
+    Raises:
+        MediaError, OSError: one that cannot be read.
+    """
+    if getattr(picture, "ndim", 0) == 4:
+        return np.asarray(picture)
+    if not isinstance(picture, (list, tuple)):
         return None
-    fps = pictures[0].get("fps") if pictures else None
-    return Attached(
-        picture=_file(pictures[0]) if pictures else None, sound=_file(sounds[0]) if sounds else None, fps=fps
-    )
+    return [
+        one if isinstance(one, np.ndarray) else read_still(file_bytes(one), name=str(one)[:200], limits=MediaLimits())
+        for one in picture
+    ]
 
 
 def _file(part: Mapping[str, Any]) -> Any:
@@ -173,11 +200,11 @@ def check_options(options: dict[str, Any], *, padding_side: str) -> None:
             raise ValueError(f"{name}={value!r}: only {' or '.join(map(repr, PLAIN_OPTIONS[name]))} is possible here")
 
 
-def per_row(value: Any, *, rows: int) -> list[Any]:
-    """Return one item a row of what may be one item, a list of them, or a list of lists as chats have them."""
+def per_row(value: Any, *, rows: int) -> list[list[Any]]:
+    """Return the items of each row, of what may be one item, a list of them, or a list of lists as chats have them."""
     if value is None:
-        return [None] * rows
+        return [[] for _ in range(rows)]
     listed = list(value) if isinstance(value, (list, tuple)) else [value]
-    if any(isinstance(item, (list, tuple)) and len(item) > 1 for item in listed):
-        raise ValueError("several images, videos or sounds for one question: a question has one clip")
-    return [(item[0] if item else None) if isinstance(item, (list, tuple)) else item for item in listed]
+    if rows == 1 and len(listed) > 1 and not any(isinstance(item, (list, tuple)) for item in listed):
+        listed = [listed]
+    return [list(item) if isinstance(item, (list, tuple)) else [] if item is None else [item] for item in listed]

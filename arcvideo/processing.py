@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,23 +13,21 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
+from arcvideo import messages as chat
 from arcvideo.feed.load import shown
 from arcvideo.feed.prompts import Prompt
 from arcvideo.layout import MediaLayout
-from arcvideo.media.clip import as_clip, read_clip, to_media
-from arcvideo.media.frames import plan_frames, stamp_text
-from arcvideo.media.overlay import stamp
-from arcvideo.media.read import ClipArrays, resize
-from arcvideo.messages import PLAIN_OPTIONS, Attached, attach, attached, check_options, file_bytes, messages_of, per_row
+from arcvideo.media.clip import clip_of_frames, read_clip, to_media
+from arcvideo.messages import PLAIN_OPTIONS, Attached, file_bytes
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.disk.loading import CODE_FILE, load_config, share, write_code
 from arcvideo.model.disk.tokenizer import chat_template as own_template
 from arcvideo.model.disk.tokenizer import load_tokenizer, save_tokenizer
 from arcvideo.model.families.table import family_of
-from arcvideo.model.positions import replace_newlines, video_ids, xd_positions
+from arcvideo.model.positions import replace_newlines, xd_positions
 from arcvideo.model.special import special_ids, template_of
 from arcvideo.planning.settings import MODALITIES, WORDINGS
-from arcvideo.render import MEDIA_TAG, Ids, encode, render_branch, render_prefix, split_question
+from arcvideo.render import MEDIA_TAG, Ids, encode, media_ids, render_branch, render_shared, split_question
 from arcvideo.tasks import DEFAULT_TASK, TASKS
 from arcvideo.types import Clip, Media, Sample, Turn
 
@@ -43,7 +40,7 @@ class _Row:
 
     ids: Ids
     """(L,) int64 with newline ids."""
-    media: Media | None
+    media: tuple[Media, ...]
 
 
 class ArcVideoProcessor(ProcessorMixin):
@@ -146,32 +143,24 @@ class ArcVideoProcessor(ProcessorMixin):
             font=self.font,
         )
 
-    def clip(self, frames: np.ndarray, *, fps: float, waveform: Tensor | None = None) -> Clip:
-        """Return the same of frames that are already decoded.
+    def clip(
+        self,
+        frames: np.ndarray | Sequence[np.ndarray],
+        *,
+        fps: float | None = None,
+        times: Sequence[float] | None = None,
+        waveform: Tensor | None = None,
+    ) -> Clip:
+        """Return the same of frames that are already decoded, or that were extracted from a video.
 
         Args:
-            frames: (N, H, W, 3) uint8 RGB, all frames of the clip in order.
+            frames: (N, H, W, 3) uint8 RGB, or N of them, in order.
             fps: frames a second.
+            times: in place of it, the second of each frame.
             waveform: (n,) float32 mono at 16 kHz; None for a clip without sound.
         """
-        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
-            raise ValueError(f"frames must be (N, H, W, 3) uint8 RGB, got {frames.shape} {frames.dtype}")
-        plan = plan_frames(frame_count=len(frames), fps=fps, max_frames=self.layout.max_frames)
-        seen = []
-        for index, span in zip(plan.indices, plan.spans, strict=True):
-            frame = frames[index].copy()
-            stamp(frame, text=stamp_text(span), font=self.font)
-            seen.append(resize(frame, size=self.layout.image_size))
         heard = None if waveform is None else waveform.detach().cpu().numpy().astype(np.float32)
-        content = [np.ascontiguousarray(frames).tobytes(), b"" if heard is None else heard.tobytes()]
-        arrays = ClipArrays(
-            key=hashlib.sha256(repr((fps, self.layout, self.font)).encode() + b"".join(content)).hexdigest(),
-            frames=np.stack(seen),
-            spans=np.asarray(plan.spans, dtype=np.float32),
-            waveform=heard,
-            duration=len(frames) / fps,
-        )
-        return as_clip(arrays)
+        return clip_of_frames(frames, fps=fps, times=times, waveform=heard, layout=self.layout, font=self.font)
 
     def media(self, clip: Clip, *, modality: str = "both") -> Media:
         """Return what the towers read of a clip.
@@ -189,40 +178,47 @@ class ArcVideoProcessor(ProcessorMixin):
             raise ValueError(f"modality={modality}: the file has no {'picture' if modality == 'video' else 'sound'}")
         return shown(to_media(clip, layout=self.layout), modality=modality)
 
-    def prompt(self, question: str, *, media: Media | None = None, task: str = DEFAULT_TASK) -> Prompt:
-        """Return one question behind its clip, up to and including `<sep>`.
+    def prompt(
+        self, question: str, *, media: Media | Sequence[Media] | None = None, task: str = DEFAULT_TASK
+    ) -> Prompt:
+        """Return one question about its media, up to and including `<sep>`.
 
         Args:
-            question: may hold `<video>` where the frames stand; they come first otherwise.
-            media: from `media`; None for text alone.
+            question: may hold a `<video>` for each of the media, where it stands; they come first otherwise.
+            media: from `media`, one or several in the order in which they are shown; None for text alone.
             task: name of a task, which chooses the instruction suffix; or none.
 
         Raises:
-            ValueError: an unknown task, or special strings in the question.
+            ValueError: an unknown task, special strings in the question, or another number of tags.
         """
         if task != "none" and task not in TASKS:
             raise ValueError(f"task={task!r}: choose one of {', '.join(TASKS)}, none")
+        shown = (media,) if isinstance(media, Media) else tuple(media or ())
         sample = Sample(
             key="question",
             task=task,
             turns=(Turn(question=question, answer=""),),
-            media_key=None if media is None else media.key,
+            media_key=shown[0].key if shown else None,
+            media_count=len(shown) or 1,
             instruction=TASKS[task].instruction if task in TASKS else "none",
         )
         branch = render_branch(sample, tokenizer=self.tokenizer, wording=self.wording)
         prefix = np.zeros(0, dtype=np.int64)
-        if media is not None:
-            before = split_question(sample).before
-            count = media.frame_count
-            prefix = render_prefix(frame_count=count, before=before, tokenizer=self.tokenizer, layout=self.layout)
+        if shown:
+            texts, ids = split_question(sample).texts, self._media_ids(shown)
+            prefix = render_shared(texts, media=ids, tokenizer=self.tokenizer)
         return Prompt(
             prefix_ids=prefix,
             question_ids=branch.ids[: branch.question_tokens],
-            media=() if media is None else (media,),
+            media=shown,
             sample=sample,
             source="processor",
             specials=special_ids(self.tokenizer),
         )
+
+    def _media_ids(self, media: Sequence[Media]) -> list[Ids]:
+        frames = [one.frame_count for one in media]
+        return media_ids(frames, tokenizer=self.tokenizer, layout=self.layout)
 
     def __call__(  # type: ignore[override]
         self,
@@ -231,7 +227,7 @@ class ArcVideoProcessor(ProcessorMixin):
         videos: Any = None,
         audio: Any = None,
         *,
-        media: Media | Sequence[Media | None] | None = None,
+        media: Media | Sequence[Media | Sequence[Media] | None] | None = None,
         task: str = DEFAULT_TASK,
         fps: float | None = None,
         padding_side: str = "left",
@@ -242,11 +238,12 @@ class ArcVideoProcessor(ProcessorMixin):
         Args:
             text: B questions, which get the instruction of their task; or conversations that `apply_chat_template`
                 wrote, which stay as they are.
-            images: a still picture for each question: a path, bytes, a PIL picture or an array.
-            videos: a video for each question: a path, bytes, or (N, H, W, 3) uint8 frames, which need `fps`.
-            audio: a sound for each question, alone or in place of the video's own: a path, bytes, or (n,) float
-                samples at 16 kHz.
-            media: clips from `media`, in place of the three; None where a question has none.
+            images: a still picture for each question, or a list of them: a path, bytes, a PIL picture or an array.
+            videos: a video for each question, or a list: a path, bytes, or (N, H, W, 3) uint8 frames, which need `fps`.
+            audio: a sound for each question, alone or in place of the video's own, or a list: a path, bytes, or (n,)
+                float samples at 16 kHz.
+            media: from `media`, in place of the three: for each question one, several in the order of its tags, or
+                None.
             task: of all questions.
             fps: frames a second of decoded frames.
             padding_side: left to generate, right to train.
@@ -256,24 +253,29 @@ class ArcVideoProcessor(ProcessorMixin):
             input_ids and attention_mask (B, L) int64, position_ids (B, 4, L) int64, media: the clips in order.
 
         Raises:
-            ValueError: as many clips as questions are needed, an option that asks for something else.
+            ValueError: media for another number of questions, an option that asks for something else.
         """
-        check_options(options, padding_side=padding_side)
+        chat.check_options(options, padding_side=padding_side)
         if text is None or not (isinstance(text, str) or all(isinstance(one, str) for one in text)):
             raise ValueError("text must be a question or a list of them; `apply_chat_template` takes conversations")
         questions = [text] if isinstance(text, str) else list(text)
-        given = {name: per_row(value, rows=len(questions)) for name, value in
+        given = {name: chat.per_row(value, rows=len(questions)) for name, value in
                  (("images", images), ("videos", videos), ("audio", audio))}  # fmt: skip
-        clips = [media] if isinstance(media, Media) else list(media or ())
-        if media is not None and any(any(item is not None for item in row) for row in given.values()):
+        shown: list[Any] = [media] if isinstance(media, Media) else list(media or ())
+        if isinstance(text, str) and len(shown) > 1:
+            shown = [shown]
+        if media is not None and any(any(row) for row in given.values()):
             raise ValueError("give either media or images, videos and audio")
-        counts = {len(row) for row in given.values()} | ({len(clips)} if media is not None else set())
+        counts = {len(row) for row in given.values()} | ({len(shown)} if media is not None else set())
         if counts != {len(questions)}:
             raise ValueError(f"{len(questions)} questions need as many clips (None for text alone)")
         if media is None:
-            found = [attach(*row, fps=fps) for row in zip(*given.values(), strict=True)]
-            clips = [None if one is None else self._clip(one) for one in found]
-        rows = [self._row(asked, media=clip, task=task) for asked, clip in zip(questions, clips, strict=True)]
+            found = [chat.attach(*row, fps=fps) for row in zip(*given.values(), strict=True)]
+            shown = [[self._clip(one) for one in row] for row in found]
+        rows = [
+            self._row(asked, media=(row,) if isinstance(row, Media) else tuple(row or ()), task=task)
+            for asked, row in zip(questions, shown, strict=True)
+        ]
         return self._batch(rows, left=padding_side == "left")
 
     def apply_chat_template(  # type: ignore[override]
@@ -292,8 +294,10 @@ class ArcVideoProcessor(ProcessorMixin):
 
         Args:
             conversation: messages with role and content: a string, or parts of type text, image, video or audio, whose
-                file stands under its type, `url` or `path`. Media stand in the first message: one picture (a video or
-                an image), one sound, or both, which are then seen and heard together.
+                file stands under its type, `url` or `path`, in any message of the user. Each is shown where its part
+                stands. Where a first message has one picture and one sound and no other has any, they are one clip;
+                `sound` of a video or an image names its sound otherwise. A video may be a list of frames with
+                `times`, the second of each, or `fps`.
             chat_template: another template.
             tokenize: return ids in place of text.
             return_dict: with tokenize, return all that `generate` takes.
@@ -306,7 +310,8 @@ class ArcVideoProcessor(ProcessorMixin):
             ValueError: media that cannot be used, or text that holds marks of turns or frames.
         """
         many = bool(conversation) and not isinstance(conversation[0], dict)
-        conversations = [messages_of(one) for one in (conversation if many else [conversation])]
+        found = [chat.attached(chat.messages_of(one)) for one in (conversation if many else [conversation])]
+        conversations = [messages for messages, _ in found]
         for messages in conversations:
             for message in messages:
                 parts = message["content"]
@@ -326,18 +331,16 @@ class ArcVideoProcessor(ProcessorMixin):
         ]
         if not tokenize:
             return written if many else written[0]
-        found = [attached(messages) for messages in conversations]
-        clips = [None if one is None else self._clip(one) for one in found]
-        batch = self(written, media=clips, **options, **(processor_kwargs or {}))
+        media = [[self._clip(one) for one in listed] for _, listed in found]
+        batch = self(written, media=media, **options, **(processor_kwargs or {}))
         return batch if return_dict else batch["input_ids"]
 
     def _clip(self, given: Attached) -> Media:
         """Return what the towers read of an attached clip."""
-        if getattr(given.picture, "ndim", 0) == 4:
-            if given.fps is None:
-                raise ValueError("decoded frames need fps, their frames a second")
+        frames = chat.frames_of(given.picture)
+        if frames is not None:
             heard = None if given.sound is None else self._read(given.sound, None).waveform
-            return self.media(self.clip(np.asarray(given.picture), fps=given.fps, waveform=heard))
+            return self.media(self.clip(frames, fps=given.fps, times=given.times, waveform=heard))
         if given.picture is None:
             return self.media(self._read(given.sound, None))
         return self.media(self._read(given.picture, given.sound))
@@ -351,20 +354,16 @@ class ArcVideoProcessor(ProcessorMixin):
             font=self.font,
         )
 
-    def _row(self, text: str, *, media: Media | None, task: str) -> _Row:
+    def _row(self, text: str, *, media: tuple[Media, ...], task: str) -> _Row:
         """Return one prompt: a question as training asks it, or a conversation as the chat template wrote it."""
         if not text.startswith(template_of(self.tokenizer).opening):
             return _Row(ids=self.prompt(text, media=media, task=task).ids, media=media)
         before, *after = text.split(MEDIA_TAG)
-        if len(after) != (media is not None):
-            raise ValueError(f"the text has {len(after)} {MEDIA_TAG} tags but {int(media is not None)} clips are given")
+        if len(after) != len(media):
+            raise ValueError(f"the text has {len(after)} {MEDIA_TAG} tags but {len(media)} clips are given")
         pieces = [self._ids(before)]
-        if media is not None:
-            special = special_ids(self.tokenizer)
-            if special.sep in pieces[0]:
-                raise ValueError(f"{MEDIA_TAG} stands behind the first question; media belong into it")
-            frames = video_ids(self.layout.grid, frames=media.frame_count, special=special)
-            pieces += [frames.numpy(), self._ids(after[0])]
+        for ids, words in zip(self._media_ids(media), after, strict=True):
+            pieces += [ids, self._ids(words)]
         return _Row(ids=np.concatenate(pieces), media=media)
 
     def _ids(self, text: str) -> Ids:
@@ -389,7 +388,7 @@ class ArcVideoProcessor(ProcessorMixin):
             ids[number, place] = replace_newlines(raw, special=special)
             mask[number, place] = 1
             positions[number, :, place] = xd_positions(raw, special)
-        clips = tuple(row.media for row in rows if row.media is not None)
+        clips = tuple(one for row in rows for one in row.media)
         batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         return BatchFeature(batch | {"media": clips} if clips else batch)
 

@@ -25,6 +25,7 @@ from arcvideo.model.disk.loading import load_model, save_model
 from arcvideo.model.disk.lora import Adapters, add_adapters
 from arcvideo.model.disk.tokenizer import load_tokenizer
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
+from arcvideo.model.settings import COMPUTING
 from arcvideo.model.towers.features import FeatureStore, tower_digest
 from arcvideo.objectives import load_objective
 from arcvideo.planning.cost import pack_cost
@@ -242,12 +243,7 @@ def measure_stage(config: RunConfig, *, parent: Parent) -> None:
 def _fits(model: ArcVideoForConditionalGeneration, *, config: RunConfig, parent: Parent) -> None:
     """The parent's weights must be of the model that the settings describe."""
     wanted = config.model
-    ours = replace(
-        model.settings,
-        activation_checkpointing=wanted.activation_checkpointing,
-        attention=wanted.attention,
-        corrections=wanted.corrections,
-    )
+    ours = replace(model.settings, **{name: getattr(wanted, name) for name in COMPUTING})
     if wanted.text.vocab_size == 0:
         wanted = replace(wanted, text=replace(wanted.text, vocab_size=ours.text.vocab_size))
     if ours != wanted:
@@ -356,7 +352,8 @@ def _feed(source: Source, *, engine: Engine, room: _Room) -> tuple[BatchSource, 
 
         shared = {"settings": config.objective_settings, "seed": config.runner.seed, "features": room.features}
         log = room.folder / "rollouts.jsonl" if room.world.first else None
-        rollouts = RolloutSource(source, engine=engine, tokenizer=room.tokenizer, log=log, **shared)
+        own = config.objective.own_forward
+        rollouts = RolloutSource(source, engine=engine, tokenizer=room.tokenizer, log=log, own_forward=own, **shared)
         return rollouts, rollouts
     if config.keeps_reference:
         from arcvideo.rollout.preferences import ReferenceSource

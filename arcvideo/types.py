@@ -33,7 +33,7 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One question and its answer. `question` may contain the media tag `<video>` in the first turn only."""
+    """One question and its answer. `question` may contain media tags, `<video>`, each where a medium stands."""
 
     question: str
     answer: str
@@ -41,7 +41,7 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One conversation about at most one clip, as a Task made it from a record."""
+    """One conversation about the media of a record, as a Task made it."""
 
     key: str
     """Unique inside a data set: `<record key>/<item number>`."""
@@ -50,6 +50,8 @@ class Sample:
     turns: tuple[Turn, ...]
     media_key: str | None
     """Record whose media the turns talk about; None for text only."""
+    media_count: int = 1
+    """Media of that record: clips, pictures and sounds, in the order in which the turns show them."""
     truth: Mapping[str, Any] = field(default_factory=dict)
     """What rewards and metrics compare with: `letter`, `span` (start, end) in seconds, `text`, ..."""
     instruction: str = "none"

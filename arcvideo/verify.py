@@ -36,7 +36,8 @@ from arcvideo.model.towers.features import check_features
 from arcvideo.processes.terminal import speak_plainly
 from arcvideo.rejection.journal import read_answers
 from arcvideo.saving.checkpoint import read_checkpoint
-from arcvideo.shards.index import FORMAT, ShardIndex, index_folder, open_index
+from arcvideo.shards.columns import CONTENT
+from arcvideo.shards.index import ShardIndex, index_folder, open_index
 from arcvideo.shards.members import read_groups
 from arcvideo.shards.seal import unsealed
 
@@ -222,8 +223,8 @@ def _check_content(index: ShardIndex) -> None:
         for clip in index.clips:
             file.seek(int(clip["json_offset"]))
             content.update(hashlib.sha256(file.read(int(clip["json_size"]))).digest())
-    content.update(json.dumps([FORMAT, index.tasks, index.tagsets]).encode())
-    for array in (index.clips, index.items, index.keys):
+    content.update(json.dumps([CONTENT, index.tasks, index.tagsets]).encode())
+    for array in (index.clips, index.items, index.keys, index.parts):
         content.update(np.asarray(array).tobytes())
     if content.hexdigest() != index.digest:
         raise ValueError("its records are not those that were indexed")
@@ -231,9 +232,9 @@ def _check_content(index: ShardIndex) -> None:
 
 def _media(index: ShardIndex) -> Iterator[tuple[str, bool]]:
     for row in range(len(index.clips)):
-        if index.clips[row]["media_size"]:
-            data, sound = index.media_bytes(row)
-            yield index.key(row), media_digest(data, sidecar_audio=sound) == bytes(index.clips[row]["digest"])
+        for part, medium in enumerate(index.media(row)):
+            data, sound = index.media_bytes(row, part=part)
+            yield index.key(row), media_digest(data, sidecar_audio=sound) == bytes(medium["digest"])
 
 
 def _check_index(folder: Path, found: Findings) -> None:

@@ -279,21 +279,26 @@ def sft(size: Size) -> dict[str, Any]:
     def both() -> None:
         (NextToken()(model(**model_inputs(batch)).logits, batch).total / batch.target_weights.sum()).backward()
 
-    for recompute in ("full", "selective"):
-        model.adopt(replace(settings, activation_checkpointing=recompute))
+    ways = {"full": ("full", "none"), "selective": ("selective", "none")}
+    if CUDA:  # compiling takes most of a minute of a rehearsal and tells nothing there
+        ways |= {"full_compiled": ("full", "elementwise"), "selective_compiled": ("selective", "elementwise")}
+    for name, (recompute, fused) in ways.items():
+        model.adopt(replace(settings, activation_checkpointing=recompute, compile=fused))
         took = tried(lambda: seconds(both, rounds=2))
-        figures[f"{recompute}_s"] = took
+        figures[f"{name}_s"] = took
         if isinstance(took, str):
             continue
-        figures[f"{recompute}_mfu"] = work / took / peak()
-        figures[f"{recompute}_gib"] = peak_gib(both)
-        figures["best_mfu"] = max(figures.get("best_mfu", 0.0), figures[f"{recompute}_mfu"])
+        figures[f"{name}_mfu"] = work / took / peak()
+        figures[f"{name}_gib"] = peak_gib(both)
+        figures["best_mfu"] = max(figures.get("best_mfu", 0.0), figures[f"{name}_mfu"])
         print(json.dumps({"figures": figures, "predicted": predicted}), flush=True)
+        if fused != "none":
+            continue
         like = replace(config, model=replace(config.model, activation_checkpointing=recompute))
         row = Row(frames=size.frames, text=batch.input_ids.numel() - 1 - size.frames * settings.tokens_per_frame,
                   branches=(), targets=batch.target_ids.numel())  # fmt: skip
         traced = tried(lambda like=like, row=row: trace_row(like, row=row).peak / GIB)  # type: ignore[misc]
-        predicted[f"{recompute}_gib"] = traced
+        predicted[f"{name}_gib"] = traced
         if recompute == "full" and CUDA and not isinstance(traced, str):
             figures["peak_over_trace"] = figures["full_gib"] / traced
     return {"figures": figures, "predicted": predicted | {"best_mfu": 0.53}}

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from arcvideo.compose import stage_config
 from arcvideo.config import RunConfig
 from arcvideo.preflight.activations import activations
+from arcvideo.preflight.memory import memory
 from arcvideo.preflight.row import Row as Shape
-from arcvideo.preflight.trace import trace_row
+from arcvideo.preflight.trace import trace_prefill, trace_row
 from benchmarks.table import Row, report
 
 GIB = 1 << 30
@@ -26,6 +27,7 @@ BRANCHES = Shape(frames=150, text=300, branches=(844,) * 4, targets=2048)
 TARGETS = Shape(frames=40, text=20480 - 1 - 40 * 112, branches=(), targets=8000)
 GROUP = Shape(frames=150, text=256, branches=(1024,) * 8, targets=8192)
 PAIR = Shape(frames=150, text=256, branches=(400, 400), targets=800)
+PROMPT = Shape(frames=150, text=256, branches=(1, 1), targets=2)
 TEXT = Shape(frames=0, text=8192, branches=(), targets=800)
 NONE, SELECTIVE, FULL = (f"model.activation_checkpointing={how}" for how in ("none", "selective", "full"))
 PROJECTORS = "vision_projector,audio_projector"
@@ -87,10 +89,26 @@ def compared(case: Case, *, layers: int = 0) -> tuple[float, float]:
     return activations(config, row=case.shape).peak / GIB, trace_row(config, row=case.shape).peak / GIB
 
 
+def compared_prefill(prompts: int, *, layers: int = 0) -> tuple[float, float]:
+    """GiB above the weights while prompts of full length are prefilled: by the formula, and by tracing.
+
+    The formula's is that of a rollout whose completions are one token long.
+    """
+    words = ("stage=grpo", f"grpo.num_prompts={prompts}", "grpo.max_completion_length=1", "engine=zero2")
+    config = Case(words=(*words, "grpo.num_generations=2", "runner.precision=bf16"), shape=PROMPT).config(layers=layers)
+    formula = memory(config, ranks=1, row=PROMPT).rollout
+    return formula / GIB, trace_prefill(config, length=PROMPT.tokens(config) - 2, prompts=prompts) / GIB
+
+
 def main() -> int:
     """Trace every case and write the results."""
     logging.disable(logging.WARNING)
     rows = []
+    for prompts in (1, 8):
+        formula, traced = compared_prefill(prompts)
+        ratio = min(formula / traced, traced / formula)
+        name = f"rollout, prefill of {prompts} x 17k, GiB"
+        rows.append(Row(metric=name, ours=formula, baseline=traced, ratio=ratio, target=WITHIN))
     for name, case in CASES.items():
         formula, traced = compared(case)
         ratio = min(formula / traced, traced / formula)

@@ -21,10 +21,10 @@ import numpy as np
 from arcvideo.model.settings import ModelSettings
 from arcvideo.planning.cost import pack_cost
 from arcvideo.planning.families import cut_families
-from arcvideo.planning.mixture import frame_counts
 from arcvideo.planning.plan import Plan
 from arcvideo.planning.random_words import permutation, uniforms
 from arcvideo.planning.settings import SourceSettings
+from arcvideo.planning.sizes import frame_counts
 from arcvideo.planning.table import CLIP_ROW, ITEM_ROW, SourceTable
 from arcvideo.planning.visits import draw_visits
 from arcvideo.planning.window import WindowPlan

@@ -18,8 +18,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from arcvideo.model.disk.card import Card, write_card
 from arcvideo.model.disk.loading import save_model
+from arcvideo.model.positions import replace_newlines, xd_positions
+from arcvideo.model.special import special_ids
 from arcvideo.processing import ArcVideoProcessor
-from arcvideo.render import render_branch
+from arcvideo.render import media_ids, render_branch, render_whole
 from arcvideo.types import Sample, Turn
 from tests.data.build import mp4, wav
 from tests.rollout.world import LAYOUT, make_model, tokenizer
@@ -167,8 +169,7 @@ def test_what_cannot_be_read_is_an_error_and_not_a_word(export, processor):
     clip = {"type": "video", "url": str(export / "clip.mp4")}
     cases = [
         ([{"role": "user", "content": [{"type": "depth", "url": "x"}]}], "type 'depth'"),
-        (asked(clip, clip), "one clip"),
-        (asked(clip, answer="a") + asked(clip), "media stand in the first"),
+        ([*asked("x"), {"role": "assistant", "content": [clip]}], "media stand in questions"),
         (asked({"type": "video"}), "needs one of"),
         (asked({"type": "video", "url": "https://example.org/a.mp4"}), "download the file"),
         ([{"role": "user", "content": "a<sep>b"}], "special_in_text"),
@@ -293,3 +294,40 @@ def test_others_may_read_an_export_as_far_as_the_umask_says(tmp_path, umask):
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert "model.safetensors" in modes
     assert set(modes.values()) == {0o666 & ~umask}, modes
+
+
+def test_each_medium_of_a_chat_stands_where_its_part_stands(export, processor):
+    clip, picture = (
+        {"type": "video", "url": str(export / "clip.mp4")},
+        {"type": "image", "url": str(export / "still.png")},
+    )
+    sound, words = {"type": "audio", "url": str(export / "other.wav")}, {"type": "text", "text": "then"}
+    chat = [
+        {"role": "user", "content": [picture, words, clip, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": "A."},
+        {"role": "user", "content": [sound, {"type": "text", "text": "Heard?"}]},
+    ]
+    inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True)
+    assert [(one.has_video, one.has_audio) for one in inputs["media"]] == [(True, False), (True, True), (False, True)]
+    turns = (Turn(question="<video>\nthen<video>\nWhat?", answer="A."), Turn(question="<video>\nHeard?", answer=""))
+    sample = Sample(key="a/0", task="qa", turns=turns, media_key="a", media_count=3)
+    ids = media_ids(
+        [one.frame_count for one in inputs["media"]], tokenizer=processor.tokenizer, layout=processor.layout
+    )
+    whole = render_whole(sample, media=ids, tokenizer=processor.tokenizer, wording="arc").ids[:-1]
+    special = special_ids(processor.tokenizer)
+    assert inputs["input_ids"][0].tolist() == replace_newlines(torch.from_numpy(whole), special=special).tolist()
+    assert torch.equal(inputs["position_ids"][0], xd_positions(torch.from_numpy(whole), special))
+
+
+def test_a_question_takes_several_media_and_frames_with_their_times(export, processor):
+    picture = Image.open(export / "still.png").convert("RGB")
+    two = processor("<video> or <video>?", images=[[picture, picture]], task="none")
+    assert [one.frame_count for one in two["media"]] == [1, 1]
+    frames = {"type": "video", "video": [picture, picture], "times": [0.0, 2.0]}
+    (seen,) = processor.apply_chat_template(asked(frames), tokenize=True, return_dict=True)["media"]
+    assert seen.frame_count == 4
+    with pytest.raises(ValueError, match="2 <video> in the questions of a record with one medium"):
+        processor("<video> or <video>?", images=picture)
+    with pytest.raises(ValueError, match="in their order"):
+        processor("What?", images=[[picture, picture]], audio=[[np.zeros(16_000, dtype=np.float32)]])

@@ -48,6 +48,8 @@ NEIGHBOURS = {
     # The parity command also compares preprocessing with the reference.
     ("model", "media"): {"audio", "frames", "overlay", "read"},
     ("model", "render"): {"*"},
+    # What trainers of others get as `loss` is computed as ours is, a few rows in fp32 at a time.
+    ("model", "objectives"): {"logprobs"},
     ("processing", "messages"): {"*"},
 }
 """(room, neighbour on the same floor) -> the neighbour's modules it may import."""
@@ -65,7 +67,7 @@ FRAMEWORKS = {
     "peft": {"model/disk/lora.py"},
     "av": {"media/", "decoding/", "synthetic/encode.py"},
     "trl": {"rollout/"},
-    "transformers": {"model/", "sampling/", "processing.py"},
+    "transformers": {"model/", "sampling/", "processing.py", "measuring/answering/hub.py"},
     "jinja2": {"report/page.py"},
     "yaml": {"recipe.py", "synthetic/base.py"},
     "tqdm": {"progress.py"},  # in a log its bars are lines without end

@@ -17,6 +17,7 @@ from arcvideo.data import plots
 from arcvideo.data.import_command import add_import, print_problems
 from arcvideo.data.overlap import add_overlap
 from arcvideo.data.split import add_split
+from arcvideo.data.tag import add_tag
 from arcvideo.data.transcribe import add_transcribe
 from arcvideo.layout import MediaLayout
 from arcvideo.media.errors import MediaError
@@ -63,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--plot", type=Path, help="also draw it, into this PNG file")
     add_import(commands)
     add_transcribe(commands)
+    add_tag(commands)
     add_split(commands)
     add_overlap(commands)
     return top
@@ -127,13 +129,12 @@ def _decoding_problems(index: ShardIndex) -> Iterator[Problem]:
 
 def _examined(index: ShardIndex, *, read: Callable[..., Clip]) -> Iterator[Problem]:
     for row in watched(range(len(index.clips)), what=index.shard.name, total=len(index.clips), unit="clip"):
-        if not index.clips[row]["media_size"]:
-            continue
         try:
-            data, sound = index.media_bytes(row)
-            if media_digest(data, sidecar_audio=sound) != bytes(index.clips[row]["digest"]):
-                raise MediaError("corrupt", "the bytes are not those that were indexed")
-            read(data, name=index.key(row), sidecar_audio=sound)
+            for part, medium in enumerate(index.media(row)):
+                data, sound = index.media_bytes(row, part=part)
+                if media_digest(data, sidecar_audio=sound) != bytes(medium["digest"]):
+                    raise MediaError("corrupt", "the bytes are not those that were indexed")
+                read(data, name=index.key(row), sidecar_audio=sound)
         except (MediaError, OSError) as error:
             reason = getattr(error, "reason", "unreadable")
             yield Problem(key=index.key(row), stage="media", reason=reason, detail=str(error))

@@ -157,7 +157,7 @@ def _import_one(options: argparse.Namespace, request: ImportRequest, *, kind: st
 
 
 def _files(draft: Draft) -> list[Path]:
-    return [path for path in (draft.media, draft.sound) if path is not None]
+    return [path for path in (draft.media, draft.sound, *draft.more) if path is not None]
 
 
 def _parts(drafts: Sequence[Draft], *, name: str, share: float) -> list[tuple[str, list[Draft]]]:

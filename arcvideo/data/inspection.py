@@ -21,7 +21,7 @@ from arcvideo.planning.mixture import open_mixture
 from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.planning.table import SourceTable
 from arcvideo.shards.index import ShardIndex
-from arcvideo.types import Batch
+from arcvideo.types import Batch, Media
 
 _UNBOUNDED = 1 << 30
 _MOST_STAMPS = 8
@@ -110,8 +110,10 @@ def picture(looked: Looked) -> Image.Image:
     key = looked.index.key(looked.row)
     if not looked.families[0].media:
         raise ValueError(f"{looked.index.shard}: {key} is text only, there is nothing to draw")
-    (media,) = looked.families[0].media
-    return contact_sheet(media, title=f"{key}   {float(looked.index.clips[looked.row]['duration']):.2f} s")
+    media = looked.families[0].media
+    if len(media) > 1:
+        raise ValueError(f"{looked.index.shard}: {key} has {len(media)} media; a sheet shows one")
+    return contact_sheet(media[0], title=f"{key}   {float(looked.index.clips[looked.row]['duration']):.2f} s")
 
 
 def view_table(index: ShardIndex, *, view: View) -> SourceTable:
@@ -134,11 +136,16 @@ def _facts(looked: Looked) -> Iterator[str]:
     if not rendered.media:
         yield "media    none (text only)"
         return
-    (media,) = rendered.media
-    spans = time_spans(duration=float(clip["duration"]), max_frames=looked.max_frames)
+    yield f"media    {clip['duration']:.2f} s, {clip['media_size']} bytes, sha256 {bytes(clip['digest']).hex()[:16]}"
+    for facts, media in zip(index.media(row), rendered.media, strict=True):
+        yield from _medium(facts, media, max_frames=looked.max_frames)
+
+
+def _medium(facts: np.void, media: Media, *, max_frames: int) -> Iterator[str]:
+    limit = min(max_frames, media.frame_count) if media.frame_count < facts["duration"] else max_frames
+    spans = time_spans(duration=float(facts["duration"]), max_frames=limit)
     shape = None if media.pixels is None else tuple(media.pixels.shape)
     mel = None if media.mel is None else tuple(media.mel.shape)
-    yield f"media    {clip['duration']:.2f} s, {clip['media_size']} bytes, sha256 {bytes(clip['digest']).hex()[:16]}"
     yield f"picture  {'yes' if media.has_video else 'absent, zeros'}; {media.frame_count} frames {shape}"
     yield f"sound    {'yes' if media.has_audio else 'absent, zeros'}; {media.seconds} s are added to frames, mel {mel}"
     stamps = [stamp_text(span) for span in spans]
@@ -152,7 +159,7 @@ def _segments(batch: Batch, families: Sequence[Rendered]) -> Iterator[str]:
     starts = batch.segments.starts.tolist()
     names = []
     for family in families:
-        names += ["the clip, seen by those below"] * bool(family.media)
+        names += ["the clip, seen by those below"] * bool(len(family.prefix))
         names += [f"{sample.key} {sample.task}" for sample in family.samples]
     for number, parent in enumerate(batch.segments.parents.tolist()):
         start, end = starts[number], starts[number + 1]

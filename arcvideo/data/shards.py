@@ -4,6 +4,7 @@ index    makes the sidecar indexes            inspect  shows a clip as the model
 verify   decodes and hashes every clip        stats    counts tasks, seconds, tokens
 import   turns other people's formats into shards
 transcribe  adds what Whisper hears    split    holds out a share of own questions, by clip
+tag      writes back which half of its clip each answer needs
 fingerprint  of picture and sound       overlap  finds clips that two sets share
 """
 

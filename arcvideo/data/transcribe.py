@@ -92,7 +92,8 @@ def _records(index: ShardIndex, *, model: Whisper, pool: MediaPool, unheard: lis
         members = [member for member in groups[key].members if member.extension != "json"]
         media = {member.extension: read_at(index.shard, offset=member.offset, size=member.size) for member in members}
         content = index.record(row)
-        if index.clips[row]["sound_samples"]:
+        # Of several media nobody knows which one a transcript without a question is of.
+        if index.clips[row]["sound_samples"] and index.media_count(row) == 1:
             try:
                 content["items"] = [*content["items"], *_heard(index, row, model=model, pool=pool)]
             except MediaError as error:

@@ -25,9 +25,10 @@ class Rendered:
     """A family ready to be packed."""
 
     prefix: Ids
-    """(n,) int64 with newline ids; empty without media, then the branches stand alone."""
+    """(n,) int64 with newline ids; empty without media, and where media stand behind an answer: then the branches stand
+    alone."""
     media: tuple[Media, ...]
-    """One, or none for text."""
+    """In the order in which they are shown; without a prefix those of its only branch."""
     samples: tuple[Sample, ...]
     branches: tuple[Branch, ...]
 
@@ -102,6 +103,7 @@ def collate(families: Sequence[Rendered], *, specials: SpecialIds, weighting: st
     """
     row = _Row(specials=specials)
     for family in families:
+        assert len(family.prefix) or not family.media or len(family.branches) == 1
         parent = _add_shared(row, ids=family.prefix, media=family.media)
         for sample, branch in zip(family.samples, family.branches, strict=True):
             start = row.length
@@ -163,8 +165,6 @@ def collate_groups(
 
 
 def _add_shared(row: _Row, *, ids: Ids, media: tuple[Media, ...]) -> int:
-    """The shared segment's number, -1 when there is nothing to share."""
-    if not len(ids):
-        return -1
+    """The shared segment's number, -1 when there is nothing to share; media without one are the next segment's."""
     row.media.extend(media)
-    return row.add_segment(ids)
+    return row.add_segment(ids) if len(ids) else -1

@@ -25,8 +25,9 @@ from arcvideo.model.special import special_ids
 from arcvideo.model.towers.features import feature_key
 from arcvideo.planning.families import Family
 from arcvideo.planning.settings import DataSettings
+from arcvideo.planning.sizes import frame_counts, frame_shares
 from arcvideo.planning.table import SourceTable
-from arcvideo.render import render_branch, render_prefix, split_question
+from arcvideo.render import cut_prompt, media_ids, render_branch, render_shared, render_whole, split_question
 from arcvideo.tasks import RecordError, make_pair, make_sample
 from arcvideo.types import Clip, Media, Sample
 
@@ -68,36 +69,41 @@ class Loader:
             MediaError, RecordError, OSError: what makes it unusable.
         """
         samples = self._samples(family.clip, family.items)
-        branches = tuple(
-            render_branch(sample, tokenizer=self.tokenizer, wording=self.settings.wording) for sample in samples
-        )
-        if samples[0].media_key is None:
-            return [Rendered(prefix=np.empty(0, dtype=np.int64), media=(), samples=samples, branches=branches)]
-        media = self.media(family.clip, modality=family.modality, seed=family.seed)
-        prefix = render_prefix(
-            frame_count=media.frame_count,
-            before=split_question(samples[0]).before,
-            tokenizer=self.tokenizer,
-            layout=self.layout,
-        )
-        return [Rendered(prefix=prefix, media=(media,), samples=samples, branches=branches)]
+        about: dict[str, Any] = {"tokenizer": self.tokenizer, "wording": self.settings.wording}
+        question = split_question(samples[0])
+        media: tuple[Media, ...] = ()
+        if samples[0].media_key is not None:
+            media = self.all_media(family.clip, modality=family.modality, seed=family.seed)
+        frames = [medium.frame_count for medium in media]
+        ids = media_ids(frames, tokenizer=self.tokenizer, layout=self.layout)
+        if question.later:
+            branches = tuple(render_whole(sample, media=ids, **about) for sample in samples)
+        else:
+            branches = tuple(render_branch(sample, **about) for sample in samples)
+        prefix = np.empty(0, dtype=np.int64)
+        if media and not question.later:
+            prefix = render_shared(question.texts, media=ids, tokenizer=self.tokenizer)
+        return [Rendered(prefix=prefix, media=media, samples=samples, branches=branches)]
 
     def prompts(self, family: Family) -> list[Prompt]:
         """The family's items as prompts."""
         (rendered,) = self.rendered(family)
-        return [
-            Prompt(
-                prefix_ids=rendered.prefix,
-                question_ids=branch.ids[: branch.question_tokens],
-                media=rendered.media,
-                sample=sample,
-                source=self.table.name,
-                tags=self._tags(family.clip, item),
-                duration=self._seconds(family.clip) if rendered.media else None,
-                specials=special_ids(self.tokenizer),
+        specials, prompts = special_ids(self.tokenizer), []
+        for item, sample, branch in zip(family.items, rendered.samples, rendered.branches, strict=True):
+            shared, asked = cut_prompt(rendered.prefix, branch, specials=specials)
+            prompts.append(
+                Prompt(
+                    prefix_ids=shared,
+                    question_ids=asked,
+                    media=rendered.media[: len(split_question(sample).texts)],
+                    sample=sample,
+                    source=self.table.name,
+                    tags=self._tags(family.clip, item),
+                    duration=self._seconds(family.clip) if rendered.media else None,
+                    specials=specials,
+                )
             )
-            for item, sample, branch in zip(family.items, rendered.samples, rendered.branches, strict=True)
-        ]
+        return prompts
 
     def _samples(self, clip: int, items: tuple[int, ...]) -> tuple[Sample, ...]:
         table = self.table
@@ -107,7 +113,10 @@ class Loader:
         numbers = [int(index.items[table.item_row[item]]["number"]) for item in items]
         samples: list[Sample] = []
         for number in numbers:
-            item, about = record["items"][number], {"key": f"{key}/{number}", "style": table.settings.style}
+            item = record["items"][number]
+            about: dict[str, Any] = {
+                "key": f"{key}/{number}", "style": table.settings.style, "media_count": index.media_count(row) or 1
+            }  # fmt: skip
             if self.pairs:
                 samples += make_pair(item, media_key=media_key, **about)
             else:
@@ -123,17 +132,27 @@ class Loader:
         index, row = self.table.place(clip)
         return float(index.clips[row]["duration"])
 
-    def media(self, clip: int, *, modality: str = "both", seed: int = 0) -> Media:
-        """What the towers read of a clip; from the feature store when it is there.
+    def all_media(self, clip: int, *, modality: str = "both", seed: int = 0) -> tuple[Media, ...]:
+        """What the towers read of each medium of a clip's record; from the feature store when it is there.
 
         Raises:
             MediaError, OSError.
         """
-        expected = self._expected(clip, modality=modality, seed=seed)
+        return tuple(
+            self.media(clip, part=part, modality=modality, seed=seed) for part in range(len(self._facts(clip)))
+        )
+
+    def media(self, clip: int, *, part: int = 0, modality: str = "both", seed: int = 0) -> Media:
+        """What the towers read of one medium.
+
+        Raises:
+            MediaError, OSError.
+        """
+        expected = self._expected(clip, part, modality=modality, seed=seed)
         if self.features is not None and self.settings.frames == "middle" and self.features.has(feature_key(expected)):
             patches, speech = self.features.load(feature_key(expected))
             return replace(expected, patches=patches, speech=speech)
-        media = self._decoded(clip, key=expected.key, seed=seed)
+        media = self._decoded(clip, part, key=expected.key, seed=seed)
         if (media.frame_count, media.seconds) != (expected.frame_count, expected.seconds):
             raise MediaError(
                 "corrupt",
@@ -142,12 +161,16 @@ class Loader:
             )
         return shown(media, modality=modality)
 
-    def _expected(self, clip: int, *, modality: str, seed: int) -> Media:
-        """The clip's Media as far as the index knows it, without tensors."""
-        table, layout = self.table, self._layout(clip)
-        index, number = table.place(clip)
-        row = index.clips[number]
-        frames, duration, samples = int(table.frames[clip]), float(row["duration"]), int(row["sound_samples"])
+    def _facts(self, clip: int) -> list[np.void]:
+        """What the index knows of each medium."""
+        index, row = self.table.place(clip)
+        return index.media(row)
+
+    def _expected(self, clip: int, part: int, *, modality: str, seed: int) -> Media:
+        """The medium's Media as far as the index knows it, without tensors."""
+        layout, row = self._layout(clip, part), self._facts(clip)[part]
+        duration, samples = float(row["duration"]), int(row["sound_samples"])
+        frames = int(frame_counts(row["duration"], max_frames=layout.max_frames))
         if samples:
             seconds = fit_waveform(
                 torch.empty(samples, device="meta"),  # only its length matters
@@ -171,12 +194,16 @@ class Loader:
         )
         return shown(whole, modality=modality)
 
-    def _layout(self, clip: int) -> MediaLayout:
-        """The layout with the frames that the plan grants this clip."""
-        return replace(self.layout, max_frames=int(self.table.frame_limit[clip]))
+    def _layout(self, clip: int, part: int) -> MediaLayout:
+        """The layout with the frames that the plan grants this medium."""
+        facts, limit = self._facts(clip), int(self.table.frame_limit[clip])
+        share = frame_shares([float(medium["duration"]) for medium in facts], limit=limit)[part]
+        # What is shown whole is read with the limit of the record, so that it is the same as alone.
+        cut = share < frame_counts(facts[part]["duration"], max_frames=limit)
+        return replace(self.layout, max_frames=share if cut else limit)
 
-    def _decoded(self, clip: int, *, key: str, seed: int) -> Media:
-        """The clip's media; families of one clip that are loaded at once wait for one decoding of it."""
+    def _decoded(self, clip: int, part: int, *, key: str, seed: int) -> Media:
+        """The medium; families of one clip that are loaded at once wait for one decoding of it."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
@@ -187,7 +214,7 @@ class Loader:
         if others is not None:
             return others.result()
         try:
-            media = self._stored(clip, key=key, seed=seed)
+            media = self._stored(clip, part, key=key, seed=seed)
         except BaseException as error:
             mine.set_exception(error)
             raise
@@ -202,18 +229,18 @@ class Loader:
                 del self._loading[key]
         return media
 
-    def _stored(self, clip: int, *, key: str, seed: int) -> Media:
+    def _stored(self, clip: int, part: int, *, key: str, seed: int) -> Media:
         """From the frame cache, or decoded and written there."""
         media = self.cache.load(key) if self.cache is not None else None
         if media is None:
-            media = self._fresh(clip, seed=seed)
+            media = self._fresh(clip, part, seed=seed)
             if self.cache is not None:
                 media = self.cache.save(key, media)
         return media
 
-    def _fresh(self, clip: int, *, seed: int) -> Media:
-        (index, row), layout = self.table.place(clip), self._layout(clip)
-        data, sound = index.media_bytes(row)
+    def _fresh(self, clip: int, part: int, *, seed: int) -> Media:
+        (index, row), layout = self.table.place(clip), self._layout(clip, part)
+        data, sound = index.media_bytes(row, part=part)
         decoded = self.read(
             data,
             name=f"{self.table.key(clip)} in {index.shard.name}",
@@ -226,7 +253,7 @@ class Loader:
         request = read_request(
             name="", layout=layout, policy=self.settings.frames, seed=seed, decoder=self.settings.decoder
         )
-        if decoded.key != clip_key(index.clips[row]["digest"].tobytes(), request=request):
+        if decoded.key != clip_key(index.media(row)[part]["digest"].tobytes(), request=request):
             detail = f"{self.table.key(clip)} in {index.shard.name}: its bytes are not those that were indexed"
             raise MediaError("corrupt", f"{detail}; restore the shard, `arcvideo verify {index.shard}` checks it")
         return to_media(decoded, layout=layout)

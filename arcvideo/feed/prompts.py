@@ -44,14 +44,14 @@ class StepPrompts:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One clip and one question, up to and including `<sep>`."""
+    """One question and its media, up to and including `<sep>`."""
 
     prefix_ids: Ids
     """(n,) int64 with newline ids; empty without media."""
     question_ids: Ids
     """(m,) int64."""
     media: tuple[Media, ...]
-    """One, or none for text."""
+    """Those of the question, in the order in which they are shown; none for text."""
     sample: Sample
     source: str
     """Name of the source in the mixture."""
@@ -84,7 +84,7 @@ class Prompt:
             task=self.task,
             tags=self.tags,
             instructed=self.sample.instructed,
-            has_audio=bool(self.media) and self.media[0].has_audio,
+            has_audio=any(medium.has_audio for medium in self.media),
         )
 
     @property

@@ -19,7 +19,7 @@ _FIXED = {
     "optimizer.name": "its optimizer state belongs to another optimizer",
 }
 """Setting -> why a checkpoint of another value is of no use. How the model computes may change."""
-_FREE = ("model.activation_checkpointing", "model.attention", "lora.dropout", "lora.alpha")
+_FREE = ("model.activation_checkpointing", "model.attention", "model.compile", "lora.dropout", "lora.alpha")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,9 @@ SECONDS, FPS, SIDE, BITS = 12, 10, 256, 8
 _BEEP = 0.05
 """Seconds that a beep lasts; as long a pause is behind it."""
 
+_SHOWN = 16
+"""Of what was seen or heard, at most so much is told."""
+
 
 class WrongTimes(ValueError):
     """A clip with a known clock came back with other times than it has."""
@@ -43,19 +46,31 @@ def prove_times(
     times = [(float(start), float(end)) for start, end in clip.frame_times]
     seen = [_number(frame) for frame in clip.frames.numpy()]
     heard = [_beeps(clip.waveform.numpy(), second=second) for second in range(seconds)]
+    last = times[-1][1]
+    if abs(last - seconds) > 1 / FPS:
+        raise WrongTimes(
+            f"the frames of a clip of {seconds} s with a burnt clock came back with times up to {last:g} s: they do "
+            "not cover it, so no answer about time could be right"
+        )
     for number, (start, end) in zip(seen, times, strict=True):
-        if not int(start) <= number <= end:
+        if not start - 1 < number < end:  # the picture of second n is shown until n + 1
             raise WrongTimes(
-                f"the frame for {start:g} s to {end:g} s shows second {number} of a clip with a burnt clock: frames "
-                "and times do not belong together, so no answer about time could be right"
+                f"the frame for {start:g} s to {end:g} s shows second {number} of a clip with a burnt clock (all "
+                f"show {_listed(seen)}): frames and times do not belong together, so no answer about time could be "
+                "right"
             )
     wrong = [second for second in range(seconds) if heard[second] != second.bit_count()]
     if wrong:
         raise WrongTimes(
-            f"second {wrong[0]} of a clip whose sound counts has {heard[wrong[0]]} beeps, not {wrong[0].bit_count()}: "
-            "sound and picture do not belong together"
+            f"second {wrong[0]} of a clip whose sound counts has {heard[wrong[0]]} beeps, not {wrong[0].bit_count()} "
+            f"(its seconds have {_listed(heard)}): sound and picture do not belong together"
         )
     return {"seconds": seconds, "frame_times": times, "frames_show": seen, "beeps": heard}
+
+
+def _listed(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:_SHOWN]))
+    return shown if len(numbers) <= _SHOWN else f"{shown}, ..."
 
 
 def clock_video(*, seconds: int = SECONDS) -> bytes:

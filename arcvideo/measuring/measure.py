@@ -17,6 +17,7 @@ from arcvideo.decoding.pool import MediaPool
 from arcvideo.evaluation.answers import FULL
 from arcvideo.lineage.code import evaluation_code
 from arcvideo.lineage.lock import alone_in
+from arcvideo.measuring.answering.models import Measured, open_model
 from arcvideo.measuring.arms import OtherSounds, arm_clip
 from arcvideo.measuring.clock import prove_times
 from arcvideo.measuring.folder import (
@@ -27,7 +28,6 @@ from arcvideo.measuring.folder import (
     read_card,
     write_card,
 )
-from arcvideo.measuring.models import Measured, open_model
 from arcvideo.measuring.questions import Asking, Material, open_questions
 from arcvideo.measuring.read import Read, Reader, read_ahead
 from arcvideo.measuring.scores import score_folder

@@ -126,6 +126,10 @@ def _shards(pattern: str, *, style: str, progress: bool) -> Asking:
     for index in indexes:
         holes += [Lost(key=one.key, reason=one.reason, detail=one.detail or one.stage) for one in index.problems()]
         for row in range(len(index.clips)):
+            if index.media_count(row) > 1:
+                detail = "a stage's own evaluation asks about several media, this command about one"
+                holes.append(Lost(key=index.key(row), reason="several_media", detail=detail))
+                continue
             made = tuple(_of_record(index, row, style=style, first=number))
             number += len(made)
             if made:

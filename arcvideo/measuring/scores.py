@@ -17,6 +17,8 @@ from arcvideo.evaluation.settings import EvaluationSettings, metric_names
 from arcvideo.files import write_lines, write_whole
 from arcvideo.measuring.folder import PREDICTIONS, SCORES, Found, Lost, read_answers, read_card
 from arcvideo.measuring.needs import classes
+from arcvideo.measuring.needs_page import PAGE as NEEDS_PAGE
+from arcvideo.measuring.needs_page import write_needs_page
 from arcvideo.tasks import TASKS
 from arcvideo.tasks.answers import read_span
 from arcvideo.tasks.grounding import GROUNDING
@@ -29,7 +31,7 @@ Figures = dict[str, dict[str, float]]
 def score_folder(
     folder: Path, *, metrics: Sequence[str] = (), bootstrap: int = 0, seed: int | None = None
 ) -> dict[str, Any]:
-    """Score the answers of a measurement and write `scores.json`, `predictions.jsonl`, `unread.jsonl`, `needs.jsonl`.
+    """Score the answers of a measurement and write `scores.json`, `predictions.jsonl`, `unread.jsonl`, `needs.*`.
 
     Args:
         folder: of the measurement.
@@ -63,6 +65,7 @@ def score_folder(
     if needs:
         write_lines(folder / NEEDS, needs)
         scores["needs"] = dict(Counter(tag for row in needs for tag in row["tags"]))
+        write_needs_page(folder / NEEDS_PAGE, scores=scores, card=card, answers=found.answers)
     write_whole(folder / SCORES, json.dumps(scores, indent=1) + "\n")
     return scores
 

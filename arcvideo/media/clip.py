@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor
 
 from arcvideo.media.audio import fit_waveform, mel_chunks, silent_seconds
-from arcvideo.media.read import ClipArrays, ReadRequest, read_arrays
+from arcvideo.media.frames import plan_frames, stamp_text
+from arcvideo.media.overlay import stamp
+from arcvideo.media.picture import keeps_to
+from arcvideo.media.read import ClipArrays, ReadRequest, read_arrays, resize
 from arcvideo.media.settings import Layout, MediaLimits
 from arcvideo.media.sound import SAMPLE_RATE
 from arcvideo.types import Clip, Media
@@ -85,6 +89,62 @@ def as_clip(arrays: ClipArrays) -> Clip:
         frame_times=torch.from_numpy(arrays.spans),
         waveform=None if arrays.waveform is None else torch.from_numpy(arrays.waveform),
         duration=arrays.duration,
+    )
+
+
+def clip_of_frames(
+    frames: np.ndarray | Sequence[np.ndarray],
+    *,
+    fps: float | None = None,
+    times: Sequence[float] | None = None,
+    waveform: np.ndarray | None = None,
+    layout: Layout,
+    font: str | None = None,
+) -> Clip:
+    """Return the clip that a video of these frames is: the same ones are taken, stamped and resized.
+
+    Args:
+        frames: (H, W, 3) uint8 RGB each, in order; all frames of a video, or those that were extracted from one.
+        fps: frames a second, where they come at a constant rate.
+        times: second of each, ascending, in place of `fps`; they count from the first, as in a file. Each is shown
+            until the next one, the last for as long as the one before it, a second where it is alone.
+        waveform: (n,) float32 mono at 16 kHz; None without sound.
+
+    Raises:
+        ValueError: frames of another form, or times that do not fit them.
+    """
+    if not len(frames) or any(one.ndim != 3 or one.shape[-1] != 3 or one.dtype != np.uint8 for one in frames):
+        raise ValueError("frames must be (H, W, 3) uint8 RGB, at least one")
+    if (fps is None) == (times is None):
+        raise ValueError("decoded frames need fps, their frames a second, or times, the second of each")
+    when = None if times is None else np.array(times, dtype=np.float64)
+    if when is not None and (when.shape != (len(frames),) or when[0] < 0 or (np.diff(when) <= 0).any()):
+        raise ValueError(f"times must be {len(frames)} ascending seconds, one for each frame, got {when.tolist()}")
+    if when is not None:
+        when -= when[0]
+        duration = float(2 * when[-1] - when[-2]) if len(when) > 1 else 1.0
+        fps = len(frames) / duration
+        when = None if keeps_to(fps, seconds=when) else when
+    else:
+        assert fps is not None
+        duration = len(frames) / fps
+    plan = plan_frames(frame_count=len(frames), fps=fps, times=when, duration=duration, max_frames=layout.max_frames)
+    seen = []
+    for index, span in zip(plan.indices, plan.spans, strict=True):
+        frame = np.array(frames[index])
+        stamp(frame, text=stamp_text(span), font=font)
+        seen.append(resize(frame, size=layout.image_size))
+    digest = hashlib.sha256(repr((fps, None if times is None else list(times), layout, font)).encode())
+    for part in (*frames, *(() if waveform is None else (waveform,))):
+        digest.update(repr(part.shape).encode() + np.ascontiguousarray(part).tobytes())
+    return as_clip(
+        ClipArrays(
+            key=digest.hexdigest(),
+            frames=np.stack(seen),
+            spans=np.asarray(plan.spans, dtype=np.float32),
+            waveform=waveform,
+            duration=duration,
+        )
     )
 
 

@@ -199,6 +199,11 @@ def _all_decoded(
     stream.codec_context.flush_buffers()
 
 
+def keeps_to(rate: float, *, seconds: np.ndarray) -> bool:
+    """Return whether frames shown at these seconds, from 0 on, are at most a frame away from a constant rate."""
+    return bool(np.abs(seconds - np.arange(len(seconds)) / rate).max() <= 1 / rate + _TOLERATED_JITTER)
+
+
 def _facts(stream: VideoStream, ticks: tuple[int, ...], *, last: int, name: str, limits: MediaLimits) -> VideoFacts:
     """The average rate where the frames keep to it, as the released code takes it to be; else their times."""
     seconds = np.array([in_seconds(stream, tick - ticks[0]) for tick in ticks])
@@ -206,7 +211,7 @@ def _facts(stream: VideoStream, ticks: tuple[int, ...], *, last: int, name: str,
     if not (math.isfinite(rate) and rate > 0):
         rate = (len(ticks) - 1) / seconds[-1] if seconds[-1] > 0 else 1.0
     duration, times = len(ticks) / rate, None
-    if np.abs(seconds - np.arange(len(ticks)) / rate).max() > 1 / rate + _TOLERATED_JITTER:
+    if not keeps_to(rate, seconds=seconds):
         times = seconds
         duration = float(seconds[-1]) + (in_seconds(stream, last) or 1 / rate)
     if duration > limits.max_seconds:

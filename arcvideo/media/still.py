@@ -1,9 +1,13 @@
-"""Still pictures, read by Pillow, as a browser shows them on a white page."""
+"""Still pictures, read by Pillow, as a browser shows them on a white page; and videos made of them."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
 
+import av
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -35,6 +39,42 @@ def read_still(data: bytes, *, name: str, limits: MediaLimits) -> np.ndarray:
     except (OSError, SyntaxError, ValueError) as error:
         reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
         raise MediaError(reason, f"{name}: {error}") from error
+
+
+def video_of_stills(stills: Sequence[bytes], *, times: Sequence[float]) -> bytes:
+    """Return a QuickTime file that shows JPEG or PNG files at their times; their bytes are copied as they are.
+
+    Args:
+        stills: pictures of one size and one of the two types.
+        times: second of each, ascending; they count from the first. Each is shown until the next one, the last for as
+            long as the one before it, a second where it is alone.
+
+    Raises:
+        MediaError: pictures of another type, or of several types or sizes.
+    """
+    kinds = {
+        "mjpeg" if still.startswith(_MAGIC[0]) else "png" if still.startswith(_MAGIC[1]) else "" for still in stills
+    }
+    sizes = {Image.open(io.BytesIO(still)).size for still in stills} if "" not in kinds else set()
+    if len(kinds) != 1 or len(sizes) != 1:
+        detail = f"types {', '.join(sorted(kind or 'other' for kind in kinds))}, {len(sizes)} sizes"
+        raise MediaError("unreadable", f"frames of a video must be JPEG or PNG files of one type and size: {detail}")
+    (codec,), ((width, height),), target = kinds, sizes, io.BytesIO()
+    last = round(1000 * (times[-1] - times[-2])) if len(times) > 1 else 1000
+    milliseconds = [round(1000 * (second - times[0])) for second in times]
+    with av.open(target, "w", format="mov") as container:
+        stream: Any = container.add_stream(codec, rate=Fraction(1000 * len(stills), milliseconds[-1] + last))
+        stream.width, stream.height, stream.time_base = width, height, Fraction(1, 1000)
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "rgb24"
+        for number, still in enumerate(stills):
+            packet: Any = av.Packet(still)
+            packet.stream, packet.time_base, packet.is_keyframe = stream, Fraction(1, 1000), True
+            packet.pts = packet.dts = milliseconds[number]
+            packet.duration = (
+                milliseconds[number + 1] if number + 1 < len(stills) else milliseconds[-1] + last
+            ) - packet.pts
+            container.mux(packet)
+    return target.getvalue()
 
 
 def on_white(rgba: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from arcvideo.model.attention import Plan
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.disk.weights import check_fit
 from arcvideo.model.families.table import parts_of
+from arcvideo.model.fused import fuse
 from arcvideo.model.generation import ArcVideoGenerationMixin, generation_config
 from arcvideo.model.inputs import check_batch, four_axes, insert, running_positions
 from arcvideo.model.output import ArcVideoOutput, Trace, cross_entropy, seen_states
@@ -137,7 +138,7 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     def adopt(self, settings: ModelSettings) -> None:
-        """Take over what settings say about computing: checkpointing, attention, corrections; sizes stay.
+        """Take over what settings say about computing: checkpointing, attention, fusion, corrections; sizes stay.
 
         Which parts learn is left alone: that is `requires_grad_`'s, and in a stage `stage.train`'s, to say.
         """
@@ -145,6 +146,7 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
         # transformers knows three of the names; `auto` is theirs `sdpa` until a plan is made.
         self.set_attn_implementation("sdpa" if settings.attention == "auto" else settings.attention)
         self._auto_attention = settings.attention == "auto"
+        fuse(self.language_model, how=settings.compile)
         self.config.corrections = asdict(settings.corrections)
         self.settings = replace(self.settings, corrections=settings.corrections)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as nnf
 from torch import Tensor
 from transformers.utils import ModelOutput
+
+from arcvideo.objectives.logprobs import token_logprobs
 
 
 @dataclass
@@ -54,15 +54,16 @@ def seen_states(trace: Trace | None) -> dict[str, Any]:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, count: Tensor | int | None = None) -> Tensor:
-    """Return the mean cross-entropy of (T, V) logits, in at least fp32; targets of -100 do not count.
+    """Return the mean cross-entropy of (T, V) logits, in at least fp32 a few rows at a time; -100 does not count.
 
     Args:
         logits: (T, V).
         targets: (T,).
         count: the sum is divided by it in place of the number of targets here.
     """
-    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    counted = targets != -100
+    losses = -token_logprobs(logits, target_ids=targets.clamp(min=0), temperature=1.0)
+    total = losses.where(counted, 0.0).sum()
     if count is None:
-        return nnf.cross_entropy(exact, targets, ignore_index=-100)
-    total = nnf.cross_entropy(exact, targets, ignore_index=-100, reduction="sum")
+        return total / counted.sum()
     return total / (count.to(total.device) if isinstance(count, Tensor) else count)

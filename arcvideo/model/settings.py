@@ -11,7 +11,10 @@ from arcvideo.model.families.table import FAMILIES
 from arcvideo.structured import nearest
 
 ATTENTIONS = ("sdpa", "flex_attention", "auto", "eager")
+COMPILES = ("none", "elementwise")
 RECOMPUTES = ("none", "selective", "full")
+COMPUTING = ("activation_checkpointing", "attention", "compile", "corrections")
+"""Fields of `ModelSettings` that say how a model computes; a stage's settings decide them, the weights have no say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +132,9 @@ class ModelSettings:
     attention: str = "auto"
     """Attention of the decoder: auto (the best kernel for each row; on CUDA flash for documents and flex_attention for
     branches that share a prefix, sdpa on the CPU), or one of sdpa, flex_attention and eager for all rows."""
+    compile: str = "none"
+    """What torch.compile fuses of the decoder: none, or elementwise (each norm, rope with its norm and the gated unit
+    become one kernel; needs a C++ compiler, rounds less and so gives other bits). Unmeasured on a GPU."""
     corrections: Corrections = field(default_factory=Corrections)
     """Departures from the released code."""
 
@@ -322,6 +328,10 @@ def check(settings: ModelSettings) -> None:
         ),
         "model.max_num_frame must be at least 1": settings.max_num_frame >= 1,
         f"model.attention must be one of {', '.join(ATTENTIONS)}": settings.attention in ATTENTIONS,
+        f"model.compile must be one of {', '.join(COMPILES)}": settings.compile in COMPILES,
+        "model.compile must be none with model.family=arc_qwen, whose layers are transformers' own": (
+            settings.compile == "none" or settings.family != "arc_qwen"
+        ),
     }
     for message, holds in rules.items():
         if not holds:

@@ -22,6 +22,10 @@ class ObjectiveRow:
     reference: bool = False
     """Whether log-probabilities under the parent stand beside the batch; settings with beta=0 do without."""
 
+    own_forward: bool = False
+    """Of rollouts: whether the class takes old log-probabilities from its own forward while the policy is the one that
+    sampled (`sampled_logprobs` beside the batch in place of `old_logprobs`); saves a forward a step."""
+
     @property
     def sampled(self) -> bool:
         """Whether the policy's own completions are trained on."""
@@ -35,7 +39,9 @@ class ObjectiveRow:
 
 OBJECTIVES: dict[str, ObjectiveRow] = {
     "next_token": ObjectiveRow(loss="arcvideo.objectives.next_token:NextToken", settings="next_token", feed="answers"),
-    "grpo": ObjectiveRow(loss="arcvideo.objectives.grpo:Grpo", settings="grpo", feed="rollouts", reference=True),
+    "grpo": ObjectiveRow(
+        loss="arcvideo.objectives.grpo:Grpo", settings="grpo", feed="rollouts", reference=True, own_forward=True
+    ),
     "dpo": ObjectiveRow(loss="arcvideo.objectives.dpo:Dpo", settings="dpo", feed="pairs", reference=True),
 }
 """Name in `stage.objective` -> what it is. The first of each feed stands for a user's own class with that feed."""
@@ -63,7 +69,7 @@ def objective_row(name: str, *, feed: str = "") -> ObjectiveRow:
     like = next((row for row in OBJECTIVES.values() if row.feed == (feed or "answers")), None)
     if like is None:
         raise ValueError(f"stage.feed={feed!r} is unknown: choose one of {', '.join(FEEDS)}")
-    return replace(like, loss=path_of(name, kind="objectives"))
+    return replace(like, loss=path_of(name, kind="objectives"), own_forward=False)
 
 
 def load_objective(name: str) -> Any:

@@ -9,11 +9,13 @@ Shapes: T target tokens, V vocabulary, n completions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from arcvideo.objectives.agreement import agreeing, gap_pairs, judged
 from arcvideo.objectives.logprobs import token_entropy, token_logprobs
 from arcvideo.objectives.loss import Loss
 from arcvideo.objectives.settings import GrpoSettings
@@ -225,28 +227,47 @@ class Grpo:
     def __call__(self, logits: Tensor, batch: Batch) -> Loss:
         """Summed loss of one packed row of groups.
 
+        Without `old_logprobs` the policy is still the one that sampled: the old log-probabilities are those of this
+        very forward, and tokens about which it and the sampler disagree are left out and counted for `judge`.
+
         Args:
             logits: (T, V) at the targets.
-            batch: extra holds `advantages` (samples,), `old_logprobs` (T,), `ref_logprobs` (T,) unless beta is 0, and
-                optionally `loss_mask` (T,).
+            batch: extra holds `advantages` (samples,), `old_logprobs` or `sampled_logprobs` (T,), `ref_logprobs` (T,)
+                unless beta is 0, and optionally `loss_mask` (T,).
         """
         settings, extra = self.settings, batch.extra
         missing = [name for name in ("advantages", "old_logprobs") if name not in extra]
-        if missing:
+        if missing and not {"advantages", "sampled_logprobs"} <= set(extra):
             raise ValueError(
                 f"objective grpo needs batch.extra {missing}; use a rollout source, not a plain data source"
             )
+        logprobs = token_logprobs(logits, target_ids=batch.target_ids, temperature=settings.temperature)
+        mask = extra.get("loss_mask", torch.ones_like(batch.target_weights))
+        old, told = extra.get("old_logprobs"), {}
+        if old is None:
+            old = logprobs.detach()
+            gap = (old - extra["sampled_logprobs"]).abs()
+            mask, told = mask * agreeing(gap, settings=settings), gap_pairs(gap, settings=settings)
         loss = grpo_loss(
-            token_logprobs(logits, target_ids=batch.target_ids, temperature=settings.temperature),
-            old_logprobs=extra["old_logprobs"],
+            logprobs,
+            old_logprobs=old,
             ref_logprobs=extra.get("ref_logprobs"),
             token_advantages=extra["advantages"][batch.target_samples],
             samples=batch.target_samples,
             weights=batch.target_weights,
             settings=settings,
-            mask=extra.get("loss_mask"),
+            mask=mask,
         )
-        mask = extra.get("loss_mask", torch.ones_like(batch.target_weights))
         entropy = token_entropy(logits, temperature=settings.temperature)
-        metrics = {**loss.metrics, "entropy": ((entropy * mask).sum(), mask.sum())}
-        return Loss(total=loss.total, metrics=metrics)
+        return Loss(total=loss.total, metrics={**loss.metrics, **told, "entropy": ((entropy * mask).sum(), mask.sum())})
+
+    def judge(self, pairs: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
+        """Return further metrics of a step, or refuse it before the weights move; see `agreement.judged`.
+
+        Args:
+            pairs: of each rank, metric -> [sum, count] over its micro-batches.
+
+        Raises:
+            ValueError: sampler and trainer disagree about more tokens than may.
+        """
+        return judged(pairs, settings=self.settings)

@@ -14,7 +14,7 @@ AT_ONCE = 1 << 25
 
 
 def token_logprobs(logits: Tensor, *, target_ids: Tensor, temperature: float) -> Tensor:
-    """(T,) float32 log-probabilities of the targets at the sampling temperature, over the whole vocabulary.
+    """(T,) log-probabilities of the targets at the sampling temperature over the whole vocabulary, at least float32.
 
     The logits are turned to fp32 some rows at a time, forward and backward: no fp32 copy of all of them exists.
     """
@@ -28,7 +28,7 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, target_ids: Tensor, temperature: float) -> Tensor:
         ctx.save_for_backward(logits, target_ids)
         ctx.temperature = temperature
-        found = logits.new_empty(len(logits), dtype=torch.float32)
+        found = logits.new_empty(len(logits), dtype=_exact(logits))
         for rows in _chunks(logits):
             found[rows] = _logprobs(logits[rows], target_ids[rows], temperature)
         return found
@@ -46,8 +46,13 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _logprobs(logits: Tensor, target_ids: Tensor, temperature: float) -> Tensor:
-    exact = logits.float() if temperature == 1 else logits.float() / temperature
+    exact = logits.to(_exact(logits))
+    exact = exact if temperature == 1 else exact / temperature
     return -F.cross_entropy(exact, target_ids, reduction="none")
+
+
+def _exact(logits: Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)
 
 
 def _chunks(logits: Tensor) -> Iterator[slice]:

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from arcvideo.layout import MediaLayout
 from arcvideo.planning.repeated import repeated_keys
 from arcvideo.planning.settings import DataSettings, SourceSettings
-from arcvideo.planning.sizes import prefix_tokens
+from arcvideo.planning.sizes import frame_counts, frame_shares, prefix_tokens
 from arcvideo.planning.table import CLIP_ROW, ITEM_ROW, Ints, SourceTable, visit_tokens
-from arcvideo.render import media_length
+from arcvideo.render import media_length, media_lengths
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import OpenedLater, ShardIndex, ensure_indexes, index_folder
 from arcvideo.shards.lengths import Lengths, all_lengths, counts_name
@@ -110,11 +110,6 @@ def content_digest(sources: Iterable[tuple[str, Sequence[ShardIndex]]]) -> str:
         for content in indexes.digests if isinstance(indexes, OpenedLater) else (index.digest for index in indexes):
             digest.update(bytes.fromhex(content))
     return digest.hexdigest()
-
-
-def frame_counts(duration: np.ndarray, *, max_frames: int | Ints) -> Ints:
-    """Frames of clips of these lengths in seconds: one a second, at least 1, at most max_frames."""
-    return np.clip(np.ceil(duration), 1, max_frames).astype(np.int64)
 
 
 def frame_limits(duration: np.ndarray, *, clip: Ints, text: Ints, settings: DataSettings, layout: MediaLayout) -> Ints:
@@ -223,11 +218,16 @@ def _rows_of_shard(
     keep &= _wanted(index, source=source)[items["task"], items["tagset"]] & (lengths["branch"] > 0)
     keep &= items["think"] | (not supervised or source.style == "plain")
     before, branch = lengths["before"].astype(np.int64), lengths["branch"].astype(np.int64)
-    limit = frame_limits(
-        facts["duration"], clip=clip[keep], text=(1 + before + branch)[keep], settings=settings, layout=layout
-    )
-    frames = np.where(has_media, frame_counts(facts["duration"], max_frames=limit), 0)
+    several = _several_media(index)
+    seconds = np.array(facts["duration"])
+    for row, media in several.items():  # each second that one of them begins has a frame
+        seconds[row] = frame_counts(np.array(media), max_frames=np.inf).sum()
+    limit = frame_limits(seconds, clip=clip[keep], text=(1 + before + branch)[keep], settings=settings, layout=layout)
+    frames = np.where(has_media, frame_counts(seconds, max_frames=limit), 0)
     media_tokens = np.where(has_media, media_length(frames, layout=layout), 0)
+    for row, media in several.items():
+        shares = frame_shares(media, limit=int(limit[row]))
+        frames[row], media_tokens[row] = sum(shares), media_lengths(shares, layout=layout)
     needed = prefix_tokens(before, media_tokens[clip]) + branch
     over = np.flatnonzero(keep & (needed > settings.token_budget))
     if len(over):
@@ -255,6 +255,14 @@ def _rows_of_shard(
     done.met, done.seen, done.over = done.met + len(facts), done.seen + len(items), done.over + len(over)
     done.shortened += int((has_media & (limit < layout.max_frames))[clips].sum())
     return clip_rows, item_rows
+
+
+def _several_media(index: ShardIndex) -> dict[int, list[float]]:
+    """Return row -> seconds of each medium, of the records that have several."""
+    found: dict[int, list[float]] = {}
+    for part in index.parts if index.meta["parts"] else ():
+        found.setdefault(int(part["clip"]), []).append(float(part["duration"]))
+    return found
 
 
 def _usable(index: ShardIndex, *, source: SourceSettings, repeated: Ints, first: int) -> npt.NDArray[np.bool_]:

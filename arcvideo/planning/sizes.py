@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,3 +35,25 @@ def ragged(starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> npt.N
     """Return start, start + 1, ... of each start, `sizes` numbers each, one after the other."""
     ends = np.cumsum(sizes)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + sizes, sizes)
+
+
+def frame_counts(duration: np.ndarray, *, max_frames: Any) -> npt.NDArray[np.int64]:
+    """Frames of clips of these lengths in seconds: one a second, at least 1, at most max_frames."""
+    return np.clip(np.ceil(duration), 1, max_frames).astype(np.int64)
+
+
+def frame_shares(seconds: Sequence[float], *, limit: int) -> tuple[int, ...]:
+    """Return the frames of each medium of a record: one a second it begins, or its share of `limit`, at least one.
+
+    Args:
+        seconds: length of each medium.
+        limit: frames of all together; more media than that have one each.
+    """
+    wanted = frame_counts(np.array(seconds), max_frames=limit)
+    more, spare = wanted - 1, max(limit - len(wanted), 0)
+    if more.sum() > spare:
+        # Whole numbers only: what division leaves goes to the largest remainders, the earlier medium first.
+        shares, remainders = np.divmod(more * spare, more.sum())
+        shares[np.argsort(-remainders, kind="stable")[: spare - shares.sum()]] += 1
+        wanted = 1 + shares
+    return tuple(wanted.tolist())

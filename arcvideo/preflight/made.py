@@ -30,7 +30,8 @@ def model_of(config: RunConfig, *, device: torch.device) -> ArcVideoForCondition
     special = default_ids(settings.family)
     with torch.device("meta"):
         model = ArcVideoForConditionalGeneration(ArcVideoConfig.from_settings(settings, special=special))
-    model.adopt(config.model)
+    # A trace counts operators; compiled chains hold no more than they do.
+    model.adopt(replace(config.model, compile="none") if device.type == "meta" else config.model)
     lora = config.lora
     if lora is not None:
         add_adapters(model, settings=lora, prefixes=[prefix for name in lora.modules for prefix in PREFIXES[name]])

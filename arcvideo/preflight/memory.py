@@ -17,6 +17,9 @@ PROCESS = 4 * (1 << 30)
 REDUCED_AT_ONCE = 500_000_000
 """Numbers that DeepSpeed's BF16_Optimizer (bf16 under ZeRO-1) adds up over ranks together, in fp32."""
 
+PREFILL_TOKENS = 32_768
+"""Padded tokens of prompts that one forward takes (`sampling/prefill.py`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
@@ -168,17 +171,18 @@ def _width(config: RunConfig) -> int:
 def _rollout(config: RunConfig, *, row: Row, ranks: int) -> float:
     """Bytes of all prompts of a rank decoded together: each prompt's keys and values once, its completions' beside it.
 
-    While prompts are prefilled, all of them together, one layer holds its inputs and outputs, the fused projection and
-    the gated unit; when their keys and values are laid out for decoding, they are there twice.
+    Prompts are prefilled a part at a time: of those a layer holds its inputs and outputs, the fused projection and the
+    gated unit, and its keys and values twice while they are laid out.
     """
     text, grpo, width = config.model.text, config.grpo, _width(config)
-    token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.attention_head_dim * width
+    layer = 2 * text.num_key_value_heads * text.attention_head_dim * width
     prompts = -(-grpo.num_prompts // ranks)
     prompt = row.tokens(config) / row.families - sum(row.branches)
+    together = min(prompts, max(int(PREFILL_TOKENS // prompt), 1)) * prompt
     inside = width * (4 * text.hidden_size + 4 * text.intermediate_size)
     own = grpo.num_generations * grpo.max_completion_length
-    prefilling = prompt * (token + max(inside, token))
-    return float(prompts * max(prefilling, token * (prompt + own)))
+    kept = text.num_hidden_layers * layer * prompts
+    return float(kept * prompt + max(together * max(inside, layer), kept * own))
 
 
 def _batches(config: RunConfig) -> float:

@@ -29,6 +29,7 @@ from arcvideo.model.plans import kernel_of
 from arcvideo.preflight.made import batch_of, drop_gradients, model_of, objective_of
 from arcvideo.preflight.row import Row, fullest_row
 from arcvideo.processes.terminal import speak_plainly
+from arcvideo.sampling.prefill import PREFILL_TOKENS
 from arcvideo.types import model_inputs
 
 META = torch.device("meta")
@@ -207,6 +208,27 @@ def trace_row(config: RunConfig, *, row: Row) -> Traced:
         del logits
         total.backward()
     return Traced(tokens=batch.input_ids.numel(), peak=held.peak, held=after_forward, calls=held.calls)
+
+
+def trace_prefill(config: RunConfig, *, length: int, prompts: int) -> int:
+    """Return the most bytes above the weights while prompts of a rollout are prefilled, a part at a time.
+
+    Clips are already encoded, and their tokens are those of a text: the decoder holds the same for both.
+
+    Args:
+        config: of the stage.
+        length: tokens of each prompt.
+        prompts: how many.
+    """
+    model, held, caches = model_of(config, device=META).eval(), Held(), []
+    together = max(PREFILL_TOKENS // length, 1)
+    with torch.no_grad(), held, fused_attention():
+        for first in range(0, prompts, together):
+            rows = min(together, prompts - first)
+            ids = torch.zeros(rows, length, dtype=torch.int64).to(META)
+            places = torch.zeros(rows, 4, length, dtype=torch.int64)
+            caches.append(model(input_ids=ids, position_ids=places, use_cache=True, logits_to_keep=1).past_key_values)
+    return held.peak
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

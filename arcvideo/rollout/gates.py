@@ -9,6 +9,7 @@ from torch import Tensor
 
 from arcvideo.feed.prompts import Prompt
 from arcvideo.model.settings import ModelSettings
+from arcvideo.objectives.agreement import agreeing, refuse_many
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.measure import ZERO_STD, Report, gathered
 from arcvideo.types import Batch
@@ -33,20 +34,9 @@ def check_media(prompts: Sequence[Prompt], *, sizes: ModelSettings) -> None:
             )
 
 
-def agreeing(gap: Tensor, *, settings: GrpoSettings) -> Tensor:
-    """Return (T,) float32: 1 for tokens whose log-probability sampler and trainer agree about, 0 for the others.
-
-    Args:
-        gap: (T,) |log-prob of the sampler - log-prob of the trainer|, nats; nan agrees with nothing.
-        settings: `max_logprob_gap`.
-    """
-    return (gap <= settings.max_logprob_gap).float()
-
-
 def check_sampler(batches: Sequence[Batch], gaps: Sequence[Tensor], *, settings: GrpoSettings) -> None:
     """Sampler and trainer must give the same log-probabilities, but for a few tokens where rounding decides.
 
-    In bf16 one of some ten thousand tokens is an outlier by chance; inputs or weights that differ move most of them.
     All ranks must call it together.
 
     Args:
@@ -57,19 +47,12 @@ def check_sampler(batches: Sequence[Batch], gaps: Sequence[Tensor], *, settings:
     Raises:
         ValueError: on every rank, when more tokens of the rollout disagree than may.
     """
-    apart = sum(int((agreeing(gap, settings=settings) == 0).sum()) for gap in gaps)
+    outliers = sum(int((agreeing(gap, settings=settings) == 0).sum()) for gap in gaps)
     worst, sample = max((_worst(batch, gap) for batch, gap in zip(batches, gaps, strict=True)), default=(0.0, ""))
-    parts = gathered([apart, sum(gap.numel() for gap in gaps), worst, sample])
-    apart, count = (sum(part[place] for part in parts) for place in (0, 1))
-    if apart <= max(1, int(settings.max_logprob_outliers * count)):
-        return
+    parts = gathered([outliers, sum(gap.numel() for gap in gaps), worst, sample])
+    outliers, count = (sum(part[place] for part in parts) for place in (0, 1))
     worst, sample = max((part[2], part[3]) for part in parts)
-    raise ValueError(
-        f"sampler and trainer disagree by more than grpo.max_logprob_gap={settings.max_logprob_gap} nats about {apart} "
-        f"of {count} tokens (by {worst:.3g} nats about one of {sample}), and grpo.max_logprob_outliers="
-        f"{settings.max_logprob_outliers} of them may: they read different inputs or weights, or the precision is too "
-        "coarse for this bound"
-    )
+    refuse_many(outliers, count=count, settings=settings, apart=f"by {worst:.3g} nats about one of {sample}")
 
 
 def _worst(batch: Batch, gap: Tensor) -> tuple[float, str]:

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from arcvideo.feed.prompts import Prompt, StepPrompts
 from arcvideo.model.special import special_ids
+from arcvideo.objectives.agreement import agreeing
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.collect import Collected, collect
 from arcvideo.rollout.gates import (
-    agreeing,
     check_lengths,
     check_media,
     check_reference,
@@ -78,6 +78,7 @@ class RolloutSource:
         seed: int = 0,
         features: Any = None,
         log: Path | None = None,
+        own_forward: bool = False,
     ) -> None:
         """Make the reference from the engine's present weights, so before a checkpoint is loaded into it.
 
@@ -89,6 +90,8 @@ class RolloutSource:
             seed: of the sampling noise.
             features: a `FeatureStore` of tower outputs, or None.
             log: receives sample rollouts as JSONL; None on ranks that do not write.
+            own_forward: the objective takes old log-probabilities from the update's own forward where it may, and
+                compares them with the sampler's itself (`ObjectiveRow.own_forward`).
 
         Raises:
             ValueError: a reward that cannot be loaded, or an unknown task.
@@ -107,6 +110,8 @@ class RolloutSource:
         if settings.beta != 0:
             with engine.whole_weights() as model:
                 self._reference = frozen_copy(model)
+        # Later updates of a rollout need the log-probabilities of weights that are gone by then.
+        self._own_forward = own_forward and settings.num_iterations == 1
         self._rollout = -1
         self._data = StepData(batches=[])
         self._asked: list[StepPrompts] = []
@@ -152,13 +157,18 @@ class RolloutSource:
             gains = self._gains(drawn)
             rows = rows_of(drawn.chosen, spread=drawn.spread, settings=settings)
             began = time.perf_counter()
-            packed = [self._packed(model, drawn=drawn, rows=row, gains=gains) for row in rows]
+            # The first rollout is looked at before anything moves: its gates name samples and compare the reference.
+            own = self._own_forward and rollout > 0
+            packed = [self._packed(model, drawn=drawn, rows=row, gains=gains, own=own) for row in rows]
             self._seconds["logprobs"] = time.perf_counter() - began
-        batches, gaps = [batch for batch, _ in packed], [gap for _, gap in packed]
+        batches, gaps = [batch for batch, _ in packed], [gap for _, gap in packed if gap is not None]
         self._seconds["rewards"] = drawn.seconds
         self._seconds |= {name: self._sampler.seconds[name] - before[name] for name in before}
         found = report(drawn.groups, drawn.scores, spread=drawn.spread, seconds=self._seconds)
-        self._check(batches, gaps=gaps, found=found, first=rollout == 0)
+        if not own:
+            check_sampler(batches, gaps, settings=settings)
+        if rollout == 0:
+            self._check(batches, found=found)
         batches = weighted(batches, settings=settings)
         batches += [empty_row(self._special) for _ in range(rows_per_rank(len(rows), settings=settings) - len(rows))]
         samples = sample_rows(drawn.groups, drawn.scores, gains=gains, count=settings.log_completions)
@@ -167,7 +177,7 @@ class RolloutSource:
             batches=batches,
             counts=summed(asked.counts for asked in self._asked),
             lost=tuple(key for asked in self._asked for key in asked.lost),
-            metrics=metrics(found) | gap_metrics(gaps, bound=self.settings.max_logprob_gap),
+            metrics=metrics(found) | ({} if own else gap_metrics(gaps, bound=settings.max_logprob_gap)),
             samples=samples,
             notes=self._notes(found),
         )
@@ -218,34 +228,45 @@ class RolloutSource:
         gains[picked] = gains_of(drawn.scores.total[picked], tasks=tasks, settings=self.settings)
         return gains
 
-    def _packed(self, model: Any, *, drawn: Collected, rows: list[int], gains: Tensor) -> tuple[Batch, Tensor]:
-        """One packed row of some of the groups with all that the objective reads, and (T,) gaps to the sampler."""
+    def _packed(
+        self, model: Any, *, drawn: Collected, rows: list[int], gains: Tensor, own: bool
+    ) -> tuple[Batch, Tensor | None]:
+        """One packed row of some of the groups with all that the objective reads, and (T,) gaps to the sampler.
+
+        With `own` the policy is not run: the objective makes the gaps, so there are none yet.
+        """
         groups = [drawn.groups[number] for number in rows]
         picked = _completions(rows, size=self.settings.num_generations)
         batch = pack(groups, gains=gains[picked], settings=self.settings)
-        logprobs = self._logprobs(model, batch=batch, groups=groups)
         sampled = torch.cat([completion.logprobs for group in groups for completion in group.completions])
-        gap = (logprobs["old_logprobs"] - sampled).abs()
+        found = self._logprobs(model, batch=batch, groups=groups, own=own)
+        if own:
+            return replace(batch, extra={**batch.extra, **found, "sampled_logprobs": sampled}), None
+        gap = (found["old_logprobs"] - sampled).abs()
         mask = batch.extra["loss_mask"] * agreeing(gap, settings=self.settings)
-        return replace(batch, extra={**batch.extra, **logprobs, "loss_mask": mask}), gap
+        return replace(batch, extra={**batch.extra, **found, "loss_mask": mask}), gap
 
     @torch.no_grad()
-    def _logprobs(self, model: Any, *, batch: Batch, groups: Sequence[Group]) -> dict[str, Tensor]:
-        """Log-probs of the targets under the policy that sampled, and under the reference, each (T,)."""
+    def _logprobs(self, model: Any, *, batch: Batch, groups: Sequence[Group], own: bool) -> dict[str, Tensor]:
+        """Log-probs of the targets, each (T,): under the reference and, without `own`, the policy that sampled."""
         moved = batch.to(next(model.parameters()).device)
         temperature = self.settings.temperature
+        found = {} if own else {"old_logprobs": self._old(model, batch=moved, groups=groups)}
+        if self._reference is not None:
+            found["ref_logprobs"] = forward_logprobs(self._reference, moved, temperature=temperature)
+        return found
+
+    def _old(self, model: Any, *, batch: Batch, groups: Sequence[Group]) -> Tensor:
+        """(T,) log-probs under the policy that sampled, from a checkpoint where it has them."""
         names = [_name(group.prompt) for group in groups]
         known = [self._held[name].old for name in names] if self._resumed else []
         if known and all(known):
             old = torch.cat([part for group in known for part in group])
         else:
-            old = forward_logprobs(model, moved, temperature=temperature)
+            old = forward_logprobs(model, batch, temperature=self.settings.temperature)
         if self.settings.num_iterations > 1:
             self._remember(names, groups, old=old)
-        found = {"old_logprobs": old}
-        if self._reference is not None:
-            found["ref_logprobs"] = forward_logprobs(self._reference, moved, temperature=temperature)
-        return found
+        return old
 
     def _remember(self, names: Sequence[str], groups: Sequence[Group], *, old: Tensor) -> None:
         """Keep the old log-probs of each group for a checkpoint."""
@@ -253,11 +274,8 @@ class RolloutSource:
         for name, own, part in zip(names, lengths, old.split([sum(own) for own in lengths]), strict=True):
             self._held[name] = replace(self._held[name], old=part.split(own))
 
-    def _check(self, batches: Sequence[Batch], *, gaps: Sequence[Tensor], found: Report, first: bool) -> None:
-        """Refuse to train on numbers that do not belong together, or from which nothing can be learned."""
-        check_sampler(batches, gaps, settings=self.settings)
-        if not first:
-            return
+    def _check(self, batches: Sequence[Batch], *, found: Report) -> None:
+        """Refuse to begin with numbers that do not belong together, or from which nothing can be learned."""
         if self._reference is not None:
             check_reference(batches)
         if self.settings.mask_truncated_completions:

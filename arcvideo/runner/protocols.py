@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -95,6 +95,15 @@ class NoCourse:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Do nothing."""
+
+
+@runtime_checkable
+class Judging(Protocol):
+    """An objective that looks at what all ranks summed before the weights move."""
+
+    def judge(self, pairs: Sequence[Mapping[str, Sequence[float]]]) -> Mapping[str, float]:
+        """Return further metrics of the step, or raise ValueError; of each rank, metric -> [sum, count]."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

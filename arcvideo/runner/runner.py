@@ -19,7 +19,7 @@ from arcvideo.runner.engine import Engine
 from arcvideo.runner.facts import facts_of, numbers_of, passed_over, values_of
 from arcvideo.runner.gradient import add_gradients
 from arcvideo.runner.liveness import GradientWatch, LivenessReport, check_modalities
-from arcvideo.runner.protocols import BatchSource, Course, HeldRollouts, NoCourse, Objective, RunResult
+from arcvideo.runner.protocols import BatchSource, Course, HeldRollouts, Judging, NoCourse, Objective, RunResult
 from arcvideo.runner.resuming import first_checkpoint, take_best
 from arcvideo.runner.saving import Saver
 from arcvideo.runner.schedule import lr_ratio
@@ -189,6 +189,8 @@ class Runner:
                 self._end_watch()
         facts = facts_of(data, sums=sums, waited=waited, sizes=self._sizes, trained=self.train)
         parts = gather_json(facts | {"stop": stop.requested, "suspects": suspects}, world=self.world)
+        if isinstance(self.objective, Judging):
+            parts[0]["metrics"] |= self.objective.judge([part["pairs"] for part in parts])
         self._counts = summed([self._counts, *(part["counts"] for part in parts)])
         loss = sum(part["pairs"]["loss"][0] for part in parts) / weight
         blame = self._rule.loss(loss)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from arcvideo.feed.prompts import Prompt
+from arcvideo.model.families.table import FAMILIES, family_of
 from arcvideo.model.special import ALL_SPECIALS
 from arcvideo.named import load
 from arcvideo.objectives.settings import IN_PROCESS
@@ -28,9 +29,6 @@ from arcvideo.sampling.groups import Completion, Group
 from arcvideo.sampling.prefill import parts_of, prefill, runs_of
 from arcvideo.sampling.settings import Sampling
 from arcvideo.sampling.step import step_of
-
-STOP_STRINGS = ("<|endoftext|>", "<|eos|>")
-"""Tokens that end a completion."""
 
 
 class InProcessSampler:
@@ -176,15 +174,18 @@ def _noise(prompts: Sequence[Prompt], *, seeds: Sequence[int], num_generations: 
 
 
 def stop_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids that end a completion.
+    """Ids that end a completion: those that end an answer in the tokenizer's family.
 
     Raises:
         ValueError: the tokenizer has none of them.
     """
     known = tokenizer.get_vocab()
-    found = frozenset(known[name] for name in STOP_STRINGS if name in known)
+    endings = {family.strings[name] for family in FAMILIES.values() for name in ("end", "eos")}
+    with suppress(ValueError):  # a tokenizer of no family
+        endings = {family_of(tokenizer).strings[name] for name in ("end", "eos")}
+    found = frozenset(known[name] for name in endings if name in known)
     if not found:
-        raise ValueError(f"the tokenizer has none of {STOP_STRINGS}; a completion could never end")
+        raise ValueError(f"the tokenizer has none of {sorted(endings)}; a completion could never end")
     return found
 
 

@@ -1,8 +1,8 @@
 """The sidecar index of a shard: everything that planning needs, made once, memory-mapped ever after.
 
-`<shard>.index/` holds `clips.npy`, `items.npy`, `keys.npy` (all readable without pickle), `quarantine.jsonl` and
-`meta.json`, which is written last and seals the others. What cannot be used is a row of the quarantine list: clips +
-items of good records and quarantined rows together account for everything found in the tar.
+`<shard>.index/` holds `clips.npy`, `items.npy`, `keys.npy`, `parts.npy` (all readable without pickle),
+`quarantine.jsonl` and `meta.json`, which is written last and seals the others. What cannot be used is a row of the
+quarantine list: clips + items of good records and quarantined rows together account for everything found in the tar.
 """
 
 from __future__ import annotations
@@ -13,45 +13,24 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
-from arcvideo.decoding.probe import Probed, ProbePool
-from arcvideo.files import read_lines, write_lines
-from arcvideo.media.errors import MediaError
-from arcvideo.media.frames import behind_picture
-from arcvideo.media.sound import SAMPLE_RATE
+from arcvideo.decoding.probe import ProbePool
+from arcvideo.files import read_lines
 from arcvideo.progress import counted
-from arcvideo.shards.items import checked_sample
+from arcvideo.shards.columns import FORMAT, Columns
 from arcvideo.shards.locks import in_turns, locked
-from arcvideo.shards.members import Group, Problem, as_utf8, read_at, read_groups
-from arcvideo.shards.record import RecordMedia, json_member, parse_record, probe_job, record_media
+from arcvideo.shards.members import Problem, read_at, read_groups
+from arcvideo.shards.record import parse_record, probe_jobs
 from arcvideo.shards.seal import check, digests, sealed, unsealed
-from arcvideo.tasks import RecordError
-from arcvideo.tasks.fields import check_times
 
-FORMAT = 3
-"""Raised whenever the meaning of a stored column changes, so that old indexes are built again."""
-
-CLIP = np.dtype(
-    [
-        ("key_start", "<i8"), ("key_size", "<i4"), ("json_offset", "<i8"), ("json_size", "<i8"),
-        ("media_offset", "<i8"), ("media_size", "<i8"), ("sound_offset", "<i8"), ("sound_size", "<i8"),
-        ("digest", "u1", (32,)), ("duration", "<f8"), ("has_video", "?"), ("sound_samples", "<i8"),
-        ("item_start", "<i8"), ("item_count", "<i4"),
-    ]
-)  # fmt: skip
-"""One row per usable record. Sizes 0 mean absent; `sound_*` is a separate sound file that is used with the media;
-`sound_samples` counts the samples at 16 kHz that decoding gives, 0 without sound."""
-
-_FILES = ("clips.npy", "items.npy", "keys.npy", "quarantine.jsonl")
-
-ITEM = np.dtype([("clip", "<i8"), ("number", "<i4"), ("task", "<i2"), ("tagset", "<i4"), ("think", "?")])
-"""One row per usable item; `number` is its place in the record, `task` and `tagset` point into meta.json."""
+_FILES = ("clips.npy", "items.npy", "keys.npy", "parts.npy", "quarantine.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +69,11 @@ class ShardIndex:
         return _column(self.folder, "keys", self.digest)
 
     @property
+    def parts(self) -> np.ndarray:
+        """(parts,) of dtype PART: the media of records that have several."""
+        return _column(self.folder, "parts", self.digest)
+
+    @property
     def tasks(self) -> list[str]:
         return list(self.meta["tasks"])
 
@@ -111,13 +95,30 @@ class ShardIndex:
         clip = self.clips[row]
         return parse_record(read_at(self.shard, offset=int(clip["json_offset"]), size=int(clip["json_size"])))
 
-    def media_bytes(self, row: int) -> tuple[bytes, bytes | None]:
-        """The media file and the separate sound file, if there is one."""
+    def media(self, row: int) -> list[np.void]:
+        """The facts of each medium of a record, in order, as rows of PART or CLIP; none for text only."""
+        if self.meta["parts"]:
+            parts = self.parts
+            first, last = np.searchsorted(parts["clip"], [row, row + 1])
+            if last > first:
+                return list(parts[first:last])
         clip = self.clips[row]
-        data = read_at(self.shard, offset=int(clip["media_offset"]), size=int(clip["media_size"]))
-        if not clip["sound_size"]:
+        return [clip] if clip["media_size"] else []
+
+    def media_count(self, row: int) -> int:
+        """How many media a record has."""
+        return len(self.media(row))
+
+    def media_bytes(self, row: int, *, part: int = 0) -> tuple[bytes, bytes | None]:
+        """The media file and the separate sound file, if there is one, of a record's medium; empty for text only."""
+        found = self.media(row)
+        if not found:
+            return b"", None
+        medium = found[part]
+        data = read_at(self.shard, offset=int(medium["media_offset"]), size=int(medium["media_size"]))
+        if not medium["sound_size"]:
             return data, None
-        return data, read_at(self.shard, offset=int(clip["sound_offset"]), size=int(clip["sound_size"]))
+        return data, read_at(self.shard, offset=int(medium["sound_offset"]), size=int(medium["sound_size"]))
 
     def problems(self) -> list[Problem]:
         rows = read_lines(self.folder / "quarantine.jsonl")
@@ -177,7 +178,7 @@ def _check_meta(meta: Mapping[str, Any]) -> None:
     tasks, tagsets = meta.get("tasks"), meta.get("tagsets")
     texts = isinstance(tasks, list) and isinstance(tagsets, list)
     texts = texts and all(isinstance(text, str) for one in (tasks, *tagsets) if isinstance(one, list) for text in one)
-    counts = all(type(meta.get(name)) is int for name in ("clips", "items", "quarantined", "unheard_clips"))
+    counts = all(type(meta.get(name)) is int for name in ("clips", "items", "parts", "quarantined", "unheard_clips"))
     if not texts or not all(isinstance(one, list) for one in tagsets or ()) or not counts:
         raise ValueError("meta.json is not of an index")
     if not isinstance(meta.get("digest"), str) or set(meta["files"]) != set(_FILES):
@@ -283,17 +284,18 @@ def lock_file(shard: Path, *, place: str = "") -> Path:
 def _build(shard: Path, *, pool: ProbePool, progress: bool = False, place: str = "") -> None:
     made_from = _made_from(shard)
     groups, problems = read_groups(shard)
-    table = _Table(problems=problems)
-    probed = pool.map(probe_job(group, shard=shard) for group in groups)
+    columns = Columns(problems=problems)
+    jobs = [probe_jobs(group, shard=shard) for group in groups]
+    probed = pool.map(chain.from_iterable(jobs))
     with counted(what=shard.name, total=len(groups), unit="clip", quiet=not progress) as advance:
-        for group, found in zip(groups, probed, strict=True):
-            table.add(group, shard=shard, found=found)
+        for group, own in zip(groups, jobs, strict=True):
+            columns.add(group, shard=shard, found=list(islice(probed, len(own))))
             advance(1)
     folder = index_folder(shard, place=place)
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    table.write(scratch, made_from=made_from)
+    seal_index(scratch, {"made_from": made_from, **columns.write(scratch)})
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
 
@@ -301,81 +303,3 @@ def _build(shard: Path, *, pool: ProbePool, progress: bool = False, place: str =
 def _made_from(shard: Path) -> dict[str, int]:
     stat = shard.stat()
     return {"format": FORMAT, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-
-
-@dataclass
-class _Table:
-    """The rows of an index while it is built."""
-
-    problems: list[Problem]
-    clips: list[tuple[Any, ...]] = field(default_factory=list)
-    items: list[tuple[Any, ...]] = field(default_factory=list)
-    keys: bytearray = field(default_factory=bytearray)
-    tasks: dict[str, int] = field(default_factory=dict)
-    tagsets: dict[tuple[str, ...], int] = field(default_factory=dict)
-    content: Any = field(default_factory=hashlib.sha256)
-
-    def add(self, group: Group, *, shard: Path, found: Probed | MediaError | None) -> None:
-        """One record: a clip with its items, or rows of the quarantine list.
-
-        Args:
-            found: what probing its media gave; None when there was nothing that could be probed.
-        """
-        try:
-            source = json_member(group)
-            text = read_at(shard, offset=source.offset, size=source.size)
-            record = parse_record(text)
-            media = record_media(group, record=record, found=found)
-            items = record.get("items")
-            if not isinstance(items, list) or not items:
-                raise RecordError("no_items", "'items' must be a non-empty list")
-        except (RecordError, MediaError) as error:
-            stage = "media" if isinstance(error, MediaError) else "record"
-            self.problems.append(Problem(key=group.key, stage=stage, reason=error.reason, detail=as_utf8(error.detail)))
-            return
-        good = [
-            row
-            for number, item in enumerate(items)
-            if (row := self._item(item, key=group.key, number=number, media=media))
-        ]
-        if not good:
-            return
-        start, key = len(self.keys), group.key.encode()
-        self.keys += key
-        self.clips.append((start, len(key), source.offset, source.size, *media.columns(), len(self.items), len(good)))
-        self.items += good
-        self.content.update(hashlib.sha256(text).digest())
-
-    def _item(self, item: Any, *, key: str, number: int, media: RecordMedia) -> tuple[Any, ...] | None:
-        key = f"{key}/{number}"
-        try:
-            checked_sample(item, key=key, has_media=True)
-            check_times(item, seconds=media.facts.duration)
-        except RecordError as error:
-            self.problems.append(Problem(key=key, stage="item", reason=error.reason, detail=as_utf8(error.detail)))
-            return None
-        tags = item.get("tags") or []
-        task = self.tasks.setdefault(item["task"], len(self.tasks))
-        tagset = self.tagsets.setdefault(tuple(sorted(set(tags))), len(self.tagsets))
-        return (len(self.clips), number, task, tagset, bool(item.get("think")))
-
-    def write(self, folder: Path, *, made_from: Mapping[str, int]) -> None:
-        clips, items = np.array(self.clips, dtype=CLIP), np.array(self.items, dtype=ITEM)
-        keys = np.frombuffer(bytes(self.keys), dtype=np.uint8)
-        tagsets = [list(tags) for tags in self.tagsets]
-        digest = self.content
-        digest.update(json.dumps([FORMAT, list(self.tasks), tagsets]).encode())
-        for array in (clips, items, keys):
-            digest.update(array.tobytes())
-        np.save(folder / "clips.npy", clips, allow_pickle=False)
-        np.save(folder / "items.npy", items, allow_pickle=False)
-        np.save(folder / "keys.npy", keys, allow_pickle=False)
-        write_lines(folder / "quarantine.jsonl", map(asdict, self.problems))
-        meta = {"made_from": made_from, "digest": digest.hexdigest(), "tasks": list(self.tasks), "tagsets": tagsets}
-        unheard = [
-            behind_picture(sound=row["sound_samples"] / SAMPLE_RATE, picture=row["duration"])
-            for row in clips[clips["has_video"]]
-        ]
-        counts = {"clips": len(clips), "items": len(items), "quarantined": len(self.problems)}
-        told = {"unheard_clips": sum(1 for seconds in unheard if seconds), "unheard_seconds": float(sum(unheard))}
-        seal_index(folder, {**meta, **counts, **told})

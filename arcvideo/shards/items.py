@@ -21,13 +21,14 @@ _MEDIA_TAGS = re.compile(
 """Where media stand in the texts of this and other formats."""
 
 
-def checked_sample(item: Any, *, key: str, has_media: bool) -> Sample:
+def checked_sample(item: Any, *, key: str, has_media: bool, media_count: int = 1) -> Sample:
     """Return the sample of an item, made in the plain style, when it can be made in every style.
 
     Args:
         item: from JSON.
         key: of the item.
         has_media: whether its record is about a clip.
+        media_count: how many media the record has then.
 
     Raises:
         RecordError: what is wrong with it, whatever it is.
@@ -39,7 +40,7 @@ def checked_sample(item: Any, *, key: str, has_media: bool) -> Sample:
                 whole(value)
             elif isinstance(value, int) and abs(value) > _LARGEST:
                 raise RecordError("bad_number", f"a number of {len(str(value))} digits")
-        sample = make_sample(item, key=key, media_key=media_key, style="plain")
+        sample = make_sample(item, key=key, media_key=media_key, style="plain", media_count=media_count)
         make_sample(item, key=key, media_key=media_key, style="think")
         tags = item.get("tags") or []
         if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):

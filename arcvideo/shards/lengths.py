@@ -15,7 +15,15 @@ import numpy as np
 
 from arcvideo.files import read_lines, whole, write_lines, write_whole
 from arcvideo.progress import counted
-from arcvideo.render import TEXT_FORMAT, encode, fingerprint, render_branch, split_question, written
+from arcvideo.render import (
+    TEXT_FORMAT,
+    fingerprint,
+    render_branch,
+    render_shared,
+    render_whole,
+    split_question,
+    written,
+)
 from arcvideo.shards.index import ShardIndex, lock_file
 from arcvideo.shards.locks import in_turns
 from arcvideo.shards.members import Problem
@@ -144,22 +152,33 @@ def _count(
     for number, clip in enumerate(index.clips):
         record, key = index.record(number), index.key(number)
         media_key = key if clip["media_size"] else None
-        groups: dict[str, int] = {}
+        groups: dict[Any, int] = {}
+        media_count = index.media_count(number)
         for row in range(int(clip["item_start"]), int(clip["item_start"] + clip["item_count"])):
             item = int(index.items[row]["number"])
             content = record["items"][item]
-            about: dict[str, Any] = {"key": f"{key}/{item}", "media_key": media_key, "style": style}
+            about: dict[str, Any] = {
+                "key": f"{key}/{item}", "media_key": media_key, "style": style, "media_count": media_count
+            }  # fmt: skip
             if pairs and not has_pair(content):
                 continue
             try:
                 samples = make_pair(content, **about) if pairs else (make_sample(content, **about),)
-                before = split_question(samples[0]).before
+                question = split_question(samples[0])
+                # Media are counted where their frames are known.
+                nothing = [np.zeros(0, dtype=np.int64)] * media_count
+                if question.later:  # not cut, so nothing is shared
+                    whole = render_whole(samples[0], media=nothing, tokenizer=tokenizer, wording=wording)
+                    size = (opening, len(whole.ids) - 1 - opening, whole.is_target.sum())
+                    rows[row] = (*size, groups.setdefault(row, len(groups)))
+                    continue
                 branches = [render_branch(sample, tokenizer=tokenizer, wording=wording) for sample in samples]
+                shared = render_shared(question.texts, media=nothing[: len(question.texts)], tokenizer=tokenizer)
                 rows[row] = (
-                    opening + len(encode(before, tokenizer=tokenizer)),
+                    len(shared) - 1,
                     sum(len(branch.ids) for branch in branches),
                     sum(branch.is_target.sum() for branch in branches),
-                    groups.setdefault(before, len(groups)),
+                    groups.setdefault(question.texts, len(groups)),
                 )
             except RecordError as error:
                 problems.append(Problem(key=f"{key}/{item}", stage="tokens", reason=error.reason, detail=error.detail))

@@ -164,6 +164,13 @@ def _checked(entry: Entry, *, size: int) -> Member | Problem:
     return Member(name=entry.name, extension=extension, offset=entry.offset, size=entry.size)
 
 
+def numbered(extension: str) -> tuple[int, str] | None:
+    """Return (number, type) of the extension of one of several media, `0.mp4`; None for any other."""
+    number, dot, kind = extension.partition(".")
+    known = kind in VIDEO | IMAGE | AUDIO
+    return (int(number), kind) if dot and known and number.isascii() and number.isdigit() else None
+
+
 def as_utf8(text: str) -> str:
     """The text with everything that UTF-8 cannot hold written as an escape."""
     return text.encode("utf-8", "backslashreplace").decode()

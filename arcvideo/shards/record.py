@@ -1,9 +1,14 @@
-"""A record as it lies in a shard: its JSON, and which of its members are its media."""
+"""A record as it lies in a shard: its JSON, and which of its members are its media.
+
+One clip is a picture, a sound or both (`key.mp4`, `key.wav`). Several media are numbered in the order in which they are
+shown: `key.0.jpg`, `key.1.mp4`, `key.1.wav` (the sound of that clip), `key.2.mp3`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,7 @@ import numpy as np
 
 from arcvideo.decoding.probe import NO_MEDIA, Extent, MediaFacts, Probed, ProbeJob
 from arcvideo.media.errors import MediaError
-from arcvideo.shards.members import AUDIO, IMAGE, OTHER, VIDEO, Group, Member
+from arcvideo.shards.members import AUDIO, IMAGE, OTHER, VIDEO, Group, Member, numbered
 from arcvideo.shards.text import json_value
 from arcvideo.tasks import RecordError
 
@@ -24,6 +29,13 @@ class RecordMedia:
     sound: Member | None = None
     digest: bytes = bytes(32)
     facts: MediaFacts = NO_MEDIA
+    parts: tuple[RecordMedia, ...] = ()
+    """Of several media, each; the rest then is of the first one, or of all together."""
+
+    @property
+    def longest(self) -> float:
+        """Seconds of the longest medium."""
+        return max((part.facts.duration for part in self.parts), default=self.facts.duration)
 
     def columns(self) -> tuple[Any, ...]:
         main, sound = self.main, self.sound
@@ -56,6 +68,18 @@ def parse_record(data: bytes) -> dict[str, Any]:
     return record
 
 
+def _media_groups(group: Group) -> list[Group]:
+    """The record's media, each as a record of its own: the group itself, or the groups of its numbers in order."""
+    parts: dict[int, Group] = {}
+    for member in group.members:
+        found = numbered(member.extension)
+        if found is not None:
+            part = parts.setdefault(found[0], Group(key=f"{group.key}.{found[0]}"))
+            part.members.append(replace(member, extension=found[1]))
+    plain = [member for member in group.members if member.extension in VIDEO | IMAGE | AUDIO]
+    return [group] if not parts or plain else [parts[number] for number in sorted(parts)]
+
+
 def _media_members(group: Group) -> tuple[list[Member], list[Member]]:
     """Pictures (videos or stills) and sounds; a single member of unknown type is tried as a picture."""
     pictures = [member for member in group.members if member.extension in VIDEO | IMAGE]
@@ -66,8 +90,15 @@ def _media_members(group: Group) -> tuple[list[Member], list[Member]]:
     return pictures, sounds
 
 
-def probe_job(group: Group, *, shard: Path) -> ProbeJob | None:
-    """What to probe: one picture and at most one sound, or one sound; None when the members are otherwise."""
+def probe_jobs(group: Group, *, shard: Path) -> list[ProbeJob | None]:
+    """What to probe of a record, a job for each of its media, at least one.
+
+    A medium is one picture and at most one sound, or one sound; its job is None when its members are otherwise.
+    """
+    return [_probe_job(part, shard=shard) for part in _media_groups(group)]
+
+
+def _probe_job(group: Group, *, shard: Path) -> ProbeJob | None:
     pictures, sounds = _media_members(group)
     if len(pictures) > 1 or len(sounds) > 1 or not (pictures or sounds):
         return None
@@ -77,8 +108,25 @@ def probe_job(group: Group, *, shard: Path) -> ProbeJob | None:
     return ProbeJob(main=main, sound=rest[0] if rest else None)
 
 
-def record_media(group: Group, *, record: Mapping[str, Any], found: Probed | MediaError | None) -> RecordMedia:
-    """Where the record's media lie and what probing found."""
+def record_media(
+    group: Group, *, record: Mapping[str, Any], found: Sequence[Probed | MediaError | None]
+) -> RecordMedia:
+    """Where the record's media lie and what probing found, in the order of `probe_jobs`."""
+    parts = tuple(
+        _one_medium(part, record=record, found=one) for part, one in zip(_media_groups(group), found, strict=True)
+    )
+    if len(parts) == 1:
+        return parts[0]
+    facts = MediaFacts(
+        duration=sum(part.facts.duration for part in parts),
+        has_video=any(part.facts.has_video for part in parts),
+        sound_samples=sum(part.facts.sound_samples for part in parts),
+    )
+    digest = hashlib.sha256(b"".join(part.digest for part in parts)).digest()
+    return replace(parts[0], digest=digest, facts=facts, parts=parts)
+
+
+def _one_medium(group: Group, *, record: Mapping[str, Any], found: Probed | MediaError | None) -> RecordMedia:
     pictures, sounds = _media_members(group)
     known = VIDEO | IMAGE | AUDIO
     if isinstance(found, MediaError) and (pictures or sounds)[0].extension not in known:
@@ -92,9 +140,10 @@ def record_media(group: Group, *, record: Mapping[str, Any], found: Probed | Med
         if not other:
             raise RecordError("no_media", 'no media file; say "text_only": true when that is meant')
         raise RecordError("no_media", f"{other}: no known type of media; {known_types()}")
-    if len(pictures) > 1 or len(sounds) > 1:
-        names = ", ".join(member.name for member in (*pictures, *sounds))
-        raise RecordError("several_media", f"more than one picture or sound: {names}")
+    if len(pictures) > 1 or len(sounds) > 1 or any(numbered(member.extension) for member in group.members):
+        names = ", ".join(member.name for member in group.members if member.extension != "json")
+        detail = "several media are numbered: KEY.0.mp4, KEY.1.jpg"
+        raise RecordError("several_media", f"more than one picture or sound: {names}; {detail}")
     assert found is not None
     if isinstance(found, MediaError):
         raise found

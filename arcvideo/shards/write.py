@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from arcvideo.seals import publish
-from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, record_key
+from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, numbered, record_key
 
 os.environ.setdefault("WDS_SECURE", "1")  # plain webdataset would run `pipe:` URLs and unpickle members
 
@@ -26,7 +26,8 @@ class Record:
     content: Mapping[str, Any]
     """The JSON object: `items` and what else is worth keeping."""
     media: Mapping[str, bytes]
-    """Extension -> bytes: at most one picture and one sound; empty for text only."""
+    """Extension -> bytes: at most one picture and one sound; several media are numbered by their place, `0.mp4`,
+    `1.jpg`; empty for text only."""
 
 
 def write_shards(
@@ -87,7 +88,7 @@ def _unique(records: Iterable[Record]) -> Iterator[Record]:
 def _members(record: Record) -> dict[str, Any]:
     if record_key(f"{record.key}.json") != record.key or ".." in record.key or record.key.startswith("/"):
         raise ValueError(f"record key {record.key!r}: must have no dots and no leading slash")
-    unknown = set(record.media) - VIDEO - AUDIO - IMAGE
+    unknown = {name for name in record.media if numbered(name) is None} - VIDEO - AUDIO - IMAGE
     if unknown:
         raise ValueError(f"record {record.key!r}: cannot store media of type {', '.join(sorted(unknown))}")
     content = dict(record.content) if record.media else {**record.content, "text_only": True}

@@ -34,8 +34,8 @@ def default_rewards() -> dict[str, float]:
     return {task.reward: 1.0 for task in TASKS.values() if task.reward is not None}
 
 
-def make_sample(item: Any, *, key: str, media_key: str | None, style: str = "plain") -> Sample:
-    """Return the Sample of one item of a record, by its `task` field.
+def make_sample(item: Any, *, key: str, media_key: str | None, style: str = "plain", media_count: int = 1) -> Sample:
+    """Return the Sample of one item of a record, by its `task` field; `media_count` are the media of the record.
 
     Raises:
         RecordError: the item is no object, its task is unknown, or a field is missing or malformed.
@@ -45,10 +45,13 @@ def make_sample(item: Any, *, key: str, media_key: str | None, style: str = "pla
     name = item.get("task")
     if not isinstance(name, str) or name not in TASKS:
         raise RecordError("unknown_task", f"task {name!r}: choose one of {', '.join(TASKS)}")
-    return TASKS[name].sample(item, key=key, media_key=media_key, style=style)
+    sample = TASKS[name].sample(item, key=key, media_key=media_key, style=style)
+    return sample if media_count == 1 else replace(sample, media_count=media_count)
 
 
-def make_pair(item: Any, *, key: str, media_key: str | None, style: str = "plain") -> tuple[Sample, Sample]:
+def make_pair(
+    item: Any, *, key: str, media_key: str | None, style: str = "plain", media_count: int = 1
+) -> tuple[Sample, Sample]:
     """The item's own answer and its `rejected` one, as two samples with the same question.
 
     `rejected` is a text, taken as it stands in every style, or an object of `answer` and `think`, put together as the
@@ -57,7 +60,7 @@ def make_pair(item: Any, *, key: str, media_key: str | None, style: str = "plain
     Raises:
         RecordError: as `make_sample`; `no_rejected`, `bad_rejected`, or `bad_turns` for a longer conversation.
     """
-    chosen = make_sample(item, key=key, media_key=media_key, style=style)
+    chosen = make_sample(item, key=key, media_key=media_key, style=style, media_count=media_count)
     if len(chosen.turns) > 1:
         raise RecordError("bad_turns", "pairs of answers need a conversation of one turn")
     answer = _rejected(item.get("rejected"), style=style)

@@ -16,21 +16,36 @@ RECALLS = (0.3, 0.5, 0.7)
 
 
 def _sample(item: Mapping[str, Any], *, key: str, media_key: str | None, style: str = "plain") -> Sample:
-    """Fields: `question`, `span` ([start, end] in seconds, start before end)."""
+    """Fields: `question`, `span` ([start, end] in seconds, start before end), `spans` (all that are right)."""
     question = required_text(item, "question")
     if item.get("span") is None:
         raise RecordError("no_answer", "field 'span' is missing")
     span = interval(item["span"], name="span")
     if span[0] == span[1]:
         raise RecordError("empty_span", f"'span' {list(span)} has no length, so no answer can overlap it")
+    truth: dict[str, Any] = {"span": span}
+    if item.get("spans") is not None:
+        truth["spans"] = _several(item["spans"], span=span)
     return Sample(
         key=key,
         task="grounding",
         turns=conversation(item, question=question, answer=styled_answer(item, answer=clock_span(span), style=style)),
         media_key=media_key,
-        truth={"span": span},
+        truth=truth,
         instruction="grounding" if style != "plain" else "none",
     )
+
+
+def _several(spans: Any, *, span: Span) -> tuple[Span, ...]:
+    """Return the spans of an item that has several; the one that is trained is among them."""
+    if not isinstance(spans, list | tuple) or not spans:
+        raise RecordError("bad_spans", f"'spans' must be a list of [start, end], got {str(spans)[:80]!r}")
+    read = tuple(interval(one, name="spans") for one in spans)
+    if any(start == end for start, end in read):
+        raise RecordError("empty_span", "a span of 'spans' has no length, so no answer can overlap it")
+    if span not in read:
+        raise RecordError("bad_spans", f"'span' {list(span)} is none of 'spans'")
+    return read
 
 
 def _read(text: str, truth: Truth) -> Reading[Span]:
@@ -42,6 +57,16 @@ def _compared(truth: Truth) -> Span:
     if span is None or not span[0] < span[1]:
         raise ValueError(f"the truth has the span {span!r}, which no answer can overlap; mend or leave out the item")
     return float(span[0]), float(span[1])
+
+
+def _fit(said: Span, truth: Truth) -> float:
+    """Return the IoU with the truth that fits best.
+
+    Where several moments are right, the one window that is answered counts by the moment it overlaps most: R1 of
+    QVHighlights (arXiv 2107.09609 and its evaluation code).
+    """
+    spans = truth.get("spans") or [_compared(truth)]
+    return max(temporal_iou(said, (float(start), float(end))) for start, end in spans)
 
 
 def _tell(text: str) -> list[str]:
@@ -81,7 +106,7 @@ def cut_span(said: Span, *, seconds: float | None) -> Span:
 def _overlap(text: str, truth: Truth) -> Score:
     """Score IoU; a truth that says the `seconds` of the clip cuts the prediction there."""
     said = read_span(text).value
-    return Score(value=temporal_iou(cut_span(said, seconds=truth.get("seconds")), _compared(truth)) if said else 0.0)
+    return Score(value=_fit(cut_span(said, seconds=truth.get("seconds")), truth) if said else 0.0)
 
 
 def _reaching(threshold: float) -> Measure:
@@ -89,7 +114,7 @@ def _reaching(threshold: float) -> Measure:
 
     def chance(items: Sequence[Asked]) -> float:
         span = _best_span(items)
-        return sum(temporal_iou(span, _compared(item.truth)) >= threshold for item in items) / len(items)
+        return sum(_fit(span, item.truth) >= threshold for item in items) / len(items)
 
     return Measure(
         name=f"grounding_r1_{round(100 * threshold)}",
@@ -105,7 +130,7 @@ def _best_span(items: Sequence[Asked]) -> Span:
 
 def _chance(items: Sequence[Asked]) -> float:
     span = _best_span(items)
-    return sum(temporal_iou(span, _compared(item.truth)) for item in items) / len(items)
+    return sum(_fit(span, item.truth) for item in items) / len(items)
 
 
 def _constant(items: Sequence[Asked]) -> str:

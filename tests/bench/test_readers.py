@@ -128,6 +128,9 @@ def test_a_moment_that_comes_twice_keeps_all_its_spans(world: Path) -> None:
     assert (one.fields["span"], one.fields.get("spans"), one.tags) == ([0, 1], None, ("moments:one",))
     assert (two.fields["span"], two.tags) == ([1, 2], ("moments:several",))
     assert two.fields["spans"] == [[0, 0.5], [1, 2]]
+    sample = make_sample(two.fields, key=two.id, media_key="m")
+    iou = TASKS["grounding"].measures[0]
+    assert [iou.score(text, sample.truth).value for text in ("0 - 0.5", "1 - 2", "0.5 - 1")] == [1.0, 1.0, 0.0]
 
 
 def test_timelens_can_be_read_set_by_set(world: Path, tmp_path: Path) -> None:

@@ -134,8 +134,8 @@ def test_tools_are_ignored_aloud_and_a_sound_that_is_not_needed_too(
 
 REFUSED: dict[str, tuple[Mapping[str, Any], str]] = {
     "two tags": ({"messages": asked("<video><video>What?"), "videos": ["a.mp4"]}, "bad_media_tag"),
-    "a tag in a later turn": (
-        {"messages": [*asked("What?"), *asked("<video>And?")], "videos": ["a.mp4"]}, "bad_media_tag",
+    "tags in two turns": (
+        {"messages": [*asked("<video>What?"), *asked("<video>And?")], "videos": ["a.mp4"]}, "bad_media_tag",
     ),
     "a tag in an answer": ({"messages": asked("What?", "a <video>"), "videos": ["a.mp4"]}, "bad_media_tag"),
     "a tag without media": ({"messages": asked("<video>What?")}, "bad_media_tag"),
@@ -144,7 +144,9 @@ REFUSED: dict[str, tuple[Mapping[str, Any], str]] = {
     "turns of tools": (
         {"messages": [*asked("What?"), {"role": "tool", "content": "1"}], "videos": ["a.mp4"]}, "tool_turns",
     ),
-    "two videos": ({"messages": asked("What?"), "videos": ["a.mp4", "silent.mp4"]}, "several_media"),
+    "one tag for two videos": (
+        {"messages": asked("<video>What?"), "videos": ["a.mp4", "silent.mp4"]}, "several_media",
+    ),
     "a path outside": ({"messages": asked("What?"), "videos": ["/data/a.mp4"]}, "unsafe_name"),
     "a link": ({"messages": asked("What?"), "videos": ["https://host/a.mp4"]}, "no_media"),
     "an unknown role": ({"messages": [{"role": "cat", "content": "x"}], "videos": ["a.mp4"]}, "bad_conversations"),

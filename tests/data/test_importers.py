@@ -84,7 +84,7 @@ def test_sharegpt_rows_of_all_dialects(media: Path) -> None:
         {"id": "y", "images": ["still.png"], "conversations": turns("<image>\nwhat?", "a cat")},
         {"id": "z", "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "what?"},
                                  {"role": "assistant", "content": "text"}]},
-        {"id": "two", "images": ["still.png", "a.png"], "conversations": turns("what?", "red")},
+        {"id": "two", "images": ["still.png", "a.png"], "conversations": turns("<image>what?", "red")},
         {"id": "odd", "video": "a.mp4", "conversations": turns("what?")},
         "text",
     ]  # fmt: skip

@@ -103,10 +103,10 @@ def test_a_prompt_keeps_its_place_whatever_the_ranks_and_whatever_cannot_be_read
     damaged = build.settings(pattern, packs_per_step=2, quarantine=QuarantineSettings(max_rate=1.0))
     read = Loader._fresh
 
-    def sometimes(self: Loader, clip: int, *, seed: int) -> Media:
+    def sometimes(self: Loader, clip: int, part: int, *, seed: int) -> Media:
         if self.table.key(clip) == "clip-00004":
             raise MediaError("timeout", "clip-00004: not decoded within 120 s")
-        return read(self, clip, seed=seed)
+        return read(self, clip, part, seed=seed)
 
     monkeypatch.setattr(Loader, "_fresh", sometimes)
     alone = source(damaged, supervised=False)
@@ -168,10 +168,10 @@ def test_what_was_quarantined_is_skipped_after_a_restart(
     file = tmp_path / "quarantine.jsonl"
     read = Loader._fresh
 
-    def slow_once(self: Loader, clip: int, *, seed: int) -> Media:
+    def slow_once(self: Loader, clip: int, part: int, *, seed: int) -> Media:
         if self.table.key(clip) == "clip-00004":
             raise MediaError("timeout", "clip-00004: not decoded within 120 s")
-        return read(self, clip, seed=seed)
+        return read(self, clip, part, seed=seed)
 
     monkeypatch.setattr(Loader, "_fresh", slow_once)
     straight = source(settings, quarantine_file=file)

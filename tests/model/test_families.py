@@ -17,6 +17,7 @@ from arcvideo.model.positions import next_position, replace_newlines, video_ids,
 from arcvideo.model.special import SpecialIds, special_ids
 from arcvideo.model.towers.media import grouped
 from arcvideo.render import render_branch
+from arcvideo.sampling.sampler import banned_ids, stop_ids
 from arcvideo.types import Media, Sample, Segments, Turn
 from tests.model.families import assembled
 
@@ -103,6 +104,17 @@ def test_the_chat_template_writes_what_training_renders(family: Any) -> None:
     supervised = tokenizer.decode(rendered.ids[rendered.is_target].tolist())
     end = template_end(tokenizer)
     assert supervised == f"A circle.{end}At 00:00:01.{end}"
+
+
+def test_what_ends_an_answer_ends_a_completion(family: Any) -> None:
+    _, folder, _, _ = family
+    tokenizer = load_tokenizer(folder / "base")
+    special = special_ids(tokenizer)
+    stop = stop_ids(tokenizer)
+    assert stop == {special.end, special.eos}
+    banned = banned_ids(tokenizer, stop=stop)
+    assert {special.start, special.image, special.vid_open, special.newline} - {special.end} <= banned
+    assert not stop & banned
 
 
 def template_end(tokenizer: Any) -> str:

@@ -78,6 +78,15 @@ def test_preprocessing_equals_the_reference(capsys):
         assert part in printed
 
 
+def test_text_between_frames_stands_as_in_the_reference(capsys):
+    """Ids, labels and positions of conversations whose frames are scattered over a question, and over several."""
+    assert parity.main(["--fixtures", str(PREPROCESSING), "--prefix", "scattered", "--atol", "0"]) == 0
+    printed = capsys.readouterr().out
+    for number in range(4):
+        for part in ("input_ids", "labels", "position_ids"):
+            assert f"conv{number}.{part}" in printed
+
+
 def test_preprocessing_notices_a_wrong_label(tmp_path):
     for path in PREPROCESSING.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from arcvideo.model.output import cross_entropy
 from arcvideo.objectives import logprobs
 from arcvideo.preflight.trace import META, Held
 
@@ -48,5 +49,40 @@ def test_the_loss_needs_the_gradient_of_the_logits_and_a_few_fp32_rows(
     held = Held()
     with held:
         logprobs.token_logprobs(logits, target_ids=ids, temperature=0.7).sum().backward()
+    gradient, chunk = 2 * targets * words, 4 * 100 * words
+    assert gradient < held.peak <= gradient + 5 * chunk + 64 * targets
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [None, 7])
+def test_the_loss_of_trainers_of_others_is_the_same_in_chunks(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, count: int | None
+) -> None:
+    monkeypatch.setattr(logprobs, "AT_ONCE", 4 * WORDS)
+    torch.manual_seed(0)
+    ours = (5 * torch.randn(TARGETS, WORDS)).to(dtype).requires_grad_()
+    whole = ours.detach().clone().requires_grad_()
+    ids = torch.randint(0, WORDS, (TARGETS,))
+    ids[::3] = -100
+    found = cross_entropy(ours, ids, count=count)
+    exact = whole.to(torch.promote_types(dtype, torch.float32))
+    expected = F.cross_entropy(exact, ids, reduction="sum") / (count or int((ids != -100).sum()))
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected)
+    for loss in (found, expected):
+        loss.backward()
+    torch.testing.assert_close(ours.grad, whole.grad)
+    assert not ours.grad[::3].any()
+
+
+def test_the_loss_of_trainers_of_others_needs_no_fp32_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets, words = 8000, 1000
+    monkeypatch.setattr(logprobs, "AT_ONCE", 100 * words)
+    with META:
+        logits = torch.empty(targets, words, dtype=torch.bfloat16, requires_grad=True)
+        ids = torch.empty(targets, dtype=torch.int64)
+    held = Held()
+    with held:
+        cross_entropy(logits, ids).backward()
     gradient, chunk = 2 * targets * words, 4 * 100 * words
     assert gradient < held.peak <= gradient + 5 * chunk + 64 * targets

@@ -11,12 +11,13 @@ from arcvideo.flops import Segment, decoder_flops, media_flops
 from arcvideo.model.settings import ModelSettings, TextSettings
 from arcvideo.planning.cost import pack_cost
 from arcvideo.planning.families import cut_families
-from arcvideo.planning.mixture import frame_counts, open_mixture
+from arcvideo.planning.mixture import open_mixture
 from arcvideo.planning.pack import best_fit, greedy_cuts
 from arcvideo.planning.plan import Plan
 from arcvideo.planning.random_words import permutation, uniforms, words
 from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.planning.shares import mixture_report, realised, with_passes
+from arcvideo.planning.sizes import frame_counts
 from arcvideo.planning.table import SourceTable
 from arcvideo.planning.visits import choose_items, draw_visits
 from arcvideo.shards.write import Record, write_shards

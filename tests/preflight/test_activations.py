@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from arcvideo.preflight import memory as memory_of_preflight
 from arcvideo.preflight.machine import machine_of
 from arcvideo.preflight.memory import memory
 from arcvideo.preflight.row import fullest_row
 from arcvideo.preflight.trace import trace_row
 from arcvideo.recipe import load_recipe, planned_stages
-from benchmarks.memory import CASES, WITHIN, compared
+from arcvideo.sampling import prefill
+from benchmarks.memory import CASES, WITHIN, compared, compared_prefill
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("sft, 150 frames, full", "sft, four branches, none", "lora, selective")
@@ -33,6 +35,16 @@ def test_the_formula_agrees_with_the_trace_of_the_whole_model_as_recorded(name: 
     assert min(formula / traced, traced / formula) >= WITHIN
     if row := recorded().get(f"{name}, GiB"):
         assert (formula, traced) == pytest.approx((row["ours"], row["baseline"]), rel=0.01)
+
+
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_the_formula_of_prefilling_agrees_with_the_trace(prompts: int) -> None:
+    formula, traced = compared_prefill(prompts, layers=2)
+    assert min(formula / traced, traced / formula) >= WITHIN
+
+
+def test_the_formula_knows_how_many_tokens_are_prefilled_together() -> None:
+    assert memory_of_preflight.PREFILL_TOKENS == prefill.PREFILL_TOKENS
 
 
 def recorded() -> dict[str, dict[str, float]]:

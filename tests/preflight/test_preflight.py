@@ -191,7 +191,7 @@ def test_grpo_counts_keys_values_and_whole_weights_for_decoding() -> None:
     other = memory(settings(*words, "engine=zero3", "stage.objective=next_token"), ranks=8, row=row)
     assert other.rollout == 0
     long = memory(settings(*words, "engine=zero1"), ranks=8, row=fullest_row(settings(*words)))
-    assert long.rollout > token * (150 * 112 + 8 * 1024), "prompts are there twice when they are laid out"
+    assert long.rollout > token * (150 * 112 + 8 * 1024), "a layer at work holds more than completions"
 
 
 def test_offloading_moves_states_to_the_host_but_for_the_gradients_of_zero2() -> None:

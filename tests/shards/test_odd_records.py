@@ -176,7 +176,7 @@ def test_a_flipped_bit_in_any_file_of_an_index_is_told_and_mended(
     index = indexed(shard)
     rows, digest = counted(index), index.digest
     names = sorted(path.name for path in index.folder.iterdir())
-    assert len(names) == 8
+    assert len(names) == 9
     for name in names:
         path = index.folder / name
         whole = path.read_bytes()

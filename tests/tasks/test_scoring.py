@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from arcvideo.tasks import TASKS, scoring
+from arcvideo.tasks import TASKS, RecordError, make_sample, scoring
 from arcvideo.tasks.answers import temporal_iou
 
 
@@ -74,3 +74,29 @@ def test_a_transcript_that_runs_on_is_wrong_by_all_that_it_adds() -> None:
     text = "<answer>red blue</answer><answer>green white</answer>"
     assert scoring.transcript_edits(text, truth="red blue") == (2, 2)
     assert scoring.exact(text, truth="red blue") == 0.0
+
+
+def test_of_several_moments_the_best_one_counts() -> None:
+    """QVHighlights: an answer is compared with the moment it overlaps most, at every threshold."""
+    overlap = TASKS["grounding"].measures[0]
+    truth = {"span": [10.0, 30.0], "spans": [[2.0, 6.0], [10.0, 30.0]], "seconds": 40.0}
+    assert overlap.score("2 - 6", truth).value == 1.0
+    assert overlap.score("10 - 20", truth).value == 0.5
+    assert overlap.score("2 - 30", truth).value == pytest.approx(20 / 28)
+    assert overlap.score("31 - 35", truth).value == 0.0
+    recall = next(one for one in TASKS["grounding"].measures if one.name == "grounding_r1_70")
+    assert [recall.score(text, truth).value for text in ("2 - 6", "10 - 20", "2 - 30")] == [1.0, 0.0, 1.0]
+
+
+def test_items_with_several_moments_keep_them_as_truth() -> None:
+    item = {"task": "grounding", "question": "When?", "span": [3, 9], "spans": [[0, 1], [3, 9]]}
+    assert make_sample(item, key="k", media_key="m").truth == {"span": (3.0, 9.0), "spans": ((0.0, 1.0), (3.0, 9.0))}
+    for spans, reason in (
+        ([[0, 1]], "bad_spans"),
+        ([[3, 9], [4, 4]], "empty_span"),
+        (3, "bad_spans"),
+        ([], "bad_spans"),
+    ):
+        with pytest.raises(RecordError) as error:
+            make_sample({**item, "spans": spans}, key="k", media_key="m")
+        assert error.value.reason == reason

@@ -114,9 +114,11 @@ def test_what_chooses_the_weights_counts_in_a_stages_identity_and_looking_alone_
 
 
 def test_a_figure_without_items_cannot_choose(small_world: SmallWorld, tmp_path: Path) -> None:
-    words = ("evaluation.every=1", "evaluation.best=true", "evaluation.metrics=[mcq_accuracy,chapters_f1]")
-    with pytest.raises(ValueError, match=r"evaluation\.optimize=chapters_f1 chooses the weights, but no held-out item"):
-        run(config_of(small_world, tmp_path, *words, "evaluation.optimize=chapters_f1"))
+    words = ("evaluation.every=1", "evaluation.best=true", "evaluation.metrics=[mcq_accuracy,format_valid]")
+    with pytest.raises(
+        ValueError, match=r"evaluation\.optimize=format_valid chooses the weights, but no held-out item"
+    ):
+        run(config_of(small_world, tmp_path, *words, "evaluation.optimize=format_valid"))
 
 
 def test_the_held_out_loss_is_a_number(small_world: SmallWorld, tmp_path: Path) -> None:

@@ -46,7 +46,9 @@ def _read(folder: Path, options: Mapping[str, str]) -> Bench:
     questions.read(_rows(path), make)
     note_cut(questions)
     several = sum("spans" in item.fields for item in questions.items)
-    questions.notes.append(f"{several} questions have several moments; the published R1 takes the best of them")
+    questions.notes.append(
+        f"{several} questions have several moments; the one that an answer overlaps most counts, as in the published R1"
+    )
     return questions.bench(source=SOURCE, published=count, folder=folder)
 
 

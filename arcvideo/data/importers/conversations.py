@@ -5,18 +5,18 @@ for videos without sound, a folder of sound files with the same base names. An A
 several such data sets: {name: {"root", "audio_root", "annotation", "repeat_time"}}.
 
 ShareGPT: a JSON list or JSON lines of the same shape in all its dialects (LLaMA-Factory, ms-swift, LLaVA-Video,
-OpenAI's `messages` with texts or lists of parts): `dialects.py` reads a row. A row names at most one video, picture or
-sound, and beside a picture one sound.
+OpenAI's `messages` with texts or lists of parts): `dialects.py` reads a row. A row may name several videos, pictures
+and sounds; a picture and a sound alone are one clip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arcvideo.data.importers.dialects import Talk, read_talk
+from arcvideo.data.importers.dialects import Named, Talk, read_talk
 from arcvideo.data.importers.drafts import (
     Draft,
     Drafting,
@@ -25,8 +25,11 @@ from arcvideo.data.importers.drafts import (
     json_rows,
     media_key,
     media_path,
+    staged,
     whole_json,
 )
+from arcvideo.media.errors import MediaError
+from arcvideo.media.still import video_of_stills
 from arcvideo.render import MEDIA_TAG
 from arcvideo.tasks import RecordError
 
@@ -97,21 +100,48 @@ def _import(request: ImportRequest, *, report: ImportReport, needs_media: bool) 
         label = str(row.get("id", place))
         try:
             talk = read_talk(row)
-            if talk.media is None and needs_media:
+            if not talk.media and needs_media:
                 raise RecordError("no_media", "field 'video' is missing")
-            media = None if talk.media is None else media_path(talk.media, request=request)
+            media = [_medium(one, request=request) for one in talk.media]
             sound = None if talk.sound is None else media_path(talk.sound, request=request)
-            if sound is not None and not sound.is_file():
-                raise RecordError("no_media", f"{sound}: no such file")
+            for path in (*media[1:], *([] if sound is None else [sound])):
+                if not path.is_file():
+                    raise RecordError("no_media", f"{path}: no such file")
             item = {**conversation_item(talk, task=request.task), "id": row.get("id", place)}
-            known_as = f"text-{label}" if media is None else media_key(media, request=request)
-            drafting.add(item, label=label, name=known_as, media=media, sound=sound)
+            known_as = _known_as(talk, media, label=label, request=request)
+            drafting.add(
+                item, label=label, name=known_as, media=media[0] if media else None, sound=sound, more=media[1:]
+            )
         except RecordError as error:
             report.refuse(label, reason=error.reason, detail=f"{place}: {error.detail}")
             continue
         report.ignored.update(talk.ignored)
         report.loose_tags += MEDIA_TAG in item["question"] and f"{MEDIA_TAG}\n" not in item["question"]
     return drafting.drafts()
+
+
+def _medium(named: Named, *, request: ImportRequest) -> Path:
+    """The file of a medium; of frames a video of them, in the staging folder."""
+    if isinstance(named, str):
+        return media_path(named, request=request)
+    paths = [media_path(name, request=request) for name in named.names]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise RecordError("no_media", f"{missing[0]}: no such file")
+    try:
+        data = video_of_stills([path.read_bytes() for path in paths], times=named.times)
+    except (MediaError, OSError) as error:
+        raise RecordError("no_media", f"frames {paths[0]}, ...: {error}") from error
+    return staged(data, name=f"{paths[0].stem}.mov", request=request)
+
+
+def _known_as(talk: Talk, media: Sequence[Path], *, label: str, request: ImportRequest) -> str:
+    """What the record is called: as its first file, or as the row where it is none of a folder or one of several."""
+    if not talk.media:
+        return f"text-{label}"
+    if isinstance(talk.media[0], str) and len(media) == 1:
+        return media_key(media[0], request=request)
+    return f"row-{label}"
 
 
 def conversation_item(talk: Talk, *, task: str) -> dict[str, Any]:

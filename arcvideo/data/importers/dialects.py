@@ -2,14 +2,17 @@
 
 Turns stand in `conversations`, `messages` or `conversation`, as {from, value} or {role, content}; in `query`,
 `response` and `history`; or in `instruction`, `input` and `output`. `content` may be OpenAI's list of parts. Media
-stand in `video(s)`, `image(s)` and `audio(s)`, as names or as {path}, or in the parts.
+stand in `video(s)`, `image(s)` and `audio(s)`, as names or as {path}, or in the parts. A video may be the list of the
+frames that were extracted from it, {"frames": [...], "times": [...]} or a list of names with `fps` beside it. Several
+media stand where the tags of their kinds stand, or all in front.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from arcvideo.render import MEDIA_TAG
@@ -22,8 +25,6 @@ _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("tool", "tool_call", "tool_response", "function", "function_call", "observation"), "tool"),
 }
-_PICTURES = ("video", "videos", "image", "images")
-_SOUNDS = ("audio", "audios")
 _IGNORED = ("tools", "objects", "rejected_response", "label", "margin")
 """Columns with a meaning in their own format that has none here."""
 _NAMES = ("path", "url", "file", "video", "image", "audio")
@@ -35,17 +36,30 @@ _TAGS = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Frames:
+    """Pictures that were extracted from a video."""
+
+    names: tuple[str, ...]
+    times: tuple[float, ...]
+    """Second of each."""
+
+
+Named = str | Frames
+"""A medium: the name of a file, or frames."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Talk:
-    """A conversation about at most one clip."""
+    """A conversation and the media it is about."""
 
     pairs: tuple[tuple[str, str], ...]
     """(question, answer), at least one; media tags are `<video>`."""
     system: str
     """What stands before the first question; "" for nothing."""
-    media: str | None
-    """Name of the picture's or the only sound's file; None for text only."""
+    media: tuple[Named, ...]
+    """In the order in which they are shown; none for text only."""
     sound: str | None
-    """Name of a sound beside a picture."""
+    """Name of a sound that belongs to the only picture."""
     ignored: tuple[str, ...]
     """Columns that were left out."""
 
@@ -56,11 +70,12 @@ def read_talk(row: Mapping[str, Any]) -> Talk:
     Raises:
         RecordError: `bad_conversations`, `no_answer`, `tool_turns`, `no_media`, `several_media`.
     """
-    pictures = _named(row, _PICTURES)
-    sounds = _named(row, _SOUNDS)
+    media: dict[str, list[Named]] = {
+        kind: _named(row, (kind, f"{kind}s"), fps=row.get("fps")) for kind in ("video", "image", "audio")
+    }
     said: list[tuple[str, str]] = []
     for role, content in _turns(row):
-        said.append((role, _text(content, pictures=pictures, sounds=sounds)))
+        said.append((role, _text(content, media=media)))
     system = str(row.get("system") or "")
     if said and said[0][0] == "system":
         system = "\n".join(text for text in (system, said.pop(0)[1]) if text)
@@ -70,17 +85,42 @@ def read_talk(row: Mapping[str, Any]) -> Talk:
     if not roles or roles != ["human", "gpt"] * (len(roles) // 2):
         reason = "no_answer" if roles[-1:] == ["human"] else "bad_conversations"
         raise RecordError(reason, f"turns must alternate human, gpt; got {roles}")
-    if len(pictures) > 1 or len(sounds) > 1:
-        raise RecordError("several_media", f"a record holds one clip, the row names {pictures + sounds}")
-    media = next(iter(pictures or sounds), None)
-    questions = [_one_tag(text, both=bool(pictures and sounds)) for _, text in said[::2]]
+    pictures, sounds = media["video"] + media["image"], media["audio"]
+    both = len(pictures) == 1 and len(sounds) == 1
+    questions = [text for _, text in said[::2]]
+    several = len(pictures) + len(sounds) > 1 and not both
+    shown = _in_order(questions, media=media) if several else tuple(pictures or sounds)
+    questions = [_one_tag(text, both=both) for text in questions]
     return Talk(
         pairs=tuple(zip(questions, (text for _, text in said[1::2]), strict=True)),
         system=system,
-        media=media,
-        sound=sounds[0] if pictures and sounds else None,
+        media=shown,
+        sound=str(sounds[0]) if both else None,
         ignored=tuple(name for name in _IGNORED if row.get(name)),
     )
+
+
+def _in_order(questions: Sequence[str], *, media: Mapping[str, list[Named]]) -> tuple[Named, ...]:
+    """Return several media in the order of the tags of their kinds.
+
+    Raises:
+        RecordError: `several_media`: another number of tags of a kind than media, and not none at all.
+    """
+    tags = [kind for text in questions for kind in _kinds(text)]
+    counts = {kind: len(found) for kind, found in media.items()}
+    if not tags:
+        return tuple(one for found in media.values() for one in found)
+    if any(tags.count(kind) != count for kind, count in counts.items()):
+        written = ", ".join(f"{tags.count(kind)} tags for {count} of kind {kind}" for kind, count in counts.items())
+        raise RecordError("several_media", f"several media need a tag each, or none: {written}")
+    waiting = {kind: iter(found) for kind, found in media.items()}
+    return tuple(next(waiting[kind]) for kind in tags)
+
+
+def _kinds(text: str) -> list[str]:
+    """The kinds of the media tags of a text, in order."""
+    found = [(match.start(), kind) for kind, pattern in _TAGS.items() for match in pattern.finditer(text)]
+    return [kind for _, kind in sorted(found)]
 
 
 def _turns(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -114,26 +154,52 @@ def _pairs(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return turns if turns[-1][1] is not None else turns[:-1]
 
 
-def _named(row: Mapping[str, Any], fields: tuple[str, ...]) -> list[str]:
-    """The media files that columns name."""
-    named: list[str] = []
+def _named(row: Mapping[str, Any], fields: tuple[str, ...], *, fps: Any) -> list[Named]:
+    """The media that columns name."""
+    named: list[Named] = []
     for field in fields:
         value = row.get(field)
-        for name in value if isinstance(value, list) else [] if value is None else [value]:
-            named.append(_name(name))
+        listed = value if isinstance(value, list) else [] if value is None else [value]
+        if field == "video" and isinstance(value, list) and fps is not None:
+            listed = [value]
+        for name in listed:
+            named.append(_name(name, fps=fps))
     return named
 
 
-def _name(value: Any) -> str:
-    """The name in a name, or in an object such as {"path": ...}."""
+def _name(value: Any, *, fps: Any = None) -> Named:
+    """The name in a name, or in an object such as {"path": ...}; the frames in a list of names."""
     if isinstance(value, Mapping):
+        fps = value.get("fps", value.get("sample_fps", fps))
+        if value.get("frames") is not None:
+            return _frames(value["frames"], times=value.get("times"), fps=fps)
         value = next((value[field] for field in _NAMES if value.get(field)), None)
+    if isinstance(value, list):
+        return _frames(value, times=None, fps=fps)
     if not isinstance(value, str) or not value:
         raise RecordError("no_media", f"media must be file names, got {str(value)[:80]!r}")
     return value
 
 
-def _text(content: Any, *, pictures: list[str], sounds: list[str]) -> str:
+def _frames(names: Any, *, times: Any, fps: Any) -> Frames:
+    """The frames of a video.
+
+    Raises:
+        RecordError: `no_media`, `bad_times`.
+    """
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise RecordError("no_media", f"frames must be file names, got {str(names)[:80]!r}")
+    if times is None and isinstance(fps, (int, float)) and not isinstance(fps, bool) and fps > 0:
+        times = [number / fps for number in range(len(names))]
+    if not isinstance(times, list) or len(times) != len(names):
+        raise RecordError("bad_times", f"{len(names)} frames need as many 'times', in seconds, or 'fps'")
+    good = all(isinstance(second, (int, float)) and not isinstance(second, bool) for second in times)
+    if not good or times[0] < 0 or any(a >= b for a, b in pairwise(times)):
+        raise RecordError("bad_times", f"'times' must be ascending seconds, got {str(times)[:80]}")
+    return Frames(names=tuple(names), times=tuple(map(float, times)))
+
+
+def _text(content: Any, *, media: Mapping[str, list[Named]]) -> str:
     """The text of a turn; media among its parts are added to the lists, and a tag stands where they stood."""
     if isinstance(content, str):
         return content
@@ -153,15 +219,15 @@ def _text(content: Any, *, pictures: list[str], sounds: list[str]) -> str:
         medium = next((name for name in ("video", "image", "audio") if isinstance(kind, str) and name in kind), None)
         if medium is None:
             raise RecordError("bad_conversations", f"a part of type {kind!r}; there are text, video, image, audio")
-        inside = next((part[field] for field in (kind, medium, *_NAMES) if part.get(field)), None)
+        inside = next((part[field] for field in (kind, medium, "frames", *_NAMES) if part.get(field)), None)
         if inside is not None:  # without a name the columns of the row tell it
-            (sounds if medium == "audio" else pictures).append(_name(inside))
+            media[medium].append(_name(part if part.get("frames") is not None else inside, fps=part.get("fps")))
         texts.append(f"<{medium}>")
     return "".join(f"{text}\n" if re.fullmatch(r"<\w+>", text) else text for text in texts).rstrip("\n")
 
 
 def _one_tag(text: str, *, both: bool) -> str:
-    """The question with this model's media tag for that of other formats; one for a picture and its sound."""
+    """The question with this model's media tag for those of other formats; one for a picture and its sound."""
     if both:
         text = re.sub(rf"(?:{_TAGS['audio'].pattern})\n?", "", text)
     for pattern in _TAGS.values():

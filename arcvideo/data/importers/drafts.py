@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from arcvideo.tasks import RecordError
 
 _LONGEST = 240
 """Bytes of a part of a path: file systems take 255, and what is made of the name is a little longer."""
+_Place = str | tuple[Path, ...]
+"""What a record is about: its media, or its name."""
 _DOTS = str.maketrans({".": "_"})
 
 
@@ -90,6 +93,8 @@ class Draft:
     """Whether a row names that sound, so that leaving it out is worth a word."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of the record."""
+    more: tuple[Path, ...] = ()
+    """Media that are shown behind the first."""
 
 
 @dataclass(kw_only=True)
@@ -98,11 +103,11 @@ class Drafting:
 
     report: ImportReport
     audio: Path | None = None
-    _items: dict[Path | str, list[Mapping[str, Any]]] = field(default_factory=dict)
-    _labels: dict[Path | str, list[str]] = field(default_factory=dict)
-    _media: dict[Path | str, tuple[Path | None, str]] = field(default_factory=dict)
-    _extra: dict[Path | str, Mapping[str, Any]] = field(default_factory=dict)
-    _sounds: dict[Path | str, Path] = field(default_factory=dict)
+    _items: dict[_Place, list[Mapping[str, Any]]] = field(default_factory=dict)
+    _labels: dict[_Place, list[str]] = field(default_factory=dict)
+    _media: dict[_Place, tuple[Path | None, str, tuple[Path, ...]]] = field(default_factory=dict)
+    _extra: dict[_Place, Mapping[str, Any]] = field(default_factory=dict)
+    _sounds: dict[_Place, Path] = field(default_factory=dict)
 
     def add(
         self,
@@ -113,6 +118,7 @@ class Drafting:
         media: Path | None,
         sound: Path | None = None,
         extra: Mapping[str, Any] | None = None,
+        more: Sequence[Path] = (),
     ) -> None:
         """Keeps an item; items about the same media become one record.
 
@@ -122,35 +128,37 @@ class Drafting:
             media: its file, None for text only.
             sound: a sound file that the row names beside it, used when `media` has none.
             extra: further fields of the record; those given with its first item count.
+            more: media that are shown behind the first.
 
         Raises:
             RecordError: the item cannot become a sample.
         """
-        check_renders(checked_sample(item, key=label, has_media=media is not None))
-        place = name if media is None else media
+        check_renders(checked_sample(item, key=label, has_media=media is not None, media_count=1 + len(more)))
+        place = name if media is None else (media, *more)
         if sound is not None and self._sounds.setdefault(place, sound) != sound:
             raise RecordError("several_media", f"an earlier row gives {media} another sound, {self._sounds[place]}")
         self._items.setdefault(place, []).append(item)
         self._labels.setdefault(place, []).append(label)
-        self._media.setdefault(place, (media, name))
+        self._media.setdefault(place, (media, name, tuple(more)))
         self._extra.setdefault(place, extra or {})
 
     def drafts(self) -> Iterator[Draft]:
         """The records, in the order in which their first items came."""
         taken: set[str] = set()
         for place, items in self._items.items():
-            media, name = self._media[place]
+            media, name, more = self._media[place]
             yield Draft(
                 key=_free(record_name(name), taken=taken),
                 items=tuple(items),
                 labels=tuple(self._labels[place]),
                 media=media,
                 sound=self._sound(place, media),
+                more=more,
                 names_sound=place in self._sounds,
                 extra=self._extra[place],
             )
 
-    def _sound(self, place: Path | str, media: Path | None) -> Path | None:
+    def _sound(self, place: _Place, media: Path | None) -> Path | None:
         if media is None:
             return None
         return self._sounds.get(place) or sound_beside(media.stem, folder=self.audio)
@@ -189,6 +197,17 @@ def media_path(name: Any, *, request: ImportRequest) -> Path:
         detail = f"media {name!r} lies outside of --videos {folder}; name a folder above it, or give --outside"
         raise RecordError("unsafe_name", detail)
     return _spelled(path)
+
+
+def staged(data: bytes, *, name: str, request: ImportRequest) -> Path:
+    """A file of these bytes, until the import is done."""
+    assert request.staging is not None
+    stem = re.sub(r"[^\w-]", "_", Path(name).stem) or "clip"
+    path = request.staging / f"{stem}-{hashlib.sha256(data).hexdigest()[:12]}{Path(name).suffix.lower() or '.media'}"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return path
 
 
 def _spelled(path: Path) -> Path:

@@ -23,7 +23,8 @@ _OWN_FIELDS = ("key", "media", "items", "text_only")
 
 
 def import_records(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
-    """Records of docs/data-format.md, one a line, with `media` naming the file: {"key", "media", "items", ...}.
+    """Records of docs/data-format.md, one a line, with `media` naming the file, or a list of
+    files in the order in which they are shown: {"key", "media", "items", ...}.
 
     `key` defaults to the media's name; a record without `media` must say `"text_only": true`.
 
@@ -36,9 +37,11 @@ def import_records(request: ImportRequest, *, report: ImportReport) -> Iterator[
         label = str(row.get("key", place))
         try:
             name = row.get("media")
+            first, *behind = name if isinstance(name, list) and name else [name]
             if name is None and row.get("text_only") is not True:
                 raise RecordError("no_media", 'no "media"; say "text_only": true when that is meant')
-            media = None if name is None else media_path(name, request=request)
+            media = None if name is None else media_path(first, request=request)
+            more = [media_path(one, request=request) for one in behind]
             key = row.get("key", label if media is None else media_key(media, request=request))
             if not isinstance(key, str) or not key or key.startswith("/") or ".." in Path(key).parts:
                 raise RecordError("unsafe_name", f"key {key!r}")
@@ -52,7 +55,7 @@ def import_records(request: ImportRequest, *, report: ImportReport) -> Iterator[
         report.rows += len(items) - 1  # the line was counted as one
         for number, item in enumerate(items):
             try:
-                drafting.add(item, label=f"{label}/{number}", name=key, media=media, extra=extra)
+                drafting.add(item, label=f"{label}/{number}", name=key, media=media, extra=extra, more=more)
             except RecordError as error:
                 report.refuse(f"{label}/{number}", reason=error.reason, detail=f"{place}: {error.detail}")
     return drafting.drafts()

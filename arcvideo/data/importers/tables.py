@@ -7,7 +7,6 @@ Video columns of Hugging Face datasets hold the file itself or its path.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ from arcvideo.data.importers.drafts import (
     json_objects,
     media_key,
     media_path,
+    staged,
 )
 from arcvideo.shards.text import open_text, whole
 from arcvideo.tasks import RecordError
@@ -185,23 +185,12 @@ def _media(value: Any, *, request: ImportRequest) -> Path | None:
         (value,) = value
     if isinstance(value, Mapping):
         if isinstance(value.get("bytes"), bytes):
-            return _staged(value["bytes"], name=str(value.get("path") or ""), request=request)
+            return staged(value["bytes"], name=str(value.get("path") or ""), request=request)
         value = value.get("path")
     if isinstance(value, bytes):
-        return _staged(value, name="", request=request)
+        return staged(value, name="", request=request)
     path = media_path(value, request=request)
     return path if path.is_file() or path.suffix else found_media(str(value), request=request)
-
-
-def _staged(data: bytes, *, name: str, request: ImportRequest) -> Path:
-    """A file of these bytes, until the import is done."""
-    assert request.staging is not None
-    stem = re.sub(r"[^\w-]", "_", Path(name).stem) or "clip"
-    path = request.staging / f"{stem}-{hashlib.sha256(data).hexdigest()[:12]}{Path(name).suffix.lower() or '.media'}"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return path
 
 
 def _mapping(row: Mapping[str, Any], *, path: Path, given: Mapping[str, str], guess: bool) -> dict[str, str]:

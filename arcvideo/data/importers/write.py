@@ -74,11 +74,12 @@ def write_drafts(
     out.mkdir(parents=True, exist_ok=True)
     with ProbePool(count=workers) as pool:
         for_jobs, for_records = tee(rest)
-        found = pool.map(_job(draft) for draft in for_jobs)
+        found = pool.map(job for draft in for_jobs for job in _jobs(draft))
 
         def records() -> Iterator[Record]:
-            for draft, result in zip(for_records, found, strict=True):
-                record = _record(draft, result, part=now)
+            for draft in for_records:
+                results = list(islice(found, 1 + len(draft.more)))
+                record, result = _record(draft, results, part=now), results[0]
                 if draft.names_sound and isinstance(result, Probed) and not result.uses_sound:
                     report.ignored["sound beside a video that has its own"] += len(draft.items)
                 now.drafts += 1
@@ -96,26 +97,34 @@ def write_drafts(
     return [out / part.shard for part in parts]
 
 
-def _job(draft: Draft) -> ProbeJob | None:
-    """What to examine; None when there is nothing."""
-    if draft.media is None or not draft.media.is_file():
+def _jobs(draft: Draft) -> list[ProbeJob | None]:
+    """What to examine, one for each medium; None where there is nothing."""
+    return [_job(draft.media, sound=draft.sound), *(_job(path, sound=None) for path in draft.more)]
+
+
+def _job(media: Path | None, *, sound: Path | None) -> ProbeJob | None:
+    if media is None or not media.is_file():
         return None
-    sound = None if draft.sound is None else Extent(path=draft.sound, name=draft.sound.name)
-    return ProbeJob(main=Extent(path=draft.media, name=draft.media.name), sound=sound)
+    beside = None if sound is None else Extent(path=sound, name=sound.name)
+    return ProbeJob(main=Extent(path=media, name=media.name), sound=beside)
 
 
-def _record(draft: Draft, found: Probed | MediaError | None, *, part: _Part) -> Record | None:
+def _record(draft: Draft, found: Sequence[Probed | MediaError | None], *, part: _Part) -> Record | None:
     """The record with the bytes of its media, or None and a problem for each of its rows."""
     try:
-        media = {} if draft.media is None else _media(draft, draft.media, found)
+        media = {} if draft.media is None else _media(draft, draft.media, found[0])
+        if draft.more:
+            several = [media, *(_media(draft, path, one) for path, one in zip(draft.more, found[1:], strict=True))]
+            media = {f"{number}.{kind}": data for number, of in enumerate(several) for kind, data in of.items()}
     except (MediaError, OSError) as error:
         reason = getattr(error, "reason", "unreadable")
         part.problems += [asdict(_problem(label, reason=reason, detail=str(error))) for label in draft.labels]
         return None
+    seconds = max((one.facts.duration for one in found if isinstance(one, Probed)), default=0.0)
     items = []
     for item, label in zip(draft.items, draft.labels, strict=True):
         try:
-            check_times(item, seconds=found.facts.duration if isinstance(found, Probed) else 0.0)
+            check_times(item, seconds=seconds)
             items.append(item)
         except RecordError as error:
             part.problems.append(asdict(_problem(label, reason=error.reason, detail=error.detail)))
@@ -129,7 +138,7 @@ def _media(draft: Draft, path: Path, found: Probed | MediaError | None) -> dict[
     if found is None:
         raise MediaError("no_media", f"{path}: no such file")
     media = {_type(path, known=VIDEO | AUDIO | IMAGE, other="media"): path.read_bytes()}
-    if found.uses_sound:
+    if found.uses_sound and path == draft.media:
         assert draft.sound is not None
         media[_type(draft.sound, known=AUDIO, other="mka")] = draft.sound.read_bytes()
     return media
@@ -147,8 +156,10 @@ def _problem(label: str, *, reason: str, detail: str) -> Problem:
 
 def _digest(before: str, draft: Draft) -> str:
     """Chains a draft, and the sizes of its files, onto the digest of those before it."""
-    sizes = [path.stat().st_size if path is not None and path.is_file() else -1 for path in (draft.media, draft.sound)]
-    text = json.dumps([before, draft.key, draft.items, draft.extra, str(draft.media), str(draft.sound), sizes])
+    paths = (draft.media, draft.sound, *draft.more)
+    sizes = [path.stat().st_size if path is not None and path.is_file() else -1 for path in paths]
+    named = [str(draft.media), str(draft.sound), *map(str, draft.more)]
+    text = json.dumps([before, draft.key, draft.items, draft.extra, *named, sizes])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

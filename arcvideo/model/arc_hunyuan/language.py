@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from arcvideo.model.attention import Plan, attend, attend_openly
-from arcvideo.model.norms import RMSNorm
+from arcvideo.model.fused import kernel
+from arcvideo.model.norms import RMSNorm, rms_norm
 from arcvideo.model.output import Trace
 from arcvideo.model.recompute import run_layer
 from arcvideo.model.settings import TextSettings
@@ -66,8 +67,22 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
+def turned(x: Tensor, cos: Tensor, sin: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Return heads x (..., L, heads, h) rotated, then normalised."""
+    return rms_norm(rotate(x, (cos, sin)), weight, eps)
+
+
+def gated(gate_up: Tensor) -> Tensor:
+    """Return a * silu(b) of the fused projection's halves."""
+    a, b = gate_up.chunk(2, dim=-1)
+    return a * nnf.silu(b)
+
+
 class Attention(nn.Module):
     """Grouped-query attention; q and k are normalised AFTER rope."""
+
+    fused = False
+    """Whether rope and norm are one compiled kernel."""
 
     def __init__(self, settings: TextSettings, *, layer: int) -> None:
         super().__init__()
@@ -88,8 +103,8 @@ class Attention(nn.Module):
         q, k, v = qkv.split([self.groups, 1, 1], dim=-2)
         v = v.squeeze(-2)
         # Under autocast rope and norms raise q and k to fp32; the kernels want one dtype.
-        q = self.query_layernorm(rotate(q.flatten(-3, -2), rope)).to(v.dtype)
-        k = self.key_layernorm(rotate(k.squeeze(-2), rope)).to(v.dtype)
+        q = self._turned(q.flatten(-3, -2), rope, self.query_layernorm).to(v.dtype)
+        k = self._turned(k.squeeze(-2), rope, self.key_layernorm).to(v.dtype)
         if hasattr(cache, "attend"):  # a cache whose rows share a prefix knows itself who sees whom
             return self.o_proj(cache.attend(q, k, v, layer=self.layer).flatten(-2))
         if cache is not None:
@@ -101,9 +116,17 @@ class Attention(nn.Module):
             return self.o_proj(out.flatten(-2))
         return self.o_proj(attend(q, k, v, plan=plan).flatten(-2))
 
+    def _turned(self, x: Tensor, rope: Rope, norm: RMSNorm) -> Tensor:
+        if self.fused:
+            return kernel(turned, fused=True)(x, *rope, norm.weight, norm.eps)
+        return norm(rotate(x, rope))
+
 
 class MLP(nn.Module):
     """down(a * silu(b)): the SECOND half of the fused projection goes through silu."""
+
+    fused = False
+    """Whether the gated unit is one compiled kernel."""
 
     def __init__(self, settings: TextSettings) -> None:
         super().__init__()
@@ -111,8 +134,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(settings.intermediate_size, settings.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        a, b = self.gate_and_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(a * nnf.silu(b))
+        return self.down_proj(kernel(gated, fused=self.fused)(self.gate_and_up_proj(x)))
 
 
 class DecoderLayer(GradientCheckpointingLayer):

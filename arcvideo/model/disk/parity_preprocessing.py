@@ -26,7 +26,7 @@ from arcvideo.model.positions import replace_newlines, xd_positions
 from arcvideo.model.special import special_ids
 from arcvideo.model.towers.fusion import rows_per_frame
 from arcvideo.model.towers.media import normalize_pixels
-from arcvideo.render import render_branch, render_prefix
+from arcvideo.render import MEDIA_TAG, media_ids, render_branch, render_shared, render_whole, split_question
 from arcvideo.types import Sample, Turn
 
 Difference = tuple[str, float]
@@ -164,14 +164,18 @@ def _overlay(name: str, geometry: Sequence[int]) -> Difference:
 def _conversation(
     name: str, case: Mapping[str, Any], *, tokenizer: ByteTokenizer, tensors: Mapping[str, Tensor]
 ) -> Iterator[Difference]:
-    said = [turn["value"] for turn in case["conversations"]]
-    said[0] = said[0].replace("<image>" * case["num_image"], "<video>", 1)
+    # Every `<image>` is a frame: a medium of one frame where it stands.
+    said = [turn["value"].replace("<image>", MEDIA_TAG) for turn in case["conversations"]]
     turns = tuple(Turn(question=q, answer=a) for q, a in zip(said[::2], said[1::2], strict=True))
-    sample = Sample(key=name, task="qa", turns=turns, media_key=name)
+    sample = Sample(key=name, task="qa", turns=turns, media_key=name, media_count=case["num_image"])
     layout = MediaLayout(image_size=case["image_size"])
-    before = said[0].partition("<video>")[0]
-    prefix = render_prefix(frame_count=case["num_image"], before=before, tokenizer=tokenizer, layout=layout)
-    branch = render_branch(sample, tokenizer=tokenizer, wording="arc")
+    media = media_ids([1] * case["num_image"], tokenizer=tokenizer, layout=layout)
+    question = split_question(sample)
+    if question.later:
+        branch, prefix = render_whole(sample, media=media, tokenizer=tokenizer, wording="arc"), np.zeros(0, np.int64)
+    else:
+        branch = render_branch(sample, tokenizer=tokenizer, wording="arc")
+        prefix = render_shared(question.texts, media=media, tokenizer=tokenizer)
     special = special_ids(tokenizer)
     ids = torch.from_numpy(np.concatenate([prefix, branch.ids]))
     supervised = torch.from_numpy(np.concatenate([np.zeros(len(prefix), dtype=bool), branch.is_target]))

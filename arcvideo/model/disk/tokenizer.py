@@ -31,15 +31,15 @@ CHAT_TEMPLATE = (
     "{{ '<|startoftext|>' }}{% for message in messages %}"
     "{% if message['role'] not in ['user', 'assistant'] %}"
     "{{ raise_exception('roles are user and assistant only: this model has no system turn') }}{% endif %}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% set shown = namespace(media=false) %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% elif not shown.media %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}"
     "{% if media_is_read is not defined %}"
     "{{ raise_exception('a tokenizer reads no media: AutoProcessor, after `import arcvideo`, does') }}{% endif %}"
-    "{% set shown.media = true %}{{ '<video>\\n' }}{% endif %}{% endfor %}{% endif %}"
+    "{{ '<video>\\n' }}{% endif %}{% endfor %}{% endif %}"
     "{{ '<sep>' if message['role'] == 'user' else '<|endoftext|>' }}{% endfor %}"
 )
-"""Spec 3.1. Parts that are no text become one media tag, which the processor replaces by frames; `media_is_read` is its
-word for it. Without it the tag would stay a word, and nothing would be seen or heard."""
+"""Spec 3.1. Each part that is no text becomes a media tag, which the processor replaces by frames; `media_is_read` is
+its word for it. Without it the tag would stay a word, and nothing would be seen or heard."""
 
 RELEASED_FILE = "hunyuan.tiktoken"
 RELEASED_SPECIALS = 217

@@ -19,7 +19,7 @@ from PIL import Image
 
 from arcvideo.evaluation.answers import Answer
 from arcvideo.layout import MediaLayout
-from arcvideo.measuring import plain
+from arcvideo.measuring.answering import plain
 from arcvideo.measuring.questions import Question
 from arcvideo.measuring.read import Read
 from arcvideo.measuring.settings import EvaluateSettings

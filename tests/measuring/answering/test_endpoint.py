@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from arcvideo.measuring.answering.endpoint import Endpoint, EndpointError
 from arcvideo.measuring.arms import Seen
-from arcvideo.measuring.endpoint import Endpoint, EndpointError
 from arcvideo.measuring.questions import Material, Question
 from arcvideo.measuring.read import Read
 from arcvideo.measuring.settings import EvaluateSettings

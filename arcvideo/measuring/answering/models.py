@@ -1,4 +1,4 @@
-"""What can be measured: a checkpoint of ours, or a model behind an endpoint."""
+"""What can be measured: a checkpoint of ours, a video model of transformers, or a model behind an endpoint."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 
 from arcvideo.evaluation.answers import Answer
 from arcvideo.layout import MediaLayout
-from arcvideo.measuring.endpoint import Endpoint
-from arcvideo.measuring.ours import Ours, checkpoint_folder
+from arcvideo.measuring.answering.endpoint import Endpoint
+from arcvideo.measuring.answering.hub import HubModel
+from arcvideo.measuring.answering.ours import Ours, checkpoint_folder
 from arcvideo.measuring.questions import Question
 from arcvideo.measuring.read import Read
 from arcvideo.measuring.settings import EvaluateSettings
@@ -66,10 +67,7 @@ def open_model(settings: EvaluateSettings, *, device: torch.device) -> Measured:
     kind = model_type(folder)
     if kind is None or kind in OWN_TYPES:
         return Ours(settings, device=device)
-    raise SettingsError(
-        f"checkpoint={folder}: its config.json says model_type {kind!r}, which is none of ours; serve it, for example "
-        "with vLLM, and give endpoint=URL model=NAME"
-    )
+    return HubModel(settings, folder=folder, device=device)
 
 
 def model_type(folder: Path) -> str | None:

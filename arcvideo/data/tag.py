@@ -1,0 +1,123 @@
+"""`python -m arcvideo.data.shards tag`: writes back which half of its clip each answer needs, as tags of the items."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from arcvideo.files import parsed_lines
+from arcvideo.progress import watched
+from arcvideo.shards.expand import expand_shards
+from arcvideo.shards.index import ShardIndex, ensure_indexes
+from arcvideo.shards.members import read_at, read_groups
+from arcvideo.shards.write import Record, write_shards
+
+NEEDS = "needs.jsonl"
+"""What a measurement says of its items."""
+MEASURED = frozenset(f"needs:{name}" for name in ("audio", "video", "both", "neither", "unknown"))
+"""Tags that take the place of one another."""
+
+
+def add_tag(commands: Any) -> None:
+    """Adds the subcommand."""
+    text = "write the tags of a measurement (needs:audio, needs:video, ...) into copies of the shards it asked about"
+    command = commands.add_parser("tag", help=text, description=text)
+    command.add_argument("measurement", type=Path, help=f"folder of a measurement with arms, or its {NEEDS}")
+    command.add_argument("shards", nargs="+", help="tar files, {000..011} braces or * globs")
+    command.add_argument("--out", type=Path, required=True, help="folder of its own for the new shards")
+    command.add_argument(
+        "--only", action="append", default=[], metavar="TAG",
+        help="keep only items that got this tag (again for more), for example as evaluation.shards of a gate",
+    )  # fmt: skip
+    command.set_defaults(run=_tag)
+
+
+def _tag(options: argparse.Namespace) -> int:
+    tags = read_needs(options.measurement)
+    paths = [path for pattern in options.shards for path in expand_shards(pattern)]
+    if len({path.name for path in paths}) < len(paths):
+        raise ValueError("tag: two shards have the same name; give each folder its own --out")
+    if options.out.resolve() in {path.parent.resolve() for path in paths}:
+        raise ValueError(f"--out {options.out}: holds the shards to tag; give the new ones a folder of their own")
+    unknown = sorted(set(options.only) - MEASURED)
+    if unknown:
+        raise ValueError(f"--only {unknown[0]}: a measurement gives {', '.join(sorted(MEASURED))}")
+    told: Counter[str] = Counter()
+    for index in ensure_indexes(paths, workers=1):
+        records = _records(index, tags=tags, only=options.only, told=told)
+        first = next(records, None)
+        if first is None:
+            print(f"{index.shard.name}: no item is kept, nothing written")
+            continue
+        write_shards(
+            _behind(first, records), out=options.out, name=index.shard.stem, per_shard=len(index.clips),
+            bytes_per_shard=1 << 62,
+        )  # fmt: skip
+    tagged = sum(told.values())
+    if not tagged:
+        raise ValueError(
+            f"tag: none of the {len(tags)} items of {options.measurement} is in these shards; give those it asked about"
+        )
+    print(
+        f"{tagged} of {len(tags)} measured items were found: " + ", ".join(f"{tag} {told[tag]}" for tag in sorted(told))
+    )
+    return 0
+
+
+def read_needs(path: Path) -> dict[str, list[str]]:
+    """Return item -> the tags that a measurement gave it.
+
+    Args:
+        path: of the measurement, or of its `needs.jsonl`.
+
+    Raises:
+        ValueError: no such file, or none that a measurement wrote.
+    """
+    path = path / NEEDS if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: no such file; `arcvideo evaluate ... arms=no_sound,no_picture` writes it into the measurement"
+        )
+    tags: dict[str, list[str]] = {}
+    for row in parsed_lines(path.read_bytes(), name=str(path)):
+        if not isinstance(row.get("key"), str) or not set(row.get("tags") or [""]) <= MEASURED:
+            raise ValueError(f"{path}: is no {NEEDS} of a measurement: {json.dumps(row)[:80]}")
+        tags[row["key"]] = list(row["tags"])
+    return tags
+
+
+def _records(
+    index: ShardIndex, *, tags: Mapping[str, Sequence[str]], only: Collection[str], told: Counter[str]
+) -> Iterator[Record]:
+    """The shard's records, media as they are; those without an item that is kept are left out."""
+    groups = {group.key: group for group in read_groups(index.shard)[0]}
+    for row in watched(range(len(index.clips)), what=index.shard.name, total=len(index.clips), unit="clip"):
+        key = index.key(row)
+        content = index.record(row)
+        items = []
+        for number, item in enumerate(content["items"]):
+            mine = tags.get(f"{key}/{number}", ())
+            told.update(mine)
+            if only and not set(mine) & set(only):
+                continue
+            items.append(_tagged(item, tags=mine))
+        if items:
+            members = [member for member in groups[key].members if member.extension != "json"]
+            media = {one.extension: read_at(index.shard, offset=one.offset, size=one.size) for one in members}
+            yield Record(key=key, content={**content, "items": items}, media=media)
+
+
+def _tagged(item: Any, *, tags: Sequence[str]) -> Any:
+    if not tags or not isinstance(item, dict):
+        return item
+    kept = [tag for tag in item.get("tags") or [] if tag not in MEASURED]
+    return {**item, "tags": [*kept, *tags]}
+
+
+def _behind(first: Record, others: Iterator[Record]) -> Iterator[Record]:
+    yield first
+    yield from others

@@ -1,0 +1,1 @@
+"""What answers the questions of a measurement: checkpoints of ours, models of transformers, endpoints."""

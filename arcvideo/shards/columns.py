@@ -1,0 +1,132 @@
+"""The columns of an index, and how records become rows of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arcvideo.decoding.probe import Probed
+from arcvideo.files import write_lines
+from arcvideo.media.errors import MediaError
+from arcvideo.media.frames import behind_picture
+from arcvideo.media.sound import SAMPLE_RATE
+from arcvideo.shards.items import checked_sample
+from arcvideo.shards.members import Group, Problem, as_utf8, read_at
+from arcvideo.shards.record import RecordMedia, json_member, parse_record, record_media
+from arcvideo.tasks import RecordError
+from arcvideo.tasks.fields import check_times
+
+FORMAT = 4
+"""Raised whenever the meaning of a stored column changes, so that old indexes are built again."""
+
+CONTENT = 3
+"""Raised whenever equal shards would mean other samples: the data of a stage are named by it."""
+
+_MEDIUM = [
+    ("media_offset", "<i8"), ("media_size", "<i8"), ("sound_offset", "<i8"), ("sound_size", "<i8"),
+    ("digest", "u1", (32,)), ("duration", "<f8"), ("has_video", "?"), ("sound_samples", "<i8"),
+]  # fmt: skip
+CLIP = np.dtype(
+    [
+        ("key_start", "<i8"), ("key_size", "<i4"), ("json_offset", "<i8"), ("json_size", "<i8"), *_MEDIUM,
+        ("item_start", "<i8"), ("item_count", "<i4"),
+    ]
+)  # fmt: skip
+"""One row per usable record. Sizes 0 mean absent; `sound_*` is a separate sound file that is used with the media;
+`sound_samples` counts the samples at 16 kHz that decoding gives, 0 without sound. Of a record with several media,
+offsets and sizes are those of the first, the rest is of all together."""
+
+PART = np.dtype([("clip", "<i8"), *_MEDIUM])
+"""One row for each medium of a record that has several, in their order; `clip` is the record's row."""
+
+ITEM = np.dtype([("clip", "<i8"), ("number", "<i4"), ("task", "<i2"), ("tagset", "<i4"), ("think", "?")])
+"""One row per usable item; `number` is its place in the record, `task` and `tagset` point into meta.json."""
+
+
+@dataclass
+class Columns:
+    """The rows of an index while it is built."""
+
+    problems: list[Problem]
+    clips: list[tuple[Any, ...]] = field(default_factory=list)
+    items: list[tuple[Any, ...]] = field(default_factory=list)
+    parts: list[tuple[Any, ...]] = field(default_factory=list)
+    keys: bytearray = field(default_factory=bytearray)
+    tasks: dict[str, int] = field(default_factory=dict)
+    tagsets: dict[tuple[str, ...], int] = field(default_factory=dict)
+    content: Any = field(default_factory=hashlib.sha256)
+
+    def add(self, group: Group, *, shard: Path, found: Sequence[Probed | MediaError | None]) -> None:
+        """One record: a clip with its items, or rows of the quarantine list.
+
+        Args:
+            found: what probing each of its media gave; None where there was nothing that could be probed.
+        """
+        try:
+            source = json_member(group)
+            text = read_at(shard, offset=source.offset, size=source.size)
+            record = parse_record(text)
+            media = record_media(group, record=record, found=found)
+            items = record.get("items")
+            if not isinstance(items, list) or not items:
+                raise RecordError("no_items", "'items' must be a non-empty list")
+        except (RecordError, MediaError) as error:
+            stage = "media" if isinstance(error, MediaError) else "record"
+            self.problems.append(Problem(key=group.key, stage=stage, reason=error.reason, detail=as_utf8(error.detail)))
+            return
+        good = [
+            row
+            for number, item in enumerate(items)
+            if (row := self._item(item, key=group.key, number=number, media=media))
+        ]
+        if not good:
+            return
+        start, key = len(self.keys), group.key.encode()
+        self.keys += key
+        self.parts += [(len(self.clips), *part.columns()) for part in media.parts]
+        self.clips.append((start, len(key), source.offset, source.size, *media.columns(), len(self.items), len(good)))
+        self.items += good
+        self.content.update(hashlib.sha256(text).digest())
+
+    def _item(self, item: Any, *, key: str, number: int, media: RecordMedia) -> tuple[Any, ...] | None:
+        key = f"{key}/{number}"
+        try:
+            checked_sample(item, key=key, has_media=True, media_count=len(media.parts) or 1)
+            check_times(item, seconds=media.longest)
+        except RecordError as error:
+            self.problems.append(Problem(key=key, stage="item", reason=error.reason, detail=as_utf8(error.detail)))
+            return None
+        tags = item.get("tags") or []
+        task = self.tasks.setdefault(item["task"], len(self.tasks))
+        tagset = self.tagsets.setdefault(tuple(sorted(set(tags))), len(self.tagsets))
+        return (len(self.clips), number, task, tagset, bool(item.get("think")))
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write the arrays and the quarantine list; returns what else there is to know of them."""
+        clips, items = np.array(self.clips, dtype=CLIP), np.array(self.items, dtype=ITEM)
+        keys, parts = np.frombuffer(bytes(self.keys), dtype=np.uint8), np.array(self.parts, dtype=PART)
+        tagsets = [list(tags) for tags in self.tagsets]
+        digest = self.content
+        digest.update(json.dumps([CONTENT, list(self.tasks), tagsets]).encode())
+        for array in (clips, items, keys, parts):  # no bytes without parts
+            digest.update(array.tobytes())
+        np.save(folder / "clips.npy", clips, allow_pickle=False)
+        np.save(folder / "items.npy", items, allow_pickle=False)
+        np.save(folder / "keys.npy", keys, allow_pickle=False)
+        np.save(folder / "parts.npy", parts, allow_pickle=False)
+        write_lines(folder / "quarantine.jsonl", map(asdict, self.problems))
+        meta = {"digest": digest.hexdigest(), "tasks": list(self.tasks), "tagsets": tagsets}
+        unheard = [
+            behind_picture(sound=row["sound_samples"] / SAMPLE_RATE, picture=row["duration"])
+            for row in (*clips[clips["has_video"] & ~np.isin(np.arange(len(clips)), parts["clip"])],
+                        *parts[parts["has_video"]])
+        ]  # fmt: skip
+        counts = {"clips": len(clips), "items": len(items), "parts": len(parts), "quarantined": len(self.problems)}
+        told = {"unheard_clips": sum(1 for seconds in unheard if seconds), "unheard_seconds": float(sum(unheard))}
+        return {**meta, **counts, **told}
