@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
-from arcvideo.evaluation.settings import EvaluationSettings
+from arcvideo.evaluation.settings import LOSS, EvaluationSettings
 from arcvideo.hidden import note, recorded
 from arcvideo.layout import MediaLayout
 from arcvideo.model.settings import LoraSettings, ModelSettings, lora_problems
@@ -126,6 +126,14 @@ class RunConfig:
         return objective_row(self.stage.objective, feed=self.stage.feed)
 
     @property
+    def objective_feed(self) -> str:
+        """What the objective trains on; empty for one that is not known, which is told elsewhere."""
+        try:
+            return self.objective.feed
+        except ValueError:
+            return ""
+
+    @property
     def objective_settings(self) -> Any:
         """The settings that the objective reads."""
         return getattr(self, self.objective.settings)
@@ -220,10 +228,7 @@ def _problems(config: RunConfig) -> Iterator[str]:
     for name in config.optimizer.module_lrs:
         if name in MODULES and name not in learning:
             yield f"optimizer.module_lrs.{name}: {name} does not learn, stage.train and lora.modules leave it out"
-    optimize = config.evaluation.optimize
-    if optimize not in (*config.evaluation.metrics, "train/loss"):
-        known = [*config.evaluation.metrics, "train/loss"]
-        yield f"evaluation.optimize={optimize!r} is not measured{nearest(optimize, known)}: one of {', '.join(known)}"
+    yield from _evaluation_problems(config)
     if not config.data.sources:
         yield "data.sources is empty: name at least one source, for example data.sources.mine.shards=shards/*.tar"
     yield from _task_problems(config)
@@ -231,6 +236,26 @@ def _problems(config: RunConfig) -> Iterator[str]:
         yield "feature_cache=true needs data.frames=middle: random frames change every epoch; set feature_cache=false"
     if config.feature_cache and {"vit", "whisper"} & set(config.stage.train):
         yield "feature_cache=true needs frozen towers: drop vit and whisper from stage.train or set feature_cache=false"
+
+
+def _evaluation_problems(config: RunConfig) -> Iterator[str]:
+    """A figure to judge by that is not measured."""
+    settings = config.evaluation
+    known = list(settings.metrics) if settings.measures else []
+    if settings.every and settings.loss_packs and config.objective_feed == "answers":
+        known.append(LOSS)
+    if settings.every and not known:
+        yield f"evaluation.every={settings.every} measures nothing: neither evaluation.metrics nor a loss"
+        return
+    if not settings.chooses:
+        known.append("train/loss")
+    if settings.optimized in known:
+        return
+    told = f"evaluation.optimize={settings.optimized!r} is not measured{nearest(settings.optimized, known)}"
+    if known:
+        yield f"{told}: one of {', '.join(known)}"
+    else:
+        yield f"{told}: evaluation.best and evaluation.patience need a figure in evaluation.metrics"
 
 
 def _task_problems(config: RunConfig) -> Iterator[str]:

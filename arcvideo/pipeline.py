@@ -82,7 +82,7 @@ def _planned_gates(recipe: Recipe, *, stages: Sequence[PlannedStage]) -> dict[st
     facts = {
         stage.name: Measured(
             parent=names.get(parent_folder(stage.config), ""),
-            metrics=stage.config.evaluation.metrics if stage.config.evaluation.shards else (),
+            metrics=stage.config.evaluation.metrics if stage.config.evaluation.measures else (),
         )
         for stage in stages
     }

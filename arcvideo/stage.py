@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -12,17 +11,16 @@ from typing import Any
 import torch
 
 from arcvideo.config import RunConfig, plain_dict, recorded_settings
-from arcvideo.evaluation.evaluate import evaluate
-from arcvideo.evaluation.figures import choose
 from arcvideo.feed.quarantine import quarantined
 from arcvideo.feed.source import Source
 from arcvideo.fingerprints.guard import refuse_overlap
 from arcvideo.lineage.continued import continued_from
 from arcvideo.lineage.identity import config_diff
-from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, read_manifest, write_manifest
+from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, write_manifest
 from arcvideo.lineage.parents import Parent
 from arcvideo.lineage.state import Wanted, wanted, write_started
-from arcvideo.model.disk.card import Card, write_card
+from arcvideo.model.disk.card import FILE as CARD
+from arcvideo.model.disk.card import write_card
 from arcvideo.model.disk.loading import load_model, save_model
 from arcvideo.model.disk.lora import Adapters, add_adapters
 from arcvideo.model.disk.tokenizer import load_tokenizer
@@ -31,14 +29,13 @@ from arcvideo.model.settings import COMPUTING
 from arcvideo.model.towers.features import FeatureStore, tower_digest
 from arcvideo.objectives import load_objective
 from arcvideo.planning.cost import pack_cost
-from arcvideo.planning.settings import DataSettings, SourceSettings
+from arcvideo.planning.settings import DataSettings
 from arcvideo.planning.shares import mixture_text
 from arcvideo.processes.ranks import World, barrier, join
 from arcvideo.processing import ArcVideoProcessor
-from arcvideo.progress import watched
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.optimizer import peak_lrs
-from arcvideo.runner.protocols import BatchSource, HeldRollouts, RunResult
+from arcvideo.runner.protocols import BatchSource, HeldRollouts, Objective, RunResult
 from arcvideo.runner.runner import Runner
 from arcvideo.runner.settings import MODULES
 from arcvideo.runner.trainable import (
@@ -54,6 +51,8 @@ from arcvideo.seals import seal_folder, write_sums
 from arcvideo.tracking.callbacks import Callbacks
 from arcvideo.tracking.metrics import Artifact, record_lineage
 from arcvideo.types import Counts
+from arcvideo.validation.after import card_of, measure_export
+from arcvideo.validation.opening import Held, open_held
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +74,9 @@ class _Setup:
     room: _Room
     model: ArcVideoForConditionalGeneration
     source: Source
+    objective: Objective
+    held: Held
+    """What is measured during the stage."""
     asked: Wanted
     trained: list[str]
     adapters: Adapters | None
@@ -106,15 +108,21 @@ def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
         config=config, world=world, parent=parent, tokenizer=load_tokenizer(parent.path),
         features=_features(model, config=config), folder=folder,
     )  # fmt: skip
-    load_objective(config.stage.objective)  # a class that is not there is told before the data are opened
+    # A class that is not there is told before the data are opened.
+    objective = load_objective(config.stage.objective)(config.objective_settings, **config.stage.options)
     source = _source(config.data, room=room, supervised=not config.objective.sampled, pairs=config.objective.paired)
     if world.first and config.data.overlap == "refuse":
-        print(refuse_overlap(config.data, held_out=config.evaluation.shards), end="", flush=True)
+        print(refuse_overlap(config.data, held_out=config.evaluation.held_out), end="", flush=True)
+    shared = {"world": world, "tokenizer": room.tokenizer, "features": room.features}
+    held = open_held(config, objective=objective, **shared)
     # Once: an edit during the run must not make the manifest name another code than the identity.
     asked = replace(wanted(plain_dict(config), parent=parent.identity), data=source.digest)
     if world.first:
         write_started(folder, asked=asked)
-    return _Setup(room=room, model=model, source=source, asked=asked, trained=trained, adapters=adapters)
+    return _Setup(
+        room=room, model=model, source=source, objective=objective, held=held, asked=asked, trained=trained,
+        adapters=adapters,
+    )  # fmt: skip
 
 
 def rehearse(config: RunConfig, *, parent: Parent, until: int) -> None:
@@ -129,12 +137,20 @@ def rehearse(config: RunConfig, *, parent: Parent, until: int) -> None:
 
 
 def run_stage(config: RunConfig, *, parent: Parent, callbacks: Callbacks | None = None) -> None:
-    """Train, evaluate, export and prove one stage.
+    """Train, export and prove one stage, then measure it: whatever stops the measuring, the stage is trained.
 
     Raises:
         ValueError: settings, data or weights that cannot work together.
         Preempted: a signal asked to stop; a checkpoint is written (exit status 85).
     """
+    world = _finish(config, parent=parent, callbacks=callbacks)
+    if config.evaluation.measures:
+        measure_export(config, world=world, parent=parent.identity)
+    barrier(world=world)
+
+
+def _finish(config: RunConfig, *, parent: Parent, callbacks: Callbacks | None) -> World:
+    """Train and export a stage and write its manifest; what training held is free when this returns."""
     began = time.monotonic()
     ready = replace(_setup(config, parent=parent), callbacks=callbacks)
     room, source, asked, adapters = ready.room, ready.source, ready.asked, ready.adapters
@@ -147,7 +163,7 @@ def run_stage(config: RunConfig, *, parent: Parent, callbacks: Callbacks | None 
     frozen_after = frozen_hashes(model, frozen=still) if world.first else {}
     if adapters is not None:
         adapters.save(folder / "adapter" if world.first else None)
-        if world.first or config.evaluation.shards:
+        if world.first:
             adapters.merge()
     source.close()
     mixture = _mixture(source, steps=result.steps, config=config)
@@ -155,25 +171,20 @@ def run_stage(config: RunConfig, *, parent: Parent, callbacks: Callbacks | None 
         mixture[name]["books"] = row
     if world.first:
         print(mixture_text(mixture), flush=True)
-    metrics = _evaluate(model, room=room)
     if world.first:
         export = folder / EXPORT_NAME
         save_model(model, export)
         processor = ArcVideoProcessor(room.tokenizer, layout=config.layout, wording=config.data.wording)
         processor.save_pretrained(export)
-        told = recorded_settings(config)
-        card = Card(stage=config.stage.name, parent=str(parent.identity or parent.path), identity=str(asked.identity),
-                    steps=result.steps, trained=ready.trained, mixture=mixture, settings=told,
-                    metrics=metrics)  # fmt: skip
-        write_card(export, card)
         write_sums(export)
+        told = recorded_settings(config)
         manifest = Manifest(
             stage=config.stage.name,
             identity=str(asked.identity),
             parent=parent.identity,
             parent_path=str(parent.path),
             parent_weights=parent.weights,
-            exported=seal_folder(export),
+            exported={name: sealed for name, sealed in seal_folder(export).items() if name != CARD},
             continued=continued_from(config.continue_from).facts if config.continue_from else {},
             code=asked.code,
             data=source.digest,
@@ -189,13 +200,16 @@ def run_stage(config: RunConfig, *, parent: Parent, callbacks: Callbacks | None 
             repeatable=result.repeatable,
             steps=result.steps,
             skipped=result.skipped,
-            metrics=result.metrics | {f"eval/{name}": value["value"] for name, value in metrics.items()},
+            metrics=result.metrics,
             seconds=time.monotonic() - began,
-            evaluation=asked.evaluation,
+            # A stage that is to be measured is finished, but not as it is asked for, until it is.
+            evaluation="" if config.evaluation.measures else asked.evaluation,
         )
+        write_card(export, card_of(manifest, figures={}))
         write_manifest(manifest, folder=folder)
         _record_lineage(manifest, room=room, wandb_id=result.wandb_id)
     barrier(world=world)
+    return world
 
 
 def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict[str, Any]]:
@@ -220,30 +234,8 @@ def measure_stage(config: RunConfig, *, parent: Parent) -> None:
     """Evaluate a finished stage anew, because the evaluation has changed; nothing is trained."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    world, folder = join(hang_seconds=config.runner.hang_seconds), config.stage_dir
-    export = folder / EXPORT_NAME
-    model = load_model(export)
-    train_only(model, [])
-    room = _Room(
-        config=config,
-        world=world,
-        parent=parent,
-        tokenizer=load_tokenizer(export),
-        features=_features(model, config=config),
-        folder=folder,
-    )
-    metrics = _evaluate(model, room=room)
-    if world.first:
-        old = read_manifest(folder)
-        kept = {name: value for name, value in old.metrics.items() if not name.startswith("eval/")}
-        new = replace(
-            old,
-            config=old.config | {"evaluation": recorded_settings(config)["evaluation"]},
-            metrics=kept | {f"eval/{name}": value["value"] for name, value in metrics.items()},
-            evaluation=wanted(plain_dict(config), parent=parent.identity).evaluation,
-        )
-        write_manifest(new, folder=folder)
-    barrier(world=world)
+    world = join(hang_seconds=config.runner.hang_seconds)
+    measure_export(config, world=world, parent=parent.identity)
 
 
 def _fits(model: ArcVideoForConditionalGeneration, *, config: RunConfig, parent: Parent) -> None:
@@ -323,11 +315,12 @@ def _train(ready: _Setup, *, until: int | None = None) -> tuple[ArcVideoForCondi
         clip_norm=config.runner.clip_norm,
     )
     source, held = _feed(ready.source, engine=engine, room=room)
+    course = ready.held.course(config, engine=engine, world=room.world, folder=room.folder, identity=own)
     result = Runner(
         engine=engine,
         source=source,
         held=held,
-        objective=load_objective(config.stage.objective)(config.objective_settings, **config.stage.options),
+        objective=ready.objective,
         settings=config.runner,
         schedule=config.schedule,
         train=ready.trained,
@@ -339,8 +332,13 @@ def _train(ready: _Setup, *, until: int | None = None) -> tuple[ArcVideoForCondi
         forward_extra={"features": room.features},
         continue_from=continued_from(config.continue_from).path if config.continue_from else None,
         callbacks=ready.callbacks,
+        course=course,
     ).run(until=until)
-    whole = engine.close(everywhere=bool(config.evaluation.shards))
+    if course is not None:
+        plain = {name: value for name, value in result.metrics.items() if not name.startswith("eval/")}
+        result = replace(result, metrics=plain | course.figures())
+    ready.held.close()
+    whole = engine.close(everywhere=False)
     assert isinstance(whole, ArcVideoForConditionalGeneration)
     return whole, result
 
@@ -361,35 +359,3 @@ def _feed(source: Source, *, engine: Engine, room: _Room) -> tuple[BatchSource, 
 
         return ReferenceSource(source, engine=engine, features=room.features), None
     return source, None
-
-
-def _evaluate(model: ArcVideoForConditionalGeneration, *, room: _Room) -> dict[str, dict[str, float]]:
-    """Metrics on held-out clips, written to evaluation.json; empty without shards, and on ranks that do not write."""
-    settings = room.config.evaluation
-    if not settings.shards or not room.world.first:
-        return {}
-    held_out = replace(
-        room.config.data,
-        sources={"held_out": SourceSettings(shards=settings.shards, style=settings.style, items_per_clip=0)},
-        packs_per_step=1,
-    )
-    alone = replace(room, world=replace(room.world, rank=0, size=1))
-    source = _source(held_out, room=alone, supervised=False, name="quarantine-held-out")
-    chosen = choose(source.questions(), settings=settings)
-    asked = {key for keys in chosen.values() for key in keys}
-    found = source.evaluation(only=asked)
-    prompts = list(watched(found, what="held-out questions", total=len(asked), unit="question"))
-    source.close()
-    model.eval()
-    measured = evaluate(
-        model,
-        prompts,
-        tokenizer=room.tokenizer,
-        chosen=chosen,
-        settings=settings,
-        features=room.features,
-        output=room.folder / "predictions.jsonl",
-    )
-    metrics = {name: asdict(metric) for name, metric in measured.items()}
-    (room.folder / "evaluation.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    return metrics

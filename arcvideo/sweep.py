@@ -18,6 +18,7 @@ from hydra.types import RunMode
 
 from arcvideo.compose import search_words
 from arcvideo.config import RunConfig
+from arcvideo.evaluation.settings import LOSS
 from arcvideo.files import write_whole
 from arcvideo.hidden import hidden
 from arcvideo.lineage.manifest import finished
@@ -87,8 +88,8 @@ class SweepJob:
         row = {
             "folder": str(self.config.stage_dir),
             "overrides": {key: hidden(value) for key, value in self.overrides.items()},
-            "metric": self.config.evaluation.optimize,
-            "direction": "minimize" if lower_is_better(self.config.evaluation.optimize) else "maximize",
+            "metric": self.config.evaluation.optimized,
+            "direction": "minimize" if lower_is_better(self.config.evaluation.optimized) else "maximize",
             "value": value,
             "error": hidden(error),
             "metrics": manifest.metrics if manifest else {},
@@ -195,7 +196,7 @@ def sweep_folder(words: Sequence[str], *, config: RunConfig) -> Path:
 
 def lower_is_better(metric: str) -> bool:
     """Of a name that `evaluation.optimize` takes."""
-    return "error" in metric or metric.startswith(("train/", "time/"))
+    return "error" in metric or metric == LOSS or metric.startswith(("train/", "time/"))
 
 
 def report_sweep(folder: Path) -> bool:

@@ -41,7 +41,6 @@ from arcvideo.hidden import hidden, plain
 from arcvideo.lineage.continued import continue_problems, continued_from
 from arcvideo.lineage.lock import agreed, alone_in, launch
 from arcvideo.lineage.manifest import finished, read_manifest
-from arcvideo.lineage.measured import keep_measurement
 from arcvideo.lineage.parents import Parent, resolve_parent
 from arcvideo.lineage.state import State, state_of, wanted
 from arcvideo.overrides import (
@@ -121,9 +120,7 @@ def train(composed: DictConfig) -> float | None:
 
 def _unmeasured(config: RunConfig) -> str:
     """Why a finished stage has no value to compare."""
-    name = config.evaluation.optimize
-    why = "" if config.evaluation.shards else "; evaluation.shards is empty, evaluation.optimize=train/loss needs none"
-    return f"evaluation.optimize={name} was not measured{why}"
+    return f"evaluation.optimize={config.evaluation.optimized} was not measured"
 
 
 def _run(config: RunConfig) -> float | None:
@@ -175,7 +172,7 @@ def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float
     if word == "finished":
         manifest = state.manifest or read_manifest(config.stage_dir)
         print(f"{config.stage_dir}: finished already ({manifest.identity[:8]})", flush=True)
-        return manifest.value(config.evaluation.optimize)
+        return manifest.value(config.evaluation.optimized)
     if word == "stale":
         raise ValueError(
             f"{config.stage_dir} holds this stage as something else than is asked for now: "
@@ -195,7 +192,7 @@ def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float
     if done is not None and not launch()[0]:
         said = closing_text(config.stage_dir, steps=done.steps, seconds=done.seconds, identity=done.identity)
         print(said, flush=True)
-    return done.value(config.evaluation.optimize) if done else None
+    return done.value(config.evaluation.optimized) if done else None
 
 
 def _work(config: RunConfig, *, parent: Parent, word: str) -> None:
@@ -207,8 +204,6 @@ def _work(config: RunConfig, *, parent: Parent, word: str) -> None:
     names = config.logger.callbacks if first else []
     with calling(names, folder=config.stage_dir, config=recorded_settings(config)) as callbacks:
         if word == "unmeasured":
-            if first and (kept := keep_measurement(config.stage_dir)) is not None:
-                print(f"{config.stage_dir}: what was measured before is kept in {kept}", flush=True)
             measure_stage(config, parent=parent)
         else:
             run_stage(config, parent=parent, callbacks=callbacks)
@@ -261,7 +256,7 @@ def _find_shards(config: RunConfig) -> dict[str, list[Path]]:
 
     wanted = {f"data.sources.{name}": source.shards for name, source in config.data.sources.items()}
     if config.evaluation.shards:
-        wanted["evaluation"] = config.evaluation.shards
+        wanted["evaluation"] = config.evaluation.held_out
     found = {}
     for key, shards in wanted.items():
         try:
@@ -374,7 +369,7 @@ def _sweep(words: Sequence[str], *, first: RunConfig) -> None:
     folder = sweep_folder(words, config=first)
     os.environ[SWEPT] = " ".join(swept_keys(words))
     os.environ[PLACED] = "1" if any(word.lstrip("+").startswith("hydra.sweep.") for word in words) else ""
-    added = sweep_words(words, lower_is_better=lower_is_better(first.evaluation.optimize))
+    added = sweep_words(words, lower_is_better=lower_is_better(first.evaluation.optimized))
     sys.argv[1:] = ["-m", *words, *added, f"hydra.sweep.dir={quoted(str(folder))}"]
     if option_of("hydra/launcher", words) != "basic":
         print(f"output of the jobs: {folder}/.submitit/*/*_log.*", flush=True)

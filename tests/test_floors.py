@@ -30,7 +30,7 @@ FLOORS = (
     {"rejection", "evaluation"},
     {"measuring"},
     {"config"},
-    {"overrides", "ending"},
+    {"overrides", "ending", "validation"},
     {"compose", "plugins", "torchrun"},
     {"recipe", "sweep", "stage", "ask", "evaluate"},
     {"verify", "verify_resume", "reference", "preflight", "pipeline"},

@@ -173,8 +173,12 @@ def test_frozen_towers_keep_their_bits_and_the_rest_moves(sft: Finished) -> None
 
 def test_every_step_is_logged_and_the_loss_falls(sft: Finished) -> None:
     logged = rows(sft.folder / "metrics.jsonl")
-    assert [row["step"] for row in logged] == [0, 1, 2]
-    assert logged[-1]["train/loss"] < logged[0]["train/loss"]
+    assert [row["step"] for row in logged] == [0, 1, 2, 3]
+    assert logged[2]["train/loss"] < logged[0]["train/loss"]
+    measured = json.loads((sft.folder / "evaluation.json").read_text())
+    assert {name: row["value"] for name, row in measured.items()} == {
+        name.removeprefix("eval/"): value for name, value in logged[3].items() if name.count("/") == 1
+    }, "behind the steps stands what the finished stage measured"
 
 
 def test_the_evaluation_is_on_held_out_clips_and_in_the_manifest(sft: Finished) -> None:
@@ -217,7 +221,7 @@ def test_a_finished_stage_run_again_comes_to_the_same_weights(sft: Finished) -> 
     before, value = weights(sft.folder / "export"), read_manifest(sft.folder).value("mcq_accuracy")
     run(sft.config)
     assert read_manifest(sft.folder).value("mcq_accuracy") == value
-    assert len(rows(sft.folder / "metrics.jsonl")) == 3
+    assert len(rows(sft.folder / "metrics.jsonl")) == 4
     after = weights(sft.folder / "export")
     assert all(torch.equal(before[name], after[name]) for name in before)
 

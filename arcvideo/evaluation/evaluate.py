@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from itertools import groupby
 from typing import Any
 
 import torch
 
 from arcvideo.evaluation.answers import FULL, NO_SOUND, Answer, answer_about
-from arcvideo.evaluation.bootstrap import Metric
-from arcvideo.evaluation.figures import arms_of, check_chosen, choose, figures
-from arcvideo.evaluation.predictions import write_predictions
 from arcvideo.evaluation.settings import EvaluationSettings
 from arcvideo.feed.prompts import Prompt
 from arcvideo.model.settings import AudioSettings
 from arcvideo.sampling.encode import with_features
-from arcvideo.sampling.sampler import InProcessSampler
 from arcvideo.sampling.settings import Sampling
 from arcvideo.types import Media
 
@@ -29,44 +25,27 @@ Asked = tuple[str, int, Prompt]
 """Arm, number of the question, prompt."""
 
 
-def evaluate(
-    model: Any,
-    prompts: Sequence[Prompt],
+def ask_all(
+    prompts: Iterable[Prompt],
     *,
-    tokenizer: Any,
-    chosen: Mapping[str, Sequence[str]] | None = None,
+    sampler: Any,
+    wanted: Mapping[str, Mapping[str, None]],
+    numbers: Mapping[str, int],
     settings: EvaluationSettings,
-    features: Any = None,
-    output: Path | None = None,
-) -> dict[str, Metric]:
-    """The metrics of `settings.metrics` that have items, in that order, of prompts that are in memory.
+) -> Iterator[list[Answer]]:
+    """Yield the greedy answers to held-out prompts as they come; those about a clip come one behind the other.
 
     Args:
-        model: an `ArcVideoForConditionalGeneration`.
-        prompts: held-out prompts.
-        tokenizer: of the model.
-        chosen: `choose` of all questions when `prompts` are only those it names; None chooses among the prompts.
-        settings: what to measure and how.
-        features: a `FeatureStore` of tower outputs, or None.
-        output: where to write one prediction a line; None writes nothing.
-
-    Raises:
-        ValueError: no metric has any item.
+        prompts: read as they are needed, so that the pixels of few clips are in memory at a time.
+        sampler: an `InProcessSampler`, whose feature store is read and filled.
+        wanted: arm -> keys that are asked in it (`arms_of`).
+        numbers: key -> place of the question among all of the measurement.
+        settings: how answers are drawn.
     """
-    if chosen is None:
-        chosen = choose([prompt.outline for prompt in prompts], settings=settings)
-    check_chosen(chosen, questions=[prompt.outline for prompt in prompts], settings=settings)
-    sampler = InProcessSampler(model, tokenizer=tokenizer, features=features)
-    clips: dict[str, list[tuple[int, Prompt]]] = {}
-    for number, prompt in enumerate(prompts):
-        clips.setdefault(prompt.sample.media_key or "", []).append((number, prompt))
-    groups = (arms(group, wanted=arms_of(chosen), audio=model.settings.audio) for group in clips.values())
-    asking = ask(groups, sampler=sampler, settings=greedy(settings))
-    answers = {(answer.arm, answer.key): answer for part in asking for answer in part}
-    metrics, predictions = figures(answers, chosen=chosen, settings=settings)
-    if output is not None:
-        write_predictions(output, predictions=predictions)
-    return metrics
+    audio = sampler.model.settings.audio
+    clips = groupby(prompts, key=lambda prompt: prompt.sample.media_key or "")
+    groups = (arms([(numbers[one.key], one) for one in clip], wanted=wanted, audio=audio) for _, clip in clips)
+    yield from ask(groups, sampler=sampler, settings=greedy(settings))
 
 
 def greedy(settings: EvaluationSettings) -> Sampling:

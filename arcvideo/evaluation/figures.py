@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 from arcvideo.evaluation.answers import FULL, NO_SOUND, Answer
 from arcvideo.evaluation.bootstrap import Metric, interval
 from arcvideo.evaluation.predictions import Prediction
-from arcvideo.evaluation.settings import FORM, EvaluationSettings, metric_names
+from arcvideo.evaluation.settings import FORM, LOSS, EvaluationSettings, metric_names
 from arcvideo.named import imported, path_of
 from arcvideo.structured import SettingsError
 from arcvideo.tasks import TASKS
@@ -115,6 +115,11 @@ def measured(metric: str) -> tuple[Task | None, Measure]:
     found = ((task, measure) for task in TASKS.values() for measure in task.measures if measure.name == metric)
     ours = next(found, None)
     return ours or (None, _FORM if metric == FORM else _own(metric))
+
+
+def lower_is_better(name: str) -> bool:
+    """Return whether less of a figure is better: of a loss, and of what its task says so of."""
+    return name == LOSS or measured(name)[1].lower_is_better
 
 
 def _own(name: str) -> Measure:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from arcvideo.named import brought, path_of
 from arcvideo.tasks import TASKS
 
+LOSS = "loss"
+"""The held-out loss, as `evaluation.optimize` and, behind `eval/`, metrics.jsonl name it."""
 FORM = "format_valid"
 """The figure of all tasks: the share of answers that are one think and one answer block."""
 
@@ -23,13 +25,14 @@ def metric_names(*, on_request: bool = True) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """What is measured on held-out clips after a stage."""
+    """What is measured on held-out clips after a stage, and during it."""
 
-    shards: str = ""
-    """Held-out tar files: a path with {000..011} braces or * globs; empty skips evaluation."""
+    shards: str | None = ""
+    """Held-out tar files: a path with {000..011} braces or * globs; empty or null skips evaluation."""
     metrics: list[str] = field(default_factory=lambda: list(metric_names(on_request=False)))
     """Which figures to report: those that tasks bring, or your own (entry points `arcvideo.metrics`, or
-    `package.module:function`) of an answer and its truth; one without items in the shards is left out."""
+    `package.module:function`) of an answer and its truth; one without items in the shards is left out. An empty list
+    skips them."""
     items: int = 200
     """Items per metric, spread over the held-out set; 0 takes all."""
     style: str = "plain"
@@ -44,17 +47,59 @@ class EvaluationSettings:
     """Seed of the resampling."""
     samples: int = 4
     """Predictions per metric shown in the report."""
-    optimize: str = "mcq_accuracy"
-    """Metric that a stage run returns to Hydra's sweepers: one of `metrics`, or `train/loss` of the last step."""
+    optimize: str = ""
+    """Figure that a stage run returns to Hydra's sweepers, and by which `best` and `patience` judge: one of `metrics`,
+    `loss` (held out, with `every`), or for sweeps `train/loss` of the last step. By default mcq_accuracy if that is
+    measured, else the first of `metrics`, else a loss."""
+    every: int = 0
+    """Measure during training, too, after every so many steps and after the last one; 0 measures after it only."""
+    loss_packs: int = 64
+    """Packed rows of held-out answers that the loss during training is measured on, the same ones each time; 0 leaves
+    the held-out loss out, as do stages that train on completions or pairs."""
+    best: bool = False
+    """Export the weights that measured best by `optimize` in place of the last; their checkpoint is kept."""
+    patience: int = 0
+    """Stop training when so many measurements in a row were not better than the best one; 0 trains to the end."""
 
     def __post_init__(self) -> None:
         """Check values; the message names the key and the remedy."""
+        object.__setattr__(self, "shards", self.shards or "")
         for name in self.metrics:
             if name not in metric_names() and not path_of(name, kind="metrics"):
                 known = f"{', '.join([*metric_names(), *brought('metrics')])}, or package.module:function"
                 raise ValueError(f"evaluation.metrics has {name!r}, which is unknown; use: {known}")
         if self.style not in ("plain", "think"):
             raise ValueError(f"evaluation.style={self.style!r} is unknown; use plain or think")
-        for key, least in (("items", 0), ("max_new_tokens", 1), ("batch_prompts", 1), ("bootstrap", 1), ("samples", 0)):
+        for key, least in (("items", 0), ("max_new_tokens", 1), ("batch_prompts", 1), ("bootstrap", 1), ("samples", 0),
+                           ("every", 0), ("loss_packs", 0), ("patience", 0)):  # fmt: skip
             if getattr(self, key) < least:
                 raise ValueError(f"evaluation.{key}={getattr(self, key)} must be at least {least}")
+        if self.every and not self.shards:
+            raise ValueError(f"evaluation.every={self.every} measures nothing: evaluation.shards names held-out items")
+        if self.chooses and not self.every:
+            key = "best" if self.best else "patience"
+            raise ValueError(f"evaluation.{key} judges by what is measured during training: set evaluation.every")
+
+    @property
+    def held_out(self) -> str:
+        """The held-out shards; empty without any."""
+        return self.shards or ""
+
+    @property
+    def measures(self) -> bool:
+        """Whether a finished stage is measured."""
+        return bool(self.shards and self.metrics)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether what is measured decides which weights come out."""
+        return self.best or self.patience > 0
+
+    @property
+    def optimized(self) -> str:
+        """The figure behind `optimize`, its default resolved."""
+        if self.optimize:
+            return self.optimize
+        if not self.measures:
+            return LOSS if self.chooses else "train/loss"
+        return "mcq_accuracy" if "mcq_accuracy" in self.metrics else self.metrics[0]

@@ -21,7 +21,7 @@ from arcvideo.objectives import OBJECTIVES, objective_row
 PACKAGE = Path(__file__).resolve().parent.parent
 TRAINING = "arcvideo.stage"
 """Training starts here; what it imports, at any depth, is reached."""
-EVALUATION = "arcvideo.evaluation.evaluate"
+EVALUATION = "arcvideo.validation.asking"
 DECIDING = (
     "types",
     "layout",
@@ -53,6 +53,7 @@ BYSTANDERS = {
 """Room -> modules inside it that no trained weight depends on."""
 MEASURING = (
     "types", "layout", "render", "feed", "tasks", "model", "objectives", "sampling", "rollout", "evaluation",
+    "validation",
 )  # fmt: skip
 """Rooms whose modules decide what an evaluation says of given weights."""
 SAMPLING = ("sampling", "rollout")

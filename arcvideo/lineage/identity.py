@@ -17,7 +17,11 @@ IRRELEVANT = (
     "evaluation", "train_parents", "parents", "verify_resume",
 )  # fmt: skip
 """Settings that say where and how visibly a stage runs, not which weights come out; data and parent count by digest,
-an evaluation has a digest of its own."""
+an evaluation has a digest of its own. It counts where it chooses the weights: `CHOOSING`."""
+
+CHOOSING = ("best", "patience", "every", "style", "items", "max_new_tokens", "loss_packs")
+"""Settings of an evaluation that decide which weights come out, with `optimize`, where it stops a run or picks the
+best; its shards count by digest."""
 
 IRRELEVANT_WITHIN = {
     "runner": (
@@ -57,6 +61,9 @@ def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
         kept.pop(group, None)
     if kept.get("lora") is None:
         kept.pop("lora", None)
+    if chooses(config):
+        evaluation = config["evaluation"]
+        kept["evaluation"] = {name: evaluation[name] for name in CHOOSING} | {"optimize": _optimized(evaluation)}
     if "sources" in kept.get("data", {}):
         # Where the shards lie does not matter, their content counts as data.
         sources = kept["data"]["sources"].items()
@@ -69,6 +76,17 @@ def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def chooses(config: Mapping[str, Any]) -> bool:
+    """Return whether what is measured during training decides which weights come out."""
+    evaluation = config.get("evaluation") or {}
+    return bool(evaluation.get("best") or evaluation.get("patience"))
+
+
+def _optimized(evaluation: Mapping[str, Any]) -> str:
+    """The figure that chooses: by its name, or as far as the default depends on what is measured."""
+    return str(evaluation.get("optimize") or f"default of {', '.join(evaluation.get('metrics') or ())}")
+
+
 def _objective_group(stage: Mapping[str, Any]) -> str:
     """The group of settings that a stage's objective reads; none for a record that names no objective we know."""
     try:
@@ -79,7 +97,8 @@ def _objective_group(stage: Mapping[str, Any]) -> str:
 
 def evaluation_digest(settings: Mapping[str, Any], *, code: Mapping[str, str]) -> str:
     """sha256 hex of how a finished stage was measured: settings of the evaluation and its code."""
-    shown = ("optimize", "samples")  # what is done with the numbers afterwards
+    # What is done with the numbers afterwards, and what is measured during training.
+    shown = ("optimize", "samples", "every", "loss_packs", "best", "patience")
     kept = {key: value for key, value in settings.items() if key not in shown}
     return digest_of({"settings": kept, "code": dict(code)})
 

@@ -11,7 +11,7 @@ from typing import Any
 from arcvideo.hidden import recorded
 from arcvideo.lineage.code import code_diff, evaluation_code, training_code
 from arcvideo.lineage.continued import continued_seal
-from arcvideo.lineage.identity import config_diff, diff_text, evaluation_digest, identity, relevant
+from arcvideo.lineage.identity import chooses, config_diff, diff_text, evaluation_digest, identity, relevant
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, finished
 from arcvideo.lineage.started import newest_checkpoint, read_started, record_start
 from arcvideo.media.settings import ShardCacheSettings
@@ -37,13 +37,16 @@ class Wanted:
     """Module -> digest."""
     continued: str = ""
     """Seal of the checkpoint that it goes on from; empty without `continue_from`."""
+    held_out: str | None = ""
+    """Digest of the held-out shards where they choose the weights, else empty; None when some are not there."""
 
     @property
     def identity(self) -> str | None:
         """None when the data are not known."""
-        if self.data is None:
+        if self.data is None or self.held_out is None:
             return None
         start = digest_of([self.parent, self.continued]) if self.continued else self.parent
+        start = digest_of([start, self.held_out]) if self.held_out else start
         return identity(config=self.config, data=self.data, parent=start, code=self.code)
 
     @property
@@ -77,13 +80,20 @@ def wanted(config: Mapping[str, Any], *, parent: str) -> Wanted:
     feed = stage.get("feed", "")
     grpo = config["grpo"] if objective_row(stage["objective"], feed=feed).sampled else {}
     rewards = [*grpo.get("rewards", ()), *(name for own in grpo.get("task_rewards", {}).values() for name in own)]
+    code = training_code(objective=stage["objective"], feed=feed, rewards=rewards, sampler=grpo.get("sampler", ""))
+    held_out: str | None = ""
+    if chooses(config):
+        code = dict(sorted((code | evaluation_code()).items()))
+        source = {"held_out": {"shards": config["evaluation"]["shards"]}}
+        held_out = _data_digest({**config["data"], "sources": source})
     return Wanted(
         stage=stage["name"],
         config=dict(config),
         parent=parent,
         data=_data_digest(config["data"]),
         continued=continued_seal(config),
-        code=training_code(objective=stage["objective"], feed=feed, rewards=rewards, sampler=grpo.get("sampler", "")),
+        code=code,
+        held_out=held_out,
     )
 
 
@@ -111,7 +121,7 @@ def state_of(folder: Path, *, asked: Wanted) -> State:
 
 
 def _finished(folder: Path, *, manifest: Manifest, asked: Wanted) -> State:
-    if asked.data is None:
+    if asked.identity is None:
         return State(word="unknown", reasons=("its shards are not there or not indexed",), manifest=manifest)
     if manifest.identity != asked.identity:
         reasons = differences(vars(manifest), asked=asked) or ("its identity",)

@@ -53,8 +53,10 @@ def score_folder(
         bootstrap=bootstrap or int(how.get("bootstrap", 1000)),
         seed=int(how.get("seed", 0)) if seed is None else seed,
     )
+    # A stage measures some figures on some of its questions; other figures are over whatever was answered.
+    chosen = None if metrics else how.get("chosen")
     holes = [*(Lost(**row) for row in card.get("holes", ())), *found.lost.values()]
-    scores, predictions = scored(found, settings=settings, holes=holes)
+    scores, predictions = scored(found, settings=settings, holes=holes, chosen=chosen)
     scores = {"name": card["name"], "bench": card.get("bench", ""), "asked_of": card["origin"].get("questions", ""),
               **scores}  # fmt: skip
     write_predictions(folder / PREDICTIONS, predictions=predictions)
@@ -75,11 +77,23 @@ def default_metrics(found: Found) -> list[str]:
 
 
 def scored(
-    found: Found, *, settings: EvaluationSettings, holes: Sequence[Lost]
+    found: Found,
+    *,
+    settings: EvaluationSettings,
+    holes: Sequence[Lost],
+    chosen: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[dict[str, Any], list[Prediction]]:
-    """Return the scores as JSON has them, and what each item counted in the arm with everything."""
+    """Return the scores as JSON has them, and what each item counted in the arm with everything.
+
+    Args:
+        found: the answers.
+        settings: metrics, and how they are resampled.
+        holes: questions that were not asked.
+        chosen: metric -> keys of the questions that it is over; None takes all that were answered.
+    """
     full = {key: answer for (arm, key), answer in found.answers.items() if arm == FULL}
-    chosen = choose(list(full.values()), settings=settings)
+    if chosen is None:
+        chosen = choose(list(full.values()), settings=settings)
     metrics, predictions = figures(found.answers, chosen=chosen, settings=settings)
     answers = list(full.values())
     clipped = [answer.key for answer in answers if _beyond(answer)]

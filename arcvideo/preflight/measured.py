@@ -30,7 +30,8 @@ def measured(config: RunConfig, *, found: Estimate, machine: Machine) -> list[Me
     Memory is compared where the stage ran on a device: on a CPU the whole process counts.
     """
     manifest = finished(config.stage_dir)
-    rows = _metrics(config.stage_dir / "metrics.jsonl")
+    # What the finished stage measured stands in a line of its own, behind the steps.
+    rows = [row for row in _metrics(config.stage_dir / "metrics.jsonl") if "time/step" in row]
     if manifest is None or manifest.steps != config.runner.steps or len(rows) != manifest.steps:
         return []
     seconds = sum(row["time/step"] for row in rows)

@@ -139,8 +139,8 @@ def host_memory(config: RunConfig, *, ranks: int) -> float:
     whole, half = sum(sizes.values()), _width(config) == 2 and not config.feature_cache
     # One rank reads all bits; the others half of them where weights are bf16.
     loading = whole * (4 + (ranks - 1) * (2 if half else 4))
-    # fp32 weights of everything at the end, on the first rank, or on all that evaluate.
-    closing = 4 * trained * (ranks if config.evaluation.shards else 1)
+    # fp32 weights of everything at the end, on the first rank, which exports them; evaluation reads the export.
+    closing = 4 * trained
     # fp32 masters, gradients and two moments, and the bf16 weights on their way.
     states = 18.0 * trained if offloaded(config, "offload_optimizer") else 0.0
     states += 2.0 * trained if offloaded(config, "offload_param") else 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -38,6 +38,63 @@ class Objective(Protocol):
     def __call__(self, logits: Tensor, batch: Batch) -> Loss:
         """Summed loss of one micro-batch; logits are (T, V)."""
         ...
+
+
+class Course(Protocol):
+    """What is measured on held-out clips during a run, and what follows from it; alike on all ranks."""
+
+    @property
+    def over(self) -> bool:
+        """Whether training ends here: it has not become better for too long."""
+        ...
+
+    @property
+    def best(self) -> int | None:
+        """Steps after which the weights were best, where those are to come out."""
+        ...
+
+    def after(
+        self, done: int, *, last: bool, say: Callable[[str], None], note: Callable[[str], None]
+    ) -> dict[str, float]:
+        """Measure after `done` steps if that is due; return the numbers for the log, under their names there.
+
+        No generator of random numbers moves by it.
+
+        Args:
+            done: finished steps.
+            last: whether there are no more of them.
+            say: tells a person.
+            note: tells the watchdog that something happens.
+        """
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs, JSON-able."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        ...
+
+
+class NoCourse:
+    """A run in which nothing is measured."""
+
+    over = False
+    best = None
+
+    def after(
+        self, done: int, *, last: bool, say: Callable[[str], None], note: Callable[[str], None]
+    ) -> dict[str, float]:
+        """Return nothing."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Do nothing."""
 
 
 @runtime_checkable

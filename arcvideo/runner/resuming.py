@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from arcvideo.processes.ranks import World, gather_json
+from arcvideo.runner.engine import Engine
 from arcvideo.saving.checkpoint import Checkpoint, CheckpointError, CheckpointFolder, Unusable, read_checkpoint
 
 
@@ -37,6 +38,27 @@ def first_checkpoint(
             "settings, data, parent or code changed. Delete the folder, or choose another output folder"
         )
     return found
+
+
+def take_best(best: int | None, *, done: int, folder: CheckpointFolder, engine: Engine) -> None:
+    """Put the best weights in place of the last, where those are to come out; every rank must call it.
+
+    Args:
+        best: steps after which they were best; None leaves the last.
+        done: steps of the last.
+        folder: has the checkpoint of the best.
+        engine: holds the last.
+
+    Raises:
+        CheckpointError: their checkpoint is not there.
+    """
+    if best is None or best == done:
+        return
+    found = folder.at(best)
+    applied = found.state["steps_applied"]
+    engine.load_state(weights=found.tensors("weights"), optimizer=found.tensors("optimizer"), steps_applied=applied)
+    if engine.world.first:
+        print(f"the weights after step {best} measured best and are taken (evaluation.best)", file=sys.stderr)
 
 
 def _of_another(path: Path) -> Checkpoint:

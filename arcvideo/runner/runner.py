@@ -19,8 +19,8 @@ from arcvideo.runner.engine import Engine
 from arcvideo.runner.facts import facts_of, numbers_of, passed_over, values_of
 from arcvideo.runner.gradient import add_gradients
 from arcvideo.runner.liveness import GradientWatch, LivenessReport, check_modalities
-from arcvideo.runner.protocols import BatchSource, HeldRollouts, Judging, Objective, RunResult
-from arcvideo.runner.resuming import first_checkpoint
+from arcvideo.runner.protocols import BatchSource, Course, HeldRollouts, Judging, NoCourse, Objective, RunResult
+from arcvideo.runner.resuming import first_checkpoint, take_best
 from arcvideo.runner.saving import Saver
 from arcvideo.runner.schedule import lr_ratio
 from arcvideo.runner.settings import RunnerSettings, ScheduleSettings
@@ -60,6 +60,7 @@ class Runner:
         forward_extra: Mapping[str, Any] | None = None,
         continue_from: Path | None = None,
         callbacks: Callbacks | None = None,
+        course: Course | None = None,
     ) -> None:
         """Prepare.
 
@@ -79,8 +80,10 @@ class Runner:
             forward_extra: further arguments of every training forward, e.g. the model's feature cache.
             continue_from: a checkpoint of another run to begin with.
             callbacks: hear steps and checkpoints; on the first rank.
+            course: what is measured during the run.
         """
         self.engine, self.source, self.held, self.objective = engine, source, held, objective
+        self.course: Course = course or NoCourse()
         self.settings, self.schedule, self.train = settings, schedule, list(train)
         self.folder, self.identity, self.name = folder, identity, name
         self.logger, self.config = logger or LoggerSettings(), dict(config or {})
@@ -126,22 +129,26 @@ class Runner:
         end = min(until or self.settings.steps, self.settings.steps)
         self._log = self._open_log(found)
         last: dict[str, Any] = {}
-        code = 1
+        code, done = 1, start if self.course.over else max(start, end)
         try:
             with StopSignals() as signals, self._dog:
                 if self.settings.liveness and start == 0:
                     self._prove()
-                for step in range(start, end):
+                for step in range(start, start if self.course.over else end):
                     values, stop = self._step(step, stop=signals)
                     last = values or last
                     done = step + 1
                     if stop or self._save_is_due(done):
                         self.save(done)
+                    if self.course.over:
+                        break
                     if stop and done < end:
                         self._finish_saving(done)
                         raise Preempted(done)
                 self._end_watch()
-                self._finish_saving(max(start, end))
+                self._finish_saving(done)
+                if done == self.settings.steps or self.course.over:
+                    take_best(self.course.best, done=done, folder=self.checkpoints, engine=self.engine)
             code = 0
         finally:
             if code:
@@ -149,7 +156,7 @@ class Runner:
             self._log.close(exit_code=code)
         return RunResult(
             repeatable=self.settings.deterministic,
-            steps=max(start, end),
+            steps=done,
             seconds=time.monotonic() - began,
             metrics=numbers_of(last or self._last_line()),
             skipped=self._skips.steps,
@@ -203,6 +210,7 @@ class Runner:
             peak=self._peak,
             memory=self._memory.since_last(world=self.world),
         )
+        values |= self._measured(step + 1)
         self._log.record({"step": step} | values, rollouts=data.samples)
         self._tell_saved()
         if outcome.applied:
@@ -242,12 +250,16 @@ class Runner:
         told = {"counts": data.counts, "lost": list(data.lost), "stop": stop.requested}
         parts = gather_json(told, world=self.world)
         self._counts = summed([self._counts, *(part["counts"] for part in parts)])
-        self._log.record(passed_over(step, seconds=seconds))
+        self._log.record(passed_over(step, seconds=seconds) | self._measured(step + 1))
         keys = sorted({key for part in parts for key in part["lost"]})
         self._skips.pass_over(step, keys=keys, say=self._log.say)
         if self._watch is not None and step + 1 >= self.settings.liveness_scan:
             self._end_watch()
         return any(part["stop"] for part in parts)
+
+    def _measured(self, done: int) -> dict[str, float]:
+        """Held-out figures after `done` steps, if they are due."""
+        return self.course.after(done, last=done == self.settings.steps, say=self._log.say, note=self._dog.note)
 
     def _skip(self, step: int, batches: Sequence[Batch], parts: Sequence[dict[str, Any]], *, why: str) -> None:
         """Account for a step whose update was refused, on all ranks.
@@ -300,11 +312,12 @@ class Runner:
 
     def _save_is_due(self, done: int) -> bool:
         every = self.settings.save_every
-        return done == self.settings.steps or (every > 0 and done % every == 0)
+        return done in (self.settings.steps, self.course.best) or self.course.over or (every > 0 and done % every == 0)
 
     def save(self, done: int) -> None:
         """Begin the checkpoint of `done` finished steps, once; training may go on while it is written."""
         self._dog.note(f"saving after step {done}")
+        self.checkpoints.kept = self.course.best
         state = {
             "random": gather_json(random_state(), world=self.world),
             "steps_applied": self.engine.steps_applied,
@@ -315,6 +328,7 @@ class Runner:
             "wandb_id": self._log.wandb_id,
             "world_size": self.world.size,
             "liveness": dataclasses.asdict(self._report),
+            "course": self.course.state(),
         }
         self._saver.save(done, state=state, say=self._log.say)
 
@@ -359,6 +373,7 @@ class Runner:
                 self.held.take(found.state["held"])
             self._skips.restore(found.state["skipped"])
             self._rule.restore(found.state["spikes"])
+            self.course.restore(found.state.get("course", {}))
             self._saver.saved_at = found.step
         return found
 

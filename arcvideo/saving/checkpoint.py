@@ -114,6 +114,8 @@ class CheckpointFolder:
             keep_every: those of steps divisible by it stay for good; 0 for none.
         """
         self.root, self.keep_last, self.keep_every = root, keep_last, keep_every
+        self.kept: int | None = None
+        """Step whose checkpoint stays, whatever comes behind it."""
 
     def write(self, share: Share, *, give_up: Event | None = None, patience: float = 1800) -> None:
         """Write this rank's share of `step-N`; rank 0 then completes it and removes what need not be kept.
@@ -170,7 +172,7 @@ class CheckpointFolder:
         for step, path in sorted(self._by_step(), key=lambda found: (_written(found[1]), found[0]), reverse=True):
             if usable < self.keep_last:
                 usable += _is_usable(path)
-            elif not self.keep_every or step % self.keep_every:
+            elif step != self.kept and (not self.keep_every or step % self.keep_every):
                 shutil.rmtree(path, ignore_errors=True)
 
     def newest(self, *, say: Callable[[str], None] = lambda text: None) -> Checkpoint | None:

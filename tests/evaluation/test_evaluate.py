@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from arcvideo.evaluation import evaluate as evaluation
-from arcvideo.evaluation.evaluate import evaluate, without_audio
+from arcvideo.evaluation.evaluate import without_audio
 from arcvideo.evaluation.figures import choose
 from arcvideo.evaluation.predictions import read_predictions, read_scores
 from arcvideo.evaluation.settings import EvaluationSettings, metric_names
 from arcvideo.feed.prompts import Prompt
 from arcvideo.sampling.groups import Completion, Group
+from tests.evaluation import asked as evaluation
+from tests.evaluation.asked import evaluate
 from tests.rollout.world import SETTINGS, make_media, make_model, make_prompt, tokenizer
 
 ITEMS = 6

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from arcvideo.evaluation import evaluate as evaluation
 from arcvideo.evaluation.predictions import read_predictions
 from arcvideo.evaluation.settings import EvaluationSettings, metric_names
 from arcvideo.feed.prompts import Prompt
 from arcvideo.sampling.groups import Completion, Group
+from tests.evaluation import asked as evaluation
 from tests.rollout.world import make_media, make_model, make_prompt, tokenizer
 
 THINK = "<think>x</think>"

@@ -104,6 +104,8 @@ def test_everything_that_training_reaches_is_judged() -> None:
         "structured",
         "lineage",
         "evaluation",
+        "measuring",
+        "validation",  # where what it measures chooses the weights, its code counts by `evaluation_code`
         "report",
         "flops",
         "processing",

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from arcvideo.ask import readings
-from arcvideo.evaluation import evaluate as evaluation
 from arcvideo.evaluation.settings import EvaluationSettings
 from arcvideo.feed.prompts import Prompt
 from arcvideo.objectives.settings import GrpoSettings
@@ -25,6 +24,7 @@ from arcvideo.shards.index import ensure_indexes
 from arcvideo.shards.write import Record, write_shards
 from arcvideo.tasks import TASKS, make_sample
 from tests.data import build
+from tests.evaluation import asked as evaluation
 from tests.rollout.world import make_media, make_model, make_prompt, tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

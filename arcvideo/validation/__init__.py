@@ -1,0 +1,1 @@
+"""How a stage is measured on its own held-out clips, after it and during it."""

@@ -1,0 +1,91 @@
+"""The loss on held-out answers, the same packed rows each time, to the digit whatever the number of ranks."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arcvideo.evaluation.settings import EvaluationSettings
+from arcvideo.feed.source import Source
+from arcvideo.layout import MediaLayout
+from arcvideo.objectives.loss import Loss
+from arcvideo.planning.settings import DataSettings
+from arcvideo.processes.ranks import World, gather_json
+from arcvideo.runner.protocols import Objective
+from arcvideo.types import model_inputs
+from arcvideo.validation.asking import QUARANTINE, held_out_data
+
+
+class HeldOutLoss:
+    """The mean loss over the targets of some packed rows of held-out clips."""
+
+    def __init__(
+        self,
+        data: DataSettings,
+        *,
+        settings: EvaluationSettings,
+        layout: MediaLayout,
+        tokenizer: Any,
+        features: Any,
+        world: World,
+        seed: int,
+        folder: Path,
+        objective: Objective,
+    ) -> None:
+        """Open the indexes and plan the rows.
+
+        Args:
+            data: of the stage.
+            settings: of its evaluation.
+            layout: shapes that the model reads.
+            tokenizer: of the model.
+            features: a `FeatureStore` of tower outputs, or None.
+            world: the ranks that share the rows.
+            seed: of the run.
+            folder: of the stage.
+            objective: of the stage.
+
+        Raises:
+            ValueError: no held-out answer can be trained on.
+        """
+        self.world, self.features, self.objective = world, features, objective
+        try:
+            # As if alone: with several rows a step, rows would be chosen to take equally long.
+            self.source = Source(
+                held_out_data(data, settings=settings, packs=1),
+                layout=layout,
+                tokenizer=tokenizer,
+                seed=seed,
+                features=features,
+                quarantine_file=folder / QUARANTINE,
+            )
+        except ValueError as error:
+            raise ValueError(f"{error}; evaluation.loss_packs=0 leaves the held-out loss out") from error
+        self.packs = min(settings.loss_packs, self.source.steps_per_epoch)
+
+    @torch.no_grad()
+    def of(self, model: Any) -> float:
+        """Return the loss of a model that is whole on its device; nan when no row has a target that could be read."""
+        rank, ranks = self.world.rank, self.world.size
+        totals: list[float] = []
+        weights: list[float] = []
+        device = next(model.parameters()).device
+        for pack in range(self.packs * rank // ranks, self.packs * (rank + 1) // ranks):
+            for batch in self.source.batches(pack).batches:
+                weight = float(batch.target_weights.double().sum())
+                if weight:
+                    moved = batch.to(device)
+                    loss: Loss = self.objective(model(**model_inputs(moved), features=self.features).logits, moved)
+                    totals.append(float(loss.total))
+                    weights.append(weight)
+        parts = gather_json([totals, weights], world=self.world)
+        # A sum that does not depend on the order does not depend on the ranks.
+        total, weight = (math.fsum(value for part in parts for value in part[kind]) for kind in (0, 1))
+        return total / weight if weight else math.nan
+
+    def close(self) -> None:
+        """Stop the threads and processes that read."""
+        self.source.close()

@@ -1,0 +1,133 @@
+"""A stage measured during training: the weights do not move by it, the best are kept, and a resumed run goes on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from arcvideo.config import RunConfig, plain_dict
+from arcvideo.lineage.manifest import read_manifest
+from arcvideo.lineage.parents import resolve_parent
+from arcvideo.lineage.state import wanted
+from arcvideo.saving.checkpoint import read_checkpoint
+from arcvideo.stage import rehearse, run_stage
+from tests.compose import settings
+from tests.conftest import SmallWorld
+from tests.test_stage import rows, run, weights
+
+RUINOUS = ("optimizer.name=adamw", "optimizer.lr=0.5", "schedule.name=constant", "runner.liveness=false")
+"""Each step makes the model worse, so that the first measurement is the best."""
+CHOOSES = ("evaluation.every=1", "evaluation.metrics=[]", "evaluation.loss_packs=2", "evaluation.best=true",
+           "evaluation.patience=2", "runner.keep_last=1")  # fmt: skip
+
+
+def config_of(world: SmallWorld, run_dir: Path, *words: str) -> RunConfig:
+    return settings("stage=sft", *world.overrides, f"run_dir={run_dir}", *words)
+
+
+def test_measuring_during_training_moves_no_bit_of_the_weights(small_world: SmallWorld, tmp_path: Path) -> None:
+    quiet = run(config_of(small_world, tmp_path / "quiet", "evaluation.shards=''"))
+    told = run(config_of(small_world, tmp_path / "told", "evaluation.every=2", "evaluation.loss_packs=2"))
+    ours, theirs = (weights(one.folder / "export") for one in (told, quiet))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert read_manifest(told.folder).identity == read_manifest(quiet.folder).identity
+    lines = rows(told.folder / "metrics.jsonl")
+    plain = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert plain == [line["train/loss"] for line in rows(quiet.folder / "metrics.jsonl")]
+    # After every second of three steps, and after the last one.
+    during = [line for line in lines if "train/loss" in line]
+    assert ["eval/loss" in line for line in during] == [False, True, True]
+    assert {path.name for path in (told.folder / "evaluations").glob("step-*")} == {"step-2", "step-3"}
+    # The weights of the last step are those that are measured at the end.
+    assert during[-1]["eval/mcq_accuracy"] == lines[-1]["eval/mcq_accuracy"]
+    manifest = read_manifest(told.folder)
+    assert manifest.value("loss") == during[-1]["eval/loss"]
+    assert manifest.value("mcq_accuracy") == during[-1]["eval/mcq_accuracy"]
+
+
+def test_the_best_weights_come_out_and_a_run_that_gets_worse_ends(small_world: SmallWorld, tmp_path: Path) -> None:
+    done = run(config_of(small_world, tmp_path, *RUINOUS, *CHOOSES, "runner.steps=8"))
+    lines = rows(done.folder / "metrics.jsonl")
+    losses = [line["eval/loss"] for line in lines]
+    best = 1 + min(range(len(losses)), key=losses.__getitem__)
+    assert len(lines) == best + 2 < 8, losses
+    manifest = read_manifest(done.folder)
+    assert manifest.steps == len(lines)
+    assert manifest.metrics["eval/best_step"] == best
+    assert manifest.value("loss") == min(losses)
+    saved = read_checkpoint(done.folder / "checkpoints" / f"step-{best}").tensors("weights")
+    out = weights(done.folder / "export")
+    assert set(saved) <= set(out)
+    assert all(torch.equal(out[name], saved[name]) for name in saved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("until", [1, 2, 3])
+def test_a_run_that_was_stopped_chooses_what_a_straight_run_chooses(
+    small_world: SmallWorld, tmp_path: Path, until: int
+) -> None:
+    words = (*RUINOUS, *CHOOSES, "runner.steps=6")
+    straight = run(config_of(small_world, tmp_path / "straight", *words))
+    config = config_of(small_world, tmp_path / "cut", *words)
+    parent = resolve_parent(run_dir=tmp_path, stage="sft", parent="base", override=small_world.base)
+    rehearse(config, parent=parent, until=until)
+    run_stage(config, parent=parent)
+    ours, theirs = (read_manifest(folder) for folder in (config.stage_dir, straight.folder))
+    assert (ours.steps, ours.metrics["eval/best_step"]) == (theirs.steps, theirs.metrics["eval/best_step"])
+    logged = [[line["eval/loss"] for line in rows(folder / "metrics.jsonl")]
+              for folder in (config.stage_dir, straight.folder)]  # fmt: skip
+    assert logged[0] == logged[1]
+    mine, other = (weights(folder / "export") for folder in (config.stage_dir, straight.folder))
+    assert all(torch.equal(mine[name], other[name]) for name in other)
+
+
+def test_what_chooses_the_weights_counts_in_a_stages_identity_and_looking_alone_does_not(
+    small_world: SmallWorld, tmp_path: Path
+) -> None:
+    plain = config_of(small_world, tmp_path)
+    run_once = wanted(plain_dict(plain), parent="p")
+    if run_once.data is None:  # indexes are made by whoever reads first
+        run(replace(plain, runner=replace(plain.runner, steps=1)))
+
+    def identity(*words: str) -> str | None:
+        return wanted(plain_dict(config_of(small_world, tmp_path, *words)), parent="p").identity
+
+    looking = identity("evaluation.every=1")
+    assert looking is not None
+    assert looking == identity("evaluation.every=7", "evaluation.loss_packs=3") == identity()
+    choosing = [
+        identity("evaluation.every=1", *words)
+        for words in (
+            ("evaluation.best=true",),
+            ("evaluation.patience=3",),
+            ("evaluation.best=true", "evaluation.every=2"),
+            ("evaluation.best=true", "evaluation.optimize=loss"),
+            ("evaluation.best=true", f"evaluation.shards={small_world.data}/train-*.tar"),
+        )
+    ]
+    assert None not in choosing
+    assert len({looking, *choosing}) == 6
+
+
+def test_a_figure_without_items_cannot_choose(small_world: SmallWorld, tmp_path: Path) -> None:
+    words = ("evaluation.every=1", "evaluation.best=true", "evaluation.metrics=[mcq_accuracy,format_valid]")
+    with pytest.raises(
+        ValueError, match=r"evaluation\.optimize=format_valid chooses the weights, but no held-out item"
+    ):
+        run(config_of(small_world, tmp_path, *words, "evaluation.optimize=format_valid"))
+
+
+def test_the_held_out_loss_is_a_number(small_world: SmallWorld, tmp_path: Path) -> None:
+    words = ("evaluation.every=1", "evaluation.metrics=[]", "runner.steps=1", "runner.liveness=false")
+    few, all_of_them = (
+        rows(run(config_of(small_world, tmp_path / str(packs), *words, f"evaluation.loss_packs={packs}")).folder
+             / "metrics.jsonl")[0]["eval/loss"]
+        for packs in (1, 1000)
+    )  # fmt: skip
+    assert math.isfinite(few)
+    assert math.isfinite(all_of_them)
+    assert few != all_of_them
