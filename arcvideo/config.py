@@ -194,17 +194,21 @@ OmegaConf.register_new_resolver("oc.env", _from_environment, replace=True)
 
 
 def recorded_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings as they are written down and shown: without credentials, with names for the environment's values."""
+    """Return the settings as they are written down and shown: without credentials, with names for the environment's
+    values.
+    """
     return recorded(plain_dict(config))
 
 
 def plain_dict(config: RunConfig) -> dict[str, Any]:
-    """The settings as JSON-able values, for identities; `recorded_settings` is for whatever is written or shown."""
+    """Return the settings as JSON-able values, for identities; `recorded_settings` is for whatever is written or
+    shown.
+    """
     return dataclasses.asdict(config)
 
 
 def _problems(config: RunConfig) -> Iterator[str]:
-    """Fields that are each fine alone but cannot run together."""
+    """Yield fields that are each fine alone but cannot run together."""
     yield from runner_problems(
         runner=config.runner,
         optimizer=config.optimizer,
@@ -239,7 +243,7 @@ def _problems(config: RunConfig) -> Iterator[str]:
 
 
 def _evaluation_problems(config: RunConfig) -> Iterator[str]:
-    """A figure to judge by that is not measured."""
+    """Yield a figure to judge by that is not measured."""
     settings = config.evaluation
     known = list(settings.metrics) if settings.measures else []
     if settings.every and settings.loss_packs and config.objective_feed == "answers":
@@ -274,7 +278,7 @@ def _task_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _objective_problems(config: RunConfig) -> Iterator[str]:
-    """What is wrong with the objective and what it asks for; code of other packages is read, not run."""
+    """Yield what is wrong with the objective and what it asks for; code of other packages is read, not run."""
     try:
         row = config.objective
     except ValueError as error:

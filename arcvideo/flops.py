@@ -69,7 +69,7 @@ class ForwardFlops:
         return float(sum(getattr(self, field.name) for field in fields(self)))
 
     def training(self, trained: Collection[str]) -> float:
-        """Useful work of forward and backward: what MFU divides by time and peak; recomputation is not in it.
+        """Return useful work of forward and backward: what MFU divides by time and peak; recomputation is not in it.
 
         Args:
             trained: module names of the settings (llm, vision_projector, audio_projector, vit, whisper). Through a
@@ -90,14 +90,14 @@ class ForwardFlops:
 
 
 def decoder_weights(text: TextSettings) -> int:
-    """Weights of the decoder's linear layers, P_lin; norms and the embedding are not among them."""
+    """Return weights of the decoder's linear layers, P_lin; norms and the embedding are not among them."""
     heads = text.num_attention_heads + 2 * text.num_key_value_heads
     attention = text.hidden_size * text.attention_head_dim * (heads + text.num_attention_heads)
     return text.num_hidden_layers * (attention + 3 * text.hidden_size * text.intermediate_size)
 
 
 def head_weights(text: TextSettings) -> int:
-    """Weights of the output head, P_head, tied to the embedding."""
+    """Return weights of the output head, P_head, tied to the embedding."""
     return text.vocab_size * text.hidden_size
 
 
@@ -178,6 +178,6 @@ def media_flops(
 
 
 def peak_flops(device: str) -> float | None:
-    """Dense bf16 peak per second of a device by its name (`NVIDIA A100-SXM4-80GB`, ...); None when unknown."""
+    """Return dense bf16 peak per second of a device by its name (`NVIDIA A100-SXM4-80GB`, ...); None when unknown."""
     words = device.upper().replace("-", " ").split()
     return next((peak for name, peak in PEAK_BF16.items() if name in words), None)

@@ -118,7 +118,7 @@ def _pass_gates(stage: PlannedStage, gates: Sequence[Target], *, recipe: Recipe,
 
 
 def _skipped(found: Standing, *, recipe: Recipe, stale: str) -> bool:
-    """Whether a stage needs no run; says so, refuses it, or moves what stands in its way."""
+    """Return whether a stage needs no run; says so, refuses it, or moves what stands in its way."""
     name, state = found.stage.name, found.state
     if state.word == "finished":
         print(f"[{recipe.name}] {name}: finished already", flush=True)
@@ -142,7 +142,7 @@ def _skipped(found: Standing, *, recipe: Recipe, stale: str) -> bool:
 
 
 def stale_text(found: Standing) -> str:
-    """Why a stage is refused and what can be done."""
+    """Return why a stage is refused and what can be done."""
     reasons = "\n".join(f"  {reason}" for reason in found.state.reasons)
     what = "finished" if found.state.manifest else f"begun (step {found.state.step})"
     return (
@@ -164,7 +164,7 @@ def _move_aside(folder: Path) -> Path:
 
 
 def status(recipe: Recipe, *, extra: Sequence[str] = ()) -> str:
-    """The tree of stages: parents above children, and where each stands."""
+    """Return the tree of stages: parents above children, and where each stands."""
     found = standing(planned_stages(recipe, extra=extra))
     rows = [f"{recipe.name}: {recipe.about.strip().split('. ')[0]}" if recipe.about else recipe.name]
     depth: dict[str, int] = {}

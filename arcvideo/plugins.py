@@ -22,7 +22,7 @@ STOP_SIGNAL = "USR1"
 
 
 def plugin_problems(words: Sequence[str]) -> list[str]:
-    """What keeps the launcher or sweeper in these words from working."""
+    """Return what keeps the launcher or sweeper in these words from working."""
     problems = []
     for word in words:
         group, equals, option = word.lstrip("+").partition("=")
@@ -44,13 +44,15 @@ def plugin_problems(words: Sequence[str]) -> list[str]:
 
 
 def option_of(group: str, words: Sequence[str]) -> str:
-    """The last choice of a group in these words; `basic` when there is none."""
+    """Return the last choice of a group in these words; `basic` when there is none."""
     chosen = [word.partition("=")[2] for word in words if word.lstrip("+").startswith(f"{group}=")]
     return chosen[-1] if chosen else "basic"
 
 
 def sweep_words(words: Sequence[str], *, lower_is_better: bool) -> list[str]:
-    """Words for Hydra that follow from what is optimised and by whom; what the user said himself is left alone."""
+    """Return words for Hydra that follow from what is optimised and by whom; what the user said himself is left
+    alone.
+    """
     said = {
         "hydra.launcher.timeout_min": (option_of("hydra/launcher", words) == "submitit_local", LONGEST_MINUTES),
         "hydra.sweeper.direction": (
@@ -65,7 +67,7 @@ def sweep_words(words: Sequence[str], *, lower_is_better: bool) -> list[str]:
 
 
 def in_submitit() -> bool:
-    """Whether this process is a job, or a task of one, that submitit has started."""
+    """Return whether this process is a job, or a task of one, that submitit has started."""
     return "SUBMITIT_EXECUTOR" in os.environ
 
 

@@ -280,7 +280,7 @@ class Standing:
 
 
 def standing(stages: Sequence[PlannedStage]) -> list[Standing]:
-    """Where every stage stands, as if those before it were brought up to date first."""
+    """Return where every stage stands, as if those before it were brought up to date first."""
     identities: dict[Path, str | None] = {}
     found = []
     for stage in stages:
@@ -297,7 +297,7 @@ def standing(stages: Sequence[PlannedStage]) -> list[Standing]:
 
 
 def parent_folder(config: RunConfig) -> Path:
-    """The stage's folder, or the folder of weights, that a run starts from."""
+    """Return the stage's folder, or the folder of weights, that a run starts from."""
     if config.parent:
         path = Path(config.parent)
         return path.parent if path.name == EXPORT_NAME else path
@@ -305,7 +305,9 @@ def parent_folder(config: RunConfig) -> Path:
 
 
 def _identity(folder: Path, *, identities: Mapping[Path, str | None]) -> str | None:
-    """Identity of what lies in a folder: of a stage of this recipe, of another one's, or the bytes of weights."""
+    """Return identity of what lies in a folder: of a stage of this recipe, of another one's, or the bytes of
+    weights.
+    """
     if folder in identities:
         return identities[folder]
     manifest = finished(folder)

@@ -46,7 +46,7 @@ class Section:
 
 
 def sections(kind: Any = RunConfig, *, prefix: str = "") -> Iterator[Section]:
-    """A dataclass and those inside it, outermost first."""
+    """Yield a dataclass and those inside it, outermost first."""
     hints = typing.get_type_hints(kind)
     meanings = documented(kind)
     inner: list[tuple[Any, str]] = []
@@ -65,7 +65,7 @@ def sections(kind: Any = RunConfig, *, prefix: str = "") -> Iterator[Section]:
 
 
 def markdown() -> str:
-    """The page of settings."""
+    """Return the page of settings."""
     parts = [
         "# Settings",
         "Every setting of `arcvideo.train`: `key=value` on its command line, on a stage line of a recipe, or in YAML. "

@@ -37,7 +37,7 @@ TEXT_FORMAT = 1
 
 @lru_cache(maxsize=8)
 def fingerprint(tokenizer: Any) -> str:
-    """16 hex digits that change with anything in the tokenizer that could change a token count."""
+    """Return 16 hex digits that change with anything in the tokenizer that could change a token count."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     described = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(described.encode()).hexdigest()[:16]
@@ -73,7 +73,7 @@ class Question:
 
 
 def split_question(sample: Sample) -> Question:
-    """What stands around the media of the first question; without any tag all media come first.
+    """Return what stands around the media of the first question; without any tag all media come first.
 
     The released code replaces the exact string `<video>` + newline only; a tag without its newline is accepted here.
     Behind each of several media text stands as it is written.
@@ -99,19 +99,19 @@ def media_named(count: int) -> str:
 
 
 def media_length(frame_count: N, *, layout: MediaLayout) -> N:
-    """Tokens from `<vid>` to `</vid>`, of one number of frames or an array of them."""
+    """Return tokens from `<vid>` to `</vid>`, of one number of frames or an array of them."""
     return 2 + layout.groups(frame_count) * (layout.tokens_per_group + layout.marks)
 
 
 def media_lengths(frame_counts: Sequence[int], *, layout: MediaLayout) -> int:
-    """Tokens of all media of a conversation, its `<vid>` and `</vid>` included, text between them not."""
+    """Return tokens of all media of a conversation, its `<vid>` and `</vid>` included, text between them not."""
     groups = sum(layout.groups(count) for count in frame_counts)
     pairs = 1 if layout.one_pair else len(frame_counts)
     return 2 * pairs + groups * (layout.tokens_per_group + layout.marks) if frame_counts else 0
 
 
 def media_ids(frame_counts: Sequence[int], *, tokenizer: Any, layout: MediaLayout) -> list[Ids]:
-    """The ids of each medium of a conversation, (n,) int64; row ends still carry the newline id."""
+    """Return the ids of each medium of a conversation, (n,) int64; row ends still carry the newline id."""
     from arcvideo.model.positions import video_ids  # imports torch, which counting tokens does without
 
     special = special_ids(tokenizer)
@@ -123,13 +123,13 @@ def media_ids(frame_counts: Sequence[int], *, tokenizer: Any, layout: MediaLayou
 
 
 def render_prefix(*, frame_count: int, before: str, tokenizer: Any, layout: MediaLayout) -> Ids:
-    """(n,) int64: start token, text before, `<vid>` frames `</vid>`; row ends still carry the newline id."""
+    """Return (n,) int64: start token, text before, `<vid>` frames `</vid>`; row ends still carry the newline id."""
     media = media_ids([frame_count], tokenizer=tokenizer, layout=layout)
     return render_shared((before,), media=media, tokenizer=tokenizer)
 
 
 def render_shared(texts: Sequence[str], *, media: Sequence[Ids], tokenizer: Any) -> Ids:
-    """(n,) int64: start token, then each medium behind its text.
+    """Return (n,) int64: start token, then each medium behind its text.
 
     Args:
         texts: `Question.texts`.
@@ -148,7 +148,7 @@ def _behind(text: str, *, tokenizer: Any) -> str:
 
 
 def render_branch(sample: Sample, *, tokenizer: Any, wording: str) -> Branch:
-    """The ids behind the prefix (with the start token when there is no media), and which of them are supervised.
+    """Return the ids behind the prefix (with the start token when there is no media), and which of them are supervised.
 
     Raises:
         RecordError: the text holds a structural special token or a misplaced media tag.
@@ -162,7 +162,7 @@ def render_branch(sample: Sample, *, tokenizer: Any, wording: str) -> Branch:
 
 
 def render_whole(sample: Sample, *, media: Sequence[Ids], tokenizer: Any, wording: str) -> Branch:
-    """The same of a conversation that is not cut: from the start token on, with its media.
+    """Return the same of a conversation that is not cut: from the start token on, with its media.
 
     Args:
         media: ids of each, from `media_ids`; empty ones leave the text alone.
@@ -194,7 +194,9 @@ def cut_prompt(prefix: Ids, branch: Branch, *, specials: SpecialIds) -> tuple[Id
 
 
 def _branch(sample: Sample, *, start: Sequence[Ids], asked: str, media: Iterator[Ids], tokenizer: Any) -> Branch:
-    """The turns behind what stands before the first question's last part; `media` are those of further questions."""
+    """Return the turns behind what stands before the first question's last part; `media` are those of further
+    questions.
+    """
     end = np.array([special_ids(tokenizer).end])
     pieces: list[tuple[Ids, bool]] = [(ids, False) for ids in start]
     for number, turn in enumerate(sample.turns):
@@ -217,7 +219,7 @@ def _branch(sample: Sample, *, start: Sequence[Ids], asked: str, media: Iterator
 
 @lru_cache(maxsize=32)
 def written(part: str, tokenizer: Any) -> Ids:
-    """(n,) int64 ids of a part of the template, with its special strings."""
+    """Return (n,) int64 ids of a part of the template, with its special strings."""
     text = getattr(template_of(tokenizer), part)
     ids = np.array(tokenizer.encode(text, add_special_tokens=False) if text else [], dtype=np.int64)
     ids.setflags(write=False)
@@ -225,7 +227,7 @@ def written(part: str, tokenizer: Any) -> Ids:
 
 
 def _asked(sample: Sample, question: Question, *, wording: str, tokenizer: Any) -> str:
-    """The first question behind its media, with its instruction."""
+    """Return the first question behind its media, with its instruction."""
     instruction = suffix(sample.instruction, wording=wording)
     asked = f"{question.after}\n{instruction}" if instruction else question.after
     if sample.media_count > 1 and MEDIA_TAG in sample.turns[0].question:
@@ -234,7 +236,7 @@ def _asked(sample: Sample, question: Question, *, wording: str, tokenizer: Any) 
 
 
 def encode(text: str, *, tokenizer: Any) -> Ids:
-    """(n,) int64 ids of plain text.
+    """Return (n,) int64 ids of plain text.
 
     Special strings are recognised in plain text by the released tokenizer, so text with one of the structural ones
     would forge a turn or a frame; such text is refused.

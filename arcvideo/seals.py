@@ -183,7 +183,7 @@ def _key(path: Path) -> tuple[str, int, int, int]:
 
 
 def _recalled(path: Path, sha256: str) -> bool:
-    """Whether this machine has found the file as it is now to have that digest."""
+    """Return whether this machine has found the file as it is now to have that digest."""
     folder = _folder()
     return folder is not None and (folder / _memory(path, sha256)).exists()
 
@@ -202,7 +202,7 @@ def _memory(path: Path, sha256: str) -> str:
 
 
 def _folder() -> Path | None:
-    """Where this machine remembers; None when somebody else could write there."""
+    """Return where this machine remembers; None when somebody else could write there."""
     folder = Path(tempfile.gettempdir()) / f"arcvideo-seen-{os.getuid()}"
     with suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)

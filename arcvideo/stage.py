@@ -84,7 +84,7 @@ class _Setup:
 
 
 def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
-    """Everything before the first step.
+    """Return everything before the first step.
 
     Raises:
         ValueError: settings, data or weights that cannot work together.
@@ -213,7 +213,7 @@ def _finish(config: RunConfig, *, parent: Parent, callbacks: Callbacks | None) -
 
 
 def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Requested and realised mixture of what the steps were trained on."""
+    """Return requested and realised mixture of what the steps were trained on."""
     if not config.objective.sampled:
         return source.mixture(steps)
     rollouts = -(-steps // config.grpo.num_iterations)
@@ -222,7 +222,7 @@ def _mixture(source: Source, *, steps: int, config: RunConfig) -> dict[str, dict
 
 
 def _books(counts: Counts, *, sources: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Items planned, seen and quarantined of each source, over all ranks and restarts; nothing is missing."""
+    """Return items planned, seen and quarantined of each source, over all ranks and restarts; nothing is missing."""
     kinds = ("planned", "seen", "quarantined")
     books = {name: {kind: counts.get(kind, {}).get(name, 0) for kind in kinds} for name in sources}
     for name, row in books.items():
@@ -303,7 +303,7 @@ def _record_lineage(manifest: Manifest, *, room: _Room, wandb_id: str | None) ->
 
 
 def _train(ready: _Setup, *, until: int | None = None) -> tuple[ArcVideoForConditionalGeneration, RunResult]:
-    """The Runner's part: the trained model, whole again, and what happened."""
+    """Return the Runner's part: the trained model, whole again, and what happened."""
     room, own = ready.room, str(ready.asked.identity)
     config = room.config
     engine = Engine(
@@ -344,7 +344,7 @@ def _train(ready: _Setup, *, until: int | None = None) -> tuple[ArcVideoForCondi
 
 
 def _feed(source: Source, *, engine: Engine, room: _Room) -> tuple[BatchSource, HeldRollouts | None]:
-    """What a step trains on: the data, or what the policy or its parent say of them; and what of it is held."""
+    """Return what a step trains on: the data, or what the policy or its parent say of them; and what of it is held."""
     config = room.config
     if config.objective.sampled:
         from arcvideo.rollout.source import RolloutSource

@@ -25,7 +25,7 @@ class SettingsError(ValueError):
 
 
 def filled(kind: type[Kind], values: Mapping[str, Any], *, key: str = "") -> Kind:
-    """The dataclass `kind` with `values` over its defaults.
+    """Return the dataclass `kind` with `values` over its defaults.
 
     Args:
         key: where `values` stand, for messages.
@@ -56,7 +56,7 @@ def filled(kind: type[Kind], values: Mapping[str, Any], *, key: str = "") -> Kin
 
 
 def from_words(kind: type[Kind], words: Sequence[str], *, example: str) -> Kind:
-    """The dataclass of `key=value` words; `key.name=value` is an entry of a mapping, commas separate a list.
+    """Return the dataclass of `key=value` words; `key.name=value` is an entry of a mapping, commas separate a list.
 
     Args:
         example: a word as it should be, for messages.
@@ -112,7 +112,7 @@ def documented(kind: Any) -> dict[str, str]:
 
 
 def _typed(value: str, kind: Any) -> Any:
-    """A word's value as the type it should have; `filled` refuses what does not fit."""
+    """Return a word's value as the type it should have; `filled` refuses what does not fit."""
     if typing.get_origin(kind) is list:
         return [_typed(part, typing.get_args(kind)[0]) for part in value.split(",") if part]
     if kind is bool:
@@ -121,7 +121,7 @@ def _typed(value: str, kind: Any) -> Any:
 
 
 def nearest(word: str, words: list[str]) -> str:
-    """A question after the closest of `words`, ` (did you mean 'x'?)`, or nothing."""
+    """Return a question after the closest of `words`, ` (did you mean 'x'?)`, or nothing."""
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

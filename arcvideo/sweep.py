@@ -51,7 +51,7 @@ class SweepJob:
 
     @staticmethod
     def of(hydra: Any, *, config: RunConfig) -> SweepJob | None:
-        """The job that Hydra runs now; None outside of sweeps."""
+        """Return the job that Hydra runs now; None outside of sweeps."""
         if hydra.mode != RunMode.MULTIRUN:
             return None
         words = dict(_pair(word) for word in hydra.overrides.task)
@@ -187,7 +187,7 @@ def first_choice(word: str) -> str | None:
 
 
 def sweep_folder(words: Sequence[str], *, config: RunConfig) -> Path:
-    """Where Hydra shall keep the jobs of the sweep that these words start."""
+    """Return where Hydra shall keep the jobs of the sweep that these words start."""
     given = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("hydra.sweep.dir=")]
     return (
         Path(given[-1].strip("'\"")) if given else Path(config.run_dir) / "sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")

@@ -53,7 +53,7 @@ def _hand_on(number: int, frame: FrameType | None) -> None:
 
 
 def _children() -> Iterator[int]:
-    """Processes that this one has started."""
+    """Yield processes that this one has started."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             parent = path.read_text().rpartition(")")[2].split()[1]

@@ -119,7 +119,7 @@ def train(composed: DictConfig) -> float | None:
 
 
 def _unmeasured(config: RunConfig) -> str:
-    """Why a finished stage has no value to compare."""
+    """Return why a finished stage has no value to compare."""
     return f"evaluation.optimize={config.evaluation.optimized} was not measured"
 
 

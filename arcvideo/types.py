@@ -185,7 +185,7 @@ def summed(parts: Iterable[Counts]) -> Counts:
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:
-    """What the model's forward reads of a batch."""
+    """Return what the model's forward reads of a batch."""
     return {
         "input_ids": batch.input_ids,
         "position_ids": batch.position_ids,

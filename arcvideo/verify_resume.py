@@ -65,7 +65,9 @@ def verify_resume(config: RunConfig, *, parent: Parent) -> bool:
 
 
 def difference(one: Path, other: Path, *, steps: int) -> dict[str, Any] | None:
-    """The first difference of two runs of `steps` steps: `step`, counted from 0, and `what` it is; None without any."""
+    """Return the first difference of two runs of `steps` steps: `step`, counted from 0, and `what` it is; None without
+    any.
+    """
     lines = [read_metrics(folder / "metrics.jsonl") for folder in (one, other)]
     tensors = _tensor_difference(one, other, steps=steps)
     for step in range(steps):
@@ -78,7 +80,7 @@ def difference(one: Path, other: Path, *, steps: int) -> dict[str, Any] | None:
 
 
 def _told(lines: list[dict[str, Any]], step: int) -> dict[str, str]:
-    """The comparable numbers of a step, as text: a loss that is not a number equals itself."""
+    """Return the comparable numbers of a step, as text: a loss that is not a number equals itself."""
     found: Mapping[str, Any] = next((line for line in lines if line["step"] == step), {})
     return {name: json.dumps(value) for name, value in found.items() if not name.startswith(_MEASURED)}
 

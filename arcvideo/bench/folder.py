@@ -87,7 +87,7 @@ def _spellings(path: Path) -> Iterator[Path]:
 
 
 def _size(path: Path) -> int | None:
-    """Bytes of a file; None when there is none, also when no file can have that name."""
+    """Return bytes of a file; None when there is none, also when no file can have that name."""
     try:
         return path.stat().st_size if path.is_file() else None
     except (OSError, ValueError):

@@ -55,6 +55,6 @@ def _noted(path: Path) -> dict[str, float]:
 
 
 def _sign(path: Path) -> str:
-    """What a file is known by: a copy of another size or age is probed again."""
+    """Return what a file is known by: a copy of another size or age is probed again."""
     stat = path.stat()
     return f"{path.name} {stat.st_size} {stat.st_mtime_ns}"

@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # these load torch, which the import and every --help do with
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     top = argparse.ArgumentParser(prog="python -m arcvideo.data.shards", description="Work with shards of clips.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name, run, text in (
@@ -236,7 +236,7 @@ def _view(options: argparse.Namespace, index: ShardIndex, *, token_budget: int |
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All strings in a JSON value."""
+    """Yield all strings in a JSON value."""
     if isinstance(value, str):
         yield value.encode("utf-8", "replace").decode()  # a refused item may hold half a character
     elif isinstance(value, (list, dict)):

@@ -29,7 +29,7 @@ HELD_OUT = "held-out"
 
 
 def add_import(commands: Any) -> None:
-    """Adds the subcommand."""
+    """Add the subcommand."""
     text = "turn annotation files and their media into shards; started again, it goes on where it stopped"
     command = commands.add_parser("import", help=text, description=text)
     command.add_argument("--format", choices=[*sorted(IMPORTERS), META], required=True)
@@ -93,7 +93,7 @@ def _expanded(pattern: str) -> list[Path]:
 
 
 def _columns(text: str | None) -> dict[str, str]:
-    """The mapping of `--map field=column,...`."""
+    """Return the mapping of `--map field=column,...`."""
     pairs = [pair.partition("=") for pair in text.split(",")] if text else []
     if not all(field and equals and column for field, equals, column in pairs):
         raise ValueError(f"--map {text}: write field=column,field=column, like question=q,video=path")
@@ -121,7 +121,7 @@ def is_held_out(name: str, *, share: float) -> bool:
 
 
 def _mixture_line(out: Path, entry: MetaEntry) -> str:
-    """The source of a mixture that does what `repeat_time` asked for."""
+    """Return the source of a mixture that does what `repeat_time` asked for."""
     shards = f"data.sources.{entry.name}.shards={out}/{entry.name}-*.tar"
     how = "fraction" if entry.repeat < 1 else "weight"
     return shards if entry.repeat == 1 else f"{shards} data.sources.{entry.name}.{how}={entry.repeat:g}"
@@ -161,7 +161,7 @@ def _files(draft: Draft) -> list[Path]:
 
 
 def _parts(drafts: Sequence[Draft], *, name: str, share: float) -> list[tuple[str, list[Draft]]]:
-    """(name of the shards, drafts): all, or those to train on and those held out, chosen by their keys alone."""
+    """Return (name of the shards, drafts): all, or those to train on and those held out, chosen by their keys alone."""
     held = [draft for draft in drafts if is_held_out(draft.key, share=share)]
     if not share:
         return [(name, list(drafts))]

@@ -57,7 +57,7 @@ class Looked:
 
 
 def look(index: ShardIndex, *, view: View, key: str | None = None) -> Looked:
-    """The clip with this key, or the first.
+    """Return the clip with this key, or the first.
 
     Raises:
         ValueError: no such key, or nothing usable.
@@ -91,7 +91,7 @@ def look(index: ShardIndex, *, view: View, key: str | None = None) -> Looked:
 
 
 def describe(looked: Looked) -> Iterator[str]:
-    """Lines about a clip: its media, segments, truths and coloured tokens."""
+    """Yield lines about a clip: its media, segments, truths and coloured tokens."""
     families, view = looked.families, looked.view
     batch = collate(families, specials=special_ids(view.tokenizer), weighting="sqrt")
     yield from _facts(looked)
@@ -102,7 +102,7 @@ def describe(looked: Looked) -> Iterator[str]:
 
 
 def picture(looked: Looked) -> Image.Image:
-    """The clip's stamped frames and its log-mel on one sheet.
+    """Return the clip's stamped frames and its log-mel on one sheet.
 
     Raises:
         ValueError: the record has text only.
@@ -117,7 +117,7 @@ def picture(looked: Looked) -> Image.Image:
 
 
 def view_table(index: ShardIndex, *, view: View) -> SourceTable:
-    """The shard as a source of its own, without a budget."""
+    """Return the shard as a source of its own, without a budget."""
     source = SourceSettings(shards=str(index.shard), style=view.style)
     settings = DataSettings(
         sources={"shard": source},
@@ -171,7 +171,7 @@ def _segments(batch: Batch, families: Sequence[Rendered]) -> Iterator[str]:
 
 
 def _tokens(batch: Batch, *, view: View) -> Iterator[str]:
-    """The row, one segment a line; image tokens and equal frames are counted instead of printed."""
+    """Yield the row, one segment a line; image tokens and equal frames are counted instead of printed."""
     ids = batch.input_ids.numpy()
     supervised = np.zeros(len(ids), dtype=bool)
     supervised[batch.target_positions.numpy() + 1] = True  # here every target stands right behind its position
@@ -199,7 +199,7 @@ def _text(ids: np.ndarray, *, kind: str, view: View) -> str:
 
 
 def _without_repeats(pieces: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """(text, kind) pieces; frames behind the first that print the same are only counted (a piece of no kind)."""
+    """Yield (text, kind) pieces; frames behind the first that print the same are only counted (a piece of no kind)."""
     place = 0
     while place < len(pieces):
         pair = pieces[place : place + 2]

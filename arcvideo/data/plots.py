@@ -30,7 +30,9 @@ class Bars:
 
 
 def histogram(values: np.ndarray, *, title: str, unit: str) -> Bars:
-    """How often values occur; the highest percent share the last bar, so that one long clip does not hide the rest."""
+    """Return how often values occur; the highest percent share the last bar, so that one long clip does not hide the
+    rest.
+    """
     if not len(values):
         return Bars(title=f"{title}: none", heights=[], labels=["", ""])
     low, high = float(values.min()), float(np.quantile(values, 0.99))
@@ -45,13 +47,13 @@ def histogram(values: np.ndarray, *, title: str, unit: str) -> Bars:
 
 
 def counts(found: Mapping[str, int], *, title: str, most: int = 12) -> Bars:
-    """The most frequent names."""
+    """Return the most frequent names."""
     top = sorted(found.items(), key=lambda row: (-row[1], row[0]))[:most]
     return Bars(title=title, heights=[count for _, count in top], labels=[name for name, _ in top])
 
 
 def draw(panels: Sequence[Bars], *, path: Path) -> None:
-    """Writes the panels as a PNG, two in a row."""
+    """Write the panels as a PNG, two in a row."""
     width, height = _PANEL
     rows = -(-len(panels) // 2)
     image = Image.new("RGB", (2 * width, rows * height), "white")
@@ -88,7 +90,7 @@ def _panel(canvas: ImageDraw.ImageDraw, panel: Bars, *, left: int, top: int) -> 
 
 
 def _ticks(highest: float) -> list[int]:
-    """0 and up to four round numbers below the highest bar, whole because bars are counts."""
+    """Return 0 and up to four round numbers below the highest bar, whole because bars are counts."""
     power = 10 ** max(0, math.floor(math.log10(highest)))
     step = next(step for part in (1, 2, 5, 10) if highest / (step := max(1, part * power // 2)) <= 4 or part == 10)
     return list(range(0, int(highest) + 1, step))

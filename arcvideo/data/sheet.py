@@ -58,7 +58,7 @@ def _label(text: str) -> Image.Image:
 
 
 def _frames(pixels: np.ndarray) -> Image.Image:
-    """(F, S, S, 3) uint8 -> a grid, as large as fits, never enlarged by fractions."""
+    """Return (F, S, S, 3) uint8 -> a grid, as large as fits, never enlarged by fractions."""
     count, side = pixels.shape[:2]
     columns = min(count, max(4, math.ceil(math.sqrt(count * 2))))
     room = (_WIDTH - _GAP) // columns - _GAP
@@ -74,7 +74,7 @@ def _frames(pixels: np.ndarray) -> Image.Image:
 
 
 def _spectrogram(mel: np.ndarray, seconds: int) -> Image.Image:
-    """(C, M, T) log-mel -> chunks side by side, low bins at the bottom, a tick a second (sparser when many)."""
+    """Return (C, M, T) log-mel -> chunks side by side, low bins at the bottom, a tick a second (sparser when many)."""
     bins = np.concatenate(list(mel), axis=1)[::-1]
     low, high = float(bins.min()), float(bins.max())
     level = (bins - low) / (high - low if high > low else 1.0) * (len(_HEAT) - 1)

@@ -60,7 +60,7 @@ def _split(options: argparse.Namespace) -> int:
 
 
 def _identity(name: str, *, videos: Path | None) -> str:
-    """What a clip is known by: its name, or the bytes of its file."""
+    """Return what a clip is known by: its name, or the bytes of its file."""
     if videos is None:
         return name
     try:

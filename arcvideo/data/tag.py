@@ -23,7 +23,7 @@ MEASURED = frozenset(f"needs:{name}" for name in ("audio", "video", "both", "nei
 
 
 def add_tag(commands: Any) -> None:
-    """Adds the subcommand."""
+    """Add the subcommand."""
     text = "write the tags of a measurement (needs:audio, needs:video, ...) into copies of the shards it asked about"
     command = commands.add_parser("tag", help=text, description=text)
     command.add_argument("measurement", type=Path, help=f"folder of a measurement with arms, or its {NEEDS}")
@@ -93,7 +93,7 @@ def read_needs(path: Path) -> dict[str, list[str]]:
 def _records(
     index: ShardIndex, *, tags: Mapping[str, Sequence[str]], only: Collection[str], told: Counter[str]
 ) -> Iterator[Record]:
-    """The shard's records, media as they are; those without an item that is kept are left out."""
+    """Yield the shard's records, media as they are; those without an item that is kept are left out."""
     groups = {group.key: group for group in read_groups(index.shard)[0]}
     for row in watched(range(len(index.clips)), what=index.shard.name, total=len(index.clips), unit="clip"):
         key = index.key(row)

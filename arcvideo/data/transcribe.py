@@ -24,7 +24,7 @@ _LAYOUT = MediaLayout(image_size=64, mel_bins=80)
 
 
 def add_transcribe(commands: Any) -> None:
-    """Adds the subcommand."""
+    """Add the subcommand."""
     text = "add timestamped ASR rows made by Whisper; started again, it goes on behind the last finished shard"
     command = commands.add_parser("transcribe", help=text, description=text)
     command.add_argument("shards", nargs="+", help="tar files or URLs of them, {000..011} braces or * globs")
@@ -60,7 +60,7 @@ def _transcribe(options: argparse.Namespace) -> int:
 
 
 def _transcribe_shard(index: ShardIndex, *, model: Whisper, pool: MediaPool, out: Path) -> None:
-    """Writes the new shard; its name tells that it is finished."""
+    """Write the new shard; its name tells that it is finished."""
     said = f"{index.shard.name}: "
     if problems := index.problems():
         print(f"{said}{len(problems)} quarantined entries; records without a usable item are left out")
@@ -85,7 +85,7 @@ def _target(shard: Path, *, out: Path) -> Path:
 
 
 def _records(index: ShardIndex, *, model: Whisper, pool: MediaPool, unheard: list[MediaError]) -> Iterator[Record]:
-    """The shard's records with what is heard in them; a file that cannot be decoded in time keeps its record."""
+    """Yield the shard's records with what is heard in them; a file that cannot be decoded in time keeps its record."""
     groups = {group.key: group for group in read_groups(index.shard)[0]}
     for row in watched(range(len(index.clips)), what=index.shard.name, total=len(index.clips), unit="clip"):
         key = index.key(row)
@@ -102,7 +102,7 @@ def _records(index: ShardIndex, *, model: Whisper, pool: MediaPool, unheard: lis
 
 
 def _heard(index: ShardIndex, row: int, *, model: Whisper, pool: MediaPool) -> list[dict[str, Any]]:
-    """An item of task asr, or none where nothing is said.
+    """Return an item of task asr, or none where nothing is said.
 
     Raises:
         MediaError: the file cannot be decoded, or not in time.

@@ -31,7 +31,7 @@ class Buffers:
         self._idle: list[Tensor] = []
 
     def lend(self, shape: tuple[int, ...]) -> np.ndarray:
-        """A contiguous uint8 array with anything in it.
+        """Return a contiguous uint8 array with anything in it.
 
         It counts as used while it, a view of it, or a tensor over it lives: all of them hold the array.
         """

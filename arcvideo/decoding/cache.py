@@ -54,11 +54,13 @@ class FrameCache:
         self._complained = False
 
     def key(self, key: str) -> str:
-        """The key of a clip whose frames went through the cache, from its key without it."""
+        """Return the key of a clip whose frames went through the cache, from its key without it."""
         return hashlib.sha256(f"{key} {self._how}".encode()).hexdigest()
 
     def load(self, key: str) -> Media | None:
-        """The clip of `key` (of `self.key`), or None when it is not there; a damaged file counts as not there."""
+        """Return the clip of `key` (of `self.key`), or None when it is not there; a damaged file counts as not
+        there.
+        """
         path = self._path(key)
         try:
             facts, tensors = _read(path)
@@ -118,7 +120,7 @@ class FrameCache:
             partial.unlink(missing_ok=True)
 
     def _decoded(self, jpeg: Tensor, ends: Tensor) -> Tensor:
-        """(F, 3, S, S) uint8, channels last in memory: as JPEG gives them and convolutions like them."""
+        """Return (F, 3, S, S) uint8, channels last in memory: as JPEG gives them and convolutions like them."""
         data, frames, start = jpeg.numpy().data, None, 0
         for number, end in enumerate(ends.tolist()):
             with Image.open(io.BytesIO(data[start:end]), formats=["JPEG"]) as image:
@@ -166,7 +168,7 @@ def check_cached(path: Path) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """What a file says of its clip, and its tensors; SafetensorError when they are not what was written."""
+    """Return what a file says of its clip, and its tensors; SafetensorError when they are not what was written."""
     with safe_open(path, framework="pt") as file:
         facts = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -176,7 +178,9 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _checksum(facts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """CRC-32 of everything in a file, 8 hex digits: against bad disks and cut writes, not against an attacker."""
+    """Return the CRC-32 of everything in a file, 8 hex digits: against bad disks and cut writes, not against an
+    attacker.
+    """
     crc = zlib.crc32(f"{facts.get('frame_count')} {facts.get('seconds')}".encode())
     for name, tensor in sorted(tensors.items()):
         crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
@@ -185,7 +189,9 @@ def _checksum(facts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 
 def _is_full(error: OSError | SafetensorError) -> bool:
-    """Whether a write failed for want of room, which a run survives; a folder that never takes any is a mistake."""
+    """Return whether a write failed for want of room, which a run survives; a folder that never takes any is a
+    mistake.
+    """
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (found := re.search(r"os error (\d+)", str(error))):
         number = int(found[1])
@@ -193,7 +199,7 @@ def _is_full(error: OSError | SafetensorError) -> bool:
 
 
 def _encoded(pixels: Tensor, *, quality: int) -> tuple[Tensor, Tensor]:
-    """(bytes,) uint8 of all frames, one JPEG after the other, and (F,) int64 where each ends."""
+    """Return (bytes,) uint8 of all frames, one JPEG after the other, and (F,) int64 where each ends."""
     parts = []
     for frame in pixels.permute(0, 2, 3, 1).numpy():
         stream = io.BytesIO()

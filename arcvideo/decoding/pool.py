@@ -76,7 +76,7 @@ class MediaPool:
             self._idle.put(worker)
 
     def close(self) -> None:
-        """Ends the processes; a later read starts new ones."""
+        """End the processes; a later read starts new ones."""
         for worker in self._workers:
             worker.close()
 
@@ -102,7 +102,7 @@ class MediaWorker:
         """Signal that ended the last process which died, 0 for none."""
 
     def read(self, data: bytes, *, request: ReadRequest, sidecar_audio: bytes | None = None) -> ClipArrays:
-        """The clip, or the MediaError that the process met; a process that does not answer in time is killed."""
+        """Return the clip, or the MediaError that the process met; a process that does not answer in time is killed."""
         if len(data) > self._limits.max_bytes:  # not worth sending
             raise MediaError("too_large", f"{request.name}: {len(data)} bytes, the limit is {self._limits.max_bytes}")
         with self._lock:
@@ -129,12 +129,12 @@ class MediaWorker:
         return wire.unpack_reply(head, body)
 
     def close(self) -> None:
-        """Ends the process, if there is one."""
+        """End the process, if there is one."""
         with self._lock:
             self._end()
 
     def _started(self, name: str) -> subprocess.Popen[bytes]:
-        """The running process; after a fork the parent's process is left alone and a new one is started."""
+        """Return the running process; after a fork the parent's process is left alone and a new one is started."""
         if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
             return self._process
         if self._owner == os.getpid():
@@ -172,7 +172,7 @@ class MediaWorker:
                 pipe.close()
 
     def _post_mortem(self) -> str:
-        """How the process ended and the last thing it printed."""
+        """Return how the process ended and the last thing it printed."""
         process, log = self._process, self._log
         if process is None or log is None:
             return "no process"
@@ -189,7 +189,7 @@ class MediaWorker:
 
 
 def _patient(worker: MediaWorker, data: bytes, *, request: ReadRequest, sidecar_audio: bytes | None) -> ClipArrays:
-    """What the worker reads, tried again where its process crashed, was killed, or did not answer."""
+    """Return what the worker reads, tried again where its process crashed, was killed, or did not answer."""
     tried = 0
     while True:
         try:

@@ -62,7 +62,7 @@ class Extent:
     """Bytes; None reads to the end."""
 
     def read(self) -> bytes:
-        """The bytes.
+        """Return the bytes.
 
         Raises:
             MediaError: `unreadable`, `truncated`.
@@ -98,7 +98,8 @@ class Probed:
 
 
 def probe(data: bytes, *, name: str, limits: MediaLimits | None = None) -> MediaFacts:
-    """The facts that decoding the file will find, from the same code; the sound is decoded, pictures are only counted.
+    """Return the facts that decoding the file will find, from the same code; the sound is decoded, pictures are only
+    counted.
 
     Raises:
         MediaError: the file cannot be read.
@@ -115,7 +116,7 @@ def probe(data: bytes, *, name: str, limits: MediaLimits | None = None) -> Media
 
 
 def examine(job: ProbeJob, *, limits: MediaLimits | None = None) -> Probed:
-    """Reads and probes a record's media in this process.
+    """Read and probes a record's media in this process.
 
     Raises:
         MediaError: a file that is needed cannot be read.
@@ -148,12 +149,12 @@ class _Prober:
     deadline: float = 0.0
 
     def fileno(self) -> int:
-        """Where its answers come from."""
+        """Return where its answers come from."""
         assert self.process.stdout is not None
         return self.process.stdout.fileno()
 
     def send(self, job: ProbeJob) -> None:
-        """Hands it a job; a process that has died meanwhile is noticed when its answer is read."""
+        """Hand it a job; a process that has died meanwhile is noticed when its answer is read."""
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):
             self.process.stdin.write(_job_line(job))
@@ -172,7 +173,7 @@ class _Prober:
         return _read_answer(line)
 
     def was_killed(self) -> bool:
-        """Whether somebody ended it, which is not the fault of its file."""
+        """Return whether somebody ended it, which is not the fault of its file."""
         with suppress(subprocess.TimeoutExpired):
             return -self.process.wait(timeout=1.0) in FROM_OUTSIDE
         return False
@@ -198,7 +199,7 @@ class ProbePool:
     _probers: list[_Prober] = field(default_factory=list)
 
     def map(self, jobs: Iterable[ProbeJob | None]) -> Iterator[Probed | MediaError | None]:
-        """The result of each job, in the order of the jobs; None for a job that is None."""
+        """Yield the result of each job, in the order of the jobs; None for a job that is None."""
         if not self.count:
             for job in jobs:
                 yield None if job is None else _answer(job, limits=self.limits)
@@ -224,7 +225,7 @@ class ProbePool:
                 done.update(self._collect())
 
     def close(self) -> None:
-        """Ends the processes."""
+        """End the processes."""
         for prober in self._probers:
             prober.end()
         self._probers = []
@@ -241,7 +242,7 @@ class ProbePool:
         return len(self._probers) < self.count or any(prober.job is None for prober in self._probers)
 
     def _give(self, number: int, job: ProbeJob, *, tried: int = 0) -> None:
-        """Hands a job to an idle process, or to a new one."""
+        """Hand a job to an idle process, or to a new one."""
         prober = next((prober for prober in self._probers if prober.job is None), None)
         if prober is None:
             prober = self._started()
@@ -251,7 +252,9 @@ class ProbePool:
         prober.send(job)
 
     def _started(self) -> _Prober:
-        """A new process. Not `multiprocessing`: it would run the user's script again, which may be what started us."""
+        """Return a new process. Not `multiprocessing`: it would run the user's script again, which may be what started
+        us.
+        """
         root = str(Path(__file__).resolve().parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         process = subprocess.Popen(
@@ -267,7 +270,7 @@ class ProbePool:
         return prober
 
     def _collect(self) -> dict[int, Probed | MediaError]:
-        """Waits until a process has answered, died or run out of time; the results by number."""
+        """Wait until a process has answered, died or run out of time; the results by number."""
         busy = [prober for prober in self._probers if prober.job is not None]
         patience = min(prober.deadline for prober in busy) - time.monotonic()
         ready = wait([prober.fileno() for prober in busy], timeout=max(0.0, patience))

@@ -23,7 +23,7 @@ _DTYPES = {"frames": np.uint8, "spans": np.float32, "waveform": np.float32}
 
 
 def pack_request(data: bytes, *, request: ReadRequest, sidecar_audio: bytes | None) -> list[bytes]:
-    """The pieces to write, in order."""
+    """Return the pieces to write, in order."""
     head = {
         "request": asdict(request),
         "media": len(data),
@@ -33,14 +33,14 @@ def pack_request(data: bytes, *, request: ReadRequest, sidecar_audio: bytes | No
 
 
 def unpack_request(head: bytes, body: bytes) -> tuple[bytes, ReadRequest, bytes | None]:
-    """(media, request, sidecar audio)."""
+    """Return (media, request, sidecar audio)."""
     fields = json.loads(head)
     split = fields["media"]
     return body[:split], ReadRequest(**fields["request"]), None if fields["sidecar"] is None else body[split:]
 
 
 def pack_reply(reply: ClipArrays | MediaError, *, last: bool = False) -> list[bytes]:
-    """The pieces to write, in order; `last` tells that the process wants to be replaced."""
+    """Return the pieces to write, in order; `last` tells that the process wants to be replaced."""
     if isinstance(reply, MediaError):
         return _framed({"reason": reply.reason, "detail": reply.detail, "last": last}, [])
     arrays = {name: getattr(reply, name) for name in _DTYPES}
@@ -50,12 +50,12 @@ def pack_reply(reply: ClipArrays | MediaError, *, last: bool = False) -> list[by
 
 
 def is_last(head: bytes) -> bool:
-    """Whether the process that replied wants to be replaced."""
+    """Return whether the process that replied wants to be replaced."""
     return bool(json.loads(head)["last"])
 
 
 def unpack_reply(head: bytes, body: bytes) -> ClipArrays:
-    """The clip.
+    """Return the clip.
 
     Raises:
         MediaError: the one that the other side met.

@@ -49,7 +49,7 @@ def _answer(head: bytes, body: bytes, limits: MediaLimits) -> ClipArrays | Media
 
 
 def _is_full(limits: MediaLimits) -> bool:
-    """Whether what this process holds on to, leaked by a decoder or not, leaves too little for another file."""
+    """Return whether what this process holds on to, leaked by a decoder or not, leaves too little for another file."""
     if not limits.max_memory_bytes or not _STATM.exists():
         return False
     pages = int(_STATM.read_text().split()[0])  # address space, which is what the limit is on
@@ -63,7 +63,7 @@ def _volunteer() -> None:
 
 
 def main() -> None:
-    """Takes the limits as JSON from the command line."""
+    """Take the limits as JSON from the command line."""
     limits = MediaLimits(**json.loads(sys.argv[1]))
     _volunteer()
     if limits.max_memory_bytes:

@@ -120,7 +120,7 @@ def answer_to(prompt: Prompt, *, arm: str, number: int, completion: Any) -> Answ
 
 
 def without_audio(prompt: Prompt, *, audio: AudioSettings) -> Prompt:
-    """The prompt about the same clip without its sound: an all-zero input of the audio encoder (paper 3.2.2)."""
+    """Return the prompt about the same clip without its sound: an all-zero input of the audio encoder (paper 3.2.2)."""
     return replace(prompt, media=tuple(_silent(media, audio=audio) for media in prompt.media))
 
 

@@ -41,7 +41,7 @@ Q = TypeVar("Q")
 
 
 def choose(questions: Sequence[Listed], *, settings: EvaluationSettings) -> dict[str, list[str]]:
-    """Metric -> keys of the questions it is measured on: those of its task, in their order.
+    """Return metric -> keys of the questions it is measured on: those of its task, in their order.
 
     The metrics are those of `settings.metrics`. Where these are the default ones, and those of a task are measured on
     none of its questions, or nothing is measured at all, figures on request are taken too: what is held out is scored.

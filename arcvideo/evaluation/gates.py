@@ -55,7 +55,7 @@ def plan_gates(gates: Sequence[Target], *, stages: Mapping[str, Measured]) -> di
 
 
 def _compared(other: str | None, *, gate: Target, stages: Mapping[str, Measured], key: str) -> str | None:
-    """The name of the stage that a gate compares with, which runs before it; None when it compares with none."""
+    """Return the name of the stage that a gate compares with, which runs before it; None when it compares with none."""
     if other is None:
         return None
     if other == PARENT:

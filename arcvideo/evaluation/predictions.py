@@ -46,7 +46,7 @@ def write_predictions(path: Path, *, predictions: Iterable[Prediction]) -> None:
 
 
 def read_predictions(path: Path) -> Iterator[Prediction]:
-    """The predictions of a file."""
+    """Yield the predictions of a file."""
     for row in read_lines(path, fields=_FIELDS):
         yield Prediction(**row)
 

@@ -83,7 +83,7 @@ def judge(targets: Sequence[Target], *, metrics: Mapping[str, Metrics], run_dir:
 
 
 def compare(comparisons: Sequence[Comparison], *, run_dir: Path) -> list[dict[str, Any]]:
-    """Paired differences with their 95 % intervals.
+    """Return paired differences with their 95 % intervals.
 
     Raises:
         ValueError: the two stages were measured on different items.
@@ -121,7 +121,7 @@ def _judge(target: Target, *, metrics: Mapping[str, Metrics], run_dir: Path) -> 
 
 
 def _against(found: Interval, *, target: Target, stage: str, strict: bool) -> tuple[bool, str]:
-    """Whether a difference to another stage is what the target asks for, and the words that say so."""
+    """Return whether a difference to another stage is what the target asks for, and the words that say so."""
     mean, low, high = found
     text = f"minus {stage}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]"
     worst, best = (-high, -low) if target.metric in ERRORS else (low, high)

@@ -54,7 +54,7 @@ class _Row:
         return self.starts[-1]
 
     def add_segment(self, ids: Ids, *, parent: int = -1) -> int:
-        """Appends a segment; its positions start where the parent's end, on all four axes. Returns its number."""
+        """Append a segment; its positions start where the parent's end, on all four axes. Returns its number."""
         offset, tokens = self.nexts[parent] if parent >= 0 else 0, torch.from_numpy(ids)
         self.ids.append(ids)
         self.positions.append(xd_positions(tokens, self.specials, offset=offset))
@@ -64,7 +64,7 @@ class _Row:
         return len(self.parents) - 1
 
     def add_targets(self, *, positions: np.ndarray, ids: Ids, weights: np.ndarray, key: str, task: str) -> None:
-        """Appends a sample's targets: position -> the id it predicts."""
+        """Append a sample's targets: position -> the id it predicts."""
         self.targets.append((positions, ids, weights))
         self.keys.append(key)
         self.tasks.append(task)
@@ -91,13 +91,13 @@ class _Row:
 
 
 def length_weights(count: int, *, weighting: str) -> np.ndarray:
-    """(count,) weights of an answer's tokens: token 1, sqrt 1/sqrt(count), sample 1/count each."""
+    """Return (count,) weights of an answer's tokens: token 1, sqrt 1/sqrt(count), sample 1/count each."""
     power = {"token": 0.0, "sqrt": 0.5, "sample": 1.0}[weighting]
     return np.full(count, float(count) ** -power if count else 0.0)
 
 
 def collate(families: Sequence[Rendered], *, specials: SpecialIds, weighting: str) -> Batch:
-    """One packed row of families; without families, a row whose only target weighs nothing.
+    """Return one packed row of families; without families, a row whose only target weighs nothing.
 
     The empty row keeps ranks in step when everything planned for one of them was quarantined.
     """
@@ -131,7 +131,7 @@ def collate_groups(
     specials: SpecialIds,
     extra: Mapping[str, Tensor] | None = None,
 ) -> Batch:
-    """One packed row of groups: each prompt once, as the parent segment of its completions.
+    """Return one packed row of groups: each prompt once, as the parent segment of its completions.
 
     A completion's first token is predicted by the last position of its prompt. Samples, and so `extra` tensors given
     per sample or per target, count the completions in order: all of the first prompt, all of the second, ...
@@ -165,6 +165,8 @@ def collate_groups(
 
 
 def _add_shared(row: _Row, *, ids: Ids, media: tuple[Media, ...]) -> int:
-    """The shared segment's number, -1 when there is nothing to share; media without one are the next segment's."""
+    """Return the shared segment's number, -1 when there is nothing to share; media without one are the next
+    segment's.
+    """
     row.media.extend(media)
     return row.add_segment(ids) if len(ids) else -1

@@ -63,7 +63,7 @@ class Loader:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def rendered(self, family: Family) -> list[Rendered]:
-        """The family, ready to be packed.
+        """Return the family, ready to be packed.
 
         Raises:
             MediaError, RecordError, OSError: what makes it unusable.
@@ -86,7 +86,7 @@ class Loader:
         return [Rendered(prefix=prefix, media=media, samples=samples, branches=branches)]
 
     def prompts(self, family: Family) -> list[Prompt]:
-        """The family's items as prompts."""
+        """Return the family's items as prompts."""
         (rendered,) = self.rendered(family)
         specials, prompts = special_ids(self.tokenizer), []
         for item, sample, branch in zip(family.items, rendered.samples, rendered.branches, strict=True):
@@ -128,12 +128,12 @@ class Loader:
         return tuple(index.tagsets[index.items[self.table.item_row[item]]["tagset"]])
 
     def _seconds(self, clip: int) -> float:
-        """Length of the clip, from the index."""
+        """Return length of the clip, from the index."""
         index, row = self.table.place(clip)
         return float(index.clips[row]["duration"])
 
     def all_media(self, clip: int, *, modality: str = "both", seed: int = 0) -> tuple[Media, ...]:
-        """What the towers read of each medium of a clip's record; from the feature store when it is there.
+        """Return what the towers read of each medium of a clip's record; from the feature store when it is there.
 
         Raises:
             MediaError, OSError.
@@ -143,7 +143,7 @@ class Loader:
         )
 
     def media(self, clip: int, *, part: int = 0, modality: str = "both", seed: int = 0) -> Media:
-        """What the towers read of one medium.
+        """Return what the towers read of one medium.
 
         Raises:
             MediaError, OSError.
@@ -162,12 +162,12 @@ class Loader:
         return shown(media, modality=modality)
 
     def _facts(self, clip: int) -> list[np.void]:
-        """What the index knows of each medium."""
+        """Return what the index knows of each medium."""
         index, row = self.table.place(clip)
         return index.media(row)
 
     def _expected(self, clip: int, part: int, *, modality: str, seed: int) -> Media:
-        """The medium's Media as far as the index knows it, without tensors."""
+        """Return the medium's Media as far as the index knows it, without tensors."""
         layout, row = self._layout(clip, part), self._facts(clip)[part]
         duration, samples = float(row["duration"]), int(row["sound_samples"])
         frames = int(frame_counts(row["duration"], max_frames=layout.max_frames))
@@ -195,7 +195,7 @@ class Loader:
         return shown(whole, modality=modality)
 
     def _layout(self, clip: int, part: int) -> MediaLayout:
-        """The layout with the frames that the plan grants this medium."""
+        """Return the layout with the frames that the plan grants this medium."""
         facts, limit = self._facts(clip), int(self.table.frame_limit[clip])
         share = frame_shares([float(medium["duration"]) for medium in facts], limit=limit)[part]
         # What is shown whole is read with the limit of the record, so that it is the same as alone.
@@ -203,7 +203,7 @@ class Loader:
         return replace(self.layout, max_frames=share if cut else limit)
 
     def _decoded(self, clip: int, part: int, *, key: str, seed: int) -> Media:
-        """The medium; families of one clip that are loaded at once wait for one decoding of it."""
+        """Return the medium; families of one clip that are loaded at once wait for one decoding of it."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
@@ -260,7 +260,7 @@ class Loader:
 
 
 def shown(media: Media, *, modality: str) -> Media:
-    """The media with the half that `modality` leaves out taken away; the model feeds zeros for it."""
+    """Return the media with the half that `modality` leaves out taken away; the model feeds zeros for it."""
     if modality == "video":
         return replace(media, has_audio=False, mel=None)
     if modality == "audio":

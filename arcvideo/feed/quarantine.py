@@ -35,7 +35,7 @@ class Quarantine:
     def __init__(
         self, tables: Sequence[SourceTable], *, settings: QuarantineSettings, file: Path | None = None
     ) -> None:
-        """Takes over what the indexes already know, and what a run before a restart could not read.
+        """Take over what the indexes already know, and what a run before a restart could not read.
 
         Args:
             file: JSON lines, the same for all ranks; rows that it already holds are not written again.
@@ -58,7 +58,7 @@ class Quarantine:
             self._check(table.name)
 
     def unreadable(self, source: str, key: str) -> bool:
-        """Whether this clip's media could not be read before, in this run or before its restart.
+        """Return whether this clip's media could not be read before, in this run or before its restart.
 
         It is not tried again: a file that took too long once might be in time the next time, and the data of a resumed
         run would then differ from those of an undisturbed one.
@@ -78,16 +78,16 @@ class Quarantine:
             self._check(source)
 
     def count(self, source: str) -> int:
-        """Problems of a source, with those that other ranks have written down."""
+        """Return problems of a source, with those that other ranks have written down."""
         self._write([])
         return len(self._problems[source])
 
     def reasons(self, source: str) -> Mapping[str, int]:
-        """Reason -> how many, most frequent first."""
+        """Return reason -> how many, most frequent first."""
         return dict(Counter(problem.reason for problem in self._problems[source].values()).most_common())
 
     def _write(self, found: Sequence[tuple[str, Problem]]) -> None:
-        """Adds problems to the books and to the file, after reading what other ranks wrote since."""
+        """Add problems to the books and to the file, after reading what other ranks wrote since."""
         for source, problem in found:
             self._problems[source].setdefault(_name(problem), problem)
         if self._file is None or not (found or self._file.exists()):
@@ -140,7 +140,7 @@ class Quarantine:
 
 
 def _name(problem: Problem) -> str:
-    """Equal for the same problem, whoever meets it."""
+    """Return equal for the same problem, whoever meets it."""
     return f"{problem.shard} {problem.key} {problem.reason} {problem.detail}"
 
 

@@ -91,7 +91,7 @@ class Source:
         progress: bool = False,
         cost: PackCost | None = None,
     ) -> None:
-        """Opens (and where needed builds) the indexes.
+        """Open (and where needed builds) the indexes.
 
         Args:
             seed: of the run: decides order, draws, dropped modalities and random frames.
@@ -187,7 +187,7 @@ class Source:
         return StepPrompts(prompts=done.prompts, counts=done.counts, lost=tuple(done.lost))
 
     def questions(self) -> list[Question]:
-        """What `evaluation` gives on all ranks together, in its order, without reading any clip."""
+        """Return what `evaluation` gives on all ranks together, in its order, without reading any clip."""
         return [
             self._question(family, item)
             for number, table in enumerate(self.tables)
@@ -208,7 +208,7 @@ class Source:
         )
 
     def evaluation(self, *, per_task: int | None = None, only: Collection[str] | None = None) -> Iterator[Prompt]:
-        """This rank's block of all items in index order, or of some.
+        """Yield this rank's block of all items in index order, or of some.
 
         Args:
             per_task: that many of each task, spread over the source.
@@ -241,7 +241,7 @@ class Source:
         }
 
     def mixture(self, steps: int, *, count: int = 0) -> dict[str, dict[str, Any]]:
-        """Requested beside realised mixture of the first steps, all ranks together.
+        """Return requested beside realised mixture of the first steps, all ranks together.
 
         Args:
             steps: of `batches`, or of `prompts`.
@@ -254,7 +254,7 @@ class Source:
         return mixture_report(self.tables, unit=self.settings.unit, found=found)
 
     def close(self) -> None:
-        """Stops the background threads and processes."""
+        """Stop the background threads and processes."""
         if self._ahead is not None:
             self._ahead.close()
         if self._planner is not None:
@@ -262,7 +262,7 @@ class Source:
         self._media.close()
 
     def _ready(self, step: int, count: int) -> _Step:
-        """The step's content; with workers, the following steps are started too."""
+        """Return the step's content; with workers, the following steps are started too."""
         if self._ahead is None:
             packs, places = self._planned(step, count)
             return self._joined([[self._attempt(family) for family in pack] for pack in packs], places)
@@ -286,7 +286,7 @@ class Source:
         return bool(self.tables[family.source].media_tokens[family.clip])
 
     def _planned(self, step: int, count: int) -> tuple[list[tuple[Family, ...]], range | None]:
-        """The families of a step; of prompts also their places in the stream."""
+        """Return the families of a step; of prompts also their places in the stream."""
         if count:
             share = {"count": count, "rank": self.rank, "world": self.world}
             return [tuple(self._prompt_plan.step(step, **share))], self._prompt_plan.places(step, **share)
@@ -296,7 +296,9 @@ class Source:
         return packs, None
 
     def _joined(self, packs: list[list[_Loaded]], places: range | None) -> _Step:
-        """The step made of its families; with places each family is one item, the prompt at the place beside it."""
+        """Return the step made of its families; with places each family is one item, the prompt at the place beside
+        it.
+        """
         done = _Step()
         for pack in packs:
             for loaded in pack:
@@ -311,7 +313,7 @@ class Source:
         return done
 
     def _attempt(self, family: Family) -> _Loaded:
-        """What can be made of the family; any thread may ask."""
+        """Return what can be made of the family; any thread may ask."""
         table, loader = self.tables[family.source], self._loaders[family.source]
         key = table.key(family.clip)
         if self.quarantine.unreadable(table.name, key):

@@ -66,7 +66,7 @@ def _frames(facts: VideoFacts) -> Selection:
 
 
 def _shrunk(frame: np.ndarray, slot: int) -> np.ndarray:
-    """(SIDE * SIDE * 3,) uint8: the mean of each cell."""
+    """Return (SIDE * SIDE * 3,) uint8: the mean of each cell."""
     height, width = frame.shape[:2]
     rows = np.linspace(0, height, SIDE + 1).astype(np.int64)
     columns = np.linspace(0, width, SIDE + 1).astype(np.int64)

@@ -128,7 +128,7 @@ def rows_of(printed: Printed) -> int:
 
 
 def _digests(indexes: Sequence[ShardIndex]) -> Iterator[tuple[str, bytes]]:
-    """(key, content) of every clip that has media."""
+    """Yield (key, content) of every clip that has media."""
     for index in indexes:
         clips = index.clips
         for row in np.flatnonzero(clips["media_size"] > 0):

@@ -143,7 +143,7 @@ def _joined(parts: Sequence[np.ndarray]) -> Vectors:
 
 
 def _unit(rows: np.ndarray, *, least: float) -> np.ndarray:
-    """Rows without their mean and of length 1; zeros where little is left."""
+    """Return rows without their mean and of length 1; zeros where little is left."""
     if not len(rows):
         return rows
     rows = rows - rows.mean(axis=1, keepdims=True)
@@ -152,7 +152,7 @@ def _unit(rows: np.ndarray, *, least: float) -> np.ndarray:
 
 
 def _seconds(levels: np.ndarray) -> np.ndarray:
-    """(rows, SOUND_RATE * bands): the second that begins at each row; bands without their mean over the clip."""
+    """Return (rows, SOUND_RATE * bands): the second that begins at each row; bands without their mean over the clip."""
     bands = levels.shape[1]
     if len(levels) < SOUND_RATE:
         return np.zeros((0, SOUND_RATE * bands), np.float32)

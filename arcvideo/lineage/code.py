@@ -101,7 +101,7 @@ def evaluation_code() -> dict[str, str]:
 
 
 def code_diff(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """Modules that were added, removed or changed."""
+    """Return modules that were added, removed or changed."""
     return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
 
 
@@ -129,7 +129,7 @@ def _counts(module: str, *, rooms: Sequence[str]) -> bool:
 
 
 def _file(module: str) -> Path | None:
-    """The file of a module of this package; None for a name inside a module."""
+    """Return the file of a module of this package; None for a name inside a module."""
     base = PACKAGE.parent.joinpath(*module.split("."))
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.exists()), None)
 
@@ -152,7 +152,7 @@ def _parsed(path: Path) -> ast.Module:
 
 @functools.cache
 def _digest(path: Path) -> str:
-    """16 hex digits over the lines that run."""
+    """Return 16 hex digits over the lines that run."""
     return hashlib.sha256(running_text(path.read_text(encoding="utf-8")).encode()).hexdigest()[:16]
 
 

@@ -38,7 +38,7 @@ IRRELEVANT_WITHIN = {
 
 
 def identity(*, config: Mapping[str, Any], data: str, parent: str, code: Mapping[str, str]) -> str:
-    """sha256 hex of a stage.
+    """Return the sha256 hex of a stage.
 
     Args:
         config: resolved settings as plain values; `relevant` is applied here.
@@ -50,7 +50,7 @@ def identity(*, config: Mapping[str, Any], data: str, parent: str, code: Mapping
 
 
 def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings without those that cannot change the weights."""
+    """Return the settings without those that cannot change the weights."""
     kept: dict[str, Any] = {}
     for key, value in config.items():
         if key in IRRELEVANT:
@@ -83,12 +83,14 @@ def chooses(config: Mapping[str, Any]) -> bool:
 
 
 def _optimized(evaluation: Mapping[str, Any]) -> str:
-    """The figure that chooses: by its name, or as far as the default depends on what is measured."""
+    """Return the figure that chooses: by its name, or as far as the default depends on what is measured."""
     return str(evaluation.get("optimize") or f"default of {', '.join(evaluation.get('metrics') or ())}")
 
 
 def _objective_group(stage: Mapping[str, Any]) -> str:
-    """The group of settings that a stage's objective reads; none for a record that names no objective we know."""
+    """Return the group of settings that a stage's objective reads; none for a record that names no objective we
+    know.
+    """
     try:
         return objective_row(stage["objective"], feed=stage.get("feed", "")).settings
     except (KeyError, ValueError):
@@ -96,7 +98,7 @@ def _objective_group(stage: Mapping[str, Any]) -> str:
 
 
 def evaluation_digest(settings: Mapping[str, Any], *, code: Mapping[str, str]) -> str:
-    """sha256 hex of how a finished stage was measured: settings of the evaluation and its code."""
+    """Return the sha256 hex of how a finished stage was measured: settings of the evaluation and its code."""
     # What is done with the numbers afterwards, and what is measured during training.
     shown = ("optimize", "samples", "every", "loss_packs", "best", "patience")
     kept = {key: value for key, value in settings.items() if key not in shown}
@@ -104,7 +106,7 @@ def evaluation_digest(settings: Mapping[str, Any], *, code: Mapping[str, str]) -
 
 
 def folder_digest(folder: Path, *, patterns: Sequence[str] = ("*.safetensors", "*.json")) -> str:
-    """sha256 hex over the files of a folder of weights: names and bytes.
+    """Return the sha256 hex over the files of a folder of weights: names and bytes.
 
     Raises:
         ValueError: no such files.
@@ -121,20 +123,22 @@ def folder_digest(folder: Path, *, patterns: Sequence[str] = ("*.safetensors", "
 
 @functools.lru_cache(maxsize=256)
 def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
-    """sha256 hex of a file; a pipeline asks for the base weights before every stage, and 16 GB take ten seconds."""
+    """Return the sha256 hex of a file; a pipeline asks for the base weights before every stage, and 16 GB take ten
+    seconds.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Dotted key -> [old value, new value] of every setting that differs; an absent one is None."""
+    """Return dotted key -> [old value, new value] of every setting that differs; an absent one is None."""
     before, after = dict(_flat(old)), dict(_flat(new))
     keys = sorted(before.keys() | after.keys())
     return {key: [before.get(key), after.get(key)] for key in keys if before.get(key) != after.get(key)}
 
 
 def diff_text(diff: Mapping[str, Sequence[Any]]) -> str:
-    """A diff for a terminal: one `key: old -> new` a line."""
+    """Return a diff for a terminal: one `key: old -> new` a line."""
     return "\n".join(f"  {key}: {json.dumps(old)} -> {json.dumps(new)}" for key, (old, new) in diff.items())
 
 

@@ -45,7 +45,8 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def agreed(folder: Path, *, rank: int, job: str, word: str) -> Iterator[str]:
-    """The word of rank 0 on every rank of a job, told through a file beside the folder before any rank has met another.
+    """Yield the word of rank 0 on every rank of a job, told through a file beside the folder before any rank has met
+    another.
 
     Args:
         job: what the ranks have in common, from `launch`.
@@ -81,7 +82,7 @@ def _hear(folder: Path, *, job: str) -> str:
 
 
 def _launched() -> float:
-    """When the process that started this rank began, which is before rank 0 can have spoken in this launch."""
+    """Return when the process that started this rank began, which is before rank 0 can have spoken in this launch."""
     try:
         ticks = int(Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19])
         booted = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
@@ -95,7 +96,7 @@ def _word_file(folder: Path) -> Path:
 
 
 def launch() -> tuple[int, int, str]:
-    """(rank, ranks, what the ranks of this job have in common).
+    """Return (rank, ranks, what the ranks of this job have in common).
 
     Raises:
         ValueError: started by srun without any list of hosts.

@@ -79,7 +79,9 @@ class Manifest:
         return {key.removeprefix("eval/"): value for key, value in self.metrics.items() if key.startswith("eval/")}
 
     def value(self, name: str) -> float | None:
-        """A metric by the name that `evaluation.optimize` takes: of the evaluation, or whole, like train/loss."""
+        """Return a metric by the name that `evaluation.optimize` takes: of the evaluation, or whole, like
+        train/loss.
+        """
         return self.metrics.get(name if "/" in name else f"eval/{name}")
 
 
@@ -103,7 +105,7 @@ def write_manifest(manifest: Manifest, *, folder: Path) -> Path:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a stage's folder.
+    """Return the manifest of a stage's folder.
 
     Raises:
         FileNotFoundError: the stage is not finished.
@@ -134,7 +136,7 @@ class _Refused(Exception):
 
 
 def finished(folder: Path) -> Manifest | None:
-    """The manifest when the stage in `folder` is finished, else None."""
+    """Return the manifest when the stage in `folder` is finished, else None."""
     try:
         return read_manifest(folder)
     except FileNotFoundError:

@@ -48,7 +48,7 @@ def resolve_parent(
     override: Path | None = None,
     make: str = "",
 ) -> Parent:
-    """Where `stage` starts from.
+    """Return where `stage` starts from.
 
     Args:
         run_dir: folder of the pipeline, with one folder a stage.
@@ -94,7 +94,7 @@ def _weights(folder: Path, *, what: str, remedy: str = "") -> Parent:
 
 
 def _maker(folder: Path) -> Manifest | None:
-    """The manifest beside an export; None for weights that no stage of this version made."""
+    """Return the manifest beside an export; None for weights that no stage of this version made."""
     try:
         return finished(folder.parent) if folder.name == EXPORT_NAME else None
     except ValueError:

@@ -70,7 +70,7 @@ class State:
 
 
 def wanted(config: Mapping[str, Any], *, parent: str) -> Wanted:
-    """What is asked for by resolved settings.
+    """Return what is asked for by resolved settings.
 
     Args:
         config: `config.plain_dict` of the run.
@@ -98,7 +98,7 @@ def wanted(config: Mapping[str, Any], *, parent: str) -> Wanted:
 
 
 def state_of(folder: Path, *, asked: Wanted) -> State:
-    """Where the stage in `folder` stands, compared with what is asked for."""
+    """Return where the stage in `folder` stands, compared with what is asked for."""
     try:
         manifest = finished(folder)
     except ValueError as error:
@@ -140,7 +140,7 @@ def _finished(folder: Path, *, manifest: Manifest, asked: Wanted) -> State:
 
 
 def differences(then: Mapping[str, Any], *, asked: Wanted) -> tuple[str, ...]:
-    """What has changed since `then` (fields of a manifest or of started.json), one line each."""
+    """Return what has changed since `then` (fields of a manifest or of started.json), one line each."""
     try:
         diff = config_diff(relevant(then["config"]), relevant(recorded(asked.config)))
         changed = code_diff(then["code"], asked.code)
@@ -173,7 +173,7 @@ def write_started(folder: Path, *, asked: Wanted) -> None:
 
 
 def _data_digest(data: Mapping[str, Any]) -> str | None:
-    """Digest of all sources from their indexes; None when one is missing or stale."""
+    """Return digest of all sources from their indexes; None when one is missing or stale."""
     cache = ShardCacheSettings(**data.get("shard_cache", {}))
     found: list[tuple[str, Sequence[Any]]] = []
     for name, source in data["sources"].items():

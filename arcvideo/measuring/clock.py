@@ -80,7 +80,7 @@ def clock_video(*, seconds: int = SECONDS) -> bytes:
 
 
 def _face(second: int) -> np.ndarray:
-    """(SIDE, SIDE, 3) uint8: stripes over the lower half, below the stamp; the first is the highest bit."""
+    """Return (SIDE, SIDE, 3) uint8: stripes over the lower half, below the stamp; the first is the highest bit."""
     bits = [second >> (BITS - 1 - place) & 1 for place in range(BITS)]
     face = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
     face[SIDE // 2 :] = np.repeat(np.array(bits, dtype=np.uint8) * 255, SIDE // BITS)[None, :, None]
@@ -88,7 +88,7 @@ def _face(second: int) -> np.ndarray:
 
 
 def _number(frame: np.ndarray) -> int:
-    """The second that a (3, S, S) frame shows, read in the middle of each stripe."""
+    """Return the second that a (3, S, S) frame shows, read in the middle of each stripe."""
     side = frame.shape[-1]
     row = frame[:, 3 * side // 4].mean(axis=0)
     bits = [int(row[int((place + 0.5) * side / BITS)] > 127) for place in range(BITS)]
@@ -96,7 +96,7 @@ def _number(frame: np.ndarray) -> int:
 
 
 def _sound(seconds: int) -> np.ndarray:
-    """(n,) float32 at 16 kHz: in second n as many beeps as n has ones."""
+    """Return (n,) float32 at 16 kHz: in second n as many beeps as n has ones."""
     length = int(_BEEP * SAMPLE_RATE)
     beep = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(length) / SAMPLE_RATE)
     sound = np.zeros(seconds * SAMPLE_RATE, dtype=np.float32)

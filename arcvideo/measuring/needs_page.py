@@ -150,7 +150,7 @@ def _tags(found: Mapping[str, Mapping[str, str]], *, answers: Answers) -> str:
 
 
 def _arms(scores: Mapping[str, Any]) -> str:
-    """What the whole clip is worth above each arm, metric by metric."""
+    """Return what the whole clip is worth above each arm, metric by metric."""
     rows = [
         f"<tr><td>{escape(ARMS.get(arm, arm))}</td><td>{escape(metric)}</td><td class=number>{one['mean']:+.3f}</td>"
         f"<td class=number>{one['low']:+.3f} to {one['high']:+.3f}</td><td class=number>{one['n']}</td></tr>"
@@ -167,7 +167,7 @@ def _arms(scores: Mapping[str, Any]) -> str:
 
 
 def _items(found: Mapping[str, Mapping[str, str]], *, answers: Answers) -> str:
-    """A row for each item under the first metric that has it, with what was said in every arm that decides."""
+    """Return a row for each item under the first metric that has it, with what was said in every arm that decides."""
     classes: dict[str, str] = {}
     for rows in found.values():
         classes = {**rows, **classes}

@@ -167,7 +167,7 @@ def _refuse_twice(materials: Sequence[Material]) -> None:
 
 
 def _files(settings: EvaluateSettings, *, style: str) -> Asking:
-    """The questions of a benchmark, those about one clip together."""
+    """Return the questions of a benchmark, those about one clip together."""
     folder = Path(settings.data)
     bench = read_bench(settings.bench, folder, **settings.option)
     holes = [Lost(key=hole.id, reason=hole.reason, detail=hole.detail) for hole in bench.holes]
@@ -208,14 +208,16 @@ def _file_bytes(path: Path) -> tuple[bytes, bytes | None]:
 
 
 def _clip_name(item: BenchItem, *, folder: Path) -> str:
-    """The clip's file below the folder, with its window."""
+    """Return the clip's file below the folder, with its window."""
     root = folder.expanduser().absolute()
     name = item.clip.relative_to(root).as_posix() if item.clip.is_relative_to(root) else item.clip.as_posix()
     return name if item.window is None else f"{name}@{item.window[0]:g}-{item.window[1]:g}"
 
 
 def _identity(item: BenchItem, *, name: str) -> dict[str, Any]:
-    """What the answer to an item depends on; the media count by their size, what was seen of them is on the card."""
+    """Return what the answer to an item depends on; the media count by their size, what was seen of them is on the
+    card.
+    """
     size = item.clip.stat().st_size if item.clip.is_file() else None
     return {
         "id": item.id, "clip": name, "size": size, "task": item.task, "fields": dict(item.fields), "tags": item.tags,
@@ -224,7 +226,7 @@ def _identity(item: BenchItem, *, name: str) -> dict[str, Any]:
 
 
 def _asked(item: BenchItem) -> dict[str, Any]:
-    """The item of a record, with the subtitles in front of its question."""
+    """Return the item of a record, with the subtitles in front of its question."""
     fields = {"task": item.task, **item.fields}
     if item.subtitles:
         fields["question"] = f"Subtitles of the video:\n{item.subtitles}\n{fields.get('question', '')}"

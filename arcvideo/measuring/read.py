@@ -97,7 +97,7 @@ class Reader:
 
 
 def _outside(questions: Sequence[Question], *, seconds: float) -> Iterator[Lost]:
-    """Questions about times that the clip does not have."""
+    """Yield questions about times that the clip does not have."""
     for question in questions:
         try:
             check_times(question.fields, seconds=seconds)

@@ -176,7 +176,7 @@ def _counted(answers: Sequence[Answer], *, metric: str) -> dict[str, Prediction]
 
 
 def _beyond(answer: Answer) -> bool:
-    """Whether the answer names a time behind the end of its clip."""
+    """Return whether the answer names a time behind the end of its clip."""
     if answer.task != GROUNDING.name or answer.seconds is None:
         return False
     said = read_span(answer.text).value

@@ -35,7 +35,7 @@ def fit_waveform(
     max_seconds: int | None = None,
     middle: bool = False,
 ) -> AudioSpan:
-    """Cuts and pads a waveform so that its seconds match the frames.
+    """Cut and pads a waveform so that its seconds match the frames.
 
     The released code's rules: above 2 * max_frames seconds, `max_frames` pieces of two seconds are kept; below one
     second, zeros are appended; up to max_frames seconds there is one second per frame. Where released training
@@ -62,8 +62,9 @@ def fit_waveform(
 
 
 def cut_waveform(waveform: Tensor, *, pieces: int, seconds: int, middle: bool = False) -> Tensor:
-    """The whole signal up to this many seconds; beyond, equally much from the start (or the middle) of each of `pieces`
-    parts."""
+    """Return the whole signal up to this many seconds; beyond, equally much from the start (or the middle) of each of
+    `pieces` parts.
+    """
     if waveform.numel() <= seconds * SAMPLE_RATE:
         return waveform
     length = seconds * SAMPLE_RATE // pieces
@@ -73,12 +74,12 @@ def cut_waveform(waveform: Tensor, *, pieces: int, seconds: int, middle: bool = 
 
 
 def silent_seconds(*, frame_count: int, duration: float, max_frames: int, max_seconds: int | None = None) -> int:
-    """Seconds that count for a clip without sound."""
+    """Return seconds that count for a clip without sound."""
     return frame_count if duration <= max_frames else min(math.ceil(duration), max_seconds or 2 * max_frames)
 
 
 def mel_chunks(waveform: Tensor, *, mel_bins: int, chunk_samples: int, chunks: int | None = None) -> Tensor:
-    """(C, M, chunk_samples // 160) float32 Whisper log-mel, chunk by chunk, the last one zero-padded.
+    """Return (C, M, chunk_samples // 160) float32 Whisper log-mel, chunk by chunk, the last one zero-padded.
 
     Args:
         waveform: (N,) float32 at 16 kHz.
@@ -100,7 +101,7 @@ class Whisper:
     """Speech recognition by openai-whisper, from a local checkpoint."""
 
     def __init__(self, checkpoint: Path) -> None:
-        """Loads the weights.
+        """Load the weights.
 
         Raises:
             ValueError: no checkpoint of openai-whisper.

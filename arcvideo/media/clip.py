@@ -34,7 +34,7 @@ def read_clip(
     window: Sequence[float] | None = None,
     bare: bool = False,
 ) -> Clip:
-    """Decodes a video, a sound file or a still picture in this process.
+    """Decode a video, a sound file or a still picture in this process.
 
     Args:
         name: file name, for messages only.
@@ -66,7 +66,7 @@ def read_request(
     window: Sequence[float] | None = None,
     bare: bool = False,
 ) -> ReadRequest:
-    """The plain form of how a file is read."""
+    """Return the plain form of how a file is read."""
     return ReadRequest(
         name=name,
         image_size=layout.image_size,
@@ -81,7 +81,7 @@ def read_request(
 
 
 def as_clip(arrays: ClipArrays) -> Clip:
-    """The same clip with tensors; frames become channels-first."""
+    """Return the same clip with tensors; frames become channels-first."""
     frames = arrays.frames
     return Clip(
         key=arrays.key,
@@ -149,7 +149,7 @@ def clip_of_frames(
 
 
 def to_media(clip: Clip, *, layout: Layout) -> Media:
-    """What the towers read. An absent half is None and has its flag off; the model feeds zeros for it.
+    """Return what the towers read. An absent half is None and has its flag off; the model feeds zeros for it.
 
     Absent sound is not silence: silence has its own log-mel, absence is an all-zero encoder input (paper 3.2.2).
 

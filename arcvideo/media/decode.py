@@ -35,7 +35,7 @@ class Decoded:
 
 
 def decode(data: bytes, *, name: str, choose: Choose, limits: MediaLimits, decoder: str = "pyav") -> Decoded:
-    """Decodes a video, a sound or a still picture.
+    """Decode a video, a sound or a still picture.
 
     Args:
         data: the file.
@@ -98,7 +98,9 @@ def _decode_streams(
 
 
 def _packets(container: InputContainer, *streams: VideoStream | AudioStream | None) -> dict[int, list[av.Packet]]:
-    """All packets of the streams, by stream index, each list ending with the empty one that drains its decoder."""
+    """Return all packets of the streams, by stream index, each list ending with the empty one that drains its
+    decoder.
+    """
     wanted = [stream for stream in streams if stream is not None]
     packets: dict[int, list[av.Packet]] = {stream.index: [] for stream in wanted}
     for packet in container.demux(wanted):
@@ -125,7 +127,7 @@ def _check_length(container: InputContainer, *, name: str, limits: MediaLimits) 
 
 
 def _decode_still(data: bytes, *, name: str, choose: Choose, limits: MediaLimits) -> Decoded:
-    """A still: one frame that stands for the first second."""
+    """Return a still: one frame that stands for the first second."""
     frame = read_still(data, name=name, limits=limits)
     facts = VideoFacts(frame_count=1, fps=1.0, duration=1.0)
     chosen = choose(facts)

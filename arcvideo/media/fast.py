@@ -23,7 +23,7 @@ _AT_A_TIME = 8
 
 
 def check_decoder(name: str) -> None:
-    """Refuses a decoder that is unknown or cannot work here.
+    """Refuse a decoder that is unknown or cannot work here.
 
     Raises:
         ValueError: with what to install.
@@ -44,7 +44,7 @@ def check_decoder(name: str) -> None:
 def fast_frames(
     data: bytes, stream: VideoStream, *, timeline: Timeline, chosen: Selection, name: str, limits: MediaLimits
 ) -> list[np.ndarray] | None:
-    """The chosen frames, finished, one per slot; None where torchcodec would show others than the packets say.
+    """Return the chosen frames, finished, one per slot; None where torchcodec would show others than the packets say.
 
     Raises:
         MediaError: a frame over the pixel limit.

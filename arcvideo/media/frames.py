@@ -32,7 +32,7 @@ def plan_frames(
     times: np.ndarray | None = None,
     duration: float | None = None,
 ) -> FramePlan:
-    """One frame per interval, a pure function of its arguments.
+    """Return one frame per interval, a pure function of its arguments.
 
     Args:
         frame_count: frames in the stream.
@@ -65,13 +65,13 @@ def _frames_in(span: tuple[float, float], *, frame_count: int, fps: float, times
 
 
 def check_policy(policy: str) -> None:
-    """Refuses an unknown frame policy."""
+    """Refuse an unknown frame policy."""
     if policy not in POLICIES:
         raise ValueError(f"frame policy {policy!r}: choose one of {', '.join(POLICIES)}")
 
 
 def time_spans(*, duration: float, max_frames: int) -> tuple[tuple[float, float], ...]:
-    """The intervals of a clip: whole seconds up to `max_frames` of them, else `max_frames` equal parts."""
+    """Return the intervals of a clip: whole seconds up to `max_frames` of them, else `max_frames` equal parts."""
     if duration <= max_frames:
         return tuple((float(i), float(i + 1)) for i in range(max(1, math.ceil(duration))))
     part = duration / max_frames

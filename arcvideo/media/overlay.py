@@ -21,20 +21,20 @@ _FONT_SHARE = 0.05
 
 
 def stamp(frame: np.ndarray, *, text: str, font: str | None = None) -> None:
-    """Draws `text` in white on a black box into `frame`, (H, W, 3) uint8, in place, before any resizing."""
+    """Draw `text` in white on a black box into `frame`, (H, W, 3) uint8, in place, before any resizing."""
     height, width = frame.shape[:2]
     patch, left, top = _patch(text, width, height, font or str(FONT))
     frame[top : top + patch.shape[0], left : left + patch.shape[1]] = patch
 
 
 def check_font(font: str | None) -> None:
-    """Refuses a font file that cannot be drawn with."""
+    """Refuse a font file that cannot be drawn with."""
     _face(font or str(FONT), 12)
 
 
 @lru_cache(maxsize=4096)
 def _patch(text: str, width: int, height: int, font: str) -> tuple[np.ndarray, int, int]:
-    """The box with its text, clipped to the frame, and where its top left corner goes."""
+    """Return the box with its text, clipped to the frame, and where its top left corner goes."""
     face = _face(font, max(1, int(_FONT_SHARE * height)))
     x0, y0, x1, y1 = (round(side) for side in face.getbbox(text))
     # + 1: the reference's box includes both of its corners.

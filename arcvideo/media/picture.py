@@ -75,7 +75,8 @@ def read_timeline(
     skipped: int = 0,
     strict: bool = True,
 ) -> Timeline:
-    """When the frames are shown; read off the packets where each of them shows one frame, so mostly without decoding.
+    """Return when the frames are shown; read off the packets where each of them shows one frame, so mostly without
+    decoding.
 
     Frames without a time (leading pictures behind a cut, which no player shows) have no place and are left out.
 
@@ -128,7 +129,7 @@ def decode_frames(
     limits: MediaLimits,
     strict: bool = True,
 ) -> list[np.ndarray]:
-    """The chosen frames, finished, one per slot.
+    """Return the chosen frames, finished, one per slot.
 
     Args:
         packets: of the stream.
@@ -156,7 +157,9 @@ def decode_frames(
 
 
 def is_mirrored(packets: list[av.Packet], stream: VideoStream, *, name: str) -> bool:
-    """Whether the file says that its picture is to be mirrored; told by its first frame, as containers do not tell."""
+    """Return whether the file says that its picture is to be mirrored; told by its first frame, as containers do not
+    tell.
+    """
     a, b, c, d = (1, 0, 0, 1)
     for frame in _all_decoded(packets, stream, name=name):
         a, b, c, d = display_matrix(frame)
@@ -177,7 +180,7 @@ def _is_transparent(pixels: av.VideoFormat | None) -> bool:
 def _shown(
     packets: list[av.Packet], stream: VideoStream, *, name: str, strict: bool
 ) -> Iterator[av.Packet | av.VideoFrame]:
-    """What is shown: packets where each of them is one frame, else the frames that decoding gives."""
+    """Return what is shown: packets where each of them is one frame, else the frames that decoding gives."""
     plain = [packet for packet in packets if packet.size and not packet.is_discard]
     if stream.codec_context.name in _PACKET_IS_FRAME:
         # A raw stream has no times at all: decoding would not find any either.
@@ -190,7 +193,7 @@ def _shown(
 def _all_decoded(
     packets: list[av.Packet], stream: VideoStream, *, name: str, strict: bool = True
 ) -> Iterator[av.VideoFrame]:
-    """Every frame; leaves the decoder as if it had seen none."""
+    """Yield every frame; leaves the decoder as if it had seen none."""
     begun = strict
     for packet in (*(packet for packet in packets if packet.size), None):
         for frame in _decoded(packet, codec=stream.codec_context, name=name, begun=begun):
@@ -205,7 +208,7 @@ def keeps_to(rate: float, *, seconds: np.ndarray) -> bool:
 
 
 def _facts(stream: VideoStream, ticks: tuple[int, ...], *, last: int, name: str, limits: MediaLimits) -> VideoFacts:
-    """The average rate where the frames keep to it, as the released code takes it to be; else their times."""
+    """Return the average rate where the frames keep to it, as the released code takes it to be; else their times."""
     seconds = np.array([in_seconds(stream, tick - ticks[0]) for tick in ticks])
     rate = float(stream.average_rate or 0)
     if not (math.isfinite(rate) and rate > 0):
@@ -222,7 +225,7 @@ def _facts(stream: VideoStream, ticks: tuple[int, ...], *, last: int, name: str,
 def _frames_at(
     packets: list[av.Packet], stream: VideoStream, *, wanted: set[int], name: str, limits: MediaLimits, strict: bool
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(time stamp, RGB frame) of the wanted time stamps, each once.
+    """Yield (time stamp, RGB frame) of the wanted time stamps, each once.
 
     Not decoded are: what lies between the last wanted frame of a closed group of pictures and the next group with a
     wanted one, and frames that no other frame refers to. Neither changes anything in the others. Only the wanted
@@ -282,7 +285,7 @@ def _time(item: av.Packet | av.VideoFrame) -> int | None:
 def _decoded(
     packet: av.Packet | None, *, codec: VideoCodecContext, name: str, begun: bool = True
 ) -> Sequence[av.VideoFrame]:
-    """The frames that a packet gives; before the first one (not `begun`) a packet may fail, as behind a cut."""
+    """Return the frames that a packet gives; before the first one (not `begun`) a packet may fail, as behind a cut."""
     try:
         return codec.decode(packet)
     except av.error.InvalidDataError as error:
@@ -292,7 +295,9 @@ def _decoded(
 
 
 def _upright(frame: av.VideoFrame, *, threads: int) -> np.ndarray:
-    """(H, W, 3) uint8, turned and mirrored as the file's display matrix says (phones write vertical video turned)."""
+    """Return (H, W, 3) uint8, turned and mirrored as the file's display matrix says (phones write vertical video
+    turned).
+    """
     if _is_transparent(frame.format):
         pixels = on_white(frame.reformat(format="rgba", threads=threads).to_ndarray())
     else:
@@ -306,7 +311,9 @@ def _upright(frame: av.VideoFrame, *, threads: int) -> np.ndarray:
 
 
 def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """(a, b, c, d) in 16.16: the pixel at (x, y) is shown at (a x + c y, b x + d y), up to a shift (ISO 14496-12)."""
+    """Return (a, b, c, d) in 16.16: the pixel at (x, y) is shown at (a x + c y, b x + d y), up to a shift (ISO
+    14496-12).
+    """
     shown = frame.side_data.get("DISPLAYMATRIX")
     if shown is None:
         return 1 << 16, 0, 0, 1 << 16

@@ -65,7 +65,7 @@ class ClipArrays:
 def read_arrays(
     data: bytes, *, request: ReadRequest, limits: MediaLimits, sidecar_audio: bytes | None = None
 ) -> ClipArrays:
-    """Everything that decoding a clip means. `sidecar_audio` is a file whose sound replaces the file's own.
+    """Return everything that decoding a clip means. `sidecar_audio` is a file whose sound replaces the file's own.
 
     Raises:
         MediaError: when any part cannot be read as it should be.
@@ -99,13 +99,15 @@ def read_arrays(
 
 
 def media_digest(data: bytes, *, sidecar_audio: bytes | None = None) -> bytes:
-    """32 bytes that name the content of a clip's files."""
+    """Return 32 bytes that name the content of a clip's files."""
     parts = [data] if sidecar_audio is None else [data, sidecar_audio]
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
 
 
 def clip_key(digest: bytes, *, request: ReadRequest) -> str:
-    """Content id: equal keys mean equal arrays. `digest` is that of the media, which an index knows without reading."""
+    """Return content id: equal keys mean equal arrays. `digest` is that of the media, which an index knows without
+    reading.
+    """
     seed = request.seed if request.policy == "random" else 0
     how: tuple[object, ...] = (
         request.image_size,
@@ -123,12 +125,12 @@ def clip_key(digest: bytes, *, request: ReadRequest) -> str:
 
 
 def resize(frame: np.ndarray, *, size: int) -> np.ndarray:
-    """(size, size, 3) uint8: antialiased bicubic; the aspect ratio is not kept."""
+    """Return (size, size, 3) uint8: antialiased bicubic; the aspect ratio is not kept."""
     return np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _shown(facts: VideoFacts, request: ReadRequest) -> tuple[int, VideoFacts]:
-    """The first frame inside the window, and the facts of the frames there; all of the file without a window.
+    """Return the first frame inside the window, and the facts of the frames there; all of the file without a window.
 
     Raises:
         MediaError: the window begins behind the last frame.
@@ -151,7 +153,7 @@ def _shown(facts: VideoFacts, request: ReadRequest) -> tuple[int, VideoFacts]:
 
 
 def _heard(waveform: np.ndarray | None, *, request: ReadRequest) -> np.ndarray | None:
-    """The sound inside the window; None when there is none."""
+    """Return the sound inside the window; None when there is none."""
     if waveform is None or request.window is None:
         return waveform
     start, end = (round(seconds * SAMPLE_RATE) for seconds in request.window)

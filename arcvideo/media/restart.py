@@ -46,7 +46,7 @@ def starts_whole(packets: Sequence[av.Packet], stream: VideoStream) -> bool:
 
 
 def can_skip_unreferenced(stream: VideoStream) -> bool:
-    """Whether the frames that this decoder calls unreferenced are referred to by no frame at all.
+    """Return whether the frames that this decoder calls unreferenced are referred to by no frame at all.
 
     In H.265 the mark only speaks of frames of the same temporal layer, so it is trusted when there is one layer.
     """
@@ -58,7 +58,7 @@ def can_skip_unreferenced(stream: VideoStream) -> bool:
 
 
 def _length_prefix(codec: str, extradata: bytes) -> int:
-    """Bytes of the length in front of each NAL unit; 0 when they are separated by start codes."""
+    """Return bytes of the length in front of each NAL unit; 0 when they are separated by start codes."""
     place = {"h264": 4, "hevc": 21}[codec]
     return (extradata[place] & 3) + 1 if len(extradata) > place and extradata[0] == 1 else 0
 
@@ -70,7 +70,7 @@ def _has_nal(data: bytes, codec: str, *, prefix: int, types: tuple[int, ...]) ->
 
 
 def _prefixed(data: bytes, prefix: int) -> Iterator[int]:
-    """Where the NAL units of a packet with length prefixes begin."""
+    """Yield where the NAL units of a packet with length prefixes begin."""
     at = 0
     while at + prefix < len(data):
         yield at + prefix

@@ -40,7 +40,9 @@ def skipped_frames(data: bytes, *, stream: int) -> int:
 
 
 def _stream_chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """(two digits of the stream, size) of the chunks between the first and the last byte that make sense as such."""
+    """Yield (two digits of the stream, size) of the chunks between the first and the last byte that make sense as
+    such.
+    """
     at = 0
     while at + _HEAD <= len(data):
         kind, size = data[at : at + 4], _size(data, at)
@@ -77,5 +79,5 @@ def _size(data: bytes, at: int) -> int:
 
 
 def _is_unknown(size: int) -> bool:
-    """Whether a size means that its writer did not know it: a pipe cannot be rewound to fill it in."""
+    """Return whether a size means that its writer did not know it: a pipe cannot be rewound to fill it in."""
     return size == 0 or abs(size - (1 << 31)) <= _NEAR or size >= (1 << 32) - _NEAR

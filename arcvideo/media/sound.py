@@ -29,7 +29,9 @@ class _Run:
     """(channels, n) float32 at 16 kHz."""
 
     def waveform(self) -> np.ndarray:
-        """(n,) float32. Channels are averaged here: the resampler's own downmix does not divide by their number."""
+        """Return (n,) float32. Channels are averaged here: the resampler's own downmix does not divide by their
+        number.
+        """
         if not self.pieces:
             return np.zeros(0, dtype=np.float32)
         return np.concatenate(self.pieces, axis=1).mean(axis=0, dtype=np.float32)
@@ -38,7 +40,7 @@ class _Run:
 def decode_sound(
     packets: list[av.Packet], stream: AudioStream, *, origin: float | None, name: str, limits: MediaLimits
 ) -> np.ndarray | None:
-    """(N,) float32 in [-1, 1]: every channel resampled, then averaged; None when the stream holds no sample.
+    """Return (N,) float32 in [-1, 1]: every channel resampled, then averaged; None when the stream holds no sample.
 
     Gaps in the time stamps become silence, and so does a late start; what sounds before the picture starts is cut.
 
@@ -58,7 +60,7 @@ def decode_sound(
 
 
 def _runs(packets: list[av.Packet], stream: AudioStream, *, name: str, limits: MediaLimits) -> list[_Run]:
-    """The sound, cut where its time stamps jump ahead."""
+    """Return the sound, cut where its time stamps jump ahead."""
     resampler = av.AudioResampler(format="fltp", rate=SAMPLE_RATE)
     runs: list[_Run] = []
     end, clock, room = 0.0, 0.0, int(limits.max_seconds * SAMPLE_RATE)
@@ -88,7 +90,7 @@ def _runs(packets: list[av.Packet], stream: AudioStream, *, name: str, limits: M
 def _placed(
     waveforms: list[tuple[float | None, np.ndarray]], *, origin: float | None, name: str, limits: MediaLimits
 ) -> np.ndarray:
-    """The runs one after the other, each at its time, from `origin` (or the start of the first run)."""
+    """Return the runs one after the other, each at its time, from `origin` (or the start of the first run)."""
     first = waveforms[0][0]
     start = origin if origin is not None and first is not None else first
     placed: list[np.ndarray] = []

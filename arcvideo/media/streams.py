@@ -17,7 +17,7 @@ _TAIL_SECONDS = 1.0
 
 
 def best_video(container: InputContainer) -> VideoStream | None:
-    """The stream a player would show; cover pictures do not count."""
+    """Return the stream a player would show; cover pictures do not count."""
     streams = [stream for stream in container.streams.video if not stream.disposition & stream.disposition.attached_pic]
     best = container.streams.best("video")
     usable = [stream for stream in streams if stream.codec_context is not None]
@@ -25,7 +25,7 @@ def best_video(container: InputContainer) -> VideoStream | None:
 
 
 def best_audio(container: InputContainer) -> AudioStream | None:
-    """The stream a player would play."""
+    """Return the stream a player would play."""
     usable = [stream for stream in container.streams.audio if stream.codec_context is not None]
     best = container.streams.best("audio")
     return best if best in usable else next(iter(usable), None)
@@ -36,7 +36,7 @@ def in_seconds(stream: AudioStream | VideoStream, ticks: int) -> float:
 
 
 def check_tail(stream: AudioStream | VideoStream, *, name: str, end: float) -> None:
-    """Complains when a stream stops well before the length that the file's own header gives for it.
+    """Complain when a stream stops well before the length that the file's own header gives for it.
 
     Args:
         end: seconds at which the last packet ends.
@@ -56,6 +56,6 @@ def check_pixels(width: int, height: int, *, name: str, limits: MediaLimits) -> 
 
 
 def _clock_seconds(text: str) -> float:
-    """Seconds of `HH:MM:SS.fraction`, as Matroska files tag their tracks; 0 for anything else."""
+    """Return seconds of `HH:MM:SS.fraction`, as Matroska files tag their tracks; 0 for anything else."""
     match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", text)
     return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]) if match else 0.0

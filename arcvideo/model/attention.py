@@ -252,7 +252,7 @@ def _folded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def _softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """The formula itself, softmax in at least fp32; the caller gives a mask also where the rule is causal."""
+    """Return the formula itself, softmax in at least fp32; the caller gives a mask also where the rule is causal."""
     return _weights(q, k, mask) @ _all_heads(v, heads=q.shape[1])
 
 

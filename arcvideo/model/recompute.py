@@ -38,7 +38,7 @@ def run_layer(layer: nn.Module, x: Tensor, *inputs: Any, recompute: str) -> Tens
 
 
 def _keep_products() -> Any:
-    """Contexts of a checkpointed layer in which outputs of matrix products and of attention kernels are kept."""
+    """Return contexts of a checkpointed layer in which outputs of matrix products and of attention kernels are kept."""
 
     def policy(context: Any, operation: Any, *arguments: Any, **words: Any) -> CheckpointPolicy:
         name = operation.__name__.partition(".")[0] if hasattr(operation, "__name__") else ""
@@ -50,6 +50,8 @@ def _keep_products() -> Any:
 
 
 def _costly(arguments: Sequence[Any]) -> bool:
-    """Whether a product (of its last two arguments) is worth keeping: an adapter's way up sums few terms a number."""
+    """Return whether a product (of its last two arguments) is worth keeping: an adapter's way up sums few terms a
+    number.
+    """
     inner, outer = arguments[-1].shape[-2:]
     return inner * _CHEAP >= outer

@@ -253,7 +253,7 @@ def _target_problems(lora: LoraSettings, *, family: str) -> list[str]:
 def lora_problems(
     lora: LoraSettings | None, *, train: Collection[str], objective: str, answers: bool, family: str = "arc_hunyuan"
 ) -> list[str]:
-    """What is wrong with the settings of adapters, one sentence each, naming key and remedy.
+    """Return what is wrong with the settings of adapters, one sentence each, naming key and remedy.
 
     Args:
         lora: None trains whole modules.

@@ -37,7 +37,7 @@ class PairScores:
 
 
 def pair_losses(scores: PairScores, *, settings: DpoSettings) -> Tensor:
-    """(P,) loss of each pair.
+    """Return (P,) loss of each pair.
 
     sigmoid: the paper's. ipo: squared distance of the per-token margin to 1 / (2 beta), https://arxiv.org/abs/2310.12036.
     hinge: https://arxiv.org/abs/2305.10425. robust: unbiased when a share label_smoothing of the labels is flipped,
@@ -68,7 +68,7 @@ class Dpo:
         self.settings = settings or DpoSettings()
 
     def __call__(self, logits: Tensor, batch: Batch) -> Loss:
-        """Summed loss of one packed row.
+        """Return summed loss of one packed row.
 
         Args:
             logits: (T, V) at the targets.
@@ -90,7 +90,7 @@ class Dpo:
 
 
 def _per_pair(values: Tensor, *, batch: Batch) -> Tensor:
-    """(P, 2) sums over the tokens of each answer of (T,) values."""
+    """Return (P, 2) sums over the tokens of each answer of (T,) values."""
     sums = values.new_zeros(len(batch.keys)).index_add(0, batch.target_samples, values)
     return sums.view(-1, 2)
 
@@ -99,7 +99,7 @@ def _per_pair(values: Tensor, *, batch: Batch) -> Tensor:
 def _metrics(
     logits: Tensor, *, batch: Batch, scores: PairScores, settings: DpoSettings
 ) -> dict[str, tuple[Tensor | float, Tensor | float]]:
-    """Sums and counts under TRL's names."""
+    """Return sums and counts under TRL's names."""
     pairs, count = float(len(scores.logps)), float(len(batch.target_ids))
     rewards = settings.beta * scores.logratios
     margins = rewards[:, 0] - rewards[:, 1]

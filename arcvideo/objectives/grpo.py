@@ -28,7 +28,7 @@ MAX_LOG_RATIO = 20.0
 
 
 def group_std(rewards: Tensor, *, groups: Tensor) -> Tensor:
-    """Unbiased std of each completion's group, (n,); NaN rewards are left out, a group of one has 0."""
+    """Return unbiased std of each completion's group, (n,); NaN rewards are left out, a group of one has 0."""
     scored, values, mean, count = _centred(rewards, groups=groups)
     squares = torch.where(scored, (values - mean) ** 2, torch.zeros_like(values))
     variance = _group_sum(squares, groups=groups) / (count - 1).clamp(min=1)
@@ -36,7 +36,7 @@ def group_std(rewards: Tensor, *, groups: Tensor) -> Tensor:
 
 
 def advantages(rewards: Tensor, *, groups: Tensor, scale_rewards: str) -> Tensor:
-    """Advantage of each completion over the mean of its group, (n,) float32.
+    """Return advantage of each completion over the mean of its group, (n,) float32.
 
     Args:
         rewards: (n,) float; NaN where no reward applies, which gives advantage 0 and no share in the mean.
@@ -68,7 +68,8 @@ def _group_sum(values: Tensor, *, groups: Tensor) -> Tensor:
 
 
 def completion_weights(lengths: Tensor, *, counted: Tensor, loss_type: str) -> Tensor:
-    """(n,) float32 weight of each token of each completion, so that the Runner's one division is the variant's average.
+    """Return (n,) float32 weight of each token of each completion, so that the Runner's one division is the variant's
+    average.
 
     grpo: mean over the tokens of a completion, then over completions. dr_grpo: the same divisor, the number of
     completions (`grpo_loss` supplies 1/max_completion_length). dapo, cispo: mean over all tokens of the step.
@@ -115,7 +116,7 @@ def grpo_token_loss(
     mask: Tensor,
     settings: GrpoSettings,
 ) -> TokenLoss:
-    """The loss of every token, before any average.
+    """Return the loss of every token, before any average.
 
     Args:
         logprobs: (T,) under the policy, with gradient.
@@ -157,7 +158,7 @@ def grpo_token_loss(
 
 
 def kl_estimate(difference: Tensor, *, estimator: str) -> Tensor:
-    """Per-token estimate of KL(policy || reference), http://joschu.net/blog/kl-approx.html.
+    """Return per-token estimate of KL(policy || reference), http://joschu.net/blog/kl-approx.html.
 
     As a loss k2 and k3 pull towards the reference; the gradient of k1 is zero on average, so it only adds noise to
     fresh completions, and is meant for comparison with others' curves.
@@ -183,7 +184,7 @@ def grpo_loss(
     settings: GrpoSettings,
     mask: Tensor | None = None,
 ) -> Loss:
-    """Summed loss over a flat table of completion tokens; divide by `weights.sum()` over the step.
+    """Return summed loss over a flat table of completion tokens; divide by `weights.sum()` over the step.
 
     Args:
         weights: (T,) from `completion_weights` for the same loss_type.
@@ -225,7 +226,7 @@ class Grpo:
         self.settings = settings or GrpoSettings()
 
     def __call__(self, logits: Tensor, batch: Batch) -> Loss:
-        """Summed loss of one packed row of groups.
+        """Return summed loss of one packed row of groups.
 
         Without `old_logprobs` the policy is still the one that sampled: the old log-probabilities are those of this
         very forward, and tokens about which it and the sampler disagree are left out and counted for `judge`.

@@ -14,7 +14,8 @@ AT_ONCE = 1 << 25
 
 
 def token_logprobs(logits: Tensor, *, target_ids: Tensor, temperature: float) -> Tensor:
-    """(T,) log-probabilities of the targets at the sampling temperature over the whole vocabulary, at least float32.
+    """Return (T,) log-probabilities of the targets at the sampling temperature over the whole vocabulary, at least
+    float32.
 
     The logits are turned to fp32 some rows at a time, forward and backward: no fp32 copy of all of them exists.
     """
@@ -56,7 +57,7 @@ def _exact(logits: Tensor) -> torch.dtype:
 
 
 def _chunks(logits: Tensor) -> Iterator[slice]:
-    """Rows of (T, V) logits that are in fp32 together."""
+    """Yield rows of (T, V) logits that are in fp32 together."""
     rows = max(1, AT_ONCE // max(logits.shape[1], 1))
     for first in range(0, len(logits), rows):
         yield slice(first, first + rows)
@@ -64,7 +65,7 @@ def _chunks(logits: Tensor) -> Iterator[slice]:
 
 @torch.no_grad()
 def token_entropy(logits: Tensor, *, temperature: float) -> Tensor:
-    """(T,) float32 entropy in nats, in chunks because it needs fp32 probabilities of the whole vocabulary."""
+    """Return (T,) float32 entropy in nats, in chunks because it needs fp32 probabilities of the whole vocabulary."""
     parts = []
     for rows in _chunks(logits):
         logp = F.log_softmax(logits[rows].float() / temperature, dim=-1)

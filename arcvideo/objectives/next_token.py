@@ -18,7 +18,7 @@ class NextToken:
         self.settings = settings or NextTokenSettings()
 
     def __call__(self, logits: Tensor, batch: Batch) -> Loss:
-        """Summed loss of the batch.
+        """Return summed loss of the batch.
 
         Args:
             logits: (T, V), the row of each target's position, any float dtype.

@@ -24,7 +24,7 @@ class PackCost:
 
 
 def pack_cost(model: ModelSettings, *, trained: Collection[str], towers: bool = True) -> PackCost:
-    """The costs of a training step of a model, forward and backward, from `arcvideo.flops`.
+    """Return the costs of a training step of a model, forward and backward, from `arcvideo.flops`.
 
     Args:
         model: sizes.

@@ -87,7 +87,7 @@ class Families:
 
 
 def cut_families(visits: Visits, *, source: int, budget: int) -> Families:
-    """Visits cut into families: by prefix (text before the media; none is shared without), and by the budget."""
+    """Return visits cut into families: by prefix (text before the media; none is shared without), and by the budget."""
     visit = np.repeat(np.arange(len(visits.clip)), np.diff(visits.item_start))
     order = np.lexsort((visits.item, visits.item_rows["group"], visit))
     item, visit, rows = visits.item[order], visit[order], visits.item_rows[order]
@@ -121,12 +121,12 @@ def cut_families(visits: Visits, *, source: int, budget: int) -> Families:
 
 
 def _sums(values: Ints, starts: Ints) -> Ints:
-    """Sums of the runs that begin at these places."""
+    """Return sums of the runs that begin at these places."""
     return np.add.reduceat(values, starts) if len(starts) else starts
 
 
 def joined(parts: Sequence[Families]) -> Families:
-    """Families of several sources in one table."""
+    """Return families of several sources in one table."""
     offsets = np.cumsum([0] + [len(part.item) for part in parts])
     columns = {
         name: np.concatenate([getattr(part, name) for part in parts])

@@ -67,7 +67,7 @@ def open_mixture(
     progress: bool = True,
     index_workers: int = 1,
 ) -> list[SourceTable]:
-    """The table of every source, in the order of the settings; missing indexes are built.
+    """Return the table of every source, in the order of the settings; missing indexes are built.
 
     Args:
         supervised: False also admits items without reasoning to sources of style think, as prompts.
@@ -101,8 +101,8 @@ def index_digest(tables: Sequence[SourceTable]) -> str:
 
 
 def frame_limits(duration: np.ndarray, *, clip: Ints, text: Ints, settings: DataSettings, layout: MediaLayout) -> Ints:
-    """(C,) most frames each clip may have: the layout's limit, or by the policy fewer_frames as many as fit beside the
-    longest of its items; items that would leave fewer than `data.min_frames` do not count, they are dropped.
+    """Return (C,) most frames each clip may have: the layout's limit, or by the policy fewer_frames as many as fit
+    beside the longest of its items; items that would leave fewer than `data.min_frames` do not count, they are dropped.
 
     Args:
         duration: (C,) seconds.
@@ -132,7 +132,7 @@ def source_table(
     supervised: bool,
     writer: TableWriter | None = None,
 ) -> SourceTable:
-    """The table of one source, from its indexes and the token counts beside them.
+    """Return the table of one source, from its indexes and the token counts beside them.
 
     Args:
         writer: takes the rows, of which the table then has none in memory.
@@ -253,7 +253,7 @@ def _several_media(index: ShardIndex) -> dict[int, list[float]]:
 
 
 def _usable(index: ShardIndex, *, source: SourceSettings, repeated: Ints, first: int) -> npt.NDArray[np.bool_]:
-    """(C,) clips of a shard that the source shows at all; `first` is the number of the first in the source."""
+    """Return (C,) clips of a shard that the source shows at all; `first` is the number of the first in the source."""
     facts = index.clips
     usable = {"both": np.ones(len(facts), bool), "video": facts["has_video"], "audio": facts["sound_samples"] > 0}
     chosen = usable[source.modality] & (first + np.arange(len(facts)) < (source.max_clips or np.inf))
@@ -262,14 +262,14 @@ def _usable(index: ShardIndex, *, source: SourceSettings, repeated: Ints, first:
 
 
 def _wanted(index: ShardIndex, *, source: SourceSettings) -> npt.NDArray[np.bool_]:
-    """(tasks, tagsets) of a shard that the source draws."""
+    """Return (tasks, tagsets) of a shard that the source draws."""
     tasks = [source.tasks.get(task, 0.0 if source.tasks else 1.0) > 0 for task in index.tasks]
     tagged = [set(source.tags) <= set(tags) for tags in index.tagsets]
     return np.logical_and.outer(np.array(tasks, dtype=bool), np.array(tagged, dtype=bool))
 
 
 def _sampled(index: ShardIndex, *, fraction: float) -> npt.NDArray[np.bool_]:
-    """(C,) about this share of the clips. A clip's lot depends on its key alone, so more shards change nothing."""
+    """Return (C,) about this share of the clips. A clip's lot depends on its key alone: more shards change nothing."""
     keys = (index.key(row) for row in range(len(index.clips)))
     lots = (int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") for key in keys)
     return np.fromiter((lot < fraction * 2.0**64 for lot in lots), dtype=bool)
@@ -278,7 +278,7 @@ def _sampled(index: ShardIndex, *, fraction: float) -> npt.NDArray[np.bool_]:
 def _stored(
     name: str, shards: Sequence[Path], *, counts: str, source: SourceSettings, settings: DataSettings, **about: Any
 ) -> SourceTable | None:
-    """The stored table of a source; None when there is none for these shards and settings."""
+    """Return the stored table of a source; None when there is none for these shards and settings."""
     folder = _table_folder(shards, counts=counts, source=source, settings=settings, **about)
     found = None if folder is None else open_rows(folder, _DTYPES)
     if found is None:
@@ -313,7 +313,7 @@ def _made(
     settings: DataSettings,
     **about: Any,
 ) -> SourceTable:
-    """The table of a source; a large one is written by one of the processes that ask for it, and mapped by all."""
+    """Return the table of a source; a large one is written by one of the processes that ask, and mapped by all."""
     place, about = settings.index_dir or "", {"settings": settings, **about}
     with ExitStack() as held:
         # Missing indexes and counts are made by all who ask; where there is nothing left to share, one opens the files.
@@ -358,7 +358,7 @@ def _write(name: str, indexes: Sequence[ShardIndex], lengths: Sequence[Lengths],
 
 
 def _tables(shards: Sequence[Path], *, place: str) -> Path:
-    """The folder of the stored tables of such shards."""
+    """Return the folder of the stored tables of such shards."""
     return (Path(place) if place else shards[0].parent) / _TABLES
 
 
@@ -371,7 +371,7 @@ def _table_folder(
     layout: MediaLayout,
     supervised: bool,
 ) -> Path | None:
-    """Where the table of these shards and settings lies; None when a shard has no index yet.
+    """Return where the table of these shards and settings lies; None when a shard has no index yet.
 
     A shard that is written or indexed again changes its times, and so the name; nothing of it is opened.
     """
@@ -390,7 +390,7 @@ def _table_folder(
 
 
 def _tasks(indexes: Sequence[ShardIndex], *, source: SourceSettings) -> tuple[str, ...]:
-    """All tasks of the shards; those that the settings name must be among them."""
+    """Return all tasks of the shards; those that the settings name must be among them."""
     found = tuple(sorted({task for index in indexes for task in index.tasks}))
     for task in source.tasks:
         if task not in TASKS:

@@ -11,7 +11,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def best_fit(lengths: Ints, *, budget: int) -> list[list[int]]:
-    """Which families share a pack: longest first, each into the fullest pack that still has room.
+    """Return which families share a pack: longest first, each into the fullest pack that still has room.
 
     A bit set of the rooms that exist finds the fullest fitting pack in a few machine words.
     """
@@ -40,7 +40,7 @@ def best_fit(lengths: Ints, *, budget: int) -> list[list[int]]:
 
 
 def greedy_cuts(lengths: Sequence[int], *, prefix: int, budget: int) -> list[int]:
-    """Where to cut a run of branches so that each part fits the budget with its own copy of the prefix."""
+    """Return where to cut a run of branches so that each part fits the budget with its own copy of the prefix."""
     cuts, filled = [0], prefix
     for place, length in enumerate(lengths):
         assert prefix + length <= budget

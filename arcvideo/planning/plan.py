@@ -91,7 +91,7 @@ class Plan:
         self._plans: dict[tuple[int, int], Future[WindowPlan]] = {}
 
     def epoch(self, number: int) -> WindowPlan:
-        """The plan of a whole epoch, which takes long and much memory where it has many windows."""
+        """Return the plan of a whole epoch, which takes long and much memory where it has many windows."""
         return whole([self.window(number, window) for window in range(self.windows)])
 
     @property
@@ -100,7 +100,7 @@ class Plan:
         return 1 if self._cut is None else self._cut.windows
 
     def window(self, epoch: int, number: int) -> WindowPlan:
-        """The plan of a window of an epoch; the last few are kept."""
+        """Return the plan of a window of an epoch; the last few are kept."""
         future, is_new = self._promised(epoch, number)
         if is_new:
             self._keep_promise(epoch, number, future)
@@ -129,7 +129,7 @@ class Plan:
         return self._first_steps[epoch]
 
     def epoch_of(self, step: int) -> int:
-        """The epoch that a global step belongs to."""
+        """Return the epoch that a global step belongs to."""
         if step < 0:
             raise ValueError(f"step={step}: must be 0 or more")
         if self._cut is not None:
@@ -140,7 +140,7 @@ class Plan:
         return epoch
 
     def locate(self, step: int) -> Place:
-        """The epoch of a global step, the window of that epoch, and the step of that window."""
+        """Return the epoch of a global step, the window of that epoch, and the step of that window."""
         epoch = self.epoch_of(step)
         inside = step - self.first_step(epoch)
         if self._cut is None:
@@ -149,7 +149,7 @@ class Plan:
         return epoch, number, inside - number * self._cut.steps
 
     def step(self, step: int, *, rank: int = 0, world: int = 1) -> list[Pack]:
-        """The packs of a rank in a global step, every `world`-th."""
+        """Return the packs of a rank in a global step, every `world`-th."""
         if self.packs_per_step % world:
             raise ValueError(f"data.packs_per_step={self.packs_per_step} is not a multiple of {world} ranks")
         epoch, number, inside = self.locate(step)
@@ -191,7 +191,9 @@ class Plan:
         return _Cut(visits=visits, windows=windows, steps=steps, last_steps=last.steps)
 
     def _ranges(self, epoch: int, first: int, last: int) -> list[tuple[int, int]]:
-        """Where each source's stream stands between two places of an epoch, of which it has its share anywhere."""
+        """Return where each source's stream stands between two places of an epoch, of which it has its share
+        anywhere.
+        """
         total = sum(self._visits)
         return [(epoch * own + own * first // total, epoch * own + own * last // total) for own in self._visits]
 
@@ -205,7 +207,7 @@ class Plan:
         return plan_window(self._recipe, ranges, self.seed, epoch, "window", number, steps=steps, even=True)
 
     def _promised(self, epoch: int, number: int) -> tuple[Future[WindowPlan], bool]:
-        """What will be the plan of a window, and whether the caller is the one who has to make it."""
+        """Return what will be the plan of a window, and whether the caller is the one who has to make it."""
         with self._lock:
             known = self._plans.pop((epoch, number), None)
             future: Future[WindowPlan] = Future() if known is None else known

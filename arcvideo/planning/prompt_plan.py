@@ -25,7 +25,7 @@ class PromptPlan:
         self._epoch: tuple[int, _Prompts | None] = (-1, None)
 
     def step(self, step: int, *, count: int, rank: int = 0, world: int = 1) -> list[Family]:
-        """The prompts of a rank, as families of one item, in the order of `places`."""
+        """Return the prompts of a rank, as families of one item, in the order of `places`."""
         return [self.prompt(place) for place in self.places(step, count=count, rank=rank, world=world)]
 
     @staticmethod
@@ -34,20 +34,20 @@ class PromptPlan:
         return range(step * count + rank, (step + 1) * count, world)
 
     def prompt(self, place: int) -> Family:
-        """The prompt at a place of the stream."""
+        """Return the prompt at a place of the stream."""
         epoch = max(0, int(np.searchsorted(self._first, place, side="right")) - 1)
         while self.first(epoch + 1) <= place:
             epoch += 1
         return self.epoch(epoch).family(place - self.first(epoch))
 
     def first(self, epoch: int) -> int:
-        """Prompts before an epoch."""
+        """Return prompts before an epoch."""
         while len(self._first) <= epoch:
             self._first.append(self._first[-1] + len(self.epoch(len(self._first) - 1).item))
         return self._first[epoch]
 
     def epoch(self, number: int) -> _Prompts:
-        """All prompts of an epoch, in order; the last epoch asked for is kept."""
+        """Return all prompts of an epoch, in order; the last epoch asked for is kept."""
         known, prompts = self._epoch
         if known != number or prompts is None:
             parts = [
@@ -97,7 +97,9 @@ def _drawn(table: SourceTable, *, source: int, seed: int, epoch: int) -> _Prompt
 
 
 def evaluation_families(table: SourceTable, *, source: int, per_task: int | None) -> list[Family]:
-    """Items in index order, those of a clip together; with `per_task`, that many of each task at equal distances."""
+    """Return items in index order, those of a clip together; with `per_task`, that many of each task at equal
+    distances.
+    """
     chosen = np.arange(table.items)
     if per_task is not None:
         parts = [np.flatnonzero(table.item_task == task) for task in range(len(table.tasks))]

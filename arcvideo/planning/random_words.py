@@ -28,7 +28,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 
 
 def words(count: int, *key: object) -> Words:
-    """(count,) random 64-bit words, a pure function of the key."""
+    """Return (count,) random 64-bit words, a pure function of the key."""
     return np.random.Philox(key=_key(*key)).random_raw(count)
 
 
@@ -44,7 +44,7 @@ def words_at(places: Ints, count: int, *key: object) -> Words:
 
 
 def uniforms(count: int, *key: object) -> npt.NDArray[np.float64]:
-    """(count,) numbers in (0, 1)."""
+    """Return (count,) numbers in (0, 1)."""
     return _uniform(words(count, *key))
 
 
@@ -54,7 +54,7 @@ def uniforms_at(places: Ints, count: int, *key: object) -> npt.NDArray[np.float6
 
 
 def permutation(count: int, *key: object) -> Ints:
-    """A random order of 0..count-1."""
+    """Return a random order of 0..count-1."""
     return np.argsort(words(count, *key), kind="stable")
 
 
@@ -88,7 +88,7 @@ def _uniform(drawn: Words) -> npt.NDArray[np.float64]:
 
 
 def _philox(counter: list[Words], key: list[np.uint64]) -> list[Words]:
-    """The four words of each block."""
+    """Return the four words of each block."""
     for number in range(_ROUNDS):
         low = [part * np.uint64(factor) for part, factor in zip(counter[::2], _MULTIPLIERS, strict=True)]
         high = [_high(part, factor) for part, factor in zip(counter[::2], _MULTIPLIERS, strict=True)]
@@ -98,7 +98,7 @@ def _philox(counter: list[Words], key: list[np.uint64]) -> list[Words]:
 
 
 def _high(values: Words, factor: int) -> Words:
-    """The upper 64 bits of each product, from products of halves."""
+    """Return the upper 64 bits of each product, from products of halves."""
     right, left = np.uint64(factor & 0xFFFFFFFF), np.uint64(factor >> 32)
     low, high = values & _LOW, values >> _32
     middle = high * right + ((low * right) >> _32)
@@ -106,7 +106,7 @@ def _high(values: Words, factor: int) -> Words:
 
 
 def _feistel(values: Words, *, half: np.uint64, keys: Words, numbers: Words) -> Words:
-    """A permutation of the numbers of 2 * half bits, another for every number."""
+    """Return a permutation of the numbers of 2 * half bits, another for every number."""
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = values >> half, values & mask
     for key in keys:

@@ -30,7 +30,7 @@ class Repeated:
 
 
 def repeated_keys(indexes: Sequence[ShardIndex]) -> Repeated:
-    """The clips whose key stands in an earlier shard; inside a shard the index keeps the first of a key.
+    """Return the clips whose key stands in an earlier shard; inside a shard the index keeps the first of a key.
 
     Keys are compared by 64-bit numbers first, and as text where those agree.
     """
@@ -51,7 +51,9 @@ def repeated_keys(indexes: Sequence[ShardIndex]) -> Repeated:
 
 
 def key_numbers(index: ShardIndex) -> Words:
-    """(C,) a number of each key: its bytes times random words that depend on their place, summed modulo 2**64."""
+    """Return (C,) a number of each key: its bytes times random words that depend on their place, summed modulo
+    2**64.
+    """
     size, start = index.clips["key_size"].astype(np.int64), index.clips["key_start"]
     if not len(size):
         return np.empty(0, dtype=np.uint64)

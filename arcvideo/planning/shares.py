@@ -15,7 +15,7 @@ from arcvideo.planning.table import SourceTable, visit_tokens
 
 
 def with_passes(tables: Sequence[SourceTable], *, unit: str) -> list[SourceTable]:
-    """The tables with the passes that an epoch makes over each.
+    """Return the tables with the passes that an epoch makes over each.
 
     Args:
         unit: epochs: the weights are the passes. tokens: the weights are shares of an epoch that is as long as one pass
@@ -40,14 +40,16 @@ def with_passes(tables: Sequence[SourceTable], *, unit: str) -> list[SourceTable
 
 
 def pass_tokens(table: SourceTable) -> float:
-    """Tokens that one pass over a source is expected to hold: each clip once, with the items that a visit draws."""
+    """Return tokens that one pass over a source is expected to hold: each clip once, with the items that a visit
+    draws.
+    """
     if table.pass_tokens is not None:
         return table.pass_tokens
     return float(visit_tokens(table.clip_rows, table.item_rows, settings=table.settings).sum())
 
 
 def realised(plan: Plan, *, steps: int) -> dict[str, dict[str, Any]]:
-    """What the first steps hold of each source, all ranks together: families, items, tokens, items per task.
+    """Return what the first steps hold of each source, all ranks together: families, items, tokens, items per task.
 
     A prefix that several families of a clip carry counts each time, as it costs each time.
     """
@@ -74,7 +76,7 @@ def realised(plan: Plan, *, steps: int) -> dict[str, dict[str, Any]]:
 
 
 def realised_prompts(plan: PromptPlan, *, steps: int, count: int) -> dict[str, dict[str, Any]]:
-    """The same of the first steps of `count` prompts."""
+    """Return the same of the first steps of `count` prompts."""
     found = _nothing(plan.tables)
     for place in range(steps * count):
         family = plan.prompt(place)
@@ -96,7 +98,7 @@ def _nothing(tables: Sequence[SourceTable]) -> dict[str, dict[str, Any]]:
 def mixture_report(
     tables: Sequence[SourceTable], *, unit: str, found: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Requested beside realised, for logs and the manifest; shares are of tokens."""
+    """Return requested beside realised, for logs and the manifest; shares are of tokens."""
     weights, tokens = sum(table.settings.weight for table in tables), sum(row["tokens"] for row in found.values())
     report = {}
     for table in tables:
@@ -119,7 +121,7 @@ def mixture_report(
 
 
 def mixture_text(report: Mapping[str, Mapping[str, Any]]) -> str:
-    """The report as a table."""
+    """Return the report as a table."""
     lines = [f"{'source':<20}{'weight':>8}{'passes':>9}{'families':>10}{'items':>10}{'tokens':>13}{'share':>8}"]
     for name, row in report.items():
         got = row["realised"]

@@ -38,7 +38,7 @@ def ragged(starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> npt.N
 
 
 def frame_counts(duration: np.ndarray, *, max_frames: Any) -> npt.NDArray[np.int64]:
-    """Frames of clips of these lengths in seconds: one a second, at least 1, at most max_frames."""
+    """Return frames of clips of these lengths in seconds: one a second, at least 1, at most max_frames."""
     return np.clip(np.ceil(duration), 1, max_frames).astype(np.int64)
 
 

@@ -193,7 +193,7 @@ class SourceTable:
 
 
 def visit_tokens(clip_rows: np.ndarray, item_rows: np.ndarray, *, settings: SourceSettings) -> Ints:
-    """(C,) tokens that a visit of each clip is expected to hold, rounded: its prefix once, and the items drawn.
+    """Return (C,) tokens that a visit of each clip is expected to hold, rounded: its prefix once, and the items drawn.
 
     Whole numbers, so that sums of parts are those of the whole.
     """

@@ -44,13 +44,13 @@ def visits_per_epoch(table: SourceTable) -> int:
 
 
 def draw_visits(table: SourceTable, *, seed: int, epoch: int) -> Visits:
-    """The visits of one epoch."""
+    """Return the visits of one epoch."""
     per_epoch = visits_per_epoch(table)
     return visits_at(table, first=epoch * per_epoch, last=(epoch + 1) * per_epoch, seed=seed)
 
 
 def visits_at(table: SourceTable, *, first: int, last: int, seed: int, even: bool = False) -> Visits:
-    """The visits at places first, ..., last - 1 of a source's stream.
+    """Return the visits at places first, ..., last - 1 of a source's stream.
 
     A source is an endless stream of passes over all its clips, each in its own order; an epoch takes the next
     `passes` passes of it. So half a pass sees every clip once in two epochs. The order of a pass is a permutation of
@@ -88,7 +88,7 @@ def visits_at(table: SourceTable, *, first: int, last: int, seed: int, even: boo
 
 
 def _visits_of_pass(table: SourceTable, *, places: Ints, seed: int, number: int, even: bool) -> Visits:
-    """The visits at these places of a pass; what a clip gives does not depend on its place."""
+    """Return the visits at these places of a pass; what a clip gives does not depend on its place."""
     key = (seed, table.name, number)
     clip = _evenly(table, places, *key) if even else permutation(table.clips, *key, "order")[places]
     rows = table.take_clips(clip)
@@ -111,7 +111,7 @@ def _visits_of_pass(table: SourceTable, *, places: Ints, seed: int, number: int,
 
 
 def _evenly(table: SourceTable, places: Ints, *key: object) -> Ints:
-    """The clips at these places of an order in which every run of STRATA clips has one of each length class."""
+    """Return the clips at these places of an order in which every run of STRATA clips has one of each length class."""
     clips = table.clips
     whole, rest = divmod(clips, STRATA)  # the first `rest` classes have one clip more, which stand in the last round
     turn, slot = places // STRATA, places % STRATA
@@ -122,7 +122,7 @@ def _evenly(table: SourceTable, places: Ints, *key: object) -> Ints:
 
 
 def choose_items(table: SourceTable, uniform: npt.NDArray[np.float64], *, count: int) -> Ints:
-    """(N,) items: up to `count` of each clip, drawn by weight without replacement, sorted; count 0 chooses all.
+    """Return (N,) items: up to `count` of each clip, drawn by weight without replacement, sorted; count 0 chooses all.
 
     The smallest of exponential variates with the items' rates are such a draw (Efraimidis and Spirakis, 2006).
     """
@@ -140,7 +140,7 @@ def _smallest(values: npt.NDArray[np.float64], *, group: Ints, counts: Ints, lim
 
 
 def _modality(table: SourceTable, rows: np.ndarray, uniform: npt.NDArray[np.float64]) -> npt.NDArray[np.int8]:
-    """(V,) what a visit of each clip shows. Only clips with picture and sound can lose one."""
+    """Return (V,) what a visit of each clip shows. Only clips with picture and sound can lose one."""
     settings = table.settings
     shown = np.full(len(rows), MODALITY_NAMES.index(settings.modality), dtype=np.int8)
     if settings.modality == "both":

@@ -45,7 +45,7 @@ class WindowPlan:
         return int(self.families.tokens.sum())
 
     def balance(self, world: int) -> float:
-        """How busy the ranks of a step are, mean over maximum of their work, over all steps; 1 is perfect.
+        """Return how busy the ranks of a step are, mean over maximum of their work, over all steps; 1 is perfect.
 
         Ranks wait for each other after every pack (they exchange gradients), so packs are compared one by one.
         """
@@ -57,7 +57,7 @@ class WindowPlan:
         return tuple(self.families.family(member) for member in members)
 
     def step(self, number: int, *, rank: int, world: int) -> list[Pack]:
-        """The packs of a rank in a step of the window, every `world`-th."""
+        """Return the packs of a rank in a step of the window, every `world`-th."""
         first, last = self.step_start[number : number + 2].tolist()
         return [self.pack(pack) for pack in range(first + rank, last, world)]
 
@@ -74,7 +74,7 @@ class Recipe:
 
 
 def window_families(recipe: Recipe, ranges: Sequence[tuple[int, int]], *, even: bool) -> Families:
-    """The families of a window.
+    """Return the families of a window.
 
     Args:
         recipe: of the plan.
@@ -94,7 +94,7 @@ def window_families(recipe: Recipe, ranges: Sequence[tuple[int, int]], *, even: 
 
 
 def packed(recipe: Recipe, families: Families, *key: object) -> list[list[int]]:
-    """Which families share a pack; the key decides which of equal length comes first."""
+    """Return which families share a pack; the key decides which of equal length comes first."""
     order = permutation(len(families.clip), *key, "families")
     return [order[pack].tolist() for pack in best_fit(families.tokens[order], budget=recipe.token_budget)]
 
@@ -158,7 +158,7 @@ def _laid_end_to_end(counts: Sequence[npt.NDArray[np.int64]]) -> Ints:
 
 
 def _alike(costs: Ints, *, packs_per_step: int) -> Ints:
-    """(S, packs_per_step) which packs make a step: neighbours in cost, so that no rank waits for another."""
+    """Return (S, packs_per_step) which packs make a step: neighbours in cost, so that no rank waits for another."""
     steps = np.argsort(-costs, kind="stable").reshape(-1, packs_per_step)
     return steps[np.argsort(steps.min(axis=1))]
 
@@ -166,7 +166,7 @@ def _alike(costs: Ints, *, packs_per_step: int) -> Ints:
 def _filled(
     families: Families, packs: list[list[int]], *, wanted: int, packs_per_step: int
 ) -> tuple[Families, list[list[int]]]:
-    """Halves the packs with the most items until there are as many as wanted.
+    """Return halves the packs with the most items until there are as many as wanted.
 
     The alternatives lose or repeat samples. Losses are divided by the weight of all targets of a step, so how they are
     spread over packs changes nothing but speed.

@@ -90,7 +90,7 @@ def _chosen(recipe: Recipe, *, own: dict[str, str], extra: Sequence[str]) -> lis
 def _estimates(
     stages: Sequence[PlannedStage], *, machine: Machine, expect: Mapping[str, ExpectedSource], trace: bool
 ) -> tuple[list[Estimate], list[str], list[Measured]]:
-    """The estimate of each stage, what does not fit, and what was measured."""
+    """Return the estimate of each stage, what does not fit, and what was measured."""
     found, problems, errors = [], [], []
     for stage in stages:
         one = estimate(stage.config, machine=machine, expect=expect)
@@ -102,7 +102,7 @@ def _estimates(
 
 
 def _traced(found: Estimate, *, config: RunConfig) -> Estimate:
-    """The same with activations as a trace of the stage's real step counts them."""
+    """Return the same with activations as a trace of the stage's real step counts them."""
     from arcvideo.preflight.trace import trace_row
 
     traced = trace_row(config, row=row_of(config, epoch=found.epoch))
@@ -110,7 +110,7 @@ def _traced(found: Estimate, *, config: RunConfig) -> Estimate:
 
 
 def table(found: Sequence[Estimate], *, machine: Machine) -> str:
-    """The estimates, a line a stage."""
+    """Return the estimates, a line a stage."""
     rows = [
         f"{'stage':<14}{'samples':>10}{'tokens':>10}{'packs':>8}{'steps/ep':>9}{'steps':>7}{'FLOPs':>9}{'hours':>8}"
         f"{'weights':>9}{'grads':>7}{'optim':>7}{'activ':>7}{'rollout':>8}{'GPU':>7}{'host':>7}{'disk':>7}"
@@ -150,7 +150,7 @@ def table(found: Sequence[Estimate], *, machine: Machine) -> str:
 
 
 def _total(found: Sequence[Estimate], *, machine: Machine) -> str:
-    """The line under the stages: work, time, disk and price added up, memory of the stage that needs most."""
+    """Return the line under the stages: work, time, disk and price added up, memory of the stage that needs most."""
     seconds, steps = sum(one.seconds for one in found), sum(one.steps for one in found)
     most = (max(one.gpu.total for one in found), max(one.host for one in found), sum(one.disk for one in found))
     return (

@@ -50,12 +50,14 @@ class _Learning:
     train: frozenset[str]
 
     def reads(self, layer: str) -> bool:
-        """Whether the input of a linear layer is kept; families whose layers are separate share one input."""
+        """Return whether the input of a linear layer is kept; families whose layers are separate share one input."""
         return self.llm or bool(self.adapters & {layer, *SEPARATE.get(layer, ())})
 
 
 def activations(config: RunConfig, *, row: Row) -> Activations:
-    """What a row of a stage holds above the weights, without gradients of weights, which ZeRO takes as they come."""
+    """Return what a row of a stage holds above the weights, without gradients of weights, which ZeRO takes as they
+    come.
+    """
     w = 2 if config.runner.precision == "bf16" else 4
     text, how = config.model.text, config.model.activation_checkpointing
     learning = _learning(config)

@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
 
 def declared_row(source: SourceSettings, expected: ExpectedSource, *, name: str, config: RunConfig) -> Row:
-    """An epoch of a source that is only declared: all clips alike, questions and answers of ordinary length.
+    """Return an epoch of a source that is only declared: all clips alike, questions and answers of ordinary length.
 
     Raises:
         ValueError: the mixture asks for what sizes alone cannot tell.
@@ -56,6 +56,6 @@ def declared_row(source: SourceSettings, expected: ExpectedSource, *, name: str,
 
 
 def declared_longest(source: SourceSettings, expected: ExpectedSource, *, config: RunConfig) -> int:
-    """Tokens of a prompt of that source."""
+    """Return tokens of a prompt of that source."""
     frames = min(math.ceil(expected.seconds), config.layout.max_frames)
     return (1 + media_length(frames, layout=config.layout) if frames else 0) + ORDINARY[source.style][0]

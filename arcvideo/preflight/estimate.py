@@ -40,7 +40,7 @@ class Estimate:
 
 
 def estimate(config: RunConfig, *, machine: Machine, expect: Mapping[str, ExpectedSource] | None = None) -> Estimate:
-    """What a stage would take.
+    """Return what a stage would take.
 
     Args:
         expect: source -> what the recipe expects of it, for sources whose shards are not there.
@@ -66,7 +66,7 @@ def estimate(config: RunConfig, *, machine: Machine, expect: Mapping[str, Expect
 
 
 def fits(config: RunConfig, *, epoch: Volume, machine: Machine) -> bool:
-    """Whether a stage has room on devices and host."""
+    """Return whether a stage has room on devices and host."""
     return (
         _memory(config, epoch=epoch, machine=machine).total <= machine.room
         and host_memory(config, ranks=machine.gpus) <= machine.host_gib * (1 << 30)
@@ -75,7 +75,7 @@ def fits(config: RunConfig, *, epoch: Volume, machine: Machine) -> bool:
 
 
 def step_unit(config: RunConfig) -> tuple[str, int]:
-    """The setting that the ranks divide among themselves, and its value."""
+    """Return the setting that the ranks divide among themselves, and its value."""
     if config.objective.sampled:
         return "grpo.num_prompts", config.grpo.num_prompts
     return "data.packs_per_step", config.data.packs_per_step
@@ -109,7 +109,7 @@ def epoch_flops(config: RunConfig, *, epoch: Volume) -> float:
 
 
 def _decoding_seconds(config: RunConfig, *, epoch: Volume, machine: Machine) -> float:
-    """Per step: every token that is decoded reads the weights and the keys and values of all rows once."""
+    """Return per step: every token that is decoded reads the weights and the keys and values of all rows once."""
     if not config.objective.sampled:
         return 0.0
     grpo, text = config.grpo, config.model.text
@@ -123,7 +123,7 @@ def _decoding_seconds(config: RunConfig, *, epoch: Volume, machine: Machine) -> 
 
 
 def row_of(config: RunConfig, *, epoch: Volume) -> Row:
-    """The fullest row that an epoch may have."""
+    """Return the fullest row that an epoch may have."""
     targets = epoch.targets / max(epoch.tokens, 1.0)
     return fullest_row(config, targets=targets, longest=epoch.longest, clips=epoch.frames > 0)
 

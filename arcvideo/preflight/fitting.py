@@ -22,7 +22,7 @@ ADAPTERS = "lora.rank=16"
 
 
 def misfits(words: Sequence[str], *, config: RunConfig, found: Estimate, machine: Machine) -> list[str]:
-    """What cannot fit, one sentence each, with the override that would.
+    """Return what cannot fit, one sentence each, with the override that would.
 
     Args:
         words: of the stage's command line.
@@ -52,7 +52,7 @@ def misfits(words: Sequence[str], *, config: RunConfig, found: Estimate, machine
 
 
 def _remedies(words: Sequence[str], *, config: RunConfig, found: Estimate, machine: Machine) -> Iterator[str]:
-    """Overrides with which the stage fits, those that change least first."""
+    """Yield overrides with which the stage fits, those that change least first."""
     for extra in _candidates(config, machine=machine):
         try:
             changed = stage_config([*words, *extra])
@@ -74,6 +74,6 @@ def _candidates(config: RunConfig, *, machine: Machine) -> Iterator[list[str]]:
 
 
 def _free(folder: Path) -> tuple[int, Path]:
-    """Bytes left where a folder lies or would lie."""
+    """Return bytes left where a folder lies or would lie."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free, there

@@ -37,7 +37,7 @@ from arcvideo.types import Batch, model_inputs
 
 
 def largest_batch(source: Source) -> Batch:
-    """The pack that costs most of the first epoch, or of its first window where it has many."""
+    """Return the pack that costs most of the first epoch, or of its first window where it has many."""
     window = source.plan.window(0, 0)
     number = int(window.pack_cost.argmax())
     step = int(np.searchsorted(window.step_start, number, side="right")) - 1
@@ -45,7 +45,7 @@ def largest_batch(source: Source) -> Batch:
 
 
 def run_largest(config: RunConfig) -> str:
-    """One sentence about the largest batch of a stage, after it went forward and backward.
+    """Return one sentence about the largest batch of a stage, after it went forward and backward.
 
     Raises:
         OutOfMemory: it did not fit; the message names the samples and the override that would.
@@ -77,7 +77,7 @@ def run_largest(config: RunConfig) -> str:
 
 
 def _parent(config: RunConfig) -> Path | None:
-    """Weights that the stage starts from; None before they are there."""
+    """Return weights that the stage starts from; None before they are there."""
     try:
         return resolve_parent(
             run_dir=Path(config.run_dir), stage=config.stage.name, parent=config.stage.parent, base=Path(config.base),

@@ -61,7 +61,7 @@ class Machine:
 
 
 def machine_of(words: dict[str, str], *, recipe: MachineSettings | None) -> Machine:
-    """The machine that the command line names; what it leaves out is the recipe's, or eight H200.
+    """Return the machine that the command line names; what it leaves out is the recipe's, or eight H200.
 
     Raises:
         ValueError: not a number, or no such device.

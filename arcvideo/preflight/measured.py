@@ -25,7 +25,8 @@ class Measured:
 
 
 def measured(config: RunConfig, *, found: Estimate, machine: Machine) -> list[Measured]:
-    """What became of the estimate; empty for a stage that has not finished, or that ran other steps than are asked for.
+    """Return what became of the estimate; empty for a stage that has not finished, or that ran other steps than are
+    asked for.
 
     Memory is compared where the stage ran on a device: on a CPU the whole process counts.
     """
@@ -49,7 +50,7 @@ def measured(config: RunConfig, *, found: Estimate, machine: Machine) -> list[Me
 
 
 def error_table(rows: list[Measured]) -> str:
-    """Predicted over measured, a line each."""
+    """Return predicted over measured, a line each."""
     lines = [f"{'finished stage':<16}{'':<8}{'predicted':>12}{'measured':>12}{'ratio':>8}"]
     for row in rows:
         ratio = row.predicted / row.measured if row.measured else float("nan")
@@ -71,6 +72,6 @@ def _size(folder: Path) -> int:
 
 
 def _kept(config: RunConfig, *, manifest: Manifest) -> bool:
-    """Whether as many checkpoints as are planned for came together."""
+    """Return whether as many checkpoints as are planned for came together."""
     every = config.runner.save_every
     return bool(every) and manifest.steps // every >= config.runner.keep_last

@@ -41,7 +41,7 @@ class Memory:
 
 
 def parameters(model: ModelSettings) -> dict[str, float]:
-    """Matrix weights by module, from sizes; norms and biases are left out, below one in a thousand."""
+    """Return matrix weights by module, from sizes; norms and biases are left out, below one in a thousand."""
     vision, audio, width = model.vision, model.audio, model.text.hidden_size
     wide = vision.hidden_size
     return {
@@ -56,7 +56,7 @@ def parameters(model: ModelSettings) -> dict[str, float]:
 
 
 def trained_parameters(config: RunConfig) -> float:
-    """Weights that learn; of modules with adapters, the adapters'."""
+    """Return weights that learn; of modules with adapters, the adapters'."""
     sizes, adapted = parameters(config.model), config.lora.modules if config.lora else []
     whole = sum(size for name, size in sizes.items() if name in config.stage.train and name not in adapted)
     return whole + (_adapters(config) if adapted else 0.0)
@@ -118,7 +118,9 @@ def memory(config: RunConfig, *, ranks: int, row: Row) -> Memory:
 
 
 def _buffers(config: RunConfig, *, trained: float, ranks: int) -> float:
-    """What DeepSpeed fills for collectives: what is added up at once and, under ZeRO-3, what is whole at once."""
+    """Return what DeepSpeed fills for collectives: what is added up at once and, under ZeRO-3, what is whole at
+    once.
+    """
     zero, width = zero_stage(config.engine), _width(config)
     if ranks == 1 or zero == 0:
         return 0.0
@@ -134,7 +136,9 @@ def _buffers(config: RunConfig, *, trained: float, ranks: int) -> float:
 
 
 def host_memory(config: RunConfig, *, ranks: int) -> float:
-    """Bytes around the devices of one node: what loading takes, then offloaded states, copies to save, and batches."""
+    """Return bytes around the devices of one node: what loading takes, then offloaded states, copies to save, and
+    batches.
+    """
     sizes, trained = parameters(config.model), trained_parameters(config)
     whole, half = sum(sizes.values()), _width(config) == 2 and not config.feature_cache
     # One rank reads all bits; the others half of them where weights are bf16.
@@ -151,25 +155,26 @@ def host_memory(config: RunConfig, *, ranks: int) -> float:
 
 
 def checkpoint_disk(config: RunConfig) -> float:
-    """Bytes of a stage's checkpoints and its export."""
+    """Return bytes of a stage's checkpoints and its export."""
     trained = trained_parameters(config)
     # fp32 weights and two moments each; one more while it is written.
     return 12 * trained * (config.runner.keep_last + 1) + 4 * sum(parameters(config.model).values())
 
 
 def offloaded(config: RunConfig, what: str) -> bool:
-    """Whether DeepSpeed's `offload_optimizer` or `offload_param` sends something to the host."""
+    """Return whether DeepSpeed's `offload_optimizer` or `offload_param` sends something to the host."""
     found: dict[str, Any] = config.engine.get("zero_optimization", {}).get(what) or {}
     return found.get("device", "none") != "none"
 
 
 def _width(config: RunConfig) -> int:
-    """Bytes of a weight on the device."""
+    """Return bytes of a weight on the device."""
     return 2 if config.runner.precision == "bf16" and zero_stage(config.engine) > 0 else 4
 
 
 def _rollout(config: RunConfig, *, row: Row, ranks: int) -> float:
-    """Bytes of all prompts of a rank decoded together: each prompt's keys and values once, its completions' beside it.
+    """Return bytes of all prompts of a rank decoded together: each prompt's keys and values once, its completions'
+    beside it.
 
     Prompts are prefilled a part at a time: of those a layer holds its inputs and outputs, the fused projection and the
     gated unit, and its keys and values twice while they are laid out.
@@ -186,7 +191,7 @@ def _rollout(config: RunConfig, *, row: Row, ranks: int) -> float:
 
 
 def _batches(config: RunConfig) -> float:
-    """Pixels of the steps that are prepared ahead, over all ranks of a node."""
+    """Return pixels of the steps that are prepared ahead, over all ranks of a node."""
     data, side = config.data, config.model.vision.force_image_size
     if config.feature_cache:
         return 0.0

@@ -33,7 +33,7 @@ class Row:
 
 
 def fullest_row(config: RunConfig, *, targets: float = 0.1, longest: int = 0, clips: bool = True) -> Row:
-    """The row of a stage that holds most: as many frames as a clip may have, and the whole budget.
+    """Return the row of a stage that holds most: as many frames as a clip may have, and the whole budget.
 
     Args:
         config: of the stage.

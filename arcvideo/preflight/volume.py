@@ -69,7 +69,7 @@ class Volume:
 
 
 def volume(config: RunConfig, *, expect: Mapping[str, ExpectedSource] | None = None) -> Volume:
-    """An epoch of a stage.
+    """Return an epoch of a stage.
 
     Args:
         expect: source -> what the recipe expects of it, for sources whose shards are not there.
@@ -96,7 +96,7 @@ def volume(config: RunConfig, *, expect: Mapping[str, ExpectedSource] | None = N
 
 
 def _there(source: SourceSettings) -> bool:
-    """Whether some shard of a source is on this disk; what cannot be read is told when it is opened."""
+    """Return whether some shard of a source is on this disk; what cannot be read is told when it is opened."""
     try:
         return bool(expand_shards(source.shards))
     except ValueError:
@@ -104,7 +104,7 @@ def _there(source: SourceSettings) -> bool:
 
 
 def plan_of(tables: Sequence[SourceTable], *, config: RunConfig) -> Plan:
-    """The plan that training will follow."""
+    """Return the plan that training will follow."""
     return Plan(
         tables,
         seed=config.runner.seed,
@@ -115,7 +115,7 @@ def plan_of(tables: Sequence[SourceTable], *, config: RunConfig) -> Plan:
 
 
 def _open(name: str, source: SourceSettings, *, config: RunConfig) -> tuple[SourceTable, float, bool]:
-    """The table of a source, its targets per token behind the media, and whether its tokens were counted."""
+    """Return the table of a source, its targets per token behind the media, and whether its tokens were counted."""
     try:
         shards = expand_shards(source.shards)
     except ValueError as error:
@@ -151,7 +151,7 @@ def _index(shard: Path, *, name: str, source: SourceSettings, place: str) -> Sha
 
 
 def _lengths(index: ShardIndex, *, style: str, rules: str) -> Lengths:
-    """The newest counts, whichever tokenizer made them."""
+    """Return the newest counts, whichever tokenizer made them."""
     found = [path for path in index.folder.glob(f"tokens-*-{style}-{rules}.npy") if path.with_suffix(".jsonl").exists()]
     if found:
         return Lengths(path=max(found, key=lambda path: path.stat().st_mtime), problems=[])
@@ -188,7 +188,7 @@ def _declared(
     given: Mapping[str, ExpectedSource],
     config: RunConfig,
 ) -> Volume:
-    """Sources that are there by their index, the others by what is expected of them."""
+    """Return sources that are there by their index, the others by what is expected of them."""
     chunk, sources = config.layout.chunk_seconds, config.data.sources
     declared = [declared_row(sources[name], one, name=name, config=config) for name, one in given.items()]
     if config.objective.sampled:
@@ -225,7 +225,7 @@ def _prompts(tables: Sequence[SourceTable], *, config: RunConfig, chunk: int, ho
 
 
 def _prompt_row(table: SourceTable, *, chunk: int) -> tuple[Row, int]:
-    """Prompts are asked one by one, each behind its own clip; and the longest of them."""
+    """Return prompts are asked one by one, each behind its own clip; and the longest of them."""
     items = np.diff(table.item_start)
     drawn = np.minimum(items, table.settings.items_per_clip or items) / items
     often = table.passes * np.repeat(drawn, items)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 
 def launch_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """What to add to the environment so that torch.distributed finds its place.
+    """Return what to add to the environment so that torch.distributed finds its place.
 
     torchrun and the deepspeed launcher set everything. Under srun the Slurm variables are translated: ranks meet on the
     first host of the step's list, at a port that follows from the job's number. Otherwise this is the only process.
@@ -42,6 +42,6 @@ def launch_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def first_host(nodes: str) -> str:
-    """The first host of a Slurm list: `gpu[03-05,9],login1` -> `gpu03`."""
+    """Return the first host of a Slurm list: `gpu[03-05,9],login1` -> `gpu03`."""
     head = re.match(r"(?:[^,\[\]]|\[[^\]]*\])*", nodes)
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", head[0] if head else nodes)

@@ -121,7 +121,7 @@ def _line(error: Exception) -> str:
 
 
 def _is_first(logs: Path, *, job: str) -> bool:
-    """Whether no other rank of this launch (on this machine) has failed before."""
+    """Return whether no other rank of this launch (on this machine) has failed before."""
     mark = logs / f".failed-{os.getppid()}-{zlib.crc32(job.encode()):08x}"
     for old in logs.glob(".failed-*"):
         if old != mark:

@@ -177,7 +177,7 @@ def _write(
 def _records(
     journal: Journal, families: Sequence[Family], *, asked: Questions, settings: SampleSettings
 ) -> Iterator[Record]:
-    """The records in which something was kept: their own media, the items that were made."""
+    """Yield the records in which something was kept: their own media, the items that were made."""
     shard, groups = None, {}
     for clip in dict.fromkeys(family.clip for family in families):
         index, row = asked.place(clip)

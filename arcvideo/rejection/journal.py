@@ -14,7 +14,7 @@ from arcvideo.structured import filled
 
 
 def journal_path(out: Path, *, name: str, unit: int) -> Path:
-    """Where the answers of a shard stand."""
+    """Return where the answers of a shard stand."""
     return out / f"{name}-{unit:06d}.answers.jsonl"
 
 
@@ -47,7 +47,7 @@ class Answers:
             self.rows[line["key"]] = _drawn(line)
 
     def has(self, key: str) -> bool:
-        """Whether the question was asked, or found impossible to ask."""
+        """Return whether the question was asked, or found impossible to ask."""
         return key in self.rows or key in self.lost
 
 

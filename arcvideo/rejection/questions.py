@@ -39,15 +39,15 @@ class Questions:
     """Of the shards' content."""
 
     def units(self, *, clips: int) -> int:
-        """Number of shards to be written."""
+        """Return number of shards to be written."""
         return -(-self.table.clips // clips)
 
     def unit(self, number: int, *, clips: int) -> list[Family]:
-        """What is asked for one of them."""
+        """Return what is asked for one of them."""
         return [family for family in self.families if family.clip // clips == number]
 
     def place(self, clip: int) -> tuple[ShardIndex, int]:
-        """The index of a clip and its row there."""
+        """Return the index of a clip and its row there."""
         return self.table.place(clip)
 
     def key(self, family: Family, item: int) -> str:
@@ -86,7 +86,7 @@ def open_questions(settings: SampleSettings, *, processor: Any, pool: Any, featu
 
 
 def loaded(families: Sequence[Family], *, asked: Questions, size: int) -> Iterator[list[Loaded]]:
-    """The families with their prompts, or with what makes them unusable, at least `size` prompts at a time.
+    """Yield the families with their prompts, or with what makes them unusable, at least `size` prompts at a time.
 
     The next ones are decoded while the model works on these.
     """

@@ -21,7 +21,7 @@ from arcvideo.structured import from_words, words_help
 
 
 def table_text(found: dict[str, Any]) -> str:
-    """The summary for a terminal."""
+    """Return the summary for a terminal."""
     lines = []
     for task, row in found["tasks"].items():
         lines.append(

@@ -37,7 +37,7 @@ class Drawn:
 
 
 def passing(drawn: Drawn, *, settings: SampleSettings) -> list[int]:
-    """Numbers of the answers that pass, in order of drawing."""
+    """Return numbers of the answers that pass, in order of drawing."""
     bound, strict = settings.bound_of(drawn.task), settings.require_format and settings.style == "think"
     rows = zip(drawn.texts, drawn.finished, drawn.scores, strict=True)
     return [
@@ -48,13 +48,13 @@ def passing(drawn: Drawn, *, settings: SampleSettings) -> list[int]:
 
 
 def _reasoned(text: str) -> bool:
-    """Whether an answer is in the format and thinks at all."""
+    """Return whether an answer is in the format and thinks at all."""
     parsed = split_answer(text)
     return parsed.valid and bool(parsed.think)
 
 
 def kept(drawn: Drawn, *, settings: SampleSettings) -> list[int]:
-    """Numbers of the answers that are kept: at most K of those that pass, equal texts once."""
+    """Return numbers of the answers that are kept: at most K of those that pass, equal texts once."""
     numbers = passing(drawn, settings=settings)
     if settings.prefer == "best":
         numbers.sort(key=lambda number: -float(drawn.scores[number] or 0.0))  # stable: earlier ones first
@@ -63,7 +63,9 @@ def kept(drawn: Drawn, *, settings: SampleSettings) -> list[int]:
 
 
 def items_of(drawn: Drawn, *, item: Mapping[str, Any], settings: SampleSettings) -> list[dict[str, Any]]:
-    """Items of a record (docs/data-format.md) made of the answers to one of its items; none when nothing is kept."""
+    """Return items of a record (docs/data-format.md) made of the answers to one of its items; none when nothing is
+    kept.
+    """
     if settings.pairs == "truth":
         worse = _worse_than_truth(drawn, settings=settings)
         return [] if worse is None else [{**item, "rejected": drawn.texts[worse]}]
@@ -77,7 +79,7 @@ def items_of(drawn: Drawn, *, item: Mapping[str, Any], settings: SampleSettings)
 
 
 def _traced(drawn: Drawn, *, number: int, item: Mapping[str, Any]) -> dict[str, Any]:
-    """The item with the reasoning and the answer that were drawn; its own answer stays what is compared with."""
+    """Return the item with the reasoning and the answer that were drawn; its own answer stays what is compared with."""
     parsed = split_answer(drawn.texts[number])
     made = {name: value for name, value in item.items() if name not in ("draft", "think")}
     made["think"] = parsed.think or ""
@@ -87,7 +89,9 @@ def _traced(drawn: Drawn, *, number: int, item: Mapping[str, Any]) -> dict[str, 
 
 
 def _worse_than_truth(drawn: Drawn, *, settings: SampleSettings) -> int | None:
-    """The first whole answer that is worse than the item's own: it fails, or, without a reward, says something else."""
+    """Return the first whole answer that is worse than the item's own: it fails, or, without a reward, says something
+    else.
+    """
     own = answer_text(drawn.answer)
     for number, (text, finished, score) in enumerate(zip(drawn.texts, drawn.finished, drawn.scores, strict=True)):
         differs = answer_text(text) != own
@@ -97,7 +101,7 @@ def _worse_than_truth(drawn: Drawn, *, settings: SampleSettings) -> int | None:
 
 
 def summary(rows: Iterable[Drawn], *, settings: SampleSettings) -> dict[str, dict[str, Any]]:
-    """Task -> questions, answers, shares and histograms."""
+    """Return task -> questions, answers, shares and histograms."""
     tasks: dict[str, list[Drawn]] = {}
     for row in rows:
         tasks.setdefault(row.task, []).append(row)

@@ -21,7 +21,7 @@ def thinned(points: Sequence[Point], *, count: int = POINTS) -> list[Point]:
 
 
 def curve(points: Sequence[Point], *, title: str) -> str:
-    """An SVG of y over x; points that are not finite are left out, an empty string when none is left."""
+    """Return an SVG of y over x; points that are not finite are left out, an empty string when none is left."""
     finite = [point for point in points if math.isfinite(point[1])]
     if not finite:
         return ""
@@ -42,7 +42,7 @@ def curve(points: Sequence[Point], *, title: str) -> str:
 
 
 def scatter(points: Sequence[Point], *, title: str, labels: Sequence[str] | None = None) -> str:
-    """An SVG of single points; an empty string without points.
+    """Return an SVG of single points; an empty string without points.
 
     Args:
         points: (x, y).
@@ -92,13 +92,15 @@ def _cut(points: Sequence[Point], count: int = POINTS) -> list[Sequence[Point]]:
 
 
 def _tail(points: Sequence[Point]) -> float:
-    """Mean of the last twentieth: the last step alone says little."""
+    """Return mean of the last twentieth: the last step alone says little."""
     last = points[-max(1, len(points) // 20) :]
     return sum(y for _, y in last) / len(last)
 
 
 def _range(points: Sequence[Point], *, kept: Sequence[Point]) -> tuple[float, float]:
-    """All means, and the values without the outermost two of a hundred at either end, which would flatten the rest."""
+    """Return all means, and the values without the outermost two of a hundred at either end, which would flatten the
+    rest.
+    """
     values = sorted(y for _, y in points)
     cut = len(values) // 50
     means = [y for _, y in kept]
@@ -122,7 +124,7 @@ def _grid(marks: Sequence[float], *, frame: _Frame) -> str:
 
 
 def _short(mark: float) -> str:
-    """Few characters: 0.25, 8e-4, 2e9."""
+    """Return few characters: 0.25, 8e-4, 2e9."""
     plain = f"{mark:.3g}"
     return plain if len(plain) <= 5 else f"{mark:.0e}".replace("e-0", "e-").replace("e+0", "e")
 

@@ -25,7 +25,7 @@ class Node:
 
 
 def tree(stages: Sequence[StageRecord]) -> list[Node]:
-    """The stages, children below their parents; siblings are set off from each other by their depth."""
+    """Return the stages, children below their parents; siblings are set off from each other by their depth."""
     own = {stage.manifest.get("identity"): stage.name for stage in stages if stage.manifest}
     parents = {stage.name: _parent(stage, own=own) for stage in stages}
     children: dict[str, list[StageRecord]] = {}
@@ -87,7 +87,7 @@ class Cost:
 
 
 def cost(stage: StageRecord) -> Cost:
-    """The cost of a stage from its steps; seconds of a resumed stage's steps include those of earlier runs."""
+    """Return the cost of a stage from its steps; seconds of a resumed stage's steps include those of earlier runs."""
     steps = [value for _, value in stage.series("time/step")]
     training = sum(steps)
     waits = [value for _, value in stage.series("time/data")]
@@ -131,7 +131,7 @@ class SourceRow:
 
 
 def sources(stage: StageRecord) -> list[SourceRow]:
-    """What a finished stage read, source by source."""
+    """Return what a finished stage read, source by source."""
     rows = []
     for name, mixture in stage.manifest.get("mixture", {}).items():
         real = mixture.get("realised", {})
@@ -164,7 +164,7 @@ class Lost:
 
 
 def lost(stages: Sequence[StageRecord]) -> list[Lost]:
-    """Quarantined samples of all stages by source and reason; the same sample counts once."""
+    """Return quarantined samples of all stages by source and reason; the same sample counts once."""
     found: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     where: dict[tuple[str, str], Counter[str]] = {}
     for stage in stages:
@@ -222,7 +222,7 @@ def proofs(stage: StageRecord) -> dict[str, Proof]:
 
 
 def differences(stage: StageRecord) -> list[tuple[str, str, str]]:
-    """(setting, parent's value, own value) of a stage."""
+    """Return (setting, parent's value, own value) of a stage."""
     return [(key, _told(old), _told(new)) for key, (old, new) in sorted(stage.manifest.get("config_diff", {}).items())]
 
 

@@ -112,7 +112,7 @@ def _film(clip: Any) -> Film:
 
 
 def _jpeg(frame: np.ndarray) -> str:
-    """A data: URI of a (S, S, 3) uint8 frame."""
+    """Return a data: URI of a (S, S, 3) uint8 frame."""
     image = Image.fromarray(frame)
     if image.width > SIDE:
         image = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)

@@ -61,7 +61,7 @@ _ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, Rec
 
 
 def _rendered_all(name: str, stages: Sequence[StageRecord], *, summary: Mapping[str, Any], unread: list[str]) -> str:
-    """The page; of what cannot be shown, a line says so."""
+    """Return the page; of what cannot be shown, a line says so."""
     try:
         return _page(name, stages, summary=summary, unread=unread)
     except _ODD:
@@ -94,7 +94,7 @@ _PARTS = ("predictions", "rollouts", "quarantine", "evaluation", "steps", "start
 
 
 def _without_odd(stage: StageRecord) -> StageRecord:
-    """The stage without the file that cannot be shown, or without any when it is more than one."""
+    """Return the stage without the file that cannot be shown, or without any when it is more than one."""
     empty = StageRecord(name=stage.name)
     for part in _PARTS:
         rest = replace(stage, unread=(*stage.unread, f"{part}: what it says"), **{part: getattr(empty, part)})
@@ -104,7 +104,7 @@ def _without_odd(stage: StageRecord) -> StageRecord:
 
 
 def rendered(template: str, **content: Any) -> str:
-    """A page from one of the templates; every value is escaped there unless it is Markup."""
+    """Return a page from one of the templates; every value is escaped there unless it is Markup."""
     return _templates().get_template(template).render(**content)
 
 
@@ -179,7 +179,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def _amount(number: float | None) -> str:
-    """A count in three digits: 481 K, 1.2 M."""
+    """Return a count in three digits: 481 K, 1.2 M."""
     if number is None:
         return ""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)):

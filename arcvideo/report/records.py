@@ -43,19 +43,19 @@ class StageRecord:
         return dict(found) if isinstance(found, Mapping) else {}
 
     def setting(self, *path: str) -> Any:
-        """A setting by its path, None where it is not known."""
+        """Return a setting by its path, None where it is not known."""
         found: Any = self.config
         for key in path:
             found = found.get(key) if isinstance(found, Mapping) else None
         return found
 
     def series(self, key: str) -> list[tuple[int, float]]:
-        """(step, value) of one key of metrics.jsonl; numbers that JSON cannot hold are left out."""
+        """Return (step, value) of one key of metrics.jsonl; numbers that JSON cannot hold are left out."""
         return [(row["step"], float(row[key])) for row in self.steps if isinstance(row.get(key), int | float)]
 
 
 def read_stage(folder: Path) -> StageRecord:
-    """Everything a stage wrote that can be read; the rest is named in `unread`."""
+    """Return everything a stage wrote that can be read; the rest is named in `unread`."""
     unread: list[str] = []
     lost = {
         json.dumps(row, sort_keys=True): row
@@ -76,7 +76,7 @@ def read_stage(folder: Path) -> StageRecord:
 
 
 def stage_names(run_dir: Path, *, summary: Mapping[str, Any]) -> list[str]:
-    """Sub-folders that hold a stage: in the summary's order, then by the time of their last step."""
+    """Return sub-folders that hold a stage: in the summary's order, then by the time of their last step."""
     named = summary.get("stages", {})
     listed = [name for name in named if (run_dir / name).is_dir()] if isinstance(named, Mapping) else []
     found = sorted(run_dir.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)

@@ -74,7 +74,9 @@ class Example:
 
 
 def held_out_examples(stages: Sequence[StageRecord]) -> list[Example]:
-    """The clips about which most kinds of questions were asked, spread over the set, with every stage's answers."""
+    """Return the clips about which most kinds of questions were asked, spread over the set, with every stage's
+    answers.
+    """
     asked: dict[str, dict[str, str]] = defaultdict(dict)
     given: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = defaultdict(list)
     answered = [stage for stage in stages if stage.predictions]
@@ -110,7 +112,7 @@ def held_out_examples(stages: Sequence[StageRecord]) -> list[Example]:
 
 
 def rollout_examples(stage: StageRecord) -> list[Example]:
-    """The first and the last group of each task, of those whose rewards differ where there are any."""
+    """Return the first and the last group of each task, of those whose rewards differ where there are any."""
     groups = [list(rows) for _, rows in groupby(stage.rollouts, key=_prompt_of)]
     chosen: list[list[dict[str, Any]]] = []
     for task in dict.fromkeys(group[0].get("task", "") for group in groups):
@@ -148,7 +150,7 @@ def _asked(metric: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Questi
 
 
 def _together(same: Sequence[Answer]) -> Answer:
-    """One row for neighbouring stages that gave the same answer."""
+    """Return one row for neighbouring stages that gave the same answer."""
     if len(same) == 1:
         return same[0]
     between = ", " if len(same) == 2 else " to "
@@ -156,7 +158,7 @@ def _together(same: Sequence[Answer]) -> Answer:
 
 
 def _group(rows: Sequence[Mapping[str, Any]]) -> Question:
-    """A group of rollouts: equal completions once, with how often they came."""
+    """Return a group of rollouts: equal completions once, with how often they came."""
     first = rows[0]
     truth = first["truth"] if isinstance(first["truth"], Mapping) else {"text": first["truth"]}
     span = _span(truth.get("span"))
@@ -202,7 +204,7 @@ def _seconds(span: Span) -> str:
 
 
 def _prompt_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What the rows of one group share; two prompts of a step may have one key."""
+    """Return what the rows of one group share; two prompts of a step may have one key."""
     return row["step"], row["key"], row.get("place")
 
 

@@ -70,7 +70,7 @@ def _page(table: Mapping[str, Any], *, name: str) -> str:
 
 
 def _plot(table: Mapping[str, Any], *, key: str) -> str:
-    """The metric over one setting: by value where all values are numbers, else by order of appearance."""
+    """Return the metric over one setting: by value where all values are numbers, else by order of appearance."""
     jobs = [job for job in table["jobs"] if job["value"] is not None]
     values = [str(job["overrides"].get(key, "")) for job in jobs]
     try:

@@ -79,7 +79,7 @@ def _spread(total: Tensor, *, settings: GrpoSettings) -> Tensor:
 def _chosen(
     groups: Sequence[Group], *, chunks: Sequence[int], first: int, spread: Tensor, settings: GrpoSettings
 ) -> tuple[list[int], bool]:
-    """This rank's share of the first `num_prompts` groups that vary, and whether there are that many.
+    """Return this rank's share of the first `num_prompts` groups that vary, and whether there are that many.
 
     First is by place in the prompt stream: ranks, and prompts that could not be read, do not change it, and equal
     prompts stay apart. Without any group that varies, the groups of the first chunk remain, for the KL.
@@ -96,7 +96,7 @@ def _chosen(
 
 
 def joined(parts: Sequence[Scores]) -> Scores:
-    """The scores of several chunks as one; a reward that a chunk did not use gave it nothing."""
+    """Return the scores of several chunks as one; a reward that a chunk did not use gave it nothing."""
     if len(parts) == 1:
         return parts[0]
     sizes = [len(part.total) for part in parts]

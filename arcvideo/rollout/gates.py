@@ -56,7 +56,7 @@ def check_sampler(batches: Sequence[Batch], gaps: Sequence[Tensor], *, settings:
 
 
 def _worst(batch: Batch, gap: Tensor) -> tuple[float, str]:
-    """The largest gap of a row, infinite for one that is not a number, and the sample it belongs to."""
+    """Return the largest gap of a row, infinite for one that is not a number, and the sample it belongs to."""
     known = gap.nan_to_num(nan=float("inf"))
     if not len(known):
         return 0.0, ""

@@ -29,7 +29,7 @@ class HeldGroup:
 
 
 def hold(group: Group) -> HeldGroup:
-    """What has to be kept of a group."""
+    """Return what has to be kept of a group."""
     return HeldGroup(
         ids=tuple(completion.ids for completion in group.completions),
         logprobs=tuple(completion.logprobs for completion in group.completions),
@@ -38,7 +38,7 @@ def hold(group: Group) -> HeldGroup:
 
 
 def restore_group(held: HeldGroup, *, prompt: Prompt, tokenizer: Any) -> Group:
-    """The group as it was sampled."""
+    """Return the group as it was sampled."""
     completions = tuple(
         Completion(
             ids=ids,
@@ -63,7 +63,7 @@ def to_json(held: HeldGroup) -> dict[str, Any]:
 
 
 def from_json(row: Mapping[str, Any]) -> HeldGroup:
-    """The inverse of `to_json`."""
+    """Return the inverse of `to_json`."""
     lengths = row["lengths"]
     return HeldGroup(
         ids=tuple(part.long() for part in _tensors(row["ids"], "<i4", lengths=lengths)),

@@ -19,7 +19,7 @@ PICTURED = 6
 
 
 def sample_rows(groups: Sequence[Group], scores: Scores, *, gains: Tensor, count: int) -> list[dict[str, Any]]:
-    """The first `count` completions with their rewards and why they got them, JSON-able; whole groups first."""
+    """Return the first `count` completions with their rewards and why they got them, JSON-able; whole groups first."""
     pairs = [(group, completion) for group in groups for completion in group.completions][:count]
     rows = []
     for index, (group, completion) in enumerate(pairs):
@@ -85,7 +85,7 @@ class RolloutLog:
 
 
 def _asked(group: Group) -> Asked:
-    """A prompt about a span as the picture shows it."""
+    """Return a prompt about a span as the picture shows it."""
     media = group.prompt.media
     true = tuple(float(second) for second in group.prompt.truth["span"])
     said = [answers.parse_span(completion.text) for completion in group.completions]

@@ -53,7 +53,7 @@ class Report:
 
 
 def gathered(value: Any) -> list[Any]:
-    """Every rank's value, in rank order; all ranks must ask together."""
+    """Return every rank's value, in rank order; all ranks must ask together."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
     parts: list[Any] = [None] * dist.get_world_size()
@@ -62,7 +62,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 def report(groups: Sequence[Group], scores: Scores, *, spread: Tensor, seconds: Mapping[str, float]) -> Report:
-    """What all ranks sampled; all of them must call it together."""
+    """Return what all ranks sampled; all of them must call it together."""
     completions = [completion for group in groups for completion in group.completions]
     mine = {
         "tasks": [group.prompt.task for group in groups for _ in group.completions],
@@ -92,7 +92,7 @@ def _joined(parts: Sequence[Mapping[str, Any]], name: str) -> Tensor:
 
 
 def _joined_tables(parts: Sequence[Mapping[str, Any]], table: str) -> dict[str, Tensor]:
-    """Columns of all ranks; a rank that lacks one did not use that reward."""
+    """Return columns of all ranks; a rank that lacks one did not use that reward."""
     names = dict.fromkeys(name for part in parts for name in part[table])
     return {
         name: torch.tensor(
@@ -188,7 +188,7 @@ def _completions(found: Report) -> dict[str, float]:
 
 
 def _speed(found: Report) -> dict[str, float]:
-    """Seconds of the slowest rank per phase, and completion tokens of all ranks a second of sampling."""
+    """Return seconds of the slowest rank per phase, and completion tokens of all ranks a second of sampling."""
     values = {f"rollout/seconds/{name}": seconds for name, seconds in found.seconds.items()}
     sampling = sum(found.seconds.get(name, 0.0) for name in ("encode", "prefill", "decode"))
     if sampling > 0:

@@ -11,7 +11,7 @@ from arcvideo.model.disk.lora import disable_adapters
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """A model with its own copy of everything that trains; what is frozen (the towers) is shared, not copied.
+    """Return a model with its own copy of everything that trains; what is frozen (the towers) is shared, not copied.
 
     Make it before the first step. Under ZeRO-3 call it while the weights are gathered; the copy is then whole on
     every rank.

@@ -40,7 +40,8 @@ def rows_of(chosen: Sequence[int], *, spread: Tensor, settings: GrpoSettings) ->
 
 
 def rows_per_rank(count: int, *, settings: GrpoSettings) -> int:
-    """Packed rows every rank must deliver, whatever happened to its prompts; with refills all ranks ask together.
+    """Return packed rows every rank must deliver, whatever happened to its prompts; with refills all ranks ask
+    together.
 
     Args:
         count: rows that this rank has.
@@ -53,7 +54,7 @@ def rows_per_rank(count: int, *, settings: GrpoSettings) -> int:
 
 
 def pack(groups: Sequence[Group], *, gains: Tensor, settings: GrpoSettings) -> Batch:
-    """One packed row: every prompt once, its completions as branches.
+    """Return one packed row: every prompt once, its completions as branches.
 
     Args:
         groups: of this row.
@@ -76,7 +77,7 @@ def pack(groups: Sequence[Group], *, gains: Tensor, settings: GrpoSettings) -> B
 
 
 def weighted(batches: Sequence[Batch], *, settings: GrpoSettings) -> list[Batch]:
-    """The batches, with weights even when every completion of the step was cut off and is masked out.
+    """Return the batches, with weights even when every completion of the step was cut off and is masked out.
 
     Nothing is learned from such a step (its loss mask is zero), but a sum of weights of zero would end the run.
     """
@@ -90,7 +91,9 @@ def weighted(batches: Sequence[Batch], *, settings: GrpoSettings) -> list[Batch]
 
 
 def empty_row(special: SpecialIds) -> Batch:
-    """A row that weighs nothing, in place of prompts whose media could not be read, so that ranks keep in step."""
+    """Return a row that weighs nothing, in place of prompts whose media could not be read, so that ranks keep in
+    step.
+    """
     batch = collate([], specials=special, weighting="token")
     nothing = torch.zeros(len(batch.target_ids))
     names = ("advantages", "old_logprobs", "ref_logprobs", "loss_mask")
@@ -98,7 +101,7 @@ def empty_row(special: SpecialIds) -> Batch:
 
 
 def gains_of(rewards: Tensor, *, tasks: Sequence[str], settings: GrpoSettings) -> Tensor:
-    """(n,) advantages of this rank's completions; only the std of the whole batch needs the other ranks.
+    """Return (n,) advantages of this rank's completions; only the std of the whole batch needs the other ranks.
 
     Args:
         rewards: (n,) group after group.
@@ -118,6 +121,6 @@ def gains_of(rewards: Tensor, *, tasks: Sequence[str], settings: GrpoSettings) -
 
 
 def forward_logprobs(model: Any, batch: Batch, *, temperature: float) -> Tensor:
-    """(T,) float32 log-probs of the targets, on CPU."""
+    """Return (T,) float32 log-probs of the targets, on CPU."""
     output = model(**model_inputs(batch))
     return token_logprobs(output.logits, target_ids=batch.target_ids, temperature=temperature).cpu()

@@ -57,11 +57,11 @@ class PolicyEngine(Protocol):
     model: Any
 
     def whole_weights(self) -> AbstractContextManager[Any]:
-        """The model with all weights in place."""
+        """Return the model with all weights in place."""
         ...
 
     def precision(self) -> AbstractContextManager[None]:
-        """The arithmetic of a training forward."""
+        """Return the arithmetic of a training forward."""
         ...
 
 
@@ -183,7 +183,7 @@ class RolloutSource:
         )
 
     def _sampled(self, model: Any, *, chunk: int) -> list[Group]:
-        """This rank's groups of a chunk of the prompt stream, from a checkpoint as far as it has them."""
+        """Return this rank's groups of a chunk of the prompt stream, from a checkpoint as far as it has them."""
         settings = self.settings
         self._asked.append(self.source.prompts(chunk, count=settings.num_prompts))
         prompts = self._asked[-1].prompts
@@ -211,7 +211,7 @@ class RolloutSource:
         return groups
 
     def _known(self, prompt: Prompt) -> HeldGroup:
-        """The completions that older weights gave to a prompt, from a checkpoint."""
+        """Return the completions that older weights gave to a prompt, from a checkpoint."""
         if _name(prompt) not in self._held:
             raise ValueError(
                 f"the checkpoint holds no completions of prompt {place_of(prompt)} ({prompt.key}), which could not be "
@@ -220,7 +220,7 @@ class RolloutSource:
         return self._held[_name(prompt)]
 
     def _gains(self, drawn: Collected) -> Tensor:
-        """(n,) advantages of all completions; 0 for groups that are not trained on."""
+        """Return (n,) advantages of all completions; 0 for groups that are not trained on."""
         size = self.settings.num_generations
         picked = _completions(drawn.chosen, size=size)
         tasks = [drawn.groups[number].prompt.task for number in drawn.chosen for _ in range(size)]
@@ -231,7 +231,7 @@ class RolloutSource:
     def _packed(
         self, model: Any, *, drawn: Collected, rows: list[int], gains: Tensor, own: bool
     ) -> tuple[Batch, Tensor | None]:
-        """One packed row of some of the groups with all that the objective reads, and (T,) gaps to the sampler.
+        """Return one packed row of some of the groups with all that the objective reads, and (T,) gaps to the sampler.
 
         With `own` the policy is not run: the objective makes the gaps, so there are none yet.
         """
@@ -248,7 +248,9 @@ class RolloutSource:
 
     @torch.no_grad()
     def _logprobs(self, model: Any, *, batch: Batch, groups: Sequence[Group], own: bool) -> dict[str, Tensor]:
-        """Log-probs of the targets, each (T,): under the reference and, without `own`, the policy that sampled."""
+        """Return log-probs of the targets, each (T,): under the reference and, without `own`, the policy that
+        sampled.
+        """
         moved = batch.to(next(model.parameters()).device)
         temperature = self.settings.temperature
         found = {} if own else {"old_logprobs": self._old(model, batch=moved, groups=groups)}
@@ -257,7 +259,7 @@ class RolloutSource:
         return found
 
     def _old(self, model: Any, *, batch: Batch, groups: Sequence[Group]) -> Tensor:
-        """(T,) log-probs under the policy that sampled, from a checkpoint where it has them."""
+        """Return (T,) log-probs under the policy that sampled, from a checkpoint where it has them."""
         names = [_name(group.prompt) for group in groups]
         known = [self._held[name].old for name in names] if self._resumed else []
         if known and all(known):
@@ -284,7 +286,7 @@ class RolloutSource:
             check_rewards(found)
 
     def _notes(self, found: Report) -> tuple[str, ...]:
-        """What a person is told, once a run."""
+        """Return what a person is told, once a run."""
         warning = None if self._warned else clipped_warning(found, settings=self.settings)
         self._warned = self._warned or warning is not None
         return (f"warning: {warning}",) if warning else ()
@@ -296,11 +298,11 @@ def _name(prompt: Prompt) -> str:
 
 
 def _completions(groups: Sequence[int], *, size: int) -> Tensor:
-    """(k * size,) int64 numbers of the completions of some groups."""
+    """Return (k * size,) int64 numbers of the completions of some groups."""
     return (torch.tensor(groups, dtype=torch.int64)[:, None] * size + torch.arange(size)).flatten()
 
 
 def _again(data: StepData) -> StepData:
-    """A later update with the same completions: nothing was asked, sampled or shown for it."""
+    """Return a later update with the same completions: nothing was asked, sampled or shown for it."""
     told = {name: value for name, value in data.metrics.items() if not name.startswith(TIMES)}
     return StepData(batches=data.batches, metrics=told)

@@ -61,11 +61,11 @@ class SpikeRule:
         self._losses, self._norms = _Window(window), _Window(window)
 
     def loss(self, value: float) -> str | None:
-        """Why a step with this loss is refused; None when it is not."""
+        """Return why a step with this loss is refused; None when it is not."""
         return self._judge("loss", value, seen=self._losses, floor=_LOSS_FLOOR)
 
     def norm(self, value: float) -> str | None:
-        """Why a step with this gradient norm is refused; None when it is not."""
+        """Return why a step with this gradient norm is refused; None when it is not."""
         floor = _NORM_FLOOR * max(self._norms.median(), self._clip)
         return self._judge("gradient norm", value, seen=self._norms, floor=floor)
 

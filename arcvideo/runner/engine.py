@@ -137,11 +137,11 @@ class Engine:
         return self.world.device
 
     def precision(self) -> AbstractContextManager[Any]:
-        """The arithmetic of a training forward, for forwards that others run on `model`."""
+        """Return the arithmetic of a training forward, for forwards that others run on `model`."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self._autocast else nullcontext()
 
     def __call__(self, **inputs: Any) -> Tensor:
-        """Logits at the target positions, (T, V)."""
+        """Return logits at the target positions, (T, V)."""
         return self._policy.forward(**inputs) if self._direct else self._deepspeed(**inputs)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -200,7 +200,9 @@ class Engine:
         return StepOutcome(grad_norm=float(total), applied=applied)
 
     def _gradients(self) -> list[Tensor]:
-        """What no batch of the step reached has a gradient of zero, alone as among ranks: its weights still decay."""
+        """Return what no batch of the step reached has a gradient of zero, alone as among ranks: its weights still
+        decay.
+        """
         gradients = []
         for parameter in self._trained.values():
             if (gradient := parameter.grad) is None:
@@ -230,7 +232,7 @@ class Engine:
     # --- the training state, by name ---
 
     def live_state(self) -> Iterator[tuple[str, str, Tensor]]:
-        """(`weights` or `optimizer`, name, whole tensor) of everything that a checkpoint holds.
+        """Yield (`weights` or `optimizer`, name, whole tensor) of everything that a checkpoint holds.
 
         Tensors may be the live ones: copy them before the next step. Every rank must run through all of them.
         Optimizer tensors are called `<kind>/<parameter>`; there are none before the first applied step.
@@ -250,11 +252,11 @@ class Engine:
                     yield "optimizer", f"{kind}/{name}", safe_get_full_optimizer_state(parameter, kind)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Copies of the trained tensors in fp32 on the CPU, whole; every rank must run through all of them."""
+        """Copy of the trained tensors in fp32 on the CPU, whole; every rank must run through all of them."""
         return self._copies("weights")
 
     def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
-        """The same of the optimizer's tensors."""
+        """Return the same of the optimizer's tensors."""
         return self._copies("optimizer")
 
     def _copies(self, wanted: str) -> Iterator[tuple[str, Tensor]]:
@@ -312,7 +314,7 @@ class Engine:
 
     @contextmanager
     def whole_weights(self) -> Iterator[nn.Module]:
-        """The model with all weights in place and no collective in its forward, for generation.
+        """Yield the model with all weights in place and no collective in its forward, for generation.
 
         Under ZeRO-3 all ranks must enter and leave together; in between each may run as many forwards as it likes.
         """

@@ -22,7 +22,7 @@ def facts_of(
     sizes: ModelSettings | None,
     trained: Collection[str],
 ) -> dict[str, Any]:
-    """What a rank tells the others about its share of a step; JSON-able.
+    """Return what a rank tells the others about its share of a step; JSON-able.
 
     Args:
         data: of the step.
@@ -54,7 +54,7 @@ def values_of(
     peak: float | None,
     memory: Mapping[str, float],
 ) -> dict[str, Any]:
-    """The numbers of a step over all ranks.
+    """Return the numbers of a step over all ranks.
 
     Args:
         parts: the ranks' facts.
@@ -95,7 +95,7 @@ def values_of(
 
 
 def passed_over(step: int, *, seconds: float) -> dict[str, Any]:
-    """The numbers of a step on which no rank had anything to train, after `seconds` of waiting for its data."""
+    """Return the numbers of a step on which no rank had anything to train, after `seconds` of waiting for its data."""
     return {"step": step, "train/passed_over": 1, "train/tokens": 0, "time/step": seconds, "time/data": seconds}
 
 

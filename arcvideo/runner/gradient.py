@@ -48,7 +48,7 @@ def repeatable(asked: bool) -> Iterator[None]:
 
 
 def _refused(error: RuntimeError) -> str:
-    """What torch said no to for want of a repeatable kernel; empty for any other error."""
+    """Return what torch said no to for want of a repeatable kernel; empty for any other error."""
     first = str(error).partition("\n")[0]
     found = re.match(r"(\S+) does not have a deterministic implementation", first)
     if found:

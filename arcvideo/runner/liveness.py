@@ -37,12 +37,12 @@ class LivenessReport:
 
 
 def has(media: Media, modality: str) -> bool:
-    """Whether the clip really has this modality."""
+    """Return whether the clip really has this modality."""
     return media.has_video if modality == "video" else media.has_audio
 
 
 def _fit(donor: Tensor, like: Tensor) -> Tensor:
-    """The donor's content stretched to the length of `like` along the first axis (frames or chunks)."""
+    """Return the donor's content stretched to the length of `like` along the first axis (frames or chunks)."""
     if donor.shape[1:] != like.shape[1:]:
         return like.roll(1, 0)
     index = torch.arange(like.shape[0]) * donor.shape[0] // like.shape[0]
@@ -50,7 +50,7 @@ def _fit(donor: Tensor, like: Tensor) -> Tensor:
 
 
 def permuted(batch: Batch, *, modality: str, donors: Sequence[Media]) -> Batch | None:
-    """The batch with the modality of each clip taken from another clip; None when there is no other clip."""
+    """Return the batch with the modality of each clip taken from another clip; None when there is no other clip."""
     pool = [media for media in donors if has(media, modality)]
     media, changed = [], False
     for item in batch.media:
@@ -68,7 +68,7 @@ def permuted(batch: Batch, *, modality: str, donors: Sequence[Media]) -> Batch |
 
 
 def zeroed(batch: Batch, *, modality: str) -> Batch:
-    """The batch with the modality of each clip set to zeros."""
+    """Return the batch with the modality of each clip set to zeros."""
 
     def silence(item: Media) -> Media:
         tensors = {name: getattr(item, name) for name in _CONTENT[modality]}

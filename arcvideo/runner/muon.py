@@ -54,7 +54,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrices of a batch (N, rows, columns), by five quintic Newton-Schulz iterations."""
+    """Return the nearest semi-orthogonal matrices of a batch (N, rows, columns), by five quintic Newton-Schulz
+    iterations.
+    """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)

@@ -53,7 +53,8 @@ def _is_muon(name: str, parameter: nn.Parameter) -> bool:
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], *, settings: OptimizerSettings) -> list[dict[str, Any]]:
-    """Groups by module, weight decay and optimizer; each has `module`, `muon`, `peak_lr`, `lr` and `weight_decay`.
+    """Return groups by module, weight decay and optimizer; each has `module`, `muon`, `peak_lr`, `lr` and
+    `weight_decay`.
 
     Norms, biases and other tensors of fewer than two dimensions get no weight decay.
     """
@@ -78,7 +79,7 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], *, settings: Opt
 
 
 def peak_lrs(named: Iterable[tuple[str, nn.Parameter]], *, settings: OptimizerSettings) -> dict[str, list[float]]:
-    """Trained module -> its peak learning rates, largest first."""
+    """Return trained module -> its peak learning rates, largest first."""
     found: dict[str, set[float]] = {}
     for group in parameter_groups(named, settings=settings):
         found.setdefault(group["module"], set()).add(group["peak_lr"])
@@ -86,7 +87,7 @@ def peak_lrs(named: Iterable[tuple[str, nn.Parameter]], *, settings: OptimizerSe
 
 
 def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], *, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """The optimizer of the trained parameters among `named`.
+    """Return the optimizer of the trained parameters among `named`.
 
     Raises:
         ValueError: nothing is trained.

@@ -36,7 +36,7 @@ class Objective(Protocol):
     """What is minimised."""
 
     def __call__(self, logits: Tensor, batch: Batch) -> Loss:
-        """Summed loss of one micro-batch; logits are (T, V)."""
+        """Return summed loss of one micro-batch; logits are (T, V)."""
         ...
 
 

@@ -230,10 +230,8 @@ class Runner:
         parts = [part for part, _ in told]
         counts = [len(part) for part in parts]
         if len(set(counts)) != 1 or counts[0] == 0:
-            raise ValueError(
-                f"step {step}: the ranks got {counts} micro-batches; a source must give every rank the same number, "
-                "at least 1"
-            )
+            problem = "a source must give every rank the same number, at least 1"
+            raise ValueError(f"step {step}: the ranks got {counts} micro-batches; {problem}")
         # fsum does not depend on the order, so neither does the loss on how the step is cut.
         flat = [value for part in parts for value in part]
         weight = math.fsum(flat) if all(math.isfinite(value) for value in flat) else math.nan
@@ -273,7 +271,7 @@ class Runner:
         self._skips.refuse(step, why=why, keys=keys, say=self._log.say)
 
     def _last_line(self) -> dict[str, Any]:
-        """The numbers of the last trained step as metrics.jsonl has them, for a process that has trained none."""
+        """Return the numbers of the last trained step as metrics.jsonl has them, where a process has trained none."""
         lines = read_metrics(self.folder / "metrics.jsonl") if self.world.first else []
         last: dict[str, Any] = next((line for line in reversed(lines) if "train/loss" in line), {})
         return dict(gather_json(last, world=self.world)[0])
@@ -333,7 +331,7 @@ class Runner:
         self._saver.save(done, state=state, say=self._log.say)
 
     def _held_at(self, done: int) -> dict[str, Any]:
-        """What all ranks hold for the step that comes next."""
+        """Return what all ranks hold for the step that comes next."""
         parts = gather_json(self.held.held(done), world=self.world) if self.held is not None else []
         return {name: row for part in parts for name, row in part.items()}
 

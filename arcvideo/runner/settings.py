@@ -146,7 +146,7 @@ def _choice(problems: list[str], key: str, value: str, allowed: tuple[str, ...])
 
 
 def engine_problems(engine: EngineSettings) -> list[str]:
-    """What is wrong with the DeepSpeed keys, one sentence each, naming key and remedy."""
+    """Return what is wrong with the DeepSpeed keys, one sentence each, naming key and remedy."""
     problems = [
         f"engine.{key} is set by the runner: {why}" for key, why in _ENGINE_KEYS_SET_BY_RUNNER.items() if key in engine
     ]
@@ -162,7 +162,7 @@ def zero_stage(engine: EngineSettings) -> int:
 
 
 def optimizer_problems(optimizer: OptimizerSettings, engine: EngineSettings) -> list[str]:
-    """What is wrong with the optimizer settings, alone and together with the engine."""
+    """Return what is wrong with the optimizer settings, alone and together with the engine."""
     problems: list[str] = []
     _choice(problems, "optimizer.name", optimizer.name, OPTIMIZERS)
     for key in ("lr", "muon_lr", "eps"):
@@ -203,7 +203,7 @@ def runner_problems(
     logger: LoggerSettings,
     engine: EngineSettings,
 ) -> list[str]:
-    """Everything wrong with this room's settings, one sentence each; an empty list means they can run."""
+    """Return everything wrong with this room's settings, one sentence each; an empty list means they can run."""
     problems = engine_problems(engine) + optimizer_problems(optimizer, engine)
     _choice(problems, "runner.precision", runner.precision, PRECISIONS)
     _choice(problems, "schedule.name", schedule.name, SCHEDULES)

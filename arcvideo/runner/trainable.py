@@ -33,17 +33,18 @@ class ModuleRow:
 
 
 def base_of(module: str) -> str:
-    """The module (a key of PREFIXES) that a module is, or that its adapters sit on."""
+    """Return the module (a key of PREFIXES) that a module is, or that its adapters sit on."""
     return module.removesuffix(ADAPTER)
 
 
 def trained_modules(train: Iterable[str], *, adapted: Collection[str] = ()) -> list[str]:
-    """The modules that learn when those in `adapted` learn through adapters."""
+    """Return the modules that learn when those in `adapted` learn through adapters."""
     return [name + ADAPTER if name in adapted else name for name in train]
 
 
 def module_of(name: str) -> str:
-    """The module that the parameter `name` belongs to: a key of PREFIXES, with `.lora` for parameters of adapters.
+    """Return the module that the parameter `name` belongs to: a key of PREFIXES, with `.lora` for parameters of
+    adapters.
 
     Raises:
         ValueError: no prefix fits.
@@ -81,7 +82,7 @@ def train_only(model: nn.Module, modules: Iterable[str]) -> list[ModuleRow]:
 
 
 def trainable_table(model: nn.Module, *, lrs: Mapping[str, Sequence[float]] | None = None) -> list[ModuleRow]:
-    """One row per module present, read from the parameters themselves.
+    """Return one row per module present, read from the parameters themselves.
 
     Args:
         lrs: module -> peak learning rates (`optimizer.peak_lrs`).
@@ -106,7 +107,7 @@ def trainable_table(model: nn.Module, *, lrs: Mapping[str, Sequence[float]] | No
 
 
 def table_text(rows: Sequence[ModuleRow]) -> str:
-    """The table for a terminal."""
+    """Return the table for a terminal."""
     lines = [f"{'module':<22}{'parameters':>15}  {'trained':<8}{'peak learning rate'}"]
     for row in rows:
         rates = " and ".join(f"{rate:.3g}" for rate in row.lrs) or "-"
@@ -123,7 +124,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def tensor_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """sha256 hex over names, types, shapes and bytes, in the order given."""
+    """Return the sha256 hex over names, types, shapes and bytes, in the order given."""
     digest = hashlib.sha256()
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

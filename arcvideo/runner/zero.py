@@ -126,12 +126,12 @@ def forget_partitions(model: nn.Module) -> None:
 
 
 def has_masters(settings: EngineSettings, *, precision: str) -> bool:
-    """Whether weights are bf16, with fp32 masters in the optimizer."""
+    """Return whether weights are bf16, with fp32 masters in the optimizer."""
     return precision == "bf16" and zero_stage(settings) > 0
 
 
 def loading_dtype(settings: EngineSettings, *, precision: str, cached: bool, world: World) -> torch.dtype:
-    """The type in which a rank reads the weights that it hands to the engine.
+    """Return the type in which a rank reads the weights that it hands to the engine.
 
     Where weights are computed with in bf16, one rank reads all their bits and hands the masters on; the others need
     half the memory.
@@ -144,7 +144,7 @@ def loading_dtype(settings: EngineSettings, *, precision: str, cached: bool, wor
 
 
 def from_first(value: Tensor | None, *, shape: torch.Size, world: World) -> Tensor:
-    """The first rank's fp32 tensor of this shape, on every rank; the others give None."""
+    """Return the first rank's fp32 tensor of this shape, on every rank; the others give None."""
     if world.size == 1:
         assert value is not None
         return value

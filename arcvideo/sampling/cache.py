@@ -48,7 +48,8 @@ def _with_room(states: Tensor, *, room: int) -> Tensor:
 
 
 def fork(cache: Cache, *, rows: Tensor, room: int) -> Cache:
-    """A cache whose row i is a copy of row `rows[i]`, with room for `room` more tokens; the given one is used up.
+    """Return a cache whose row i is a copy of row `rows[i]`, with room for `room` more tokens; the given one is used
+    up.
 
     For several questions about one clip; the completions of a question share its row by reference (`ForkedCache`).
     """

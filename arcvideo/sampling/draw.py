@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def uniforms(*, seed: int, key: str, generation: int, count: int) -> Tensor:
-    """(count,) float64 in [0, 1): the noise of one completion, one number a position."""
+    """Return (count,) float64 in [0, 1): the noise of one completion, one number a position."""
     digest = hashlib.sha256(f"{seed}\x00{key}\x00{generation}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     return torch.rand(count, generator=generator, dtype=torch.float64)
@@ -25,7 +25,7 @@ def seed_at(place: int, *, seed: int) -> int:
 
 
 def filtered(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:
-    """Logits with everything outside the top k and the nucleus at -inf; at least the most likely token stays."""
+    """Return logits with everything outside the top k and the nucleus at -inf; at least the most likely token stays."""
     if 0 < top_k < logits.shape[-1]:
         smallest = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, float("-inf"))
@@ -38,7 +38,8 @@ def filtered(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:
 
 
 def draw(logits: Tensor, *, noise: Tensor, last: Tensor | None = None) -> Tensor:
-    """(R,) int64 tokens by inverting the distribution function, in float64 so that large vocabularies do not round.
+    """Return (R,) int64 tokens by inverting the distribution function, in float64 so that large vocabularies do not
+    round.
 
     Args:
         logits: (R, V) float32, filtered.

@@ -15,7 +15,7 @@ from arcvideo.types import Media
 
 
 def with_features(prompts: Sequence[Prompt], *, model: Any, features: Any = None) -> list[Prompt]:
-    """The prompts with tower outputs in place of pixels and mel; unchanged while a tower trains.
+    """Return the prompts with tower outputs in place of pixels and mel; unchanged while a tower trains.
 
     Args:
         prompts: with or without media.
@@ -28,7 +28,9 @@ def with_features(prompts: Sequence[Prompt], *, model: Any, features: Any = None
 
 @torch.no_grad()
 def encoded(media: Sequence[Media], *, model: Any, features: Any = None) -> list[Media]:
-    """The clips with tower outputs in place of pixels and mel, each encoded once; unchanged while a tower trains."""
+    """Return the clips with tower outputs in place of pixels and mel, each encoded once; unchanged while a tower
+    trains.
+    """
     towers = (model.vision_model.vit, model.speech_encoder)
     clips = {feature_key(clip): clip for clip in media}
     if not clips or any(parameter.requires_grad for tower in towers for parameter in tower.parameters()):

@@ -15,7 +15,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def flash_takes(q: Tensor) -> bool:
-    """Whether CUDA's flash kernel computes this dtype and width."""
+    """Return whether CUDA's flash kernel computes this dtype and width."""
     return q.is_cuda and q.dtype in HALF and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
 
 

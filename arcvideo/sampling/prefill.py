@@ -133,7 +133,7 @@ def runs_of(prefilled: Prefilled, *, padded: bool) -> list[PromptRun]:
 
 
 def _distinct(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[int]]:
-    """One prompt for each distinct prefix, and for each prompt the number of its prefix."""
+    """Return one prompt for each distinct prefix, and for each prompt the number of its prefix."""
     numbers: dict[tuple[Any, ...], int] = {}
     chosen: list[Prompt] = []
     owner = []

@@ -19,7 +19,7 @@ class Sampler(Protocol):
     def sample(
         self, prompts: Sequence[Prompt], *, num_generations: int, settings: Sampling, seeds: Sequence[int]
     ) -> list[Group]:
-        """One group per prompt, in order; a pure function of (weights, prompt, settings, seed of the prompt).
+        """Return one group per prompt, in order; a pure function of (weights, prompt, settings, seed of the prompt).
 
         Args:
             prompts: may repeat a clip; what else is in the list must not change a prompt's completions.

@@ -64,7 +64,7 @@ class InProcessSampler:
     def sample(
         self, prompts: Sequence[Prompt], *, num_generations: int, settings: Sampling, seeds: Sequence[int]
     ) -> list[Group]:
-        """One group per prompt, in order.
+        """Return one group per prompt, in order.
 
         Args:
             prompts: may repeat; prompts about the same clip share its prefill.
@@ -145,7 +145,9 @@ class InProcessSampler:
         return now
 
     def _says(self, ids: Tensor, stop: Sequence[str]) -> bool:
-        """Whether the end of a completion holds a stop string; a token has at least one byte, so few tokens do."""
+        """Return whether the end of a completion holds a stop string; a token has at least one byte, so few tokens
+        do.
+        """
         tail = ids[-max(len(text.encode()) for text in stop) :].tolist()
         said = self.tokenizer.decode(tail, skip_special_tokens=True)
         return any(text in said for text in stop)
@@ -162,7 +164,7 @@ class InProcessSampler:
 
 
 def _noise(prompts: Sequence[Prompt], *, seeds: Sequence[int], num_generations: int, settings: Sampling) -> Tensor:
-    """(B, G, max_new_tokens) float64 on CPU."""
+    """Return (B, G, max_new_tokens) float64 on CPU."""
     if settings.temperature == 0:
         return torch.zeros(len(prompts), num_generations, settings.max_new_tokens, dtype=torch.float64)
     rows = [
@@ -174,7 +176,7 @@ def _noise(prompts: Sequence[Prompt], *, seeds: Sequence[int], num_generations: 
 
 
 def stop_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids that end a completion: those that end an answer in the tokenizer's family.
+    """Return ids that end a completion: those that end an answer in the tokenizer's family.
 
     Raises:
         ValueError: the tokenizer has none of them.
@@ -190,7 +192,7 @@ def stop_ids(tokenizer: Any) -> frozenset[int]:
 
 
 def banned_ids(tokenizer: Any, *, stop: frozenset[int]) -> frozenset[int]:
-    """Special ids that are never sampled: a sampled image token would be read as a place for media."""
+    """Return special ids that are never sampled: a sampled image token would be read as a place for media."""
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     known = tokenizer.get_vocab()
     media = {known[name] for name in ALL_SPECIALS if name in known}  # whether or not they are marked special

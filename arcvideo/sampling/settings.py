@@ -51,7 +51,7 @@ class Sampling:
 
 
 def grpo_sampling(settings: GrpoSettings) -> Sampling:
-    """The sampling of a GRPO stage."""
+    """Return the sampling of a GRPO stage."""
     return Sampling(
         max_new_tokens=settings.max_completion_length,
         temperature=settings.temperature,
@@ -154,7 +154,7 @@ class SampleSettings:
         return self.rewards.get(task) or (TASKS[task].reward if task in TASKS else None)
 
     def bound_of(self, task: str) -> float:
-        """What the reward of a passing answer exceeds."""
+        """Return what the reward of a passing answer exceeds."""
         return self.above.get(task, TASKS[task].passes_above if task in TASKS else 0.5)
 
     @property

@@ -38,7 +38,7 @@ def step_of(model: Any, *, cache: ForkedCache, end: int) -> Step:
 
 
 def _hooked(decoder: Decoder) -> bool:
-    """Whether a module that the lean step goes around has hooks; linear layers are called, theirs run."""
+    """Return whether a module that the lean step goes around has hooks; linear layers are called, theirs run."""
     around = (Decoder, DecoderLayer, RMSNorm, type(decoder.layers[0].self_attn), type(decoder.layers[0].mlp))
     modules = [module for module in decoder.modules() if isinstance(module, around)]
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)

@@ -52,7 +52,7 @@ class Checkpoint:
     """Which one of its folder it is, in the order of writing, restarts included."""
 
     def tensors(self, kind: str) -> Mapping[str, Tensor]:
-        """Tensors of `weights` or `optimizer`, read one by one when asked for.
+        """Return tensors of `weights` or `optimizer`, read one by one when asked for.
 
         Raises:
             CheckpointError: a file cannot be opened.
@@ -176,7 +176,7 @@ class CheckpointFolder:
                 shutil.rmtree(path, ignore_errors=True)
 
     def newest(self, *, say: Callable[[str], None] = lambda text: None) -> Checkpoint | None:
-        """The newest checkpoint whose manifest verifies.
+        """Return the newest checkpoint whose manifest verifies.
 
         Args:
             say: is told which newer ones were passed over and why: damaged, or written by another version.
@@ -193,7 +193,7 @@ class CheckpointFolder:
         return None
 
     def at(self, step: int) -> Checkpoint:
-        """The checkpoint of this step.
+        """Return the checkpoint of this step.
 
         Raises:
             CheckpointError: it is not there, does not verify or cannot be read.
@@ -221,7 +221,7 @@ class Unusable(ValueError):
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, every byte of it checked against its manifest.
+    """Return the checkpoint at `path`, every byte of it checked against its manifest.
 
     Raises:
         Unusable: a file is missing, cut, changed or of another version; the message says which.
@@ -266,7 +266,9 @@ def _checked(path: Path) -> Checkpoint:
 
 
 def sealed_manifest(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of manifest.json: step, identity, written and files, with the format and a digest over all of it."""
+    """Return the content of manifest.json: step, identity, written and files, with the format and a digest over all of
+    it.
+    """
     content = {"format": FORMAT, **facts}
     return {**content, "seal": digest_of(content)}
 
@@ -289,7 +291,7 @@ def _parsed(path: Path) -> Any:
 
 
 def _written(path: Path) -> int:
-    """Which one of its folder a checkpoint is; -1 when its manifest does not say."""
+    """Return which one of its folder a checkpoint is; -1 when its manifest does not say."""
     try:
         return int(_read_manifest(path)["written"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -17,7 +17,7 @@ def seed_all(seed: int, *, rank: int) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """The states of this process's generators, JSON-able."""
+    """Return the states of this process's generators, JSON-able."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state: dict[str, Any] = {

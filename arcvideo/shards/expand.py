@@ -13,7 +13,7 @@ from arcvideo.shards.remote import ShardCache, is_url
 
 
 def expand_shards(pattern: str, *, cache: ShardCacheSettings | None = None, fetch: bool = True) -> list[Path]:
-    """The tar files of a path or URL with {000..011} braces, or of a path with * globs, in order.
+    """Return the tar files of a path or URL with {000..011} braces, or of a path with * globs, in order.
 
     Args:
         cache: where copies of remote shards lie; None refuses URLs.

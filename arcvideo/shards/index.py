@@ -94,12 +94,12 @@ class ShardIndex:
         return self.keys[clip["key_start"] : clip["key_start"] + clip["key_size"]].tobytes().decode()
 
     def record(self, row: int) -> dict[str, Any]:
-        """The record's JSON, read from the shard."""
+        """Return the record's JSON, read from the shard."""
         clip = self.clips[row]
         return parse_record(read_at(self.shard, offset=int(clip["json_offset"]), size=int(clip["json_size"])))
 
     def media(self, row: int) -> list[np.void]:
-        """The facts of each medium of a record, in order, as rows of PART or CLIP; none for text only."""
+        """Return the facts of each medium of a record, in order, as rows of PART or CLIP; none for text only."""
         if self.meta["parts"]:
             parts = self.parts
             first, last = np.searchsorted(parts["clip"], [row, row + 1])
@@ -109,11 +109,13 @@ class ShardIndex:
         return [clip] if clip["media_size"] else []
 
     def media_count(self, row: int) -> int:
-        """How many media a record has."""
+        """Return how many media a record has."""
         return len(self.media(row))
 
     def media_bytes(self, row: int, *, part: int = 0) -> tuple[bytes, bytes | None]:
-        """The media file and the separate sound file, if there is one, of a record's medium; empty for text only."""
+        """Return the media file and the separate sound file, if there is one, of a record's medium; empty for text
+        only.
+        """
         found = self.media(row)
         if not found:
             return b"", None
@@ -151,13 +153,13 @@ def _column(folder: Path, name: str, digest: str) -> np.ndarray:
 
 @lru_cache(maxsize=1 << 14)
 def _digest(folder: Path, *_: int) -> str:
-    """What the meta.json that has this inode and time says; read once."""
+    """Return what the meta.json that has this inode and time says; read once."""
     path = folder / "meta.json"
     return str(unsealed(path.read_text(encoding="utf-8"), name=path)["digest"])
 
 
 def open_index(shard: Path, *, place: str = "") -> ShardIndex | None:
-    """The index of a shard, None when there is none, the shard has changed since, or the index is damaged.
+    """Return the index of a shard, None when there is none, the shard has changed since, or the index is damaged.
 
     Every file is compared with its digest, whole once per machine and by size and time afterwards.
     """
@@ -205,7 +207,8 @@ def seal_index(folder: Path, meta: Mapping[str, Any]) -> None:
 def ensure_indexes(
     shards: Sequence[Path], *, workers: int = 0, progress: bool = True, place: str = ""
 ) -> list[ShardIndex]:
-    """The indexes of all shards; missing and stale ones are built, shared with other processes that ask for them too.
+    """Return the indexes of all shards; missing and stale ones are built, shared with other processes that ask for them
+    too.
 
     Args:
         workers: processes that examine media, where a file that hangs or crashes a decoder costs one record;
@@ -257,7 +260,7 @@ class OpenedLater(Sequence[ShardIndex]):
     @overload
     def __getitem__(self, number: slice) -> Sequence[ShardIndex]: ...
     def __getitem__(self, number: int | slice) -> ShardIndex | Sequence[ShardIndex]:
-        """The index of a shard.
+        """Return the index of a shard.
 
         Raises:
             ValueError: it is not what it was.
@@ -286,7 +289,7 @@ def content_digest(sources: Iterable[tuple[str, Sequence[ShardIndex]]]) -> str:
 
 
 def build_index(shard: Path, *, pool: ProbePool | None = None) -> None:
-    """Writes `<shard>.index/`, whole or not at all; several processes may ask for the same one."""
+    """Write `<shard>.index/`, whole or not at all; several processes may ask for the same one."""
     with locked(lock_file(shard)):
         if open_index(shard) is None:  # no other process was faster
             _build(shard, pool=pool or ProbePool())

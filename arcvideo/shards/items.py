@@ -79,7 +79,7 @@ def _check_tags(sample: Sample) -> None:
 
 
 def _values(value: Any) -> Iterator[Any]:
-    """Everything in a JSON value, names of fields included."""
+    """Yield everything in a JSON value, names of fields included."""
     waiting = [value]
     while waiting:
         value = waiting.pop()

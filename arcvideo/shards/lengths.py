@@ -59,7 +59,7 @@ def all_lengths(
     pairs: bool = False,
     progress: bool = True,
 ) -> list[Lengths]:
-    """The token counts of the shards' items, counted once and memory-mapped ever after.
+    """Return the token counts of the shards' items, counted once and memory-mapped ever after.
 
     Processes that ask for the same at the same time, such as the ranks of a run, divide the shards among themselves.
 
@@ -121,7 +121,7 @@ def seal_of(folder: Path, name: str) -> Path:
 
 
 def _is_whole(index: ShardIndex, name: str) -> bool:
-    """Whether the counts are there and as they were written; otherwise they are made again."""
+    """Return whether the counts are there and as they were written; otherwise they are made again."""
     path = seal_of(index.folder, name)
     try:
         check(index.folder, unsealed(path.read_text(encoding="utf-8"), name=path)["files"])
@@ -139,7 +139,7 @@ def _read(index: ShardIndex, name: str) -> Lengths:
 
 @lru_cache(maxsize=1)
 def _rules() -> str:
-    """Changes with the instruction texts and the rendering, so that old counts are not used."""
+    """Change with the instruction texts and the rendering, so that old counts are not used."""
     return hashlib.sha256(json.dumps([TEXT_FORMAT, SUFFIXES]).encode()).hexdigest()[:8]
 
 

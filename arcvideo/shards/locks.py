@@ -17,7 +17,7 @@ def in_turns(
     advance: Callable[[int], object],
     lock: Callable[[Path], Path],
 ) -> None:
-    """Returns when all shards are done, by this process or by others that were asked for the same at the same time.
+    """Return when all shards are done, by this process or by others that were asked for the same at the same time.
 
     The ranks of a run divide the shards among themselves without talking to each other, and nobody does a shard twice.
     A process that dies leaves its shard to the others.

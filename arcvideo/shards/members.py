@@ -64,7 +64,7 @@ class Group:
 
 
 def read_groups(shard: Path) -> tuple[list[Group], list[Problem]]:
-    """The records of a tar in order, and what is wrong with its members. Only headers are read.
+    """Return the records of a tar in order, and what is wrong with its members. Only headers are read.
 
     A key names one record: when it comes again, the first record is kept and each other one is a problem. A record
     whose members lie apart is one problem, and so is each record that dots in its name cut short.
@@ -96,7 +96,9 @@ def read_groups(shard: Path) -> tuple[list[Group], list[Problem]]:
 
 
 def _judged(groups: list[Group]) -> tuple[list[Group], list[Problem]]:
-    """What is used of the members with one key, in as many groups as they stand together, and why the rest is not."""
+    """Return what is used of the members with one key, in as many groups as they stand together, and why the rest is
+    not.
+    """
     members = [member for group in groups for member in group.members]
     extensions = [member.extension for member in members]
     dotted = {member.name.rpartition(".")[0]: member for member in members if "." in member.extension}
@@ -123,7 +125,7 @@ def _judged(groups: list[Group]) -> tuple[list[Group], list[Problem]]:
 
 
 def record_key(name: str) -> str:
-    """The name up to the first dot of its last part, as webdataset groups members."""
+    """Return the name up to the first dot of its last part, as webdataset groups members."""
     path = PurePosixPath(name)
     base = path.name.split(".", 1)[0]
     return base if str(path.parent) == "." else f"{str(path.parent).rstrip('/')}/{base}"
@@ -139,7 +141,7 @@ def _walk(shard: Path, *, size: int) -> Iterator[Member | Problem]:
 
 
 def _checked(entry: Entry, *, size: int) -> Member | Problem:
-    """The member, or why it is refused."""
+    """Return the member, or why it is refused."""
     path = PurePosixPath(entry.name)
     extension = path.name.partition(".")[2].lower()
     key, shown = record_key(entry.name), as_utf8(entry.name)
@@ -172,12 +174,12 @@ def numbered(extension: str) -> tuple[int, str] | None:
 
 
 def as_utf8(text: str) -> str:
-    """The text with everything that UTF-8 cannot hold written as an escape."""
+    """Return the text with everything that UTF-8 cannot hold written as an escape."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_at(shard: Path, *, offset: int, size: int) -> bytes:
-    """The bytes of a member.
+    """Return the bytes of a member.
 
     Raises:
         OSError: the shard cannot be read or ends early.

@@ -57,7 +57,7 @@ def json_member(group: Group) -> Member:
 
 
 def parse_record(data: bytes) -> dict[str, Any]:
-    """The JSON object of a record.
+    """Return the JSON object of a record.
 
     Raises:
         RecordError: `broken_json`.
@@ -69,7 +69,9 @@ def parse_record(data: bytes) -> dict[str, Any]:
 
 
 def _media_groups(group: Group) -> list[Group]:
-    """The record's media, each as a record of its own: the group itself, or the groups of its numbers in order."""
+    """Return the record's media, each as a record of its own: the group itself, or the groups of its numbers in
+    order.
+    """
     parts: dict[int, Group] = {}
     for member in group.members:
         found = numbered(member.extension)
@@ -81,7 +83,7 @@ def _media_groups(group: Group) -> list[Group]:
 
 
 def _media_members(group: Group) -> tuple[list[Member], list[Member]]:
-    """Pictures (videos or stills) and sounds; a single member of unknown type is tried as a picture."""
+    """Return pictures (videos or stills) and sounds; a single member of unknown type is tried as a picture."""
     pictures = [member for member in group.members if member.extension in VIDEO | IMAGE]
     sounds = [member for member in group.members if member.extension in AUDIO]
     if not pictures and not sounds:
@@ -91,7 +93,7 @@ def _media_members(group: Group) -> tuple[list[Member], list[Member]]:
 
 
 def probe_jobs(group: Group, *, shard: Path) -> list[ProbeJob | None]:
-    """What to probe of a record, a job for each of its media, at least one.
+    """Return what to probe of a record, a job for each of its media, at least one.
 
     A medium is one picture and at most one sound, or one sound; its job is None when its members are otherwise.
     """
@@ -111,7 +113,7 @@ def _probe_job(group: Group, *, shard: Path) -> ProbeJob | None:
 def record_media(
     group: Group, *, record: Mapping[str, Any], found: Sequence[Probed | MediaError | None]
 ) -> RecordMedia:
-    """Where the record's media lie and what probing found, in the order of `probe_jobs`."""
+    """Return where the record's media lie and what probing found, in the order of `probe_jobs`."""
     parts = tuple(
         _one_medium(part, record=record, found=one) for part, one in zip(_media_groups(group), found, strict=True)
     )
@@ -152,7 +154,7 @@ def _one_medium(group: Group, *, record: Mapping[str, Any], found: Probed | Medi
 
 
 def known_types() -> str:
-    """The extensions of media, for a message."""
+    """Return the extensions of media, for a message."""
     return "; ".join(
         f"{name} {' '.join(sorted(types))}" for name, types in (("video", VIDEO), ("sound", AUDIO), ("picture", IMAGE))
     )

@@ -45,7 +45,7 @@ _LEASES: dict[tuple[int, Path], _Lease] = {}
 
 
 def is_url(name: str) -> bool:
-    """Whether a shard's name is to be fetched."""
+    """Return whether a shard's name is to be fetched."""
     return "://" in name
 
 
@@ -56,7 +56,7 @@ class ShardCache:
     """
 
     def __init__(self, settings: ShardCacheSettings) -> None:
-        """Opens the folder; it is made when something is fetched.
+        """Open the folder; it is made when something is fetched.
 
         Raises:
             ValueError: no folder is set.
@@ -68,7 +68,7 @@ class ShardCache:
         self._settings = settings
 
     def path(self, url: str) -> Path:
-        """Where the copy of a shard lies, or will lie.
+        """Return where the copy of a shard lies, or will lie.
 
         Raises:
             ValueError: no URL that a shard can be fetched from.
@@ -81,7 +81,7 @@ class ShardCache:
         return self._root / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
 
     def fetch(self, url: str) -> Path:
-        """The copy of a shard, fetched unless it is there; kept until this process ends.
+        """Return the copy of a shard, fetched unless it is there; kept until this process ends.
 
         Raises:
             ValueError: it cannot be fetched whole, or there is no room for it.
@@ -131,7 +131,7 @@ class ShardCache:
         raise AssertionError("unreachable")
 
     def _make_room(self, size: int, *, url: str) -> None:
-        """Removes what was not used for longest and is in nobody's lease."""
+        """Remove what was not used for longest and is in nobody's lease."""
         used = _leased(self._root)
         files = [(path.stat(), path) for path in self._root.glob("*.tar*") if path.is_file() and _is_copy(path)]
         total = size + sum(facts.st_size for facts, _ in files)
@@ -242,7 +242,7 @@ def _is_copy(path: Path) -> bool:
 
 
 def _now(path: Path) -> int:
-    """The file system's own clock, which its other times come from."""
+    """Return the file system's own clock, which its other times come from."""
     path.with_name("cache.lock").touch()
     return path.with_name("cache.lock").stat().st_mtime_ns
 
@@ -270,7 +270,7 @@ class _Lease:
 
 
 def _lease(root: Path) -> _Lease:
-    """This process's lease; a forked child makes its own."""
+    """Return this process's lease; a forked child makes its own."""
     key = (os.getpid(), root)
     if key not in _LEASES:
         _LEASES[key] = _Lease(root)
@@ -278,7 +278,7 @@ def _lease(root: Path) -> _Lease:
 
 
 def _leased(root: Path) -> set[str]:
-    """The names that living processes read; leases of dead ones are removed. The folder must be locked."""
+    """Return the names that living processes read; leases of dead ones are removed. The folder must be locked."""
     names: set[str] = set()
     for path in root.glob("*.lease"):
         with open(path) as file:

@@ -105,7 +105,7 @@ class _Walk:
             yield found
 
     def _end(self, *, members: int) -> Iterator[Gap]:
-        """What there is to say about the zeros up to the end of the file."""
+        """Yield what there is to say about the zeros up to the end of the file."""
         if not members:
             yield self._gap("empty_tar", self.size, "zeros and no member: never filled, or lost; write it again")
         elif self.size - self.at > _PADDING:
@@ -113,7 +113,7 @@ class _Walk:
             yield self._gap("zero_tail", self.size, detail)
 
     def _hole(self, what: str, *, start: int) -> Gap:
-        """The bytes up to the next header, looked for from `start`; reading goes on there."""
+        """Return the bytes up to the next header, looked for from `start`; reading goes on there."""
         end = self._header(start)
         told = "records in it are lost" if end < self.size else "records in it and behind it are lost"
         gap = self._gap("broken_tar", end, f"{what}: {told}; write it again")
@@ -124,7 +124,7 @@ class _Walk:
         return Gap(reason=reason, start=self.at, end=end, detail=f"bytes {self.at} to {end}: {detail}")
 
     def _member(self) -> Entry | None:
-        """The member whose headers begin here; None when they are none. Reading goes on behind its data."""
+        """Return the member whose headers begin here; None when they are none. Reading goes on behind its data."""
         at, extended, fault = self.at, dict[str, str](), ""
         for _ in range(_CHAIN):
             block = self._block(at)
@@ -159,7 +159,7 @@ class _Walk:
         return os.pread(self.file, BLOCK, at)
 
     def _nonzero(self, at: int) -> int:
-        """Where the first block from here begins that is not zero; the end of the file when there is none."""
+        """Return where the first block from here begins that is not zero; the end of the file when there is none."""
         while piece := os.pread(self.file, _PIECE, at):
             rest = piece.lstrip(b"\0")
             if rest:
@@ -168,7 +168,7 @@ class _Walk:
         return self.size
 
     def _header(self, at: int) -> int:
-        """Where the next header from here begins; the end of the file when there is none."""
+        """Return where the next header from here begins; the end of the file when there is none."""
         while piece := os.pread(self.file, _PIECE + BLOCK, at):
             found = piece.find(_MAGIC)
             while found >= 0:
@@ -181,7 +181,7 @@ class _Walk:
 
 
 def _numbers(block: bytes) -> int | None:
-    """The size that a header states; None when it is no header."""
+    """Return the size that a header states; None when it is no header."""
     if len(block) < BLOCK:
         return None
     stated, size = _number(block[148:156]), _number(block[124:136])
@@ -196,7 +196,7 @@ def _numbers(block: bytes) -> int | None:
 
 
 def _number(text: bytes) -> int | None:
-    """Octal digits, or a big number in base 256; None for anything else and for numbers below 0."""
+    """Return octal digits, or a big number in base 256; None for anything else and for numbers below 0."""
     if text[:1] == b"\x80":
         number = int.from_bytes(text[1:], "big")
         return number if number < 1 << 62 else None

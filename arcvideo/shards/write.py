@@ -40,7 +40,7 @@ def write_shards(
     first: int = 0,
     finished: Callable[[Path], None] | None = None,
 ) -> list[Path]:
-    """Writes `out/<name>-000000.tar`, ... as the records come; equal records give equal bytes. Returns the paths.
+    """Write `out/<name>-000000.tar`, ... as the records come; equal records give equal bytes. Returns the paths.
 
     A shard is full after `per_shard` records or about `bytes_per_shard` bytes, and gets its name when it is complete.
 
@@ -103,14 +103,14 @@ def _plain(value: Any) -> Any:
 
 
 def url_schemes() -> list[str]:
-    """The schemes of URLs that webdataset opens without running what the URL says."""
+    """Return the schemes of URLs that webdataset opens without running what the URL says."""
     from webdataset.gopen import gopen_schemes
 
     return sorted(set(gopen_schemes) - {"__default__", "pipe", "file"})
 
 
 def open_url(url: str) -> IO[bytes]:
-    """A remote file as webdataset opens it; reading or closing raises OSError when it did not arrive whole."""
+    """Return a remote file as webdataset opens it; reading or closing raises OSError when it did not arrive whole."""
     from webdataset.gopen import gopen
 
     stream: IO[bytes] = gopen(url)

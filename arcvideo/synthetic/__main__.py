@@ -15,7 +15,7 @@ from arcvideo.synthetic.write import write_dataset
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when the data set is there, 2 when the arguments or the directory are wrong."""
+    """Return 0 when the data set is there, 2 when the arguments or the directory are wrong."""
     options = _parser().parse_args(arguments)
     try:
         if options.workers < 1:

@@ -86,7 +86,7 @@ def _vision(
 
 
 def _known(folder: Path, *, layout: MediaLayout, workers: int) -> list[Known]:
-    """All training clips, decoded, with their truth."""
+    """Return all training clips, decoded, with their truth."""
     shards = sorted(folder.glob("train-*.tar"))
     if not shards:
         raise ValueError(f"{folder} has no train-*.tar: make them with `python -m arcvideo.synthetic --out {folder}`")
@@ -98,7 +98,7 @@ def _known(folder: Path, *, layout: MediaLayout, workers: int) -> list[Known]:
 
 
 def _members(shard: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
-    """(file name, media bytes, truth) of every record of a shard."""
+    """Yield (file name, media bytes, truth) of every record of a shard."""
     with tarfile.open(shard) as tar:
         media: tuple[str, bytes] | None = None
         for member in tar:
@@ -133,7 +133,7 @@ def _fill_features(model: ArcVideoForConditionalGeneration, clips: Sequence[Know
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when the weights are there, 2 when the arguments or the data are wrong."""
+    """Return 0 when the weights are there, 2 when the arguments or the data are wrong."""
     parser = argparse.ArgumentParser(prog="python -m arcvideo.synthetic.base", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="directory of train-*.tar")
     parser.add_argument("--out", type=Path, required=True, help="directory for the weights")

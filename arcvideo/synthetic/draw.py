@@ -32,7 +32,9 @@ _Layer = tuple[tuple[int, int, int], Image.Image, tuple[int, int]]
 
 
 def frames(script: Script) -> Iterator[np.ndarray]:
-    """(H, W, 3) uint8 frames, FPS a second, from the script alone; an unchanged picture is the same array again."""
+    """Yield (H, W, 3) uint8 frames, FPS a second, from the script alone; an unchanged picture is the same array
+    again.
+    """
     rng = np.random.default_rng([script.seed, 2])
     background = _background(rng)
     styles = [(shape, _style(shape, rng)) for shape in script.shapes]
@@ -48,7 +50,7 @@ def frames(script: Script) -> Iterator[np.ndarray]:
 
 
 def still(script: Script) -> np.ndarray:
-    """(H, W, 3) uint8: the first frame."""
+    """Return (H, W, 3) uint8: the first frame."""
     return next(frames(script))
 
 
@@ -83,7 +85,7 @@ def _composed(background: Image.Image, layers: list[_Layer]) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def _shape_mask(kind: str, radius: int) -> Image.Image:
-    """Coverage 0..255 of a shape that fills a square of twice the radius, drawn large and shrunk."""
+    """Return coverage 0..255 of a shape that fills a square of twice the radius, drawn large and shrunk."""
     side = 2 * radius * _SUPERSAMPLING
     last, third = side - 1, side // 3
     mask = Image.new("L", (side, side))
@@ -105,7 +107,7 @@ def _shape_mask(kind: str, radius: int) -> Image.Image:
 
 @lru_cache(maxsize=2048)
 def _text(text: str, size: int, shift: int) -> tuple[_Layer, _Layer]:
-    """Two layers (colour, mask, corner): a dark outline and the white letters on it."""
+    """Return two layers (colour, mask, corner): a dark outline and the white letters on it."""
     font = ImageFont.truetype(str(FONT), size)
     layers: list[_Layer] = []
     for color, stroke in (((0, 0, 0), 3), ((250, 250, 250), 1)):

@@ -23,7 +23,7 @@ _AAC_BIT_RATE = 40_000
 
 
 def encode(script: Script) -> tuple[str, bytes]:
-    """(file extension, bytes): mp4, m4a or wav for speech alone, jpg for a still."""
+    """Return (file extension, bytes): mp4, m4a or wav for speech alone, jpg for a still."""
     if script.kind == "image":
         return "jpg", _jpeg(draw.still(script))
     if script.kind == "speech":

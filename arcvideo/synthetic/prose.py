@@ -65,7 +65,7 @@ def train_language(
 
 
 def _letter_family(rng: np.random.Generator, *, tokenizer: Any, style: str) -> Rendered:
-    """A fact, four options, and the letter of the right one: alone, or behind the fact said again."""
+    """Return a fact, four options, and the letter of the right one: alone, or behind the fact said again."""
     (item,) = letter_items(seed=int(rng.integers(1 << 31)), index=0, count=1)
     sample = make_sample(item, key="letters", media_key=None, style=style)
     branch = render_branch(sample, tokenizer=tokenizer, wording="brief")
@@ -73,7 +73,7 @@ def _letter_family(rng: np.random.Generator, *, tokenizer: Any, style: str) -> R
 
 
 def _scene_family(script: Script, rng: np.random.Generator, *, tokenizer: Any) -> Rendered:
-    """A clip told in words instead of shown, and questions about it."""
+    """Return a clip told in words instead of shown, and questions about it."""
     items = [item for item in questions(script) if item["task"] in _TASKS]
     chosen = rng.permutation(len(items))[:_QUESTIONS_PER_SCENE]
     samples = tuple(

@@ -21,14 +21,14 @@ _VOCABULARIES = (COLORS, KINDS, SCREEN_WORDS, SOUNDS, SPOKEN_WORDS)
 
 
 def questions(script: Script) -> list[Item]:
-    """All items of a clip, in a fixed order; the order of options comes from the script's seed."""
+    """Return all items of a clip, in a fixed order; the order of options comes from the script's seed."""
     rng = np.random.default_rng([script.seed, 1])
     makers = (_asr, _caption, _qa, _mcq, _grounding, _summary, _chapters)
     return [item for maker in makers for item in maker(script, rng)]
 
 
 def letter_items(*, seed: int, index: int, count: int = 4) -> list[Item]:
-    """Questions about nothing but their own text: a fact, four options, the letter of the right one.
+    """Return questions about nothing but their own text: a fact, four options, the letter of the right one.
 
     Text like this among clips keeps a language model able to name options while it learns to see and hear.
     """
@@ -57,7 +57,7 @@ def _events(script: Script) -> list[tuple[int, int, str]]:
 
 
 def scene(script: Script) -> str:
-    """A clip told in words: every event with its span, then what is said and when."""
+    """Return a clip told in words: every event with its span, then what is said and when."""
     lines = [f"{clock_span((start, end))} {name}" for start, end, name in _events(script)]
     lines += [f"{clock(int(word.start))} says {word.text}" for word in script.speech]
     return "\n".join(lines)
@@ -79,7 +79,7 @@ def _asr(script: Script, rng: np.random.Generator) -> list[Item]:
 
 
 def _caption(script: Script, rng: np.random.Generator) -> list[Item]:
-    """A picture's caption and its text (paper 3.2.2: image-text pairs for caption and OCR)."""
+    """Return a picture's caption and its text (paper 3.2.2: image-text pairs for caption and OCR)."""
     if not script.shapes:
         return []
     shown = ", ".join(shape.name for shape in sorted(script.shapes, key=lambda shape: shape.x))
@@ -103,7 +103,7 @@ def _caption(script: Script, rng: np.random.Generator) -> list[Item]:
 
 
 def _facts(script: Script) -> list[Fact]:
-    """What can be asked with exactly one right answer."""
+    """Return what can be asked with exactly one right answer."""
     facts: list[Fact] = []
     for shape in script.shapes:
         facts.append((f"What color is the {shape.kind}?", shape.color, COLORS, _tags("vision", "color")))
@@ -134,7 +134,7 @@ def _qa(script: Script, rng: np.random.Generator) -> list[Item]:
 
 
 def topic(tags: list[str]) -> str:
-    """The topic among an item's tags."""
+    """Return the topic among an item's tags."""
     return next(tag.removeprefix("topic:") for tag in tags if tag.startswith("topic:"))
 
 
@@ -151,7 +151,7 @@ def _mcq(script: Script, rng: np.random.Generator) -> list[Item]:
 
 
 def _joint_facts(script: Script) -> list[Fact]:
-    """Facts that need sight and hearing together, or order."""
+    """Return facts that need sight and hearing together, or order."""
     facts: list[Fact] = []
     for shape in script.shapes:
         heard = [word.text for word in script.speech if int(word.start) == shape.start]
@@ -180,7 +180,7 @@ def _choices(question: str, answer: str, wrong: list[str], tags: list[str], rng:
 
 
 def _grounding(script: Script, rng: np.random.Generator) -> list[Item]:
-    """Spans of what is seen, read and heard; the thought names it and every second at which it is there."""
+    """Return spans of what is seen, read and heard; the thought names it and every second at which it is there."""
     if script.duration == 1:
         return []
     asked = [(shape.name, "visible", shape, "vision", "shapes") for shape in script.shapes]
@@ -203,7 +203,9 @@ def _grounding(script: Script, rng: np.random.Generator) -> list[Item]:
 
 
 def _one_of(thoughts: tuple[str, ...], rng: np.random.Generator) -> str:
-    """One of several true thoughts: people write down different ones, and nobody says which helps the reader most."""
+    """Return one of several true thoughts: people write down different ones, and nobody says which helps the reader
+    most.
+    """
     return thoughts[int(rng.integers(len(thoughts)))]
 
 

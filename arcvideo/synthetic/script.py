@@ -83,7 +83,7 @@ class Script:
 
 
 def draw_script(*, split: str, index: int, seed: int, kind: str | None = None) -> Script:
-    """The script of clip `index` of a split; train and test draw from different streams.
+    """Return the script of clip `index` of a split; train and test draw from different streams.
 
     Args:
         kind: one of CLIP_KINDS; None draws it (70 % full, 10 % of each of the others).
@@ -117,7 +117,9 @@ def _span(rng: np.random.Generator, *, duration: int) -> dict[str, int]:
 
 
 def _shapes(rng: np.random.Generator, *, duration: int) -> tuple[Shape, ...]:
-    """One shape, in every fourth clip two: of different colour, kind and side, so that each question has one answer."""
+    """Return one shape, in every fourth clip two: of different colour, kind and side, so that each question has one
+    answer.
+    """
     count = 1 + int(rng.random() < 0.25)
     colors = rng.choice(COLORS, size=count, replace=False)
     kinds = rng.choice(KINDS, size=count, replace=False)
@@ -136,7 +138,7 @@ def _shapes(rng: np.random.Generator, *, duration: int) -> tuple[Shape, ...]:
 
 
 def _speech(rng: np.random.Generator) -> tuple[Speech, ...]:
-    """Two different words, in every fifth clip three, one a second, without a pause between them."""
+    """Return two different words, in every fifth clip three, one a second, without a pause between them."""
     count = 2 + int(rng.random() < 0.2)
     texts = rng.choice(SPOKEN_WORDS, size=count, replace=False)
     first = int(rng.integers(0, DURATION - count + 1))
@@ -148,7 +150,7 @@ def _speech(rng: np.random.Generator) -> tuple[Speech, ...]:
 
 
 def script_from(truth: dict[str, Any]) -> Script:
-    """The script that a record carries as its `truth`."""
+    """Return the script that a record carries as its `truth`."""
     events = {"shapes": Shape, "words": Word, "speech": Speech, "sounds": Sound}
     parts = {name: tuple(kind(**event) for event in truth[name]) for name, kind in events.items()}
     return Script(**{**truth, **parts})

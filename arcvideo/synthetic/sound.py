@@ -34,7 +34,7 @@ _FADE = 320
 
 
 def waveform(script: Script) -> np.ndarray:
-    """(duration * 16000,) float32 in [-1, 1], from the script alone."""
+    """Return (duration * 16000,) float32 in [-1, 1], from the script alone."""
     rng = np.random.default_rng([script.seed, 3])
     total = script.duration * SAMPLE_RATE
     mix = rng.standard_normal(total, dtype=np.float32) * np.float32(0.002)
@@ -72,7 +72,7 @@ def _syllable(vowel: str, *, samples: int, pitch: float, rng: np.random.Generato
 
 
 def _envelope(samples: int) -> np.ndarray:
-    """1 with short fades at both ends, so that syllables can be told apart."""
+    """Return 1 with short fades at both ends, so that syllables can be told apart."""
     fade = min(_FADE, samples // 2)
     shape = np.ones(samples, dtype=np.float32)
     ramp = np.linspace(0, 1, fade, dtype=np.float32)

@@ -91,7 +91,7 @@ class _Naming(nn.Module):
 
 
 def _word_vectors(model: ArcVideoForConditionalGeneration, words: Sequence[str], *, tokenizer: Any) -> Tensor:
-    """(words, D): the embedding of each word, with and without the space before it."""
+    """Return (words, D): the embedding of each word, with and without the space before it."""
     table = model.get_input_embeddings().weight.detach()
     forms = [[tokenizer.encode(text, add_special_tokens=False)[-1] for text in (word, f" {word}")] for word in words]
     vectors = table[torch.tensor(forms)].mean(1)
@@ -123,7 +123,7 @@ def train_audio(model: ArcVideoForConditionalGeneration, clips: Sequence[Known],
 
 
 def frame_labels(script: Script) -> Tensor:
-    """(F, 6) int64 per second: second, left colour and kind, right colour and kind, text; last class: none."""
+    """Return (F, 6) int64 per second: second, left colour and kind, right colour and kind, text; last class: none."""
     rows = []
     for second in range(script.duration):
         row = [second, len(COLORS), len(KINDS), len(COLORS), len(KINDS), len(SCREEN_WORDS)]
@@ -140,7 +140,7 @@ def frame_labels(script: Script) -> Tensor:
 
 
 def row_labels(script: Script, *, rows: int, per_second: int) -> Tensor:
-    """(R, 2) int64: the word and the sound at the middle of each pooled row; the last class is none."""
+    """Return (R, 2) int64: the word and the sound at the middle of each pooled row; the last class is none."""
     labels = torch.tensor([[len(SPOKEN_WORDS), len(SOUNDS)]] * rows)
     for row in range(rows):
         middle = (row + 0.5) / per_second
@@ -191,7 +191,9 @@ def descend(
 
 
 def split_parameters(*modules: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(matrices and convolutions for Muon, everything else); tables that are read by row belong to everything else."""
+    """Return (matrices and convolutions for Muon, everything else); tables that are read by row belong to everything
+    else.
+    """
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for module in modules:

@@ -78,7 +78,7 @@ def write_dataset(
 
 
 def record(script: Script) -> dict[str, Any]:
-    """The JSON of a clip (docs/data-format.md); `truth` is the whole script."""
+    """Return the JSON of a clip (docs/data-format.md); `truth` is the whole script."""
     return {"id": script.key, "source": SOURCE, "title": "", "items": questions(script), "truth": asdict(script)}
 
 
@@ -97,7 +97,7 @@ _Members = Callable[[_Shard, int], Iterator[list[_Member]]]
 
 @contextmanager
 def _members(workers: int) -> Iterator[_Members]:
-    """A function that makes the tar members of a shard, clip by clip in order, here or in `workers` processes."""
+    """Yield a function that makes the tar members of a shard, clip by clip in order, here or in `workers` processes."""
     if workers <= 1:
         yield lambda shard, seed: map(partial(_clip_members, shard.split, seed), _indices(shard))
         return
@@ -120,7 +120,7 @@ def _clip_members(split: str, seed: int, index: int) -> list[_Member]:
 
 
 def _text_member(seed: int, index: int) -> _Member:
-    """A record without media."""
+    """Return a record without media."""
     key = f"text-{index:06d}"
     content = {"id": key, "source": SOURCE, "text_only": True, "items": letter_items(seed=seed, index=index)}
     return f"{key}.json", json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
@@ -151,7 +151,7 @@ def _identity(settings: TinyShortsSettings) -> str:
 
 
 def _present(out: Path, *, identity: str) -> Dataset | None:
-    """The data set in `out` when it is the wanted one and complete; None when `out` is free to be written."""
+    """Return the data set in `out` when it is the wanted one and complete; None when `out` is free to be written."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out}: is a file; give a directory")
     facts_file = out / _FACTS
@@ -183,7 +183,7 @@ def _present(out: Path, *, identity: str) -> Dataset | None:
 
 
 def _is_ours(path: Path) -> bool:
-    """A shard of an earlier, interrupted run."""
+    """Return a shard of an earlier, interrupted run."""
     return path.name.startswith(("train-", "test-", "text-")) and path.name.endswith((".tar", ".part"))
 
 

@@ -52,7 +52,7 @@ def make_sample(item: Any, *, key: str, media_key: str | None, style: str = "pla
 def make_pair(
     item: Any, *, key: str, media_key: str | None, style: str = "plain", media_count: int = 1
 ) -> tuple[Sample, Sample]:
-    """The item's own answer and its `rejected` one, as two samples with the same question.
+    """Return the item's own answer and its `rejected` one, as two samples with the same question.
 
     `rejected` is a text, taken as it stands in every style, or an object of `answer` and `think`, put together as the
     style says.
@@ -71,7 +71,7 @@ def make_pair(
 
 
 def has_pair(item: Any) -> bool:
-    """Whether an item of a record says what is rejected."""
+    """Return whether an item of a record says what is rejected."""
     return isinstance(item, Mapping) and item.get("rejected") is not None
 
 

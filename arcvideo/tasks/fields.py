@@ -22,7 +22,7 @@ class RecordError(ValueError):
 
 
 def required_text(item: Mapping[str, Any], name: str) -> str:
-    """The non-empty string `item[name]`.
+    """Return the non-empty string `item[name]`.
 
     Raises:
         RecordError: `no_<name>` when absent or empty, `bad_<name>` when not a string.
@@ -45,7 +45,7 @@ def optional_text(item: Mapping[str, Any], name: str, *, default: str = "") -> s
 
 
 def interval(value: Any, *, name: str) -> tuple[float, float]:
-    """(start, end) in seconds, 0 <= start <= end.
+    """Return (start, end) in seconds, 0 <= start <= end.
 
     Raises:
         RecordError: `bad_<name>`.
@@ -86,7 +86,7 @@ def check_times(item: Any, *, seconds: float) -> None:
 
 
 def styled_answer(item: Mapping[str, Any], *, answer: str, style: str) -> str:
-    """The answer as it is trained: alone (plain), or behind the item's reasoning (think, draft).
+    """Return the answer as it is trained: alone (plain), or behind the item's reasoning (think, draft).
 
     `draft` takes the item's own `draft` where it has one: an imperfect answer that a rejection filter let through, such
     as a span with an IoU above 0.6 (the paper's cold start).
@@ -102,7 +102,7 @@ def styled_answer(item: Mapping[str, Any], *, answer: str, style: str) -> str:
 
 
 def conversation(item: Mapping[str, Any], *, question: str, answer: str) -> tuple[Turn, ...]:
-    """The first turn and the item's further `turns`, a list of {"question", "answer"}."""
+    """Return the first turn and the item's further `turns`, a list of {"question", "answer"}."""
     further = item.get("turns") or []
     if not isinstance(further, list) or not all(isinstance(turn, Mapping) for turn in further):
         raise RecordError("bad_turns", "'turns' must be a list of objects with question and answer")

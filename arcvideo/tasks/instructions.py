@@ -27,7 +27,7 @@ SUFFIXES: dict[str, dict[str, str]] = {
 
 
 def suffix(instruction: str, *, wording: str) -> str:
-    """The suffix without its leading newline; empty for the instruction `none`."""
+    """Return the suffix without its leading newline; empty for the instruction `none`."""
     if wording not in SUFFIXES:
         raise ValueError(f"wording={wording!r}: choose one of {', '.join(SUFFIXES)}")
     if instruction not in SUFFIXES[wording]:

@@ -126,7 +126,7 @@ def _mentions(said: str) -> list[_Mention]:
 
 
 def _is_answer(said: str, mention: _Mention) -> bool:
-    """Whether a letter stands where an answer is given: first, behind a lead, or on a line of its own."""
+    """Return whether a letter stands where an answer is given: first, behind a lead, or on a line of its own."""
     before, after = said[: mention.start], said[mention.start + 1 :]
     if before.rpartition("\n")[2].strip(_AROUND) == "" and after.partition("\n")[0].strip(_AROUND) == "":
         return True

@@ -16,7 +16,7 @@ CONSTANT_CANDIDATES = 64
 
 
 def words(text: str) -> list[str]:
-    """Words without case and punctuation; a CJK character is a word.
+    """Return words without case and punctuation; a CJK character is a word.
 
     A text without any, such as an emoji, is one word itself: saying nothing is not saying it.
     """
@@ -30,7 +30,7 @@ def words(text: str) -> list[str]:
 
 
 def edit_distance(first: Sequence[str], second: Sequence[str]) -> int:
-    """Fewest insertions, deletions and substitutions that turn one into the other."""
+    """Return fewest insertions, deletions and substitutions that turn one into the other."""
     row = list(range(len(second) + 1))
     for index, item in enumerate(first, start=1):
         diagonal, row[0] = row[0], index
@@ -41,19 +41,19 @@ def edit_distance(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def transcript_edits(prediction: str, *, truth: str) -> tuple[int, int]:
-    """(edits, reference words) of a transcript."""
+    """Return (edits, reference words) of a transcript."""
     reference = words(truth)
     return edit_distance(words(answer_text(prediction)), reference), max(len(reference), 1)
 
 
 def exact(prediction: str, *, truth: str) -> float:
-    """1.0 when the one answer has the words of the truth."""
+    """Return 1.0 when the one answer has the words of the truth."""
     said = one_answer(prediction).value
     return float(said is not None and words(said) == words(truth))
 
 
 def word_f1(prediction: str, *, truth: str) -> float:
-    """Harmonic mean of the shares of words that the answer and the truth have in common, in any order.
+    """Return harmonic mean of the shares of words that the answer and the truth have in common, in any order.
 
     >>> word_f1("<think>x</think><answer>red circle</answer>", truth="red circle, blue square")
     0.6666666666666666
@@ -68,7 +68,8 @@ def _word_f1(said: Counter[str], true: Counter[str]) -> float:
 
 
 def rouge_l(prediction: str, *, truth: str) -> float:
-    """Harmonic mean of the shares that the longest common subsequence of words has of the answer and of the truth.
+    """Return harmonic mean of the shares that the longest common subsequence of words has of the answer and of the
+    truth.
 
     ROUGE-L with equal weights, without stemming; a CJK character is a word.
 
@@ -84,7 +85,7 @@ def _rouge_l(said: Sequence[str], true: Sequence[str]) -> float:
 
 
 def _common(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence."""
+    """Return length of the longest common subsequence."""
     row = [0] * (len(second) + 1)
     for item in first:
         diagonal = 0
@@ -94,18 +95,18 @@ def _common(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def constant_word_f1(truths: Sequence[str]) -> float:
-    """Highest mean F1 of one of the truths given for every clip."""
+    """Return highest mean F1 of one of the truths given for every clip."""
     return _best_constant(truths)[0]
 
 
 def constant_rouge_l(truths: Sequence[str]) -> float:
-    """Mean ROUGE-L of the truth that has the highest mean F1 when it is given for every clip."""
+    """Return mean ROUGE-L of the truth that has the highest mean F1 when it is given for every clip."""
     constant = _best_constant(truths)[1]
     return sum(_rouge_l(constant, words(truth)) for truth in truths) / len(truths)
 
 
 def _best_constant(truths: Sequence[str]) -> tuple[float, tuple[str, ...]]:
-    """The highest mean F1 of a constant answer, and the words of that answer."""
+    """Return the highest mean F1 of a constant answer, and the words of that answer."""
     counts = [Counter(words(truth)) for truth in truths]
     candidates = [text for text, _ in Counter(tuple(words(truth)) for truth in truths).most_common(CONSTANT_CANDIDATES)]
     means = [sum(_word_f1(Counter(candidate), true) for true in counts) / len(counts) for candidate in candidates]
@@ -114,7 +115,7 @@ def _best_constant(truths: Sequence[str]) -> tuple[float, tuple[str, ...]]:
 
 
 def constant_transcript_error(truths: Sequence[str]) -> float:
-    """Lowest error of one transcript given for every clip; at most 1, the error of saying nothing."""
+    """Return lowest error of one transcript given for every clip; at most 1, the error of saying nothing."""
     references = [words(truth) for truth in truths]
     total = sum(max(len(reference), 1) for reference in references)
     candidates = [list(text) for text, _ in Counter(map(tuple, references)).most_common(CONSTANT_CANDIDATES)]
@@ -131,7 +132,7 @@ def most_frequent_share(items: Sequence[tuple[str, str]]) -> float:
 
 
 def best_constant_span(truths: Sequence[Span], *, step: float = 1.0) -> Span:
-    """The one span, on a grid of `step` seconds, with the highest mean IoU over all truths."""
+    """Return the one span, on a grid of `step` seconds, with the highest mean IoU over all truths."""
     starts, ends = np.array(truths, dtype=np.float64).T
     marks = np.arange(0.0, ends.max() + step, step)
     best, chosen = -1.0, (0.0, step)

@@ -117,7 +117,7 @@ def _range(said: str, times: Sequence[_Time]) -> Reading[Span]:
 
 
 def _is_all(said: str, times: Sequence[_Time]) -> bool:
-    """Whether one range is all that is said."""
+    """Return whether one range is all that is said."""
     before, after = said[: times[0].start], said[times[-1].end :]
     return len(times) == 2 and bool(_FILLER.fullmatch(before) and _FILLER.fullmatch(after))
 

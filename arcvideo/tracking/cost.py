@@ -24,7 +24,7 @@ class OutOfMemory(ValueError):
 
 
 def useful_flops(batch: Batch, *, settings: ModelSettings, trained: Collection[str]) -> float:
-    """Useful work of forward and backward of a micro-batch (`flops.ForwardFlops.training`).
+    """Return useful work of forward and backward of a micro-batch (`flops.ForwardFlops.training`).
 
     Clips that come with tower outputs (a feature-cache hit) cost their projectors only.
     """
@@ -51,13 +51,13 @@ def useful_flops(batch: Batch, *, settings: ModelSettings, trained: Collection[s
 
 
 def settings_of(model: Any) -> ModelSettings | None:
-    """Sizes of the model for the formulas; None for a model that is not ours."""
+    """Return sizes of the model for the formulas; None for a model that is not ours."""
     found = getattr(model, "settings", None)
     return found if isinstance(found, ModelSettings) else None
 
 
 def device_peak(device: torch.device, *, tflops: float) -> float | None:
-    """Peak FLOP/s of this device: the user's figure, else the table's; None when neither knows."""
+    """Return peak FLOP/s of this device: the user's figure, else the table's; None when neither knows."""
     if tflops > 0:
         return tflops * 1e12
     return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
@@ -75,7 +75,7 @@ def peak_memory(device: torch.device) -> float:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of a forward or backward means that memory ran out."""
+    """Return whether an error of a forward or backward means that memory ran out."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
@@ -152,7 +152,7 @@ class MemoryUse:
             ) from error
 
     def explain(self, error: BaseException, *, batch: Batch) -> OutOfMemory:
-        """The error a user should see instead."""
+        """Return the error a user should see instead."""
         frames = sum(media.frame_count for media in batch.media)
         tokens = batch.input_ids.numel()
         keys = ", ".join(batch.keys[:8]) + (" ..." if len(batch.keys) > 8 else "")
@@ -180,7 +180,7 @@ class MemoryUse:
 
 
 def longest(batch: Batch) -> int:
-    """Tokens of the longest family of a row: a prefix with its longest branch."""
+    """Return tokens of the longest family of a row: a prefix with its longest branch."""
     starts, parents = batch.segments.starts.tolist(), batch.segments.parents.tolist()
     lengths = [last - first for first, last in pairwise(starts)]
     families = [
@@ -190,7 +190,7 @@ def longest(batch: Batch) -> int:
 
 
 def accounting(*, device: torch.device, peak: float | None, ranks: int) -> str:
-    """One sentence: what the speed figures of the progress line mean."""
+    """Return one sentence: what the speed figures of the progress line mean."""
     useful = "useful FLOPs (forward, and backward of what trains; no recomputation, no rollouts)"
     if peak is None:
         return f"TFLOP/s counts {useful}; the peak of {device.type} is not known, runner.peak_tflops=N shows MFU"

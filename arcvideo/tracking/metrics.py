@@ -66,7 +66,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All lines of a metrics.jsonl, in order of steps; an absent file has none."""
+    """Return all lines of a metrics.jsonl, in order of steps; an absent file has none."""
     return _lines(path)
 
 
@@ -144,7 +144,7 @@ def _log(run: Any, item: Mapping[str, Any]) -> None:
 
 
 def _table(rows: list[Mapping[str, Any]]) -> Any:
-    """A W&B table; what is neither a number nor a text is shown as JSON."""
+    """Return a W&B table; what is neither a number nor a text is shown as JSON."""
     import wandb
 
     columns: list[str | int] = list(dict.fromkeys(name for row in rows for name in row))
@@ -254,7 +254,7 @@ def _quiet() -> Any:
 
 
 def _wandb_mode(asked: str, *, say: bool = True) -> str:
-    """The mode asked for, unless WANDB_MODE says otherwise or there is no key to be online with."""
+    """Return the mode asked for, unless WANDB_MODE says otherwise or there is no key to be online with."""
     mode = (os.environ.get("WANDB_MODE") or asked) if asked == "online" else asked
     if mode not in WANDB_WORDS:
         if say:

@@ -75,7 +75,7 @@ def _is_measured(name: str) -> bool:
 
 
 def _figures(config: RunConfig, *, world: World, manifest: Manifest) -> Figures:
-    """The figures of the export, on every rank."""
+    """Return the figures of the export, on every rank."""
     export = config.stage_dir / EXPORT_NAME
     gc.collect()
     dtype = torch.float32
@@ -116,7 +116,7 @@ def _figures(config: RunConfig, *, world: World, manifest: Manifest) -> Figures:
 
 
 def _origin(config: RunConfig, *, held: HeldOut, manifest: Manifest, dtype: torch.dtype) -> dict[str, Any]:
-    """Everything that decides the answers."""
+    """Return everything that decides the answers."""
     settings = config.evaluation
     return {
         "model": "arcvideo",

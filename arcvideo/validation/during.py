@@ -34,11 +34,11 @@ class PolicyEngine(Protocol):
     model: Any
 
     def whole_weights(self) -> AbstractContextManager[Any]:
-        """The model with all weights in place."""
+        """Return the model with all weights in place."""
         ...
 
     def precision(self) -> AbstractContextManager[Any]:
-        """The arithmetic of a training forward."""
+        """Return the arithmetic of a training forward."""
         ...
 
 

@@ -24,7 +24,7 @@ _LINE = re.compile(r"(\S+)\s+(-?[\d.]+)\s+(-?[\d.]+)\s*##(.*)")
 
 
 def _read(folder: Path, options: Mapping[str, str]) -> Bench:
-    """Lines `VIDEO START END##sentence`, or an object {video: {duration, timestamps, sentences}}."""
+    """Return lines `VIDEO START END##sentence`, or an object {video: {duration, timestamps, sentences}}."""
     split = options.get("split", "test")
     if split not in COUNTS:
         raise ValueError(f"charades-sta: split={split}: choose test or train")

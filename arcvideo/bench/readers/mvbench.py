@@ -96,7 +96,7 @@ def _rows(name: str, content: list[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _clip(one: _Set, name: Any, *, videos: Path) -> tuple[Path, bool]:
-    """The file of a question, and whether it is the part that is meant already."""
+    """Return the file of a question, and whether it is the part that is meant already."""
     whole = [videos / one.videos, videos / "data0613" / one.videos]
     if one.cut and (videos / one.cut).is_dir():
         try:

@@ -46,7 +46,7 @@ def _read(folder: Path, options: Mapping[str, str]) -> Bench:
 
 
 def _named(rows: Iterator[Any], prefix: str) -> Iterator[Any]:
-    """The three sets share no videos by content, but ids must differ too."""
+    """Return the three sets share no videos by content, but ids must differ too."""
     return ((f"{prefix}/{ident}", row) for ident, row in rows)
 
 

@@ -21,7 +21,7 @@ UNPACKED = ".arcvideo-media"
 
 
 def _read(folder: Path, options: Mapping[str, str]) -> Bench:
-    """Records of shards (docs/data-format.md): every item that the index takes is a question."""
+    """Return records of shards (docs/data-format.md): every item that the index takes is a question."""
     pattern = options.get("shards", "test-*.tar")
     shards = sorted(path for path in folder.glob(pattern) if path.is_file())
     if not shards:
@@ -64,7 +64,7 @@ def _rows(index: ShardIndex) -> Iterator[tuple[str, Any]]:
 
 
 def _unpacked(index: ShardIndex, number: int, *, extensions: Mapping[int, str], media: Path) -> Path:
-    """The media file of a record, named by its content: shards that are written again bring files of their own.
+    """Return the media file of a record, named by its content: shards that are written again bring files of their own.
 
     Raises:
         RecordError: `no_media`; `sound_beside`: the sound is a file of its own, and a question has one file;

@@ -60,7 +60,7 @@ def _rows(content: list[Any], *, part: str) -> Iterator[tuple[str, Any]]:
 
 
 def _is_in(row: Mapping[str, Any], *, part: str) -> bool:
-    """Whether a question belongs to the part; one that does not say what it is does, so that it is listed."""
+    """Return whether a question belongs to the part; one that does not say what it is does, so that it is listed."""
     return part == "all" or row.get("multiple-choice") is not (part != "mcq")
 
 

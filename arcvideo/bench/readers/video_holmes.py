@@ -37,7 +37,7 @@ def _read(folder: Path, options: Mapping[str, str]) -> Bench:
 
 
 def _rows(content: list[Any]) -> Iterator[tuple[str, Any]]:
-    """A question's number is its own only inside its film."""
+    """Yield a question's number is its own only inside its film."""
     numbered = Numbers()
     for place, row in enumerate(content):
         video, own = (row.get("video ID"), row.get("Question ID")) if isinstance(row, dict) else (None, None)

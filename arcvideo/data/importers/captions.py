@@ -27,7 +27,7 @@ _CHARADES = re.compile(r"(?P<video>\S+) (?P<start>[\d.]+) (?P<end>[\d.]+)##(?P<s
 
 
 def import_webvid(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
-    """Captions of a WebVid CSV (columns videoid, name, and page_dir if the folder has such sub-folders).
+    """Return captions of a WebVid CSV (columns videoid, name, and page_dir if the folder has such sub-folders).
 
     Raises:
         ValueError: a file or folder is missing, or the file lacks the columns.

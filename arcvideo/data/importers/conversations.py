@@ -35,7 +35,7 @@ from arcvideo.tasks import RecordError
 
 
 def import_arc(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
-    """The records of ARC annotation files. Rows about the same video become items of one record.
+    """Return the records of ARC annotation files. Rows about the same video become items of one record.
 
     Raises:
         ValueError: a file or folder is missing, or the task cannot hold conversations.
@@ -44,7 +44,7 @@ def import_arc(request: ImportRequest, *, report: ImportReport) -> Iterator[Draf
 
 
 def import_sharegpt(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
-    """The records of ShareGPT files. Rows without media become text-only records.
+    """Return the records of ShareGPT files. Rows without media become text-only records.
 
     Raises:
         ValueError: a file or folder is missing, or the task cannot hold conversations.
@@ -63,7 +63,7 @@ class MetaEntry:
 
 
 def meta_entries(path: Path, *, task: str, encoding: str | None = None) -> list[MetaEntry]:
-    """The data sets of an ARC meta file; relative paths are looked up beside the file, then where we are.
+    """Return the data sets of an ARC meta file; relative paths are looked up beside the file, then where we are.
 
     Raises:
         ValueError: the file does not have that form.
@@ -121,7 +121,7 @@ def _import(request: ImportRequest, *, report: ImportReport, needs_media: bool) 
 
 
 def _medium(named: Named, *, request: ImportRequest) -> Path:
-    """The file of a medium; of frames a video of them, in the staging folder."""
+    """Return the file of a medium; of frames a video of them, in the staging folder."""
     if isinstance(named, str):
         return media_path(named, request=request)
     paths = [media_path(name, request=request) for name in named.names]
@@ -136,7 +136,9 @@ def _medium(named: Named, *, request: ImportRequest) -> Path:
 
 
 def _known_as(talk: Talk, media: Sequence[Path], *, label: str, request: ImportRequest) -> str:
-    """What the record is called: as its first file, or as the row where it is none of a folder or one of several."""
+    """Return what the record is called: as its first file, or as the row where it is none of a folder or one of
+    several.
+    """
     if not talk.media:
         return f"text-{label}"
     if isinstance(talk.media[0], str) and len(media) == 1:
@@ -145,7 +147,7 @@ def _known_as(talk: Talk, media: Sequence[Path], *, label: str, request: ImportR
 
 
 def conversation_item(talk: Talk, *, task: str) -> dict[str, Any]:
-    """The item of alternating questions and answers; a system prompt is put in front of the first question."""
+    """Return the item of alternating questions and answers; a system prompt is put in front of the first question."""
     first, *further = talk.pairs
     question = f"{talk.system}\n{first[0]}" if talk.system else first[0]
     item: dict[str, Any] = {"task": task, "question": question, "answer": first[1]}

@@ -118,13 +118,13 @@ def _in_order(questions: Sequence[str], *, media: Mapping[str, list[Named]]) -> 
 
 
 def _kinds(text: str) -> list[str]:
-    """The kinds of the media tags of a text, in order."""
+    """Return the kinds of the media tags of a text, in order."""
     found = [(match.start(), kind) for kind, pattern in _TAGS.items() for match in pattern.finditer(text)]
     return [kind for _, kind in sorted(found)]
 
 
 def _turns(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """(human, gpt, system or tool; content) of each turn."""
+    """Return (human, gpt, system or tool; content) of each turn."""
     found = next((row[name] for name in _TURNS if row.get(name) is not None), None)
     if found is None and ("query" in row or "instruction" in row):
         return _pairs(row)
@@ -142,7 +142,7 @@ def _turns(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _pairs(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The turns of `query`, `response`, `history` and of `instruction`, `input`, `output`."""
+    """Return the turns of `query`, `response`, `history` and of `instruction`, `input`, `output`."""
     asked = row.get("query", row.get("instruction"))
     if isinstance(row.get("input"), str) and row["input"]:
         asked = f"{asked}\n{row['input']}" if asked else row["input"]
@@ -155,7 +155,7 @@ def _pairs(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _named(row: Mapping[str, Any], fields: tuple[str, ...], *, fps: Any) -> list[Named]:
-    """The media that columns name."""
+    """Return the media that columns name."""
     named: list[Named] = []
     for field in fields:
         value = row.get(field)
@@ -168,7 +168,7 @@ def _named(row: Mapping[str, Any], fields: tuple[str, ...], *, fps: Any) -> list
 
 
 def _name(value: Any, *, fps: Any = None) -> Named:
-    """The name in a name, or in an object such as {"path": ...}; the frames in a list of names."""
+    """Return the name in a name, or in an object such as {"path": ...}; the frames in a list of names."""
     if isinstance(value, Mapping):
         fps = value.get("fps", value.get("sample_fps", fps))
         if value.get("frames") is not None:
@@ -182,7 +182,7 @@ def _name(value: Any, *, fps: Any = None) -> Named:
 
 
 def _frames(names: Any, *, times: Any, fps: Any) -> Frames:
-    """The frames of a video.
+    """Return the frames of a video.
 
     Raises:
         RecordError: `no_media`, `bad_times`.
@@ -200,7 +200,7 @@ def _frames(names: Any, *, times: Any, fps: Any) -> Frames:
 
 
 def _text(content: Any, *, media: Mapping[str, list[Named]]) -> str:
-    """The text of a turn; media among its parts are added to the lists, and a tag stands where they stood."""
+    """Return the text of a turn; media among its parts are added to the lists, and a tag stands where they stood."""
     if isinstance(content, str):
         return content
     if content is None:
@@ -227,7 +227,7 @@ def _text(content: Any, *, media: Mapping[str, list[Named]]) -> str:
 
 
 def _one_tag(text: str, *, both: bool) -> str:
-    """The question with this model's media tag for those of other formats; one for a picture and its sound."""
+    """Return the question with this model's media tag for those of other formats; one for a picture and its sound."""
     if both:
         text = re.sub(rf"(?:{_TAGS['audio'].pattern})\n?", "", text)
     for pattern in _TAGS.values():

@@ -64,7 +64,7 @@ class ImportRequest:
     """Folder for media that lie inside of the annotations; it is emptied when the import is done."""
 
     def media_folder(self) -> Path:
-        """The folder of the media.
+        """Return the folder of the media.
 
         Raises:
             ValueError: none is given, or it does not exist.
@@ -120,7 +120,7 @@ class Drafting:
         extra: Mapping[str, Any] | None = None,
         more: Sequence[Path] = (),
     ) -> None:
-        """Keeps an item; items about the same media become one record.
+        """Keep an item; items about the same media become one record.
 
         Args:
             label: what the item is called when it is refused, now or later.
@@ -143,7 +143,7 @@ class Drafting:
         self._extra.setdefault(place, extra or {})
 
     def drafts(self) -> Iterator[Draft]:
-        """The records, in the order in which their first items came."""
+        """Yield the records, in the order in which their first items came."""
         taken: set[str] = set()
         for place, items in self._items.items():
             media, name, more = self._media[place]
@@ -165,12 +165,12 @@ class Drafting:
 
 
 def record_name(name: str) -> str:
-    """A record key: relative, and without dots, because keys end at the first dot of a name."""
+    """Return a record key: relative, and without dots, because keys end at the first dot of a name."""
     return "/".join(part.translate(_DOTS) for part in name.replace("\\", "_").split("/") if part) or "_"
 
 
 def _free(name: str, *, taken: set[str]) -> str:
-    """The name, or the name with the first number that makes it new."""
+    """Return the name, or the name with the first number that makes it new."""
     free, number = name, 1
     while free in taken:
         number += 1
@@ -180,7 +180,7 @@ def _free(name: str, *, taken: set[str]) -> str:
 
 
 def media_path(name: Any, *, request: ImportRequest) -> Path:
-    """Where a media file named by an annotation lies.
+    """Return where a media file named by an annotation lies.
 
     Raises:
         RecordError: `no_media`, `unsafe_name`: a name that leaves the folder.
@@ -200,7 +200,7 @@ def media_path(name: Any, *, request: ImportRequest) -> Path:
 
 
 def staged(data: bytes, *, name: str, request: ImportRequest) -> Path:
-    """A file of these bytes, until the import is done."""
+    """Return a file of these bytes, until the import is done."""
     assert request.staging is not None
     stem = re.sub(r"[^\w-]", "_", Path(name).stem) or "clip"
     path = request.staging / f"{stem}-{hashlib.sha256(data).hexdigest()[:12]}{Path(name).suffix.lower() or '.media'}"
@@ -211,7 +211,7 @@ def staged(data: bytes, *, name: str, request: ImportRequest) -> Path:
 
 
 def _spelled(path: Path) -> Path:
-    """The path as the disk has it: accents may be one sign or two there (files from a Mac)."""
+    """Return the path as the disk has it: accents may be one sign or two there (files from a Mac)."""
     if not path.exists():
         for form in ("NFC", "NFD"):
             other = Path(unicodedata.normalize(form, str(path)))
@@ -221,14 +221,14 @@ def _spelled(path: Path) -> Path:
 
 
 def media_key(path: Path, *, request: ImportRequest) -> str:
-    """What the record of a media file is called: its name in the folder, without its type."""
+    """Return what the record of a media file is called: its name in the folder, without its type."""
     folder = Path(os.path.normpath(request.media_folder()))
     return str((path.relative_to(folder) if path.is_relative_to(folder) else path).with_suffix(""))
 
 
 def found_media(stem: str, *, request: ImportRequest) -> Path:
-    """The media file with this base name, whatever its type, in whatever case; a path that does not exist when there is
-    none.
+    """Return the media file with this base name, whatever its type, in whatever case; a path that does not exist when
+    there is none.
 
     Raises:
         RecordError: `unsafe_name`.
@@ -241,20 +241,22 @@ def found_media(stem: str, *, request: ImportRequest) -> Path:
 
 
 def sound_beside(stem: str, *, folder: Path | None) -> Path | None:
-    """The sound file with this base name in a folder of sounds."""
+    """Return the sound file with this base name in a folder of sounds."""
     if folder is None:
         return None
     return next((path for kind in sorted(AUDIO) if (path := folder / f"{stem}.{kind}").is_file()), None)
 
 
 def json_rows(request: ImportRequest, *, report: ImportReport) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of every object in JSON-lines files and in files that hold one JSON list; the rest is refused."""
+    """Yield (place, object) of every object in JSON-lines files and in files that hold one JSON list; the rest is
+    refused.
+    """
     for path in existing(request.annotations):
         yield from json_objects(path, request=request, report=report)
 
 
 def json_objects(path: Path, *, request: ImportRequest, report: ImportReport) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The same of one file."""
+    """Yield the same of one file."""
     with open_text(path, encoding=request.encoding) as file:
         while (first := file.read(1)).isspace():
             pass
@@ -267,7 +269,7 @@ def json_objects(path: Path, *, request: ImportRequest, report: ImportReport) ->
 
 
 def existing(paths: Iterable[Path]) -> Iterator[Path]:
-    """The annotation files.
+    """Yield the annotation files.
 
     Raises:
         ValueError: one is not there.
@@ -296,7 +298,7 @@ def _list_rows(path: Path, *, request: ImportRequest, report: ImportReport) -> I
 
 
 def whole_json(path: Path, *, encoding: str | None = None) -> Any:
-    """The content of a JSON file.
+    """Return the content of a JSON file.
 
     Raises:
         ValueError: it is not one, or not there.

@@ -23,8 +23,8 @@ _OWN_FIELDS = ("key", "media", "items", "text_only")
 
 
 def import_records(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
-    """Records of docs/data-format.md, one a line, with `media` naming the file, or a list of
-    files in the order in which they are shown: {"key", "media", "items", ...}.
+    """Return records of docs/data-format.md, one a line, with `media` naming the file, or a list of files in the order
+    in which they are shown: {"key", "media", "items", ...}.
 
     `key` defaults to the media's name; a record without `media` must say `"text_only": true`.
 
@@ -94,7 +94,7 @@ def import_transcripts(request: ImportRequest, *, report: ImportReport) -> Itera
 
 
 def _transcripts(root: Path, *, request: ImportRequest, report: ImportReport) -> Iterator[tuple[Path, str]]:
-    """(path of the sound without its extension, transcript)."""
+    """Yield (path of the sound without its extension, transcript)."""
     for path in existing(sorted(path for path in root.rglob("*") if path.suffix.lower() == ".txt")):
         try:
             text = read_text(path, encoding=request.encoding)

@@ -17,8 +17,8 @@ _TAGS = re.compile(r"<(?:video|image)>\n?")
 
 
 def import_video_r1(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
-    """Rows {"problem", "solution", "path", "options", "process"}: a problem with options becomes mcq, another qa; the
-    answer stands in `<answer>` of the solution, reasoning in `<think>` of `process` or of the solution.
+    """Return rows {"problem", "solution", "path", "options", "process"}: a problem with options becomes mcq, another
+    qa; the answer stands in `<answer>` of the solution, reasoning in `<think>` of `process` or of the solution.
 
     Raises:
         ValueError: a file or folder is missing.
@@ -48,7 +48,8 @@ def _problem(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def import_sharegpt4video(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
-    """Rows {"video_path", "captions": [{"idx", "content"}]}: the caption of the whole video, which has the index -1.
+    """Return rows {"video_path", "captions": [{"idx", "content"}]}: the caption of the whole video, which has the index
+    -1.
 
     Raises:
         ValueError: a file or folder is missing.

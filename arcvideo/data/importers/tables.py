@@ -71,7 +71,7 @@ _ARROW = (".arrow", ".feather", ".ipc")
 def import_table(
     request: ImportRequest, *, report: ImportReport, columns: Mapping[str, str] | None = None
 ) -> Iterator[Draft]:
-    """One item of each row, by the columns it has: options -> mcq, start and end -> grounding, a question -> qa,
+    """Return one item of each row, by the columns it has: options -> mcq, start and end -> grounding, a question -> qa,
     a caption -> caption, a transcript -> asr.
 
     Args:
@@ -129,7 +129,7 @@ def add_row(cells: Mapping[str, Any], *, label: str, drafting: Drafting, request
 
 
 def _item(cells: Mapping[str, Any]) -> dict[str, Any]:
-    """The item of a row, of the task that its columns are for."""
+    """Return the item of a row, of the task that its columns are for."""
     has = {field for field in cells if cells[field] not in (None, "", [])}
     extra = {field: _words(cells[field]) for field in ("think",) if field in has}
     task = str(cells["task"]) if "task" in has else ""
@@ -150,7 +150,7 @@ def _item(cells: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _options(value: Any) -> Any:
-    """A list of texts: as it is, or as JSON or a list of lines in a cell of a table."""
+    """Return a list of texts: as it is, or as JSON or a list of lines in a cell of a table."""
     if isinstance(value, str):
         try:
             read = json.loads(value)
@@ -161,14 +161,14 @@ def _options(value: Any) -> Any:
 
 
 def _words(value: Any) -> Any:
-    """The text of a cell; numbers count as what they look like, everything else is judged by the task."""
+    """Return the text of a cell; numbers count as what they look like, everything else is judged by the task."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     return whole(value) if isinstance(value, str) else value
 
 
 def _seconds(value: Any) -> Any:
-    """Seconds of a number, a text of one, or `HH:MM:SS.f`."""
+    """Return seconds of a number, a text of one, or `HH:MM:SS.f`."""
     if isinstance(value, str):
         parts = value.strip().split(":")
         if len(parts) <= 3 and all(re.fullmatch(r"\d+(\.\d+)?", part) for part in parts):
@@ -178,7 +178,7 @@ def _seconds(value: Any) -> Any:
 
 
 def _media(value: Any, *, request: ImportRequest) -> Path | None:
-    """The file that a cell names or holds; a name without a type is looked for."""
+    """Return the file that a cell names or holds; a name without a type is looked for."""
     if value in (None, "", []):
         return None
     if isinstance(value, list) and len(value) == 1:
@@ -226,7 +226,7 @@ def _rows(path: Path, *, request: ImportRequest, report: ImportReport) -> Iterat
 
 
 def _columnar(path: Path, *, report: ImportReport) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The rows of a Parquet or Arrow file, a few at a time: they may hold videos."""
+    """Yield the rows of a Parquet or Arrow file, a few at a time: they may hold videos."""
     try:
         import pyarrow
         from pyarrow import ipc, parquet

@@ -43,7 +43,7 @@ def write_drafts(
     report: ImportReport,
     advance: Callable[[int], Any],
 ) -> list[Path]:
-    """Writes the records whose media can be read; the paths of all shards.
+    """Write the records whose media can be read; the paths of all shards.
 
     Every finished shard is a line of `out/<name>.import.jsonl`. When the same import is started again, they are kept
     and the rest is written: the shards are those of an import that was never stopped, byte for byte.
@@ -98,7 +98,7 @@ def write_drafts(
 
 
 def _jobs(draft: Draft) -> list[ProbeJob | None]:
-    """What to examine, one for each medium; None where there is nothing."""
+    """Return what to examine, one for each medium; None where there is nothing."""
     return [_job(draft.media, sound=draft.sound), *(_job(path, sound=None) for path in draft.more)]
 
 
@@ -110,7 +110,7 @@ def _job(media: Path | None, *, sound: Path | None) -> ProbeJob | None:
 
 
 def _record(draft: Draft, found: Sequence[Probed | MediaError | None], *, part: _Part) -> Record | None:
-    """The record with the bytes of its media, or None and a problem for each of its rows."""
+    """Return the record with the bytes of its media, or None and a problem for each of its rows."""
     try:
         media = {} if draft.media is None else _media(draft, draft.media, found[0])
         if draft.more:
@@ -145,7 +145,7 @@ def _media(draft: Draft, path: Path, found: Probed | MediaError | None) -> dict[
 
 
 def _type(path: Path, *, known: Collection[str], other: str) -> str:
-    """The extension to store a file under; what it is, its content says."""
+    """Return the extension to store a file under; what it is, its content says."""
     extension = path.suffix.lower().lstrip(".")
     return extension if extension in known else other
 
@@ -155,7 +155,7 @@ def _problem(label: str, *, reason: str, detail: str) -> Problem:
 
 
 def _digest(before: str, draft: Draft) -> str:
-    """Chains a draft, and the sizes of its files, onto the digest of those before it."""
+    """Return chains a draft, and the sizes of its files, onto the digest of those before it."""
     paths = (draft.media, draft.sound, *draft.more)
     sizes = [path.stat().st_size if path is not None and path.is_file() else -1 for path in paths]
     named = [str(draft.media), str(draft.sound), *map(str, draft.more)]
@@ -164,7 +164,7 @@ def _digest(before: str, draft: Draft) -> str:
 
 
 def _finished(ledger: Path, *, drafts: Sequence[Draft], out: Path) -> list[_Part]:
-    """The parts that an earlier, stopped import left complete."""
+    """Return the parts that an earlier, stopped import left complete."""
     if not ledger.exists():
         return []
     parts: list[_Part] = []

@@ -133,7 +133,9 @@ def check_features(path: Path) -> bool:
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """CRC-32 of names, shapes and bytes, 8 hex digits: against bad disks and cut writes, not against an attacker."""
+    """Return the CRC-32 of names, shapes and bytes, 8 hex digits: against bad disks and cut writes, not against an
+    attacker.
+    """
     crc = 0
     for name, tensor in sorted(tensors.items()):
         crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)

@@ -13,7 +13,7 @@ from arcvideo.tasks import TASKS, answers
 def answer_format(
     completions: Sequence[str], *, log_extra: LogExtra = quiet, **columns: Sequence[Any]
 ) -> list[float | None]:
-    """1.0 when the whole completion is one think block and one answer block, else 0.0; all samples.
+    """Return 1.0 when the whole completion is one think block and one answer block, else 0.0; all samples.
 
     >>> answer_format(["<think>a</think><answer>B</answer>", "B"])
     [1.0, 0.0]
@@ -26,7 +26,7 @@ def answer_format(
 def one_answer(
     completions: Sequence[str], *, task: Sequence[str], log_extra: LogExtra = quiet, **columns: Sequence[Any]
 ) -> list[float | None]:
-    """1.0 when exactly one answer can be read (docs/answers.md), right or wrong, else 0.0; all samples.
+    """Return 1.0 when exactly one answer can be read (docs/answers.md), right or wrong, else 0.0; all samples.
 
     The task reads: one option, one range, or, for free texts, an answer that is one: not empty, not in two blocks, not
     inside a thought, with an end.

@@ -9,7 +9,8 @@ from arcvideo.rollout.rewards.protocol import Reward
 
 
 def soft_overlong(*, max_length: int, cache: int) -> Reward:
-    """A reward of 0 up to max_length - cache tokens, falling linearly to -1 at max_length, -1 beyond (DAPO 2503.14476).
+    """Return a reward of 0 up to max_length - cache tokens, falling linearly to -1 at max_length, -1 beyond (DAPO
+    2503.14476).
 
     >>> soft_overlong(max_length=10, cache=4)(["", "", ""], completion_ids=[[0] * 6, [0] * 8, [0] * 12])
     [0.0, -0.5, -1.0]
@@ -26,7 +27,8 @@ def soft_overlong(*, max_length: int, cache: int) -> Reward:
 
 
 def repetition(*, ngram: int = 3, max_penalty: float = -1.0) -> Reward:
-    """A reward of max_penalty times the share of n-grams that occurred before; n-grams of tokens, so any script works.
+    """Return a reward of max_penalty times the share of n-grams that occurred before; n-grams of tokens, so any script
+    works.
 
     >>> repetition(ngram=2)(["", ""], completion_ids=[[1, 2, 3], [1, 2, 1, 2, 1]])
     [0.0, -0.5]

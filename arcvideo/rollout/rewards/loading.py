@@ -61,7 +61,7 @@ def unread_problems(task: str, *, settings: GrpoSettings, key: str) -> list[str]
 
 
 def load_reward(name: str) -> Reward:
-    """The reward behind `name`, `name(argument=value)`, `package.module:function` or the latter with arguments.
+    """Return the reward behind `name`, `name(argument=value)`, `package.module:function` or the latter with arguments.
 
     With arguments the function is called with them and must return the reward.
 
@@ -86,7 +86,7 @@ def load_reward(name: str) -> Reward:
 
 
 def _split(name: str) -> tuple[str, dict[str, Any] | None]:
-    """The path before the parentheses and the arguments inside, None without parentheses."""
+    """Return the path before the parentheses and the arguments inside, None without parentheses."""
     path, opened, rest = name.partition("(")
     if not opened:
         return name, None

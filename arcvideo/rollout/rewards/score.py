@@ -73,8 +73,9 @@ def _weights(tasks: Sequence[str], *, settings: GrpoSettings) -> dict[str, Tenso
 
 
 def reward_columns(groups: Sequence[Group]) -> dict[str, list[Any]]:
-    """The columns every reward gets, one entry per completion: every field of the items, None where one lacks it,
-    and over them what is compared with answers and what the rollout knows."""
+    """Return the columns every reward gets, one entry per completion: every field of the items, None where one lacks
+    it, and over them what is compared with answers and what the rollout knows.
+    """
     rows = [(group.prompt, completion) for group in groups for completion in group.completions]
     fields = sorted({name for group in groups for name in group.prompt.sample.fields} - RESERVED)
     columns: dict[str, list[Any]] = {name: [prompt.sample.fields.get(name) for prompt, _ in rows] for name in fields}
@@ -89,7 +90,7 @@ def reward_columns(groups: Sequence[Group]) -> dict[str, list[Any]]:
 
 
 def _duration(prompt: Prompt) -> float | None:
-    """Seconds of the clip; without them those that the model reads, which stop growing at 300 s."""
+    """Return seconds of the clip; without them those that the model reads, which stop growing at 300 s."""
     if prompt.duration is not None:
         return prompt.duration
     return float(max(max(media.seconds, media.frame_count) for media in prompt.media)) if prompt.media else None
