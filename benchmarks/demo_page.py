@@ -82,8 +82,21 @@ def about(runs: Sequence[Record]) -> str:
             f"{len(whole)} of them made clips, base weights and all six stages with their seed; the others took clips, "
             "base weights and stages 1 to 3 from one of those."
         )
+    passed = [run for run in runs if all(row["met"] for row in run["summary"]["targets"])]
+    lines.append(f"All targets of the demo were met in {len(passed)} of {len(runs)}.{_missed(runs)}")
     lines.append("Cells are the median, and the range over the runs.")
     return "\n".join(lines) + "\n"
+
+
+def _missed(runs: Sequence[Record]) -> str:
+    """Return which targets were missed in which runs; empty when none was."""
+    told = [
+        f"`{row['stage']}` {NAMES[row['metric']]} {row['reason']} (seed {run['seed']})"
+        for run in runs
+        for row in run["summary"]["targets"]
+        if not row["met"]
+    ]
+    return f" Missed: {'; '.join(told)}." if told else ""
 
 
 def _runs(count: int) -> str:
