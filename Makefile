@@ -94,6 +94,8 @@ bench-grpo: $(VENV)/ready  ## GRPO with a shared prompt against full copies, and
 
 bench-plan: $(VENV)/ready  ## Planning a million samples: fill, balance, time, memory
 	$(BIN)/python -m benchmarks.plan
+bench-scale: $(VENV)/ready  ## First batch of a hundred million samples, at any place; needs 25 GiB of disk
+	$(BIN)/python -m benchmarks.scale
 
 clean:  ## Remove runs, data and caches; the environment stays
 	rm -rf runs data build *.egg-info .ruff_cache .mypy_cache .pytest_cache

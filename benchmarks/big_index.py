@@ -21,8 +21,9 @@ from arcvideo.layout import MediaLayout
 from arcvideo.model.disk.tokenizer import build_tiny_tokenizer
 from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.shards.expand import expand_shards
-from arcvideo.shards.index import ensure_indexes, index_folder, seal_index
+from arcvideo.shards.index import ensure_indexes, index_folder
 from arcvideo.shards.lengths import all_lengths
+from arcvideo.shards.seal import sealed
 from arcvideo.shards.write import Record, write_shards
 
 PER_SHARD = 10_000
@@ -36,27 +37,34 @@ def tokenizer() -> Any:
     return build_tiny_tokenizer(["a red circle appears, moves and vanishes 0123456789"])
 
 
-def write_index(folder: Path, *, samples: int) -> None:
-    """Shards of 10,000 samples each, indexed, their tokens counted."""
+def write_index(folder: Path, *, samples: int, per_shard: int = PER_SHARD) -> Path:
+    """Shards of so many samples each, indexed, their tokens counted; returns their folder.
+
+    Every shard but the first has files of an index that nobody synced: they are there to be read once.
+    """
     shards = folder / f"{samples}"
-    first = write_shards(_records(), out=shards, per_shard=PER_SHARD)[0]
+    first = write_shards(_records(per_shard), out=shards, per_shard=per_shard)[0]
     (index,) = ensure_indexes([first], progress=False)
     all_lengths([index], tokenizer=tokenizer(), style="plain", wording="brief", progress=False)
-    keys = np.array(index.keys).reshape(PER_SHARD, -1)  # equally long ones
-    for number in range(1, samples // PER_SHARD):
+    keys = np.array(index.keys).reshape(per_shard, -1)  # equally long ones
+    for number in range(1, samples // per_shard):
         shard = shards / f"shard-{number:06d}.tar"
         os.link(first, shard)
         shutil.copytree(index.folder, index_folder(shard))
-        keys[:, :4] = np.frombuffer(f"{number:04d}".encode(), dtype=np.uint8)
+        keys[:, :5] = np.frombuffer(f"{number:05d}".encode(), dtype=np.uint8)
         np.save(index_folder(shard) / "keys.npy", keys.ravel())
-        seal_index(index_folder(shard), {**index.meta, "digest": f"{number:064x}"})
+        text = (index_folder(shard) / "keys.npy").read_bytes()
+        files = {**index.meta["files"], "keys.npy": {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}}
+        meta = {**index.meta, "digest": f"{number:064x}", "files": files}
+        (index_folder(shard) / "meta.json").write_text(sealed(meta), encoding="utf-8")
+    return shards
 
 
-def _records() -> Iterator[Record]:
-    for number in range(PER_SHARD):
+def _records(count: int) -> Iterator[Record]:
+    for number in range(count):
         words = 1 + number * 7919 % 97
         item = {"task": "caption", "answer": "a red circle " * words}
-        yield Record(key=f"0000-{number:05d}", content={"items": [item]}, media={})
+        yield Record(key=f"00000-{number:05d}", content={"items": [item]}, media={})
 
 
 def looked_at(folder: Path, samples: int) -> dict[str, float]:
@@ -69,7 +77,7 @@ def looked_at(folder: Path, samples: int) -> dict[str, float]:
     found = 0
     for place in range(0, samples, samples // LOOKS):
         shard, row = divmod(place, PER_SHARD)
-        assert indexes[shard].key(row) == f"{shard:04d}-{row:05d}"
+        assert indexes[shard].key(row) == f"{shard:05d}-{row:05d}"
         assert indexes[shard].record(row)["items"]
         found += int(lengths[shard].rows["branch"][row] > 0)
     assert found == LOOKS

@@ -16,6 +16,7 @@ TITLES = {
     "model": "Model",
     "plan": "Planning",
     "runner": "Training loop",
+    "scale": "Start at size",
     "slice": "A slice of the 7B",
 }
 

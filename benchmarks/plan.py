@@ -34,10 +34,13 @@ from benchmarks.table import Row, report
 BUDGET, RANKS, SAMPLES, LATE = 32_768, 8, 1_000_000, 900_000
 
 
-def synthetic(clips: int) -> SourceTable:
+def synthetic(clips: int, *key: object) -> SourceTable:
     """A realistic mix of lengths at the sizes of the released model, as a table without shards: 55 % videos of about
     35 seconds, 20 % stills, 25 % text, one item each."""
-    kind, normal = uniforms(clips, "kind"), uniforms(4 * clips, "normal").reshape(4, -1).sum(axis=0) * 3**0.5 - 12**0.5
+    kind, normal = (
+        uniforms(clips, *key, "kind"),
+        uniforms(4 * clips, *key, "normal").reshape(4, -1).sum(axis=0) * 3**0.5 - 12**0.5,
+    )
     seconds = np.exp(np.log(35) + 0.7 * normal)
     frames = np.select([kind < 0.55, kind < 0.75], [frame_counts(seconds, max_frames=150), 1], 0)
     rows, items = np.zeros(clips, dtype=CLIP_ROW), np.zeros(clips, dtype=ITEM_ROW)
@@ -45,7 +48,7 @@ def synthetic(clips: int) -> SourceTable:
     rows["frames"], rows["frame_limit"], rows["both"] = frames, 150, frames > 1
     rows["media_tokens"] = np.where(frames > 0, 2 + 114 * frames, 0)
     items["row"], items["weight"], items["before"] = np.arange(clips), 1.0, 30
-    items["branch"] = (20 + 500 * uniforms(clips, "text") ** 2).astype(np.int64)
+    items["branch"] = (20 + 500 * uniforms(clips, *key, "text") ** 2).astype(np.int64)
     return SourceTable(
         name="synthetic",
         settings=SourceSettings(),

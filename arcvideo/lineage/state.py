@@ -16,10 +16,9 @@ from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, finished
 from arcvideo.lineage.started import newest_checkpoint, read_started, record_start
 from arcvideo.media.settings import ShardCacheSettings
 from arcvideo.objectives import objective_row
-from arcvideo.planning.mixture import content_digest
 from arcvideo.seals import Damaged, check_sizes, digest_of
 from arcvideo.shards.expand import expand_shards
-from arcvideo.shards.index import open_index
+from arcvideo.shards.index import content_digest, open_index
 
 
 @dataclass(frozen=True, kw_only=True)

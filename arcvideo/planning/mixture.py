@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,17 @@ from arcvideo.layout import MediaLayout
 from arcvideo.planning.repeated import repeated_keys
 from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.planning.sizes import frame_counts, frame_shares, prefix_tokens
-from arcvideo.planning.table import CLIP_ROW, ITEM_ROW, Ints, SourceTable, visit_tokens
+from arcvideo.planning.table import CLIP_ROW, ITEM_ROW, Ints, SourceTable, TableWriter
 from arcvideo.render import media_length, media_lengths
 from arcvideo.shards.expand import expand_shards
-from arcvideo.shards.index import OpenedLater, ShardIndex, ensure_indexes, index_folder
-from arcvideo.shards.lengths import Lengths, all_lengths, counts_name
+from arcvideo.shards.index import OpenedLater, ShardIndex, content_digest, ensure_indexes, index_folder
+from arcvideo.shards.lengths import Lengths, all_lengths, counts_name, seal_of
 from arcvideo.shards.locks import locked
 from arcvideo.shards.members import Problem
-from arcvideo.shards.rows import RowWriter, forget, open_rows, write_rows
+from arcvideo.shards.rows import forget, open_rows, write_rows
 from arcvideo.tasks import TASKS
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised when what stored tables hold, or how it follows from indexes and settings, changes."""
 STORED_ITEMS = 1 << 20
 STORED_SHARDS = 1 << 8
@@ -86,11 +87,8 @@ def open_mixture(
             counts = counts_name(tokenizer, **counting)
             stored = _stored(name, shards, counts=counts, **about)
             if stored is None:
-                indexes = ensure_indexes(
-                    shards, workers=index_workers, progress=progress, place=settings.index_dir or ""
-                )
-                lengths = all_lengths(indexes, tokenizer=tokenizer, progress=progress, **counting)
-                stored = _made(name, indexes, lengths, counts=counts, **about)
+                reading: dict[str, Any] = {"workers": index_workers, "progress": progress}
+                stored = _made(name, shards, counts=counts, tokenizer=tokenizer, counting=counting, **reading, **about)
         except ValueError as error:
             raise ValueError(f"data.sources.{name}: {error}") from error
         tables.append(stored)
@@ -100,16 +98,6 @@ def open_mixture(
 def index_digest(tables: Sequence[SourceTable]) -> str:
     """Hex digest of the content of all shards of all sources: what a stage's identity calls its data."""
     return content_digest((table.name, table.indexes) for table in tables)
-
-
-def content_digest(sources: Iterable[tuple[str, Sequence[ShardIndex]]]) -> str:
-    """The same from (name, indexes) of each source, for those who need no lengths."""
-    digest = hashlib.sha256()
-    for name, indexes in sources:
-        digest.update(name.encode())
-        for content in indexes.digests if isinstance(indexes, OpenedLater) else (index.digest for index in indexes):
-            digest.update(bytes.fromhex(content))
-    return digest.hexdigest()
 
 
 def frame_limits(duration: np.ndarray, *, clip: Ints, text: Ints, settings: DataSettings, layout: MediaLayout) -> Ints:
@@ -142,7 +130,7 @@ def source_table(
     settings: DataSettings,
     layout: MediaLayout,
     supervised: bool,
-    writer: RowWriter | None = None,
+    writer: TableWriter | None = None,
 ) -> SourceTable:
     """The table of one source, from its indexes and the token counts beside them.
 
@@ -163,8 +151,7 @@ def source_table(
         if writer is None:
             parts.append(part)
         else:
-            for table, rows in zip(("clips", "items"), part, strict=True):
-                writer.append(table, rows)
+            writer.take(*part, settings=source)
     if done.over and settings.over_budget == "error":
         raise ValueError(
             f"{done.over} items exceed data.token_budget={settings.token_budget}; the longest, {done.worst[1]}, needs "
@@ -181,7 +168,7 @@ def source_table(
     for index, counted in zip(indexes, lengths, strict=True):
         problems += [replace(problem, shard=index.shard.name) for problem in counted.problems]
     clips, items = (
-        writer.written(table) if writer is not None else np.concatenate([part[at] for part in parts])
+        writer.rows.written(table) if writer is not None else np.concatenate([part[at] for part in parts])
         for at, table in enumerate(("clips", "items"))
     )
     return SourceTable(
@@ -315,35 +302,64 @@ def _stored(
 
 
 def _made(
-    name: str, indexes: Sequence[ShardIndex], lengths: Sequence[Lengths], *, counts: str, **about: Any
+    name: str,
+    shards: Sequence[Path],
+    *,
+    counts: str,
+    tokenizer: Any,
+    counting: Mapping[str, Any],
+    workers: int,
+    progress: bool,
+    settings: DataSettings,
+    **about: Any,
 ) -> SourceTable:
     """The table of a source; a large one is written by one of the processes that ask for it, and mapped by all."""
-    items = sum(index.meta["items"] for index in indexes)
-    if items <= STORED_ITEMS and len(indexes) <= STORED_SHARDS:
-        return source_table(name, indexes, lengths, **about)
-    shards = [index.shard for index in indexes]
-    folder = _table_folder(shards, counts=counts, **about)
-    assert folder is not None
-    with locked(folder.parent.with_name(f"{_TABLES}.lock")):
-        if (stored := _stored(name, shards, counts=counts, **about)) is not None:
-            return stored
-        with write_rows(folder, _DTYPES) as writer:
-            table = source_table(name, indexes, lengths, writer=writer, **about)
-            tokens = visit_tokens(table.clip_rows, table.item_rows, settings=table.settings)
-            writer.append("by_tokens", np.argsort(-tokens, kind="stable"))
-            writer.facts.update(
-                digests=[index.digest for index in indexes],
-                tasks=list(table.tasks),
-                problems=[asdict(problem) for problem in table.quarantined],
-                dropped=table.dropped,
-                shortened=table.shortened,
-                pass_tokens=float(tokens.sum()),
-            )
-        forget(folder.parent, keep=_KEPT_TABLES)
-    stored = _stored(name, shards, counts=counts, **about)
+    place, about = settings.index_dir or "", {"settings": settings, **about}
+    with ExitStack() as held:
+        # Missing indexes and counts are made by all who ask; where there is nothing left to share, one opens the files.
+        seals = (seal_of(index_folder(shard, place=place), counts) for shard in shards)
+        alone = len(shards) > STORED_SHARDS and all(seal.exists() for seal in seals)
+        if alone:
+            held.enter_context(locked(_tables(shards, place=place).with_suffix(".lock")))
+            if (stored := _stored(name, shards, counts=counts, **about)) is not None:
+                return stored
+        indexes = ensure_indexes(shards, workers=workers, progress=progress, place=place)
+        lengths = all_lengths(indexes, tokenizer=tokenizer, progress=progress, **counting)
+        if sum(index.meta["items"] for index in indexes) <= STORED_ITEMS and len(indexes) <= STORED_SHARDS:
+            return source_table(name, indexes, lengths, **about)
+        if not alone:
+            held.enter_context(locked(_tables(shards, place=place).with_suffix(".lock")))
+        stored = _stored(name, shards, counts=counts, **about)
+        if stored is None:
+            _write(name, indexes, lengths, counts=counts, **about)
+            stored = _stored(name, shards, counts=counts, **about)
     if stored is None:
-        raise ValueError(f"{folder}: cannot be read right after it was written; look at its disk")
+        raise ValueError(f"{_tables(shards, place=place)}: no table right after it was written; look at its disk")
     return stored
+
+
+def _write(name: str, indexes: Sequence[ShardIndex], lengths: Sequence[Lengths], *, counts: str, **about: Any) -> None:
+    """Write the table of a source to where `_stored` looks for it."""
+    folder = _table_folder([index.shard for index in indexes], counts=counts, **about)
+    assert folder is not None
+    with write_rows(folder, _DTYPES) as rows:
+        writer = TableWriter(rows)
+        table = source_table(name, indexes, lengths, writer=writer, **about)
+        rows.append("by_tokens", writer.order.order())
+        rows.facts.update(
+            digests=[index.digest for index in indexes],
+            tasks=list(table.tasks),
+            problems=[asdict(problem) for problem in table.quarantined],
+            dropped=table.dropped,
+            shortened=table.shortened,
+            pass_tokens=float(writer.tokens),
+        )
+    forget(folder.parent, keep=_KEPT_TABLES)
+
+
+def _tables(shards: Sequence[Path], *, place: str) -> Path:
+    """The folder of the stored tables of such shards."""
+    return (Path(place) if place else shards[0].parent) / _TABLES
 
 
 def _table_folder(
@@ -370,7 +386,7 @@ def _table_folder(
                 digest.update(f"{path.name} {facts.st_size} {facts.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     except FileNotFoundError:
         return None
-    return (Path(place) if place else shards[0].parent) / _TABLES / digest.hexdigest()[:32]
+    return _tables(shards, place=place) / digest.hexdigest()[:32]
 
 
 def _tasks(indexes: Sequence[ShardIndex], *, source: SourceSettings) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ of a machine share."""
 from __future__ import annotations
 
 import mmap
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from arcvideo.planning.settings import SourceSettings
 from arcvideo.planning.sizes import prefix_tokens
 from arcvideo.shards.index import ShardIndex
 from arcvideo.shards.members import Problem
+from arcvideo.shards.rows import RowWriter
 
 Ints = npt.NDArray[np.int64]
 
@@ -34,6 +36,10 @@ ITEM_ROW = np.dtype(
 before: tokens of the text before the media; branch: tokens behind the media; group: items of a clip in the same group
 share a prefix; task: position in `tasks`."""
 
+_HELD = 1 << 20
+"""Numbers sorted at once."""
+_LARGEST = (1 << 20) - 1
+"""Numbers from here on are alike to `LargestFirst`: each that is told apart has a count."""
 _TOUCHED = 1024
 """Rows of a map that are read before its pages are let go: each may bring 64 KiB into the process."""
 
@@ -162,7 +168,7 @@ class SourceTable:
     def take_by_tokens(self, places: Ints) -> Ints:
         """Return which clips stand at these places when the longest visit comes first."""
         if self.by_tokens is None:
-            return longest_first(self.clip_rows, self.item_rows, settings=self.settings)[places]
+            return largest_first(visit_tokens(self.clip_rows, self.item_rows, settings=self.settings))[places]
         return self._taken(self.by_tokens, places).astype(np.int64)
 
     def _taken(self, rows: np.ndarray, numbers: Ints) -> np.ndarray:
@@ -186,16 +192,74 @@ class SourceTable:
         return prefix_tokens(self.item_before.astype(np.int64), media) + self.item_branch
 
 
-def visit_tokens(clip_rows: np.ndarray, item_rows: np.ndarray, *, settings: SourceSettings) -> npt.NDArray[np.float64]:
-    """(C,) tokens that a visit of each clip is expected to hold: its prefix once, and the items that are drawn."""
+def visit_tokens(clip_rows: np.ndarray, item_rows: np.ndarray, *, settings: SourceSettings) -> Ints:
+    """(C,) tokens that a visit of each clip is expected to hold, rounded: its prefix once, and the items drawn.
+
+    Whole numbers, so that sums of parts are those of the whole.
+    """
     items = clip_rows["item_count"]
     drawn = np.minimum(items, settings.items_per_clip or items)
     start = clip_rows["item_start"] - clip_rows["item_start"][:1]
     branch = np.add.reduceat(item_rows["branch"].astype(np.int64), start) * drawn / items
     before = np.add.reduceat(item_rows["before"].astype(np.int64), start) / items
-    return np.asarray(prefix_tokens(before, clip_rows["media_tokens"]) + branch)
+    return np.rint(prefix_tokens(before, clip_rows["media_tokens"]) + branch).astype(np.int64)
 
 
-def longest_first(clip_rows: np.ndarray, item_rows: np.ndarray, *, settings: SourceSettings) -> Ints:
-    """(C,) clips by `visit_tokens`, the longest first."""
-    return np.argsort(-visit_tokens(clip_rows, item_rows, settings=settings), kind="stable")
+class LargestFirst:
+    """Places of numbers that come piece by piece, ordered by the numbers: the same as `largest_first` of them all."""
+
+    def __init__(self) -> None:
+        self._spill = tempfile.TemporaryFile()  # noqa: SIM115 - until the order is asked for
+        self._counts = np.zeros(_LARGEST + 1, dtype=np.int64)
+
+    def add(self, numbers: Ints) -> None:
+        """Take the next numbers, of 0 or more."""
+        values = np.minimum(numbers, _LARGEST)
+        found = np.bincount(values)
+        self._counts[: len(found)] += found
+        values.astype(np.uint32).tofile(self._spill)
+
+    def order(self, *, held: int = _HELD) -> npt.NDArray[np.uint32]:
+        """Return the places, those of the largest numbers first, of equal ones in the order they came.
+
+        Args:
+            held: numbers read at once.
+        """
+        order = np.empty(int(self._counts.sum()), dtype=np.uint32)
+        free = len(order) - np.cumsum(self._counts)  # where the next of each value goes
+        self._spill.seek(0)
+        for first in range(0, len(order), held):
+            values = np.fromfile(self._spill, dtype=np.uint32, count=held).astype(np.int64)
+            inside = largest_first(values)
+            falling = -values[inside]
+            rank = np.arange(len(values)) - np.searchsorted(falling, falling)
+            order[free[-falling] + rank] = first + inside
+            found = np.bincount(values)
+            free[: len(found)] += found
+        self._spill.close()
+        return order
+
+
+def largest_first(numbers: Ints) -> Ints:
+    """Return the places of numbers of 0 or more, those of the largest first, of equal ones in the order they stand."""
+    return np.argsort(-np.minimum(numbers, _LARGEST), kind="stable")
+
+
+class TableWriter:
+    """Rows of a table on their way to the disk, shard by shard."""
+
+    def __init__(self, rows: RowWriter) -> None:
+        self.rows = rows
+        self.order = LargestFirst()
+        """Of the clips, by the tokens of a visit."""
+        self.tokens = 0
+        """Of a pass, expected."""
+
+    def take(self, clips: np.ndarray, items: np.ndarray, *, settings: SourceSettings) -> None:
+        """Write the rows of the next shard."""
+        if len(clips):
+            tokens = visit_tokens(clips, items, settings=settings)
+            self.order.add(tokens)
+            self.tokens += int(tokens.sum())
+            self.rows.append("clips", clips)
+            self.rows.append("items", items)

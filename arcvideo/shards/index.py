@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice
@@ -24,13 +24,16 @@ import numpy as np
 from arcvideo.decoding.probe import ProbePool
 from arcvideo.files import read_lines
 from arcvideo.progress import counted
-from arcvideo.shards.columns import FORMAT, Columns
+from arcvideo.shards.columns import CLIP, FORMAT, ITEM, PART, Columns
 from arcvideo.shards.locks import in_turns, locked
 from arcvideo.shards.members import Problem, read_at, read_groups
 from arcvideo.shards.record import parse_record, probe_jobs
+from arcvideo.shards.rows import mapped_npy
 from arcvideo.shards.seal import check, digests, sealed, unsealed
 
 _FILES = ("clips.npy", "items.npy", "keys.npy", "parts.npy", "quarantine.jsonl")
+
+_DTYPES: dict[str, np.dtype[Any]] = {"clips": CLIP, "items": ITEM, "keys": np.dtype(np.uint8), "parts": PART}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,15 +142,18 @@ def index_folder(shard: Path, *, place: str = "") -> Path:
 
 @lru_cache(maxsize=3 * 64)
 def _column(folder: Path, name: str, digest: str) -> np.ndarray:
-    column = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-    if _read_meta(folder)["digest"] != digest:
+    column = mapped_npy(folder / f"{name}.npy", _DTYPES[name])
+    facts = (folder / "meta.json").stat()
+    if _digest(folder, facts.st_ino, facts.st_mtime_ns) != digest:
         raise OSError(f"{folder}: the index was made again while it was in use; start again")
     return column
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
+@lru_cache(maxsize=1 << 14)
+def _digest(folder: Path, *_: int) -> str:
+    """What the meta.json that has this inode and time says; read once."""
     path = folder / "meta.json"
-    return unsealed(path.read_text(encoding="utf-8"), name=path)
+    return str(unsealed(path.read_text(encoding="utf-8"), name=path)["digest"])
 
 
 def open_index(shard: Path, *, place: str = "") -> ShardIndex | None:
@@ -267,6 +273,16 @@ def _opened(shard: Path, digest: str, place: str) -> ShardIndex:
     if index is None or index.digest != digest:
         raise ValueError(f"{shard}: it or its index changed while a run used it; start again")
     return index
+
+
+def content_digest(sources: Iterable[tuple[str, Sequence[ShardIndex]]]) -> str:
+    """Return the hex digest of the content of all shards, from (name, indexes) of each source."""
+    digest = hashlib.sha256()
+    for name, indexes in sources:
+        digest.update(name.encode())
+        for content in indexes.digests if isinstance(indexes, OpenedLater) else (index.digest for index in indexes):
+            digest.update(bytes.fromhex(content))
+    return digest.hexdigest()
 
 
 def build_index(shard: Path, *, pool: ProbePool | None = None) -> None:

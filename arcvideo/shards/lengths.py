@@ -27,6 +27,7 @@ from arcvideo.render import (
 from arcvideo.shards.index import ShardIndex, lock_file
 from arcvideo.shards.locks import in_turns
 from arcvideo.shards.members import Problem
+from arcvideo.shards.rows import mapped_npy
 from arcvideo.shards.seal import check, digests, sealed, unsealed
 from arcvideo.tasks import RecordError, has_pair, make_pair, make_sample
 from arcvideo.tasks.instructions import SUFFIXES
@@ -46,8 +47,7 @@ class Lengths:
     @property
     def rows(self) -> np.ndarray:
         """(items,) of dtype LENGTHS, mapped anew each time: a map that is kept costs a file descriptor."""
-        rows: np.ndarray = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        return rows
+        return mapped_npy(self.path, LENGTHS)
 
 
 def all_lengths(
@@ -87,7 +87,7 @@ def all_lengths(
             np.save(file, rows, allow_pickle=False)
         write_lines(_listed(index, name), map(asdict, problems))
         files = digests(index.folder, (_rows(index, name).name, _listed(index, name).name))
-        write_whole(_seal(index, name), sealed({"files": files}))  # written last
+        write_whole(seal_of(index.folder, name), sealed({"files": files}))  # written last
 
     missing = [shard for shard in by_shard if not done(shard)]
     hidden = not progress or len(missing) < 2
@@ -115,13 +115,14 @@ def _listed(index: ShardIndex, name: str) -> Path:
     return index.folder / f"{name}.jsonl"
 
 
-def _seal(index: ShardIndex, name: str) -> Path:
-    return index.folder / f"{name}.seal.json"
+def seal_of(folder: Path, name: str) -> Path:
+    """Return the file in a shard's index that is written when the counts of this name are complete."""
+    return folder / f"{name}.seal.json"
 
 
 def _is_whole(index: ShardIndex, name: str) -> bool:
     """Whether the counts are there and as they were written; otherwise they are made again."""
-    path = _seal(index, name)
+    path = seal_of(index.folder, name)
     try:
         check(index.folder, unsealed(path.read_text(encoding="utf-8"), name=path)["files"])
     except FileNotFoundError:

@@ -3,6 +3,7 @@ pages, and opening one takes no longer when it is longer."""
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import shutil
@@ -15,9 +16,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from arcvideo.shards.seal import check, digests, sealed, unsealed
+from arcvideo.seals import remember
+from arcvideo.shards.seal import check, sealed, unsealed
 
 _FACTS = "facts.json"
+_NPY_SIZE = 10
+"""Bytes of a .npy file before its header: the mark, the version, two bytes of the header's size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,7 @@ class RowWriter:
 
     def __init__(self, folder: Path, dtypes: Mapping[str, np.dtype[Any]]) -> None:
         self._dtypes = dict(dtypes)
+        self._digests = {name: hashlib.sha256() for name in dtypes}
         self._folder = folder
         self._files: dict[str, IO[bytes]] = {name: open(folder / f"{name}.rows", "wb") for name in dtypes}  # noqa: SIM115
         self.facts: dict[str, Any] = {}
@@ -42,22 +47,26 @@ class RowWriter:
 
     def append(self, name: str, rows: np.ndarray) -> None:
         """Add rows to a table; they are converted to its dtype."""
-        self._files[name].write(np.ascontiguousarray(rows, dtype=self._dtypes[name]).data)
+        data = np.ascontiguousarray(rows, dtype=self._dtypes[name]).view(np.uint8).data
+        self._files[name].write(data)
+        self._digests[name].update(data)
 
     def written(self, name: str) -> np.ndarray:
         """Return the rows of a table so far, mapped."""
         self._files[name].flush()
         return _mapped(self._folder / f"{name}.rows", self._dtypes[name])[0]
 
-    def close(self) -> None:
-        """Seal everything."""
-        for file in self._files.values():
+    def close(self) -> dict[str, str]:
+        """Seal everything; returns the sha256 of each file, so that nobody needs to read it again."""
+        files = {}
+        for name, file in self._files.items():
+            size = file.tell()
             file.flush()
             os.fsync(file.fileno())
             file.close()
-        names = [f"{name}.rows" for name in self._files]
-        text = sealed({"facts": self.facts, "files": digests(self._folder, names)})
-        (self._folder / _FACTS).write_text(text, encoding="utf-8")
+            files[f"{name}.rows"] = {"size": size, "sha256": self._digests[name].hexdigest()}
+        (self._folder / _FACTS).write_text(sealed({"facts": self.facts, "files": files}), encoding="utf-8")
+        return {name: str(fact["sha256"]) for name, fact in files.items()}
 
 
 @contextmanager
@@ -68,9 +77,11 @@ def write_rows(folder: Path, dtypes: Mapping[str, np.dtype[Any]]) -> Iterator[Ro
     try:
         writer = RowWriter(scratch, dtypes)
         yield writer
-        writer.close()
+        written = writer.close()
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one
         os.replace(scratch, folder)
+        for name, digest in written.items():
+            remember(folder / name, digest)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
@@ -109,3 +120,17 @@ def _mapped(path: Path, dtype: np.dtype[Any]) -> tuple[np.ndarray, mmap.mmap | N
     with open(path, "rb") as file:
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return np.frombuffer(pages, dtype=dtype), pages
+
+
+def mapped_npy(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
+    """Return the rows of a file that `np.save` wrote, mapped.
+
+    The dtype is known to whoever asks, and files are sealed: reading it from each of thousands of headers costs more
+    than reading the rows.
+    """
+    with open(path, "rb") as file:
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    start = _NPY_SIZE + int.from_bytes(pages[_NPY_SIZE - 2 : _NPY_SIZE], "little")
+    if pages[:8] != b"\x93NUMPY\x01\0" or (len(pages) - start) % dtype.itemsize:
+        raise OSError(f"{path}: no column of rows of {dtype.itemsize} bytes")
+    return np.frombuffer(pages, dtype=dtype, offset=start) if len(pages) > start else np.empty(0, dtype=dtype)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from arcvideo.data.shards import main
 from arcvideo.feed.quarantine import QuarantineBudgetError
 from arcvideo.feed.source import Source
 from arcvideo.planning.mixture import open_mixture
-from arcvideo.planning.repeated import repeated_keys
+from arcvideo.planning.random_words import words
+from arcvideo.planning.repeated import key_numbers, met_twice, repeated_keys
 from arcvideo.planning.settings import QuarantineSettings
 from arcvideo.shards.index import ensure_indexes
 from arcvideo.shards.write import Record, write_shards
@@ -56,3 +58,19 @@ def test_shards_without_clips_have_no_keys(tmp_path: Path) -> None:
 def test_verify_finds_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", pattern(tmp_path, ("a",), ("a",))]) == 1
     assert "duplicate_key" in capsys.readouterr().out
+
+
+def test_more_numbers_than_are_held_at_once_are_told_apart_all_the_same() -> None:
+    numbers = words(5000, "some")
+    numbers[::7] = numbers[1::7][: len(numbers[::7])]
+    parts = np.split(numbers, [10, 10, 900, 2400])
+    alone, counts = np.unique(numbers, return_counts=True)
+    for held in (64, 1000, 10_000):
+        assert met_twice(iter(parts), count=len(numbers), held=held).tolist() == alone[counts > 1].tolist()
+    assert not len(met_twice(iter([]), count=0))
+
+
+def test_keys_of_equal_and_of_unequal_lengths_have_the_same_numbers(tmp_path: Path) -> None:
+    (equal,) = ensure_indexes([shard(tmp_path / "x", "ab", "cd", "ef")], progress=False)
+    (unequal,) = ensure_indexes([shard(tmp_path / "y", "ab", "c", "ef")], progress=False)
+    assert key_numbers(equal)[[0, 2]].tolist() == key_numbers(unequal)[[0, 2]].tolist()

@@ -14,9 +14,10 @@ from arcvideo.feed.source import Source
 from arcvideo.planning import mixture
 from arcvideo.planning import plan as plan_module
 from arcvideo.planning.plan import Plan
+from arcvideo.planning.random_words import words
 from arcvideo.planning.settings import DataSettings, QuarantineSettings, SourceSettings
 from arcvideo.planning.shares import realised
-from arcvideo.planning.table import ITEM_ROW, SourceTable
+from arcvideo.planning.table import ITEM_ROW, LargestFirst, SourceTable, largest_first
 from arcvideo.planning.visits import visits_at
 from arcvideo.shards.write import Record, write_shards
 from benchmarks.plan import synthetic
@@ -200,6 +201,37 @@ def test_a_stored_table_is_opened_without_opening_a_shard(pattern: str, monkeypa
     monkeypatch.setattr(mixture, "ensure_indexes", refuse)
     monkeypatch.setattr(mixture, "all_lengths", refuse)
     assert (opened(pattern).clip_rows == held.clip_rows).all()
+
+
+def test_where_nothing_is_left_to_share_one_process_opens_the_shards(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(pattern)  # indexes and counts are there
+    monkeypatch.setattr(mixture, "STORED_ITEMS", 0)
+    monkeypatch.setattr(mixture, "STORED_SHARDS", 1)
+    real, asked = mixture.ensure_indexes, []
+
+    def counted(*arguments: object, **options: object) -> object:
+        asked.append(arguments)
+        return real(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(mixture, "ensure_indexes", counted)
+    with ThreadPoolExecutor(4) as ranks:
+        tables = list(ranks.map(lambda _: opened(pattern, tags=[], items_per_clip=3), range(4)))
+    assert len(asked) == 1
+    assert all((table.item_rows == tables[0].item_rows).all() for table in tables)
+
+
+def test_places_sorted_in_pieces_are_those_sorted_at_once() -> None:
+    numbers = words(5000, "tokens").astype(np.int64) % 300
+    numbers[[7, 4000]] = 1 << 40  # alike to all that are very large
+    numbers[8] = (1 << 20) + 5
+    for held in (1, 64, 10_000):
+        pieces = LargestFirst()
+        for part in np.split(numbers, [0, 3, 4500]):
+            pieces.add(part)
+        assert pieces.order(held=held).tolist() == largest_first(numbers).tolist()
+    assert largest_first(numbers)[:3].tolist() == [7, 8, 4000]
 
 
 def test_a_damaged_or_outdated_table_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
