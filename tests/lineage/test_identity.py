@@ -40,6 +40,8 @@ SHOWN = (
 PARENTS = ("train_parents", "parents")
 """For the stages before it."""
 FREE = (*PLACES, *PACE, *CARE, *SHOWN, *PARENTS)
+CHOOSE = ("evaluation.best", "evaluation.patience")
+"""Let what is measured decide which weights come out."""
 
 
 def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -76,6 +78,8 @@ def identify(config: Mapping[str, Any]) -> str:
 
 
 def is_free(key: str) -> bool:
+    if key in CHOOSE:
+        return False
     return key.endswith(".shards") or key in FREE or key.startswith(tuple(word for word in FREE if word.endswith(".")))
 
 
@@ -90,6 +94,15 @@ def test_every_setting_decides_the_identity_unless_it_is_named_as_free(stage: st
         of_other = any(key.startswith(name) for name in ("grpo.", "dpo.") if name != objective)
         counts = identify(changed(config, key)) != before
         assert counts is not (of_other or is_free(key)), f"{key}: {'decides' if counts else 'does not decide'}"
+
+
+@pytest.mark.parametrize("word", ["evaluation.best=true", "evaluation.patience=2"])
+def test_settings_of_an_evaluation_that_chooses_the_weights_decide_unless_they_only_show(word: str) -> None:
+    config = plain_dict(settings("stage=sft", "evaluation.every=5", "evaluation.optimize=mcq_accuracy", word))
+    before = identify(config)
+    free = {name for name in config["evaluation"] if identify(changed(config, f"evaluation.{name}")) == before}
+    # Shards count by their content; the other metrics, intervals and batches move no choice.
+    assert free == {"shards", "metrics", "batch_prompts", "bootstrap", "seed", "samples"}
 
 
 def test_adapters_and_their_absence_are_two_stages() -> None:
