@@ -21,7 +21,7 @@ COPY arcvideo arcvideo
 COPY conf conf
 COPY recipes recipes
 COPY launch launch
-# An index of smaller builds for CPUs can be named behind it: --build-arg TORCH="torch==2.13.0 --index-url URL".
+# Another build of torch is given as pip takes it: --build-arg TORCH="...".
 ARG TORCH="torch==2.13.0"
 RUN make env PYTHON=python3.11 PIP_TORCH="${TORCH}" \
     && useradd --create-home --uid 1000 arcvideo \

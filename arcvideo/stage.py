@@ -26,7 +26,7 @@ from arcvideo.model.disk.lora import Adapters, add_adapters
 from arcvideo.model.disk.tokenizer import load_tokenizer
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import COMPUTING
-from arcvideo.model.towers.features import FeatureStore, tower_digest
+from arcvideo.model.towers.features import FeatureStore, store_of
 from arcvideo.objectives import load_objective
 from arcvideo.planning.cost import pack_cost
 from arcvideo.planning.settings import DataSettings
@@ -250,10 +250,7 @@ def _fits(model: ArcVideoForConditionalGeneration, *, config: RunConfig, parent:
 
 
 def _features(model: ArcVideoForConditionalGeneration, *, config: RunConfig) -> FeatureStore | None:
-    if not config.feature_cache:
-        return None
-    towers = (model.vision_model.vit, model.speech_encoder)
-    return FeatureStore(Path(config.run_dir) / "features", tower_digest(towers, settings=model.settings))
+    return store_of(model, root=Path(config.run_dir) / "features") if config.feature_cache else None
 
 
 def _source(

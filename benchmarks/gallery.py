@@ -66,7 +66,7 @@ def shown_by_a_browser(page: Path, *, scratch: Path) -> dict[str, Path]:
             f'height="{height}" scrolling="no"></iframe>'
         )
         command = [
-            browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", 
+            browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
             f"--screenshot={pictures[name]}",
             f"--window-size={max(width, 500)},{height}", f"--user-data-dir={scratch}/browser", around.as_uri(),
         ]  # fmt: skip

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def _tag(options: argparse.Namespace) -> int:
             print(f"{index.shard.name}: no item is kept, nothing written")
             continue
         write_shards(
-            _behind(first, records), out=options.out, name=index.shard.stem, per_shard=len(index.clips),
+            chain([first], records), out=options.out, name=index.shard.stem, per_shard=len(index.clips),
             bytes_per_shard=1 << 62,
         )  # fmt: skip
     tagged = sum(told.values())
@@ -116,8 +117,3 @@ def _tagged(item: Any, *, tags: Sequence[str]) -> Any:
         return item
     kept = [tag for tag in item.get("tags") or [] if tag not in MEASURED]
     return {**item, "tags": [*kept, *tags]}
-
-
-def _behind(first: Record, others: Iterator[Record]) -> Iterator[Record]:
-    yield first
-    yield from others

@@ -18,7 +18,7 @@ from arcvideo.feed.prompts import Prompt
 from arcvideo.files import write_whole
 from arcvideo.lineage.parents import resolve_parent
 from arcvideo.model.disk.loading import load_model
-from arcvideo.model.towers.features import FeatureStore, tower_digest
+from arcvideo.model.towers.features import store_of
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.planning.families import Family
 from arcvideo.processing import ArcVideoProcessor
@@ -85,11 +85,7 @@ def _check_rewards(settings: SampleSettings) -> None:
 
 
 def _features(model: Any, *, folder: str) -> Any:
-    if not folder:
-        return None
-    return FeatureStore(
-        Path(folder), tower_digest((model.vision_model.vit, model.speech_encoder), settings=model.settings)
-    )
+    return store_of(model, root=Path(folder)) if folder else None
 
 
 def _draw(

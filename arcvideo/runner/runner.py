@@ -256,7 +256,7 @@ class Runner:
         return any(part["stop"] for part in parts)
 
     def _measured(self, done: int) -> dict[str, float]:
-        """Held-out figures after `done` steps, if they are due."""
+        """Return held-out figures after `done` steps, if they are due."""
         return self.course.after(done, last=done == self.settings.steps, say=self._log.say, note=self._dog.note)
 
     def _skip(self, step: int, batches: Sequence[Batch], parts: Sequence[dict[str, Any]], *, why: str) -> None:

@@ -27,7 +27,7 @@ from arcvideo.model.disk.tokenizer import build_tiny_tokenizer, save_tokenizer
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import special_ids
-from arcvideo.model.towers.features import FeatureStore, tower_digest
+from arcvideo.model.towers.features import store_of
 from arcvideo.processes.terminal import speak_plainly
 from arcvideo.progress import watched
 from arcvideo.seals import write_sums
@@ -124,8 +124,7 @@ def _fill_features(model: ArcVideoForConditionalGeneration, clips: Sequence[Know
     if root is None:
         return 0.0
     model.requires_grad_(False)
-    towers = (model.vision_model.vit, model.speech_encoder)
-    store = FeatureStore(root, tower_digest(towers, settings=model.settings))
+    store = store_of(model, root=root)
     starts = range(0, len(clips), 16)
     for start in watched(starts, what="features", total=len(starts), unit="part"):
         model.embed_media([clip.media for clip in clips[start : start + 16]], features=store)

@@ -23,11 +23,11 @@ from arcvideo.model.disk.card import Card
 from arcvideo.model.disk.card import write_card as write_model_card
 from arcvideo.model.disk.loading import load_model
 from arcvideo.model.disk.tokenizer import load_tokenizer
-from arcvideo.model.towers.features import FeatureStore, tower_digest
+from arcvideo.model.towers.features import store_of
 from arcvideo.processes.ranks import World, barrier
 from arcvideo.seals import digest_of
 from arcvideo.tracking.log import RunLog
-from arcvideo.validation.asking import Figures, HeldOut
+from arcvideo.validation.asking import Figures, HeldOut, Reading
 from arcvideo.validation.during import KEPT, MEASUREMENTS, card_facts
 
 EVALUATION = "evaluation.json"
@@ -84,21 +84,9 @@ def _figures(config: RunConfig, *, world: World, manifest: Manifest) -> Figures:
         dtype = torch.bfloat16
     model: Any = load_model(export, dtype=dtype)
     model.requires_grad_(False)
-    features = None
-    if config.feature_cache:
-        towers = (model.vision_model.vit, model.speech_encoder)
-        features = FeatureStore(Path(config.run_dir) / "features", tower_digest(towers, settings=model.settings))
+    features = store_of(model, root=Path(config.run_dir) / "features") if config.feature_cache else None
     model.to(world.device)
-    held = HeldOut(
-        config.data,
-        settings=config.evaluation,
-        layout=config.layout,
-        tokenizer=load_tokenizer(export),
-        features=features,
-        world=world,
-        seed=config.runner.seed,
-        folder=config.stage_dir,
-    )
+    held = HeldOut(Reading(config=config, world=world, tokenizer=load_tokenizer(export), features=features))
     try:
         origin = _origin(config, held=held, manifest=manifest, dtype=dtype)
         folder = config.stage_dir / MEASUREMENTS / f"held-out-{digest_of(origin)[:8]}"

@@ -8,18 +8,17 @@ on; `arcvideo evaluate` reads any files, in up to six arms.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from arcvideo.config import RunConfig
 from arcvideo.evaluation.evaluate import ask_all
 from arcvideo.evaluation.figures import arms_of, check_chosen, choose
-from arcvideo.evaluation.settings import EvaluationSettings
 from arcvideo.feed.source import Source
-from arcvideo.layout import MediaLayout
 from arcvideo.measuring.folder import Journal, Lost, asked_before
 from arcvideo.measuring.scores import score_folder
-from arcvideo.planning.settings import DataSettings, SourceSettings
+from arcvideo.planning.settings import SourceSettings
 from arcvideo.processes.ranks import World, barrier, gather_json
 from arcvideo.progress import counted
 from arcvideo.sampling.sampler import InProcessSampler
@@ -28,67 +27,61 @@ Figures = dict[str, dict[str, float]]
 QUARANTINE = "quarantine-held-out.jsonl"
 
 
-def held_out_data(data: DataSettings, *, settings: EvaluationSettings, packs: int) -> DataSettings:
-    """Return the settings that read the held-out clips: the stage's own, but for what is read.
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the held-out clips of a stage are read: as its own, but for what is read."""
 
-    Args:
-        data: of the stage.
-        settings: of its evaluation.
-        packs: of a step.
-    """
-    source = SourceSettings(shards=settings.held_out, style=settings.style, items_per_clip=0)
-    return replace(data, sources={"held_out": source}, packs_per_step=packs)
+    config: RunConfig
+    world: World
+    """The ranks that share the clips."""
+    tokenizer: Any
+    """Of the model."""
+    features: Any
+    """A `FeatureStore` of tower outputs, or None."""
+
+    def source(self, *, packs: int, **how: Any) -> Source:
+        """Open the indexes.
+
+        Args:
+            packs: of a step.
+            how: further arguments of `Source`.
+
+        Raises:
+            ValueError: shards that cannot be read.
+        """
+        settings = self.config.evaluation
+        held_out = SourceSettings(shards=settings.held_out, style=settings.style, items_per_clip=0)
+        return Source(
+            replace(self.config.data, sources={"held_out": held_out}, packs_per_step=packs),
+            layout=self.config.layout,
+            tokenizer=self.tokenizer,
+            seed=self.config.runner.seed,
+            features=self.features,
+            quarantine_file=self.config.stage_dir / QUARANTINE,
+            **how,
+        )
 
 
 class HeldOut:
     """The held-out questions of a stage; their clips are read when they are asked."""
 
-    def __init__(
-        self,
-        data: DataSettings,
-        *,
-        settings: EvaluationSettings,
-        layout: MediaLayout,
-        tokenizer: Any,
-        features: Any,
-        world: World,
-        seed: int,
-        folder: Path,
-    ) -> None:
+    def __init__(self, reading: Reading) -> None:
         """Open the indexes and choose the questions.
-
-        Args:
-            data: of the stage.
-            settings: of its evaluation.
-            layout: shapes that the model reads.
-            tokenizer: of the model.
-            features: a `FeatureStore` of tower outputs, or None.
-            world: the ranks that share the clips.
-            seed: of the run.
-            folder: of the stage.
 
         Raises:
             ValueError: shards that cannot be read, or questions that no metric can score.
         """
-        self.settings, self.world, self.tokenizer, self.features = settings, world, tokenizer, features
-        self.source = Source(
-            held_out_data(data, settings=settings, packs=world.size),
-            layout=layout,
-            tokenizer=tokenizer,
-            seed=seed,
-            rank=world.rank,
-            world=world.size,
-            features=features,
-            quarantine_file=folder / QUARANTINE,
-            supervised=False,
-            progress=world.first,
+        world = reading.world
+        self.reading, self.world, self.settings = reading, world, reading.config.evaluation
+        self.source = reading.source(
+            packs=world.size, rank=world.rank, world=world.size, supervised=False, progress=world.first
         )
         questions = self.source.questions()
-        self.chosen = choose(questions, settings=settings)
+        self.chosen = choose(questions, settings=self.settings)
         """Metric -> keys of the questions that it is measured on."""
         self._numbers = {question.key: number for number, question in enumerate(questions)}
         try:
-            check_chosen(self.chosen, questions=questions, settings=settings)
+            check_chosen(self.chosen, questions=questions, settings=self.settings)
         except ValueError:
             self.close()
             raise
@@ -139,7 +132,7 @@ class HeldOut:
         note: Callable[[str], None],
     ) -> None:
         """Ask this rank's share."""
-        sampler = InProcessSampler(model, tokenizer=self.tokenizer, features=self.features)
+        sampler = InProcessSampler(model, tokenizer=self.reading.tokenizer, features=self.reading.features)
         prompts = self.source.evaluation(only=left)
         asked = ask_all(prompts, sampler=sampler, wanted=wanted, numbers=self._numbers, settings=self.settings)
         total = sum(map(len, wanted.values())) if self.world.size == 1 else None

@@ -3,68 +3,37 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from arcvideo.evaluation.settings import EvaluationSettings
-from arcvideo.feed.source import Source
-from arcvideo.layout import MediaLayout
 from arcvideo.objectives.loss import Loss
-from arcvideo.planning.settings import DataSettings
-from arcvideo.processes.ranks import World, gather_json
+from arcvideo.processes.ranks import gather_json
 from arcvideo.runner.protocols import Objective
 from arcvideo.types import model_inputs
-from arcvideo.validation.asking import QUARANTINE, held_out_data
+from arcvideo.validation.asking import Reading
 
 
 class HeldOutLoss:
     """The mean loss over the targets of some packed rows of held-out clips."""
 
-    def __init__(
-        self,
-        data: DataSettings,
-        *,
-        settings: EvaluationSettings,
-        layout: MediaLayout,
-        tokenizer: Any,
-        features: Any,
-        world: World,
-        seed: int,
-        folder: Path,
-        objective: Objective,
-    ) -> None:
+    def __init__(self, reading: Reading, *, objective: Objective) -> None:
         """Open the indexes and plan the rows.
 
         Args:
-            data: of the stage.
-            settings: of its evaluation.
-            layout: shapes that the model reads.
-            tokenizer: of the model.
-            features: a `FeatureStore` of tower outputs, or None.
-            world: the ranks that share the rows.
-            seed: of the run.
-            folder: of the stage.
+            reading: of the held-out clips, whose ranks share the rows.
             objective: of the stage.
 
         Raises:
             ValueError: no held-out answer can be trained on.
         """
-        self.world, self.features, self.objective = world, features, objective
+        self.world, self.features, self.objective = reading.world, reading.features, objective
         try:
             # As if alone: with several rows a step, rows would be chosen to take equally long.
-            self.source = Source(
-                held_out_data(data, settings=settings, packs=1),
-                layout=layout,
-                tokenizer=tokenizer,
-                seed=seed,
-                features=features,
-                quarantine_file=folder / QUARANTINE,
-            )
+            self.source = reading.source(packs=1)
         except ValueError as error:
             raise ValueError(f"{error}; evaluation.loss_packs=0 leaves the held-out loss out") from error
-        self.packs = min(settings.loss_packs, self.source.steps_per_epoch)
+        self.packs = min(reading.config.evaluation.loss_packs, self.source.steps_per_epoch)
 
     @torch.no_grad()
     def of(self, model: Any) -> float:

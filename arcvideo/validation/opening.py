@@ -9,7 +9,7 @@ from typing import Any
 from arcvideo.config import RunConfig
 from arcvideo.processes.ranks import World
 from arcvideo.runner.protocols import Objective
-from arcvideo.validation.asking import HeldOut
+from arcvideo.validation.asking import HeldOut, Reading
 from arcvideo.validation.during import HeldOutCourse, PolicyEngine
 from arcvideo.validation.loss import HeldOutLoss
 
@@ -64,15 +64,7 @@ def open_held(config: RunConfig, *, world: World, tokenizer: Any, features: Any,
         ValueError: shards that cannot be read, questions that no metric can score, or no answer to train on.
     """
     settings = config.evaluation
-    shared: dict[str, Any] = {
-        "settings": settings,
-        "layout": config.layout,
-        "tokenizer": tokenizer,
-        "features": features,
-        "world": world,
-        "seed": config.runner.seed,
-        "folder": config.stage_dir,
-    }
+    reading = Reading(config=config, world=world, tokenizer=tokenizer, features=features)
     wanted = settings.every and settings.loss_packs and config.objective.feed == "answers"
-    loss = HeldOutLoss(config.data, objective=objective, **shared) if wanted else None
-    return Held(questions=HeldOut(config.data, **shared) if settings.measures else None, loss=loss)
+    loss = HeldOutLoss(reading, objective=objective) if wanted else None
+    return Held(questions=HeldOut(reading) if settings.measures else None, loss=loss)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from arcvideo.model.output import cross_entropy
@@ -11,6 +14,18 @@ from arcvideo.objectives import logprobs
 from arcvideo.preflight.trace import META, Held
 
 TARGETS, WORDS = 50, 37
+
+
+def needs_no_whole_fp32_copy(loss: Callable[[Tensor, Tensor], Tensor], *, targets: int, words: int) -> None:
+    """Assert that a loss of bf16 logits and its backward hold the gradient and a few chunks of 100 fp32 rows."""
+    with META:
+        logits = torch.empty(targets, words, dtype=torch.bfloat16, requires_grad=True)
+        ids = torch.empty(targets, dtype=torch.int64)
+    held = Held()
+    with held:
+        loss(logits, ids).backward()
+    gradient, chunk = 2 * targets * words, 4 * 100 * words
+    assert gradient < held.peak <= gradient + 5 * chunk + 64 * targets
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -43,14 +58,10 @@ def test_the_loss_needs_the_gradient_of_the_logits_and_a_few_fp32_rows(
 ) -> None:
     words = 1000
     monkeypatch.setattr(logprobs, "AT_ONCE", 100 * words)
-    with META:
-        logits = torch.empty(targets, words, dtype=torch.bfloat16, requires_grad=True)
-        ids = torch.empty(targets, dtype=torch.int64)
-    held = Held()
-    with held:
-        logprobs.token_logprobs(logits, target_ids=ids, temperature=0.7).sum().backward()
-    gradient, chunk = 2 * targets * words, 4 * 100 * words
-    assert gradient < held.peak <= gradient + 5 * chunk + 64 * targets
+    needs_no_whole_fp32_copy(
+        lambda logits, ids: logprobs.token_logprobs(logits, target_ids=ids, temperature=0.7).sum(),
+        targets=targets, words=words,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -78,11 +89,4 @@ def test_the_loss_of_trainers_of_others_is_the_same_in_chunks(
 def test_the_loss_of_trainers_of_others_needs_no_fp32_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     targets, words = 8000, 1000
     monkeypatch.setattr(logprobs, "AT_ONCE", 100 * words)
-    with META:
-        logits = torch.empty(targets, words, dtype=torch.bfloat16, requires_grad=True)
-        ids = torch.empty(targets, dtype=torch.int64)
-    held = Held()
-    with held:
-        cross_entropy(logits, ids).backward()
-    gradient, chunk = 2 * targets * words, 4 * 100 * words
-    assert gradient < held.peak <= gradient + 5 * chunk + 64 * targets
+    needs_no_whole_fp32_copy(cross_entropy, targets=targets, words=words)

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 import wave
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,10 +18,7 @@ import numpy as np
 from PIL import Image
 
 from arcvideo.evaluation.answers import Answer
-from arcvideo.layout import MediaLayout
 from arcvideo.measuring.answering import plain
-from arcvideo.measuring.questions import Question
-from arcvideo.measuring.read import Read
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.media.sound import SAMPLE_RATE
 from arcvideo.types import Clip
@@ -39,21 +36,16 @@ class EndpointError(OSError):
     """The endpoint does not answer, or refuses what it is asked."""
 
 
-class Endpoint:
+class Endpoint(plain.PlainModel):
     """A server that speaks `POST /chat/completions`; frames go as JPEG pictures in order, sound as WAV."""
 
     def __init__(self, settings: EvaluateSettings) -> None:
         """Take its address; nothing is asked yet."""
+        super().__init__(settings)
         self.url = f"{settings.endpoint.rstrip('/')}/chat/completions"
         self.name, self.deadline, self.tries = settings.model, settings.deadline, settings.tries
-        self.style, self.wording = settings.style or "plain", settings.wording or "arc"
-        self.max_new_tokens = settings.max_new_tokens or (1024 if self.style == "think" else 64)
         self.pause = 1.0
         """Seconds before the second try, doubled each time."""
-
-    @property
-    def layout(self) -> MediaLayout:
-        return plain.FRAMES_LAYOUT
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -70,26 +62,14 @@ class Endpoint:
     def load(self) -> None:
         """Do nothing: the server has loaded it."""
 
-    def prompts_digest(self, read: Read) -> str:
-        """Return a digest of the texts that are asked about a clip."""
-        return plain.prompts_digest(read, wording=self.wording)
-
-    def first_prompt(self, question: Question) -> str:
-        """Return the text of a question."""
-        return plain.question_text(question, wording=self.wording)
-
-    def ask(self, clips: Iterable[Read]) -> Iterator[tuple[list[Answer], dict[str, float]]]:
-        """Yield the answers about one clip at a time.
+    def answers(self, asked: Iterable[plain.Told]) -> list[Answer]:
+        """Return the answers to everything that is asked about a clip, some requests at a time.
 
         Raises:
             EndpointError: a request failed as often as it is tried; what was answered before is kept.
         """
-        for read in clips:
-            began = time.perf_counter()
-            with ThreadPoolExecutor(_TOGETHER, "endpoint") as threads:
-                answers = list(threads.map(self._answer, plain.told(read, wording=self.wording)))
-            video = 0.0 if read.seen is None else read.seen.clip.duration
-            yield answers, {"answer": time.perf_counter() - began, "video": video}
+        with ThreadPoolExecutor(_TOGETHER, "endpoint") as threads:
+            return list(threads.map(self._answer, asked))
 
     def _answer(self, one: plain.Told) -> Answer:
         body = {

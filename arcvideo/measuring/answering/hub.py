@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.video_utils import VideoMetadata
 
 from arcvideo.evaluation.answers import Answer
-from arcvideo.layout import MediaLayout
 from arcvideo.lineage.identity import folder_digest
 from arcvideo.measuring.answering import plain
-from arcvideo.measuring.questions import Question
-from arcvideo.measuring.read import Read
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.media.sound import SAMPLE_RATE
 from arcvideo.structured import SettingsError
@@ -33,7 +29,7 @@ _REASONS = (
 """What transformers raises for a directory that it cannot load."""
 
 
-class HubModel:
+class HubModel(plain.PlainModel):
     """A directory that transformers can load; code that lies in it is never run."""
 
     def __init__(self, settings: EvaluateSettings, *, folder: Path, device: torch.device) -> None:
@@ -42,10 +38,9 @@ class HubModel:
         Raises:
             ValueError: transformers knows neither model nor processor of this directory.
         """
+        super().__init__(settings)
         self.folder, self.device = folder, device
         self.dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        self.style, self.wording = settings.style or "plain", settings.wording or "arc"
-        self.max_new_tokens = settings.max_new_tokens or (1024 if self.style == "think" else 64)
         known: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
             self.config = AutoConfig.from_pretrained(folder, **known)
@@ -64,10 +59,6 @@ class HubModel:
         self.hears = getattr(self.processor, "feature_extractor", None) is not None
         self.weights = folder_digest(folder)
         self.model: Any = None
-
-    @property
-    def layout(self) -> MediaLayout:
-        return plain.FRAMES_LAYOUT
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -109,21 +100,9 @@ class HubModel:
             )
         self.model = model.to(self.device).eval()
 
-    def prompts_digest(self, read: Read) -> str:
-        """Return a digest of the texts that are asked about a clip."""
-        return plain.prompts_digest(read, wording=self.wording)
-
-    def first_prompt(self, question: Question) -> str:
-        """Return the text of a question."""
-        return plain.question_text(question, wording=self.wording)
-
-    def ask(self, clips: Iterable[Read]) -> Iterator[tuple[list[Answer], dict[str, float]]]:
-        """Yield the answers about one clip at a time."""
-        for read in clips:
-            began = time.perf_counter()
-            answers = [self._answer(one) for one in plain.told(read, wording=self.wording)]
-            video = 0.0 if read.seen is None else read.seen.clip.duration
-            yield answers, {"answer": time.perf_counter() - began, "video": video}
+    def answers(self, asked: Iterable[plain.Told]) -> list[Answer]:
+        """Return the answers to everything that is asked about a clip, one after the other."""
+        return [self._answer(one) for one in asked]
 
     @torch.inference_mode()
     def _answer(self, one: plain.Told) -> Answer:

@@ -25,7 +25,7 @@ from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.media.clip import to_media
 from arcvideo.model.disk.loading import load_model
 from arcvideo.model.special import special_ids
-from arcvideo.model.towers.features import FeatureStore, tower_digest
+from arcvideo.model.towers.features import FeatureStore, store_of
 from arcvideo.processing import ArcVideoProcessor
 from arcvideo.render import render_branch, render_prefix, split_question
 from arcvideo.sampling.encode import encoded
@@ -99,8 +99,7 @@ class Ours:
         model: Any = load_model(self.folder, dtype=self.dtype)
         model.requires_grad_(False).to(self.device)
         if self.features_folder:
-            towers = (model.vision_model.vit, model.speech_encoder)
-            self.store = FeatureStore(Path(self.features_folder), tower_digest(towers, settings=model.settings))
+            self.store = store_of(model, root=Path(self.features_folder))
         self.sampler = InProcessSampler(model, tokenizer=self.processor.tokenizer)
 
     def prompts_digest(self, read: Read) -> str:

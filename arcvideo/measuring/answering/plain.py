@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from arcvideo.layout import MediaLayout
 from arcvideo.measuring.arms import arm_clip
 from arcvideo.measuring.questions import Question
 from arcvideo.measuring.read import Read
+from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.tasks.instructions import suffix
 from arcvideo.types import Clip
 
@@ -52,10 +54,39 @@ def told(read: Read, *, wording: str) -> Iterator[Told]:
                 yield Told(question=one, arm=arm, text=question_text(one, wording=wording), clip=clip, read=read)
 
 
-def prompts_digest(read: Read, *, wording: str) -> str:
-    """Return 16 hex digits of the texts that are asked about a clip."""
-    texts = "\n".join(question_text(one, wording=wording) for one in read.material.questions)
-    return hashlib.sha256(texts.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+class PlainModel:
+    """A model that is not ours, as far as all of them are the same."""
+
+    def __init__(self, settings: EvaluateSettings) -> None:
+        """Take how it is asked."""
+        self.style, self.wording = settings.style or "plain", settings.wording or "arc"
+        self.max_new_tokens = settings.max_new_tokens or (1024 if self.style == "think" else 64)
+
+    @property
+    def layout(self) -> MediaLayout:
+        """How clips are decoded for it."""
+        return FRAMES_LAYOUT
+
+    def prompts_digest(self, read: Read) -> str:
+        """Return 16 hex digits of the texts that are asked about a clip."""
+        texts = "\n".join(map(self.first_prompt, read.material.questions))
+        return hashlib.sha256(texts.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    def first_prompt(self, question: Question) -> str:
+        """Return the text of a question."""
+        return question_text(question, wording=self.wording)
+
+    def ask(self, clips: Iterable[Read]) -> Iterator[tuple[list[Answer], dict[str, float]]]:
+        """Yield the answers about one clip at a time, with the seconds they took; raises what `answers` raises."""
+        for read in clips:
+            began = time.perf_counter()
+            answers = self.answers(told(read, wording=self.wording))
+            video = 0.0 if read.seen is None else read.seen.clip.duration
+            yield answers, {"answer": time.perf_counter() - began, "video": video}
+
+    def answers(self, asked: Iterable[Told]) -> list[Answer]:
+        """Return the answers to everything that is asked about a clip, in order."""
+        raise NotImplementedError
 
 
 def answer_of(one: Told, *, text: str, tokens: int, finished: bool) -> Answer:

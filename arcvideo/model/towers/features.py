@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,6 +38,17 @@ def tower_digest(towers: Iterable[nn.Module], *, settings: ModelSettings) -> str
             # Viewing bytes needs at least one element and no dimension of size zero.
             digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def store_of(model: Any, *, root: Path) -> FeatureStore:
+    """Return the store under a folder for the outputs of a model's towers, as their weights are now.
+
+    Args:
+        model: an `ArcVideoForConditionalGeneration`.
+        root: folder of the outputs of any towers.
+    """
+    towers = (model.vision_model.vit, model.speech_encoder)
+    return FeatureStore(root, tower_digest(towers, settings=model.settings))
 
 
 class FeatureStore:
