@@ -91,7 +91,7 @@ class Source:
         progress: bool = False,
         cost: PackCost | None = None,
     ) -> None:
-        """Open (and where needed builds) the indexes.
+        """Open the indexes, and build those that are missing.
 
         Args:
             seed: of the run: decides order, draws, dropped modalities and random frames.
