@@ -83,6 +83,8 @@ class EvaluateSettings:
     """Two folders of measurements: A,B prints A minus B, item by item; nothing is asked."""
     rescore: str = ""
     """Folder of a measurement whose answers are scored anew; nothing is asked."""
+    lmms_logs: str = ""
+    """Folder of a measurement that is written once more below out=, as lmms-eval writes its logs; nothing is asked."""
 
     def __post_init__(self) -> None:
         """Check values; the message names the key and the remedy."""
@@ -107,7 +109,7 @@ class EvaluateSettings:
                 raise SettingsError(f"{key}={getattr(self, key)} must be at least {least}")
         if self.compare and len(self.compare) != 2:
             raise SettingsError("compare: give two folders of measurements, compare=A,B")
-        if not self.compare and not self.rescore:
+        if not self.compare and not self.rescore and not self.lmms_logs:
             self._check_measurement()
 
     def _check_measurement(self) -> None:
