@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
+from arcvideo.evaluation.settings import part_of
 from arcvideo.report.film import Film, films
 from arcvideo.report.records import StageRecord
 from arcvideo.tasks import TASKS
@@ -138,7 +139,8 @@ def _asked(metric: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Questi
     answers = []
     for name, row in rows:
         score = row["score"] / row["weight"]
-        lower = metric in _MEASURES and _MEASURES[metric].lower_is_better
+        measure = _MEASURES.get(part_of(metric)[0])
+        lower = measure is not None and measure.lower_is_better
         answers.append(
             _answer(
                 row["prediction"], label=name, score=f"{score:.2f}", good=None if lower else score, timed=bool(span)
