@@ -11,7 +11,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,16 +60,17 @@ class Seen:
 class Activity:
     """What this process does, for the other ranks; while entered, `here()` returns it."""
 
-    def __init__(self, logs: Path, *, rank: int, ranks: int, patience: float = 0.0) -> None:
+    def __init__(self, logs: Path, *, rank: int, ranks: int, say: Callable[[str], None], patience: float = 0.0) -> None:
         """Prepare.
 
         Args:
             logs: folder that all ranks share; receives `rank_N.doing`.
             rank: of this process.
             ranks: how many there are.
+            say: tells a person a line.
             patience: seconds that this rank waits for others none of which answers; 0 for ever.
         """
-        self.logs, self.rank, self.ranks, self.patience = logs, rank, ranks, patience
+        self.logs, self.rank, self.ranks, self.patience, self._say = logs, rank, ranks, patience, say
         self._what, self._beside, self._waits = "starting", "", ""
         self._keys: tuple[str, ...] = ()
         self._at, self._waits_since, self._beats = time.time(), 0.0, 0
@@ -175,8 +176,6 @@ class Activity:
 
     def _give_up(self) -> None:
         """End this process: it waits for a rank that no longer lives."""
-        from arcvideo.processes.terminal import to_person
-
         seen = self.look()
         bad = [one for one in seen if one.state != THERE and not one.ended]
         if not bad:
@@ -184,8 +183,8 @@ class Activity:
         self.log(seen)
         self.leave()
         if self.speaks(seen):
-            to_person(f"error on rank {self.rank}: {blame(seen)}; waited for {self.patience:g} s "
-                      f"(runner.hang_seconds); {_AGAIN}")  # fmt: skip
+            line = f"error on rank {self.rank}: {blame(seen)}; waited for {self.patience:g} s (runner.hang_seconds)"
+            self._say(f"{line}; {_AGAIN}")
         else:
             time.sleep(_LOOK_SECONDS)  # a launcher ends all as soon as one has ended
         os._exit(HANG_EXIT_CODE)

@@ -91,7 +91,7 @@ def one_voice(folder: Path, *, rank: int, ranks: int, job: str, patience: float 
     _TERMINAL = os.dup(2)
     if rank:
         _send_to(log)
-    with Activity(logs, rank=rank, ranks=ranks, patience=patience) as here:
+    with Activity(logs, rank=rank, ranks=ranks, say=to_person, patience=patience) as here:
         try:
             yield
         except Exception as error:
