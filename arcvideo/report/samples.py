@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
-from arcvideo.evaluation.settings import part_of
 from arcvideo.report.film import Film, films
 from arcvideo.report.records import StageRecord
 from arcvideo.tasks import TASKS
@@ -139,7 +138,7 @@ def _asked(metric: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Questi
     answers = []
     for name, row in rows:
         score = row["score"] / row["weight"]
-        measure = _MEASURES.get(part_of(metric)[0])
+        measure = _MEASURES.get(metric.partition("[")[0])
         lower = measure is not None and measure.lower_is_better
         answers.append(
             _answer(

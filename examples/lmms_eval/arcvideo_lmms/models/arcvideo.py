@@ -13,10 +13,9 @@ import torch
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-from arcvideo.ask import trained_wording
 from arcvideo.evaluation.answers import FULL
 from arcvideo.evaluation.evaluate import Asked, ask
-from arcvideo.measuring.answering.ours import checkpoint_folder, evaluated_with
+from arcvideo.measuring.answering.ours import checkpoint_folder, evaluated_with, trained_wording
 from arcvideo.media.clip import read_clip
 from arcvideo.media.sound import SAMPLE_RATE
 from arcvideo.messages import file_bytes
