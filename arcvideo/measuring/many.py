@@ -40,19 +40,32 @@ from arcvideo.types import Media
 class Settings(Protocol):
     """What `ask` is told, as far as it is about many questions."""
 
-    checkpoint: str
-    questions: str
-    out: str
-    task: str
-    modality: str
-    wording: str
-    font: str
-    max_new_tokens: int
-    temperature: float
-    seed: int
-    stop_at_answer: bool
-    batch_prompts: int
-    device: str
+    @property
+    def checkpoint(self) -> str: ...
+    @property
+    def questions(self) -> str: ...
+    @property
+    def out(self) -> str: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def modality(self) -> str: ...
+    @property
+    def wording(self) -> str: ...
+    @property
+    def font(self) -> str: ...
+    @property
+    def max_new_tokens(self) -> int: ...
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def stop_at_answer(self) -> bool: ...
+    @property
+    def batch_prompts(self) -> int: ...
+    @property
+    def device(self) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
