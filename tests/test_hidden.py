@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import pty
@@ -102,6 +103,26 @@ def test_no_command_prints_a_code_of_the_data(tmp_path: Path) -> None:
         # What moves the line of a progress bar is our own.
         assert not set("\x1b\x07\u202e") & set(said.replace("\x1b[A", "")), (command, said)
         assert "\\x1b" in said, command
+
+
+OWN_OUTPUT = {"decoding/probe.py", "decoding/worker.py"}
+"""Their parent reads what they write, and prints it through its own."""
+
+
+def test_every_command_speaks_plainly_before_it_does_anything() -> None:
+    """Whatever is printed, by whichever library: so no place where a string of the data is printed can be forgotten."""
+    commands = {}
+    for path in sorted((ROOT / "arcvideo").rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'":
+                commands[path.relative_to(ROOT / "arcvideo").as_posix()] = ast.unparse(node.body[0])
+    assert len(commands) > 10
+    silent = {name for name, first in commands.items() if "speak_plainly()" not in first}
+    assert silent - OWN_OUTPUT == {"__main__.py"}
+    # The installed command: its function does so itself, in front of the command it was asked for.
+    body = ast.parse((ROOT / "arcvideo" / "__main__.py").read_text(encoding="utf-8")).body
+    (main,) = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+    assert "speak_plainly()" in ast.unparse(main)
 
 
 def test_on_a_terminal_too(tmp_path: Path) -> None:
