@@ -8,7 +8,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo pilot test test-slow test-all test-gpu gpu-day machines torture fuzz check format docs clean bench-data bench-grpo bench-memory bench-model bench-plan
+.PHONY: help env demo pilot test test-slow test-all test-gpu gpu-day machines torture torture-pipeline soak fuzz check format docs clean bench-data bench-grpo bench-memory bench-model bench-plan
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -63,6 +63,17 @@ bench-data: $(VENV)/ready  ## Decoding and batching against a straightforward pi
 
 torture: $(VENV)/ready  ## Kill a run 200 times at random instants; nothing may be lost
 	$(BIN)/python -m tests.runner.torture --kills 200
+
+KILLS ?= 50
+RANKS ?= 1
+
+torture-pipeline: $(VENV)/ready  ## Kill whole pipelines at random instants; books and bits must be those of an undisturbed run (KILLS=50 RANKS=2)
+	$(BIN)/python -m tests.runner.torture_pipeline --kills $(KILLS) --ranks $(RANKS)
+
+STEPS ?= 20000
+
+soak: $(VENV)/ready  ## A long run of tiny steps: memory, descriptors, threads and processes must stay as they are (STEPS=20000)
+	$(BIN)/python -m benchmarks.soak --steps $(STEPS)
 
 SECONDS ?= 600
 READERS ?=
