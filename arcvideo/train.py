@@ -58,7 +58,7 @@ from arcvideo.overrides import (
 )
 from arcvideo.places import CONF_DIR, writable
 from arcvideo.plugins import in_submitit, join_job, option_of, plugin_problems, queue_again, sweep_words
-from arcvideo.processes.children import stop_with_status
+from arcvideo.processes.children import end_with_parent, stop_with_status
 from arcvideo.processes.terminal import one_voice, speak_plainly
 from arcvideo.report.closing import closing_text
 from arcvideo.sweep import (
@@ -92,7 +92,10 @@ def train(composed: DictConfig) -> float | None:
         if config.train_parents:
             train_parents(config, overrides=list(hydra_now.overrides.task), chosen=hydra_now.runtime.choices)
         rank, ranks, launched = launch()
-        with one_voice(config.stage_dir, rank=rank, ranks=ranks, job=launched):
+        if ranks > 1:
+            end_with_parent()  # a launcher that is killed cannot end its ranks
+        patience = config.runner.hang_seconds
+        with one_voice(config.stage_dir, rank=rank, ranks=ranks, job=launched, patience=patience):
             value = _run(config)
         if job is not None:
             job.done(value, error=_unmeasured(config) if job.optimizing and value is None else "")

@@ -27,12 +27,7 @@ from arcvideo.runner.settings import RunnerSettings, ScheduleSettings
 from arcvideo.saving.checkpoint import Checkpoint, CheckpointFolder
 from arcvideo.saving.randomness import random_state, restore_random_state, seed_all
 from arcvideo.tracking.callbacks import Callbacks
-from arcvideo.tracking.cost import (
-    MemoryUse,
-    accounting,
-    device_peak,
-    settings_of,
-)
+from arcvideo.tracking.cost import MemoryUse, accounting, device_peak, settings_of
 from arcvideo.tracking.log import RunLog
 from arcvideo.tracking.metrics import read_metrics
 from arcvideo.tracking.settings import LoggerSettings
@@ -91,7 +86,10 @@ class Runner:
         self.checkpoints = CheckpointFolder(
             folder / "checkpoints", keep_last=settings.keep_last, keep_every=settings.keep_every
         )
-        self._saver = Saver(engine, folder=self.checkpoints, identity=identity, failures=settings.save_failures)
+        self._saver = Saver(
+            engine, folder=self.checkpoints, identity=identity, failures=settings.save_failures,
+            patience=settings.hang_seconds or math.inf,
+        )  # fmt: skip
         self._rule = SpikeRule(z=settings.spike_z, window=settings.spike_window, clip_norm=engine.clip_norm)
         self._dog = Watchdog(seconds=settings.hang_seconds, folder=folder / "hang", world=engine.world)
         self._memory = MemoryUse(engine.device)

@@ -366,8 +366,10 @@ def _other_shares(folder: Path, *, ranks: int, give_up: Event, patience: float) 
     for rank in range(1, ranks):
         part = folder / _PART.format(rank)
         while not part.exists():
-            if give_up.wait(0.01) or time.monotonic() > deadline:
+            if give_up.wait(0.01):
                 raise OSError(f"the share of rank {rank} did not arrive")
+            if time.monotonic() > deadline:
+                raise OSError(f"the share of rank {rank} did not arrive within {patience:g} s (runner.hang_seconds)")
         files |= json.loads(part.read_text())
         part.unlink()
     return files

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from arcvideo.processes.watchdog import HANG_EXIT_CODE
+from arcvideo.processes.activity import HANG_EXIT_CODE
 from tests.runner.job import ROOT
 from tests.spawned import finished
 

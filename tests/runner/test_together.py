@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from arcvideo.processes.activity import HANG_EXIT_CODE
 from arcvideo.processes.signals import REQUEUE_EXIT_CODE
-from arcvideo.processes.watchdog import HANG_EXIT_CODE
 from arcvideo.saving.checkpoint import CheckpointFolder
 from tests.runner.job import curve, ended, run_ranks, start_ranks
 from tests.runner.test_resume import wait_for_steps

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -108,3 +110,69 @@ def test_a_refusal_is_told_at_once_and_a_dead_server_after_all_tries() -> None:
     assert len(bodies) <= 2
     with pytest.raises(EndpointError, match="goes on from here"):
         next(iter(endpoint("http://127.0.0.1:9", tries=2).ask([clip()])))
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n"
+
+
+@contextmanager
+def hostile(first: bytes, *, drip: bytes = b"", close: bool = False) -> Iterator[tuple[str, list[float]]]:
+    """A server that takes every request, says `first`, then `drip` ten times a second, or closes, or says nothing."""
+    asked: list[float] = []
+    over = threading.Event()
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def answer(connection: socket.socket) -> None:
+        asked.append(time.monotonic())
+        with connection, contextlib.suppress(OSError):
+            said = b""
+            while not said.endswith(b"{}") and (more := connection.recv(1 << 16)):
+                said += more  # what is not read when it closes would reset the connection
+            connection.sendall(first)
+            while not close and not over.wait(0.1):
+                connection.sendall(drip)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=answer, args=(listening.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1", asked
+    finally:
+        over.set()
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({"first": b""}, "no whole answer within 0.5 s"),
+        ({"first": HEAD + b"\r\n", "drip": b" "}, "no whole answer within 0.5 s"),
+        ({"first": HEAD, "drip": b"X: y\r\n"}, "no whole answer within 0.5 s"),
+        ({"first": HEAD + b'\r\n{"choices":', "close": True}, "broken off after 11 of 100000 bytes"),
+        ({"first": b"HTTP/1.1 200 OK\r\nContent-Len", "close": True}, "an answer that is no JSON|broken off"),
+        ({"first": b"HTTP/1.1 503 No\r\nContent-Length: 9\r\n\r\n", "drip": b"x"}, "status 503"),
+        ({"first": b"\x00\xff" * 40 + b"\r\n", "close": True}, "broken off"),
+    ],
+    ids=["silent", "drips", "drips headers", "closes in the body", "closes in the headers", "drips a refusal", "noise"],
+)  # fmt: skip
+def test_a_server_that_gives_no_whole_answer_is_left_after_the_deadline_and_every_try_is_told(
+    how: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with hostile(**how) as (url, asked):
+        asking = endpoint(url, tries=2, deadline=0.5)
+        with pytest.raises(EndpointError, match=told) as error:
+            asking._reply(b"{}")
+    assert len(asked) == 2
+    assert f"endpoint={url}/chat/completions gave no answer" in str(error.value)
+    assert "deadline=SECONDS" in str(error.value)
+    assert "(try 2 of 2)" in capsys.readouterr().err
+
+
+def test_a_password_in_the_address_is_not_told() -> None:
+    with hostile(b"", close=True) as (url, _), pytest.raises(EndpointError) as error:
+        endpoint(f"{url}?api_key=planted-0123456789", tries=1, deadline=5)._reply(b"{}")
+    assert "planted" not in str(error.value)
