@@ -107,7 +107,7 @@ def _text(question: Question) -> str:
 def main(words: list[str] | None = None) -> int:
     """Measure, print the table, write results/evaluate.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluate", description=__doc__)
-    parser.add_argument("--clips", type=int, default=12, help="held-out clips (%(default)s)")
+    parser.add_argument("--clips", type=int, default=6, help="held-out clips (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each side (%(default)s)")
     parser.add_argument("--tokens", type=int, default=16, help="tokens an answer has at most (%(default)s)")
     parser.add_argument("--checkpoint", type=Path, help="weights; by default hardly trained ones are made")

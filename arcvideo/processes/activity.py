@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from arcvideo.hidden import plain
+
 LOST_EXIT_CODE = 87
 """Exit status of a rank that goes no further because another one is gone."""
 HANG_EXIT_CODE = 86
@@ -147,7 +149,7 @@ class Activity:
                 places = {self.rank} if one.state == THERE else {self.rank, one.rank}
                 for place in places:
                     with (self.logs / f"rank_{place}.log").open("a", encoding="utf-8") as file:
-                        file.write(f"as rank {self.rank} saw it: {one.told()}\n")
+                        file.write(plain(f"as rank {self.rank} saw it: {one.told()}\n"))
 
     def speaks(self, seen: Sequence[Seen]) -> bool:
         """Return whether this rank is the first of those that can still tell a person."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from arcvideo.hidden import plain
 from arcvideo.processes.activity import HANG_EXIT_CODE, Seen, blame, here
 from arcvideo.processes.ranks import World
 from arcvideo.processes.terminal import to_person
@@ -85,7 +86,7 @@ class Watchdog:
             self._folder.mkdir(parents=True, exist_ok=True)
             mine = self._folder / f"rank-{self._world.rank}.txt"
             with mine.with_suffix(".tmp").open("w") as file:
-                file.write(head + "\n")
+                file.write(plain(head) + "\n")  # keys are the data's, and somebody will look at it in a terminal
                 file.flush()
                 faulthandler.dump_traceback(file=file, all_threads=True)
             os.replace(mine.with_suffix(".tmp"), mine)

@@ -22,6 +22,8 @@ from arcvideo.tracking.settings import LoggerSettings
 
 WANDB_WORDS = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 """What WANDB_MODE may say -> what it means; `run` and `dryrun` are its older words."""
+_WANDB = "https://api.wandb.ai"
+"""Where numbers go unless WANDB_BASE_URL says otherwise."""
 _PATIENCE = 30
 """Seconds W&B may take to start."""
 
@@ -113,7 +115,9 @@ class WandbMirror(BesideMirror):
             "config": dict(config),
             **_continued(self.run_id),
         }
-        super().__init__("W&B", None if mode == "disabled" else partial(_WandbRun, options, past))
+        server = os.environ.get("WANDB_BASE_URL") or _WANDB
+        advice = f" (server {server}; logger.wandb=offline asks none)" if mode == "online" else ""
+        super().__init__("W&B", None if mode == "disabled" else partial(_WandbRun, options, past), advice=advice)
 
 
 class _WandbRun:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +21,7 @@ from arcvideo.measuring.read import Read
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.tasks import make_sample
 from arcvideo.types import Clip
+from tests.hostile import HEAD, hostile
 
 
 @contextmanager
@@ -110,40 +109,6 @@ def test_a_refusal_is_told_at_once_and_a_dead_server_after_all_tries() -> None:
     assert len(bodies) <= 2
     with pytest.raises(EndpointError, match="goes on from here"):
         next(iter(endpoint("http://127.0.0.1:9", tries=2).ask([clip()])))
-
-
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n"
-
-
-@contextmanager
-def hostile(first: bytes, *, drip: bytes = b"", close: bool = False) -> Iterator[tuple[str, list[float]]]:
-    """A server that takes every request, says `first`, then `drip` ten times a second, or closes, or says nothing."""
-    asked: list[float] = []
-    over = threading.Event()
-    listening = socket.create_server(("127.0.0.1", 0))
-
-    def answer(connection: socket.socket) -> None:
-        asked.append(time.monotonic())
-        with connection, contextlib.suppress(OSError):
-            said = b""
-            while not said.endswith(b"{}") and (more := connection.recv(1 << 16)):
-                said += more  # what is not read when it closes would reset the connection
-            connection.sendall(first)
-            while not close and not over.wait(0.1):
-                connection.sendall(drip)
-
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                threading.Thread(target=answer, args=(listening.accept()[0],), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1", asked
-    finally:
-        over.set()
-        listening.shutdown(socket.SHUT_RDWR)
-        listening.close()
 
 
 @pytest.mark.parametrize(
