@@ -147,6 +147,15 @@ os.environ["SHORTVID_BENCH"] = {str(bench)!r}
 import utils
 from lmms_eval.utils import load_yaml_config
 from arcvideo_lmms.models.arcvideo import Request, said
+import arcvideo_lmms
+from lmms_eval.models.registry_v2 import ModelRegistryV2
+import tomllib
+
+project = tomllib.load(open({str(EXAMPLE / "pyproject.toml")!r}, "rb"))["project"]
+assert project["entry-points"]["lmms_eval.models"] == {{"arcvideo": "arcvideo_lmms:manifest"}}
+registry = ModelRegistryV2()
+registry.register_manifest(arcvideo_lmms.manifest())
+assert registry.get_model_class("arcvideo").__name__ == "ArcVideo"
 
 page = utils.__file__.replace("utils.py", "shortvid_bench.yaml")
 task = utils.ShortVidBench(config=load_yaml_config(page, mode="full"))

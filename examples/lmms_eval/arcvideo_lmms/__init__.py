@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def models() -> Any:
+def manifest() -> Any:
     """Return what lmms-eval's entry point `lmms_eval.models` wants: the name of the model and its class."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
