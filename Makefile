@@ -33,8 +33,10 @@ demo: $(VENV)/ready  ## TinyShorts, six stages, the table of what each stage mov
 pilot: $(VENV)/ready  ## The paper's pilot on TinyShorts: SFT, DPO, GRPO then SFT from one parent (a few minutes behind the demo)
 	$(BIN)/python -m arcvideo.pipeline recipe=pilot_tiny
 
-test: $(VENV)/ready  ## The test suite, without the slow tests
-	$(BIN)/python -m pytest -m "not slow and not gpu" --durations=15
+WORKERS ?= 2
+
+test: $(VENV)/ready  ## The test suite, without the slow tests, in WORKERS=2 processes
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --durations=15
 
 CAPABILITIES ?= default avx2 avx512
 THREADS ?= 1 2 4
@@ -53,7 +55,7 @@ gpu-day: $(VENV)/ready  ## Everything that only a GPU can tell, within 30 minute
 	$(BIN)/python -m benchmarks.gpu_day --size $(SIZE)
 
 test-slow: $(VENV)/ready  ## The slow tests alone, but for those that landing leaves out
-	$(BIN)/python -m pytest -m "slow and not gpu and not nightly" --durations=25 $(PYTEST_WORDS) $(TESTS)
+	$(BIN)/python -m pytest -m "slow and not gpu and not nightly" -n $(WORKERS) --durations=25 $(PYTEST_WORDS) $(TESTS)
 
 test-all: $(VENV)/ready  ## The test suite with the slow tests
 	$(BIN)/python -m pytest -m "not gpu"

@@ -86,6 +86,7 @@ def test_codes_that_steer_a_terminal_are_printed_as_escapes(colours: bool) -> No
     assert "\x1b" not in plain("\x1b[8mhidden\x1b[5;31m", colours=True).replace("\x1b[31m", "")
 
 
+@pytest.mark.slow
 def test_no_command_prints_a_code_of_the_data(tmp_path: Path) -> None:
     """Names, texts and reasons of a shard, as its commands and the check of it print them."""
     nasty = "a\x1b]0;owned\x07\x1b[31m\u202eb"

@@ -29,6 +29,7 @@ def config_of(world: SmallWorld, run_dir: Path, *words: str) -> RunConfig:
     return settings("stage=sft", *world.overrides, f"run_dir={run_dir}", *words)
 
 
+@pytest.mark.slow
 def test_measuring_during_training_moves_no_bit_of_the_weights(small_world: SmallWorld, tmp_path: Path) -> None:
     quiet = run(config_of(small_world, tmp_path / "quiet", "evaluation.shards=''"))
     told = run(config_of(small_world, tmp_path / "told", "evaluation.every=2", "evaluation.loss_packs=2"))
