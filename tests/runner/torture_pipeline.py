@@ -5,7 +5,7 @@ exports, measures and writes its report; a sweep behind it trains the parent tha
 user starts it, in processes of its own. They are killed with SIGKILL, at any instant or just when something new lies on
 the disk: the process on top, one of those below it, or all at once. After every kill nothing may be left running, and
 the same command goes on. At the end the accounting and the bits of everything written equal those of a run that nobody
-touched.
+touched. The code must not change meanwhile: a stage that was begun with another one is refused, as it should be.
 """
 
 from __future__ import annotations
