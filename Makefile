@@ -8,7 +8,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo pilot test test-slow test-all test-gpu gpu-day machines torture torture-pipeline soak fuzz check format docs clean bench-data bench-grpo bench-memory bench-model bench-plan
+.PHONY: help env demo pilot test test-slow test-all test-gpu gpu-day machines torture torture-pipeline soak fuzz check format docs clean bench-data bench-evaluate bench-grpo bench-memory bench-model bench-plan
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -98,6 +98,8 @@ format: $(VENV)/ready  ## Rewrite the code in the house format
 
 bench-model: $(VENV)/ready  ## Positions of a long video, memory of the label-only head
 	$(BIN)/python -m benchmarks.model
+bench-evaluate: $(VENV)/ready  ## A measurement against one question at a time through model.generate
+	$(BIN)/python -m benchmarks.evaluate
 bench-memory: $(VENV)/ready  ## Memory of rows of the 7B: formula against trace
 	$(BIN)/python -m benchmarks.memory
 bench-runner: $(VENV)/ready  ## Loop overhead, packing against padding, stall of a checkpoint

@@ -11,6 +11,7 @@ from benchmarks.table import RESULTS, ratio_text
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 
 TITLES = {
+    "evaluate": "Evaluation",
     "grpo": "GRPO",
     "memory": "Memory of a row of the 7B",
     "model": "Model",

@@ -146,7 +146,7 @@ class Runner:
                 self._end_watch()
                 self._finish_saving(done)
                 if done == self.settings.steps or self.course.over:
-                    take_best(self.course.best, done=done, folder=self.checkpoints, engine=self.engine)
+                    take_best(self.course, done=done, folder=self.checkpoints, engine=self.engine)
             code = 0
         finally:
             if code:
@@ -313,7 +313,7 @@ class Runner:
     def save(self, done: int) -> None:
         """Begin the checkpoint of `done` finished steps, once; training may go on while it is written."""
         self._dog.note(f"saving after step {done}")
-        self.checkpoints.kept = self.course.best
+        self.checkpoints.kept = self.course.bests
         state = {
             "random": gather_json(random_state(), world=self.world),
             "steps_applied": self.engine.steps_applied,
