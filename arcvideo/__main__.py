@@ -78,7 +78,7 @@ def _file(command: Command) -> Path:
 
 def help_text() -> str:
     """Return the list of commands."""
-    rows = "\n".join(f"  {name:<12}{one.about}" for name, one in commands().items())
+    rows = "\n".join(f"  {name:<12}{command.about}" for name, command in commands().items())
     return (
         f"usage: arcvideo COMMAND ...\n\n{rows}\n\n"
         "`arcvideo COMMAND --help` has the words of each. Settings are words key=value.\n"
@@ -101,8 +101,8 @@ def main() -> None:
     elif name == "--complete":
         print("\n".join(candidates(" ".join(rest), commands=list(commands()))))
     elif name not in commands():
-        known = list(commands())
-        sys.exit(f"error: {name}: no such command{nearest(name, known)}; there are: {', '.join(known)}")
+        names = list(commands())
+        sys.exit(f"error: {name}: no such command{nearest(name, names)}; there are: {', '.join(names)}")
     elif rest in (["-h"], ["--help"]) and COMMANDS[name].documented:
         print(ast.get_docstring(ast.parse(_file(COMMANDS[name]).read_text(encoding="utf-8"))))
     else:

@@ -193,11 +193,11 @@ def _open_tag(text: str) -> int:
 def _pieces(text: str) -> Iterator[str]:
     """Yield tags and the text between them."""
     while text:
-        found = min((text.find(tag), tag) for tag in TAGS if tag in text) if any(tag in text for tag in TAGS) else None
-        if found is None:
+        first = min((text.find(tag), tag) for tag in TAGS if tag in text) if any(tag in text for tag in TAGS) else None
+        if first is None:
             yield text
             return
-        place, tag = found
+        place, tag = first
         if place:
             yield text[:place]
         yield tag

@@ -49,8 +49,8 @@ def composed(words: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
         try:
             return compose(name.removesuffix(".yaml"), overrides=overrides, return_hydra_config=with_hydra)
         except MissingConfigException as error:
-            known = f"; there are: {', '.join(error.options)}" if error.options else ""
-            raise ConfigError(str(error).splitlines()[0].rstrip(".") + known) from None
+            choices = f"; there are: {', '.join(error.options)}" if error.options else ""
+            raise ConfigError(str(error).splitlines()[0].rstrip(".") + choices) from None
         except HydraException as error:
             first = str(error).splitlines()[0]
             if first.startswith("You must specify 'stage'"):
@@ -115,11 +115,11 @@ def shown_text(words: Sequence[str], *, kind: str, package: str | None) -> str:
 def _resolved(node: Any) -> Any:
     """Return plain values with references followed; what is known only while a job runs stays as it is written."""
     keys = list(node) if OmegaConf.is_dict(node) else range(len(node))
-    found = {}
+    plain = {}
     for key in keys:
         try:
             value = node[key]
         except OmegaConfBaseException:
             value = OmegaConf.to_container(node, resolve=False)[key]  # type: ignore[call-overload,index]
-        found[key] = _resolved(value) if OmegaConf.is_config(value) else value
-    return found if OmegaConf.is_dict(node) else list(found.values())
+        plain[key] = _resolved(value) if OmegaConf.is_config(value) else value
+    return plain if OmegaConf.is_dict(node) else list(plain.values())

@@ -245,21 +245,21 @@ def _problems(config: RunConfig) -> Iterator[str]:
 def _evaluation_problems(config: RunConfig) -> Iterator[str]:
     """Yield a figure to judge by that is not measured."""
     settings = config.evaluation
-    known = list(settings.metrics) if settings.measures else []
+    figures = list(settings.metrics) if settings.measures else []
     if settings.every and settings.loss_packs and config.objective_feed == "answers":
-        known.append(LOSS)
-    if settings.every and not known:
+        figures.append(LOSS)
+    if settings.every and not figures:
         yield f"evaluation.every={settings.every} measures nothing: neither evaluation.metrics nor a loss"
         return
     if not settings.chooses:
-        known.append("train/loss")
-    if settings.optimized in known:
+        figures.append("train/loss")
+    if settings.optimized in figures:
         return
-    told = f"evaluation.optimize={settings.optimized!r} is not measured{nearest(settings.optimized, known)}"
-    if known:
-        yield f"{told}: one of {', '.join(known)}"
+    problem = f"evaluation.optimize={settings.optimized!r} is not measured{nearest(settings.optimized, figures)}"
+    if figures:
+        yield f"{problem}: one of {', '.join(figures)}"
     else:
-        yield f"{told}: evaluation.best and evaluation.patience need a figure in evaluation.metrics"
+        yield f"{problem}: evaluation.best and evaluation.patience need a figure in evaluation.metrics"
 
 
 def _task_problems(config: RunConfig) -> Iterator[str]:

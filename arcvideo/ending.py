@@ -56,9 +56,9 @@ _REMEDIES = {
 
 def told(error: Exception, *, folder: Path) -> str:
     """Return the error in one line; what the operating system says names a file where it knows it, and the remedy."""
-    found = re.search(r"\(os error (\d+)\)", str(error))  # how the writer of tensors says it
+    match = re.search(r"\(os error (\d+)\)", str(error))  # how the writer of tensors says it
     number = error.errno if isinstance(error, OSError) and not isinstance(error, ValueError) else None
-    number = int(found[1]) if number is None and found is not None and not isinstance(error, ValueError) else number
+    number = int(match[1]) if number is None and match is not None and not isinstance(error, ValueError) else number
     if number is None:
         return str(error) or type(error).__name__
     where = getattr(error, "filename", None) or folder

@@ -43,9 +43,9 @@ def run(settings: EvaluateSettings) -> str:
     if settings.compare:
         from arcvideo.measuring.compare import compare, compare_text, write_comparison
 
-        found = compare(Path(settings.compare[0]), Path(settings.compare[1]), seed=settings.seed)
-        text, picture = write_comparison(found, out=Path(settings.out))
-        return f"{compare_text(found)}\n{text}, {picture}"
+        comparison = compare(Path(settings.compare[0]), Path(settings.compare[1]), seed=settings.seed)
+        text, picture = write_comparison(comparison, out=Path(settings.out))
+        return f"{compare_text(comparison)}\n{text}, {picture}"
     if settings.lmms_logs:
         from arcvideo.measuring.lmms_logs import write_lmms_logs
 
@@ -72,14 +72,14 @@ def main(words: Sequence[str] | None = None) -> int:
         print(benches_text())
         return 0
     try:
-        told = run(from_words(EvaluateSettings, words, example="bench=NAME"))
+        text = run(from_words(EvaluateSettings, words, example="bench=NAME"))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    print(told)
+    print(text)
     return 0
 
 

@@ -51,7 +51,7 @@ def _recorded(value: Any) -> Any:
     if isinstance(value, Mapping):
         return recorded(value)
     if isinstance(value, (list, tuple)):
-        return [_recorded(one) for one in value]
+        return [_recorded(item) for item in value]
     if not isinstance(value, str):
         return value
     if value in _NOTED:
@@ -64,9 +64,9 @@ def _recorded(value: Any) -> Any:
 
 def _secrets() -> dict[str, str]:
     """Value -> name, long ones first, so that none is left behind where one holds another."""
-    found = {value: name for value, name in _NOTED.items() if "/" not in value or "://" in value}
-    found |= {value: name for name, value in os.environ.items() if _SECRET_NAME.search(name) and "/" not in value[:1]}
-    return dict(sorted(((v, n) for v, n in found.items() if len(v) >= _SHORTEST), key=lambda pair: -len(pair[0])))
+    secrets = {value: name for value, name in _NOTED.items() if "/" not in value or "://" in value}
+    secrets |= {value: name for name, value in os.environ.items() if _SECRET_NAME.search(name) and "/" not in value[:1]}
+    return dict(sorted(((v, n) for v, n in secrets.items() if len(v) >= _SHORTEST), key=lambda pair: -len(pair[0])))
 
 
 _STEERING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]|\r(?!\n)")
@@ -93,11 +93,11 @@ def plain(text: str, *, colours: bool = False) -> str:
     if not colours:
         return start + _STEERING.sub(_escape, body)
     pieces, at = [start], 0
-    for found in _COLOUR.finditer(body):
-        pieces += [_STEERING.sub(_escape, body[at : found.start()]), found[0]]
-        at = found.end()
+    for match in _COLOUR.finditer(body):
+        pieces += [_STEERING.sub(_escape, body[at : match.start()]), match[0]]
+        at = match.end()
     return "".join([*pieces, _STEERING.sub(_escape, body[at:])])
 
 
-def _escape(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode("ascii")
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode("ascii")

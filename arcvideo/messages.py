@@ -78,7 +78,7 @@ def attach(images: Sequence[Any], videos: Sequence[Any], sounds: Sequence[Any], 
         ValueError: several of more than one kind, whose order nobody knows.
     """
     kinds = {"image": images, "video": videos, "audio": sounds}
-    given = [(kind, one) for kind, listed in kinds.items() for one in listed]
+    given = [(kind, medium) for kind, listed in kinds.items() for medium in listed]
     pictures = [*images, *videos]
     if len(pictures) == 1 and len(sounds) == 1:
         return [Attached(picture=pictures[0], sound=sounds[0], fps=fps)]
@@ -86,7 +86,7 @@ def attach(images: Sequence[Any], videos: Sequence[Any], sounds: Sequence[Any], 
         raise ValueError(
             "several media of different kinds for one question: give `media` in their order, or a conversation"
         )
-    return [Attached(sound=one) if kind == "audio" else Attached(picture=one, fps=fps) for kind, one in given]
+    return [Attached(sound=medium) if kind == "audio" else Attached(picture=medium, fps=fps) for kind, medium in given]
 
 
 def attached(conversation: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Attached]]:
@@ -129,8 +129,10 @@ def frames_of(picture: Any) -> np.ndarray | Sequence[np.ndarray] | None:
     if not isinstance(picture, (list, tuple)):
         return None
     return [
-        one if isinstance(one, np.ndarray) else read_still(file_bytes(one), name=str(one)[:200], limits=MediaLimits())
-        for one in picture
+        frame
+        if isinstance(frame, np.ndarray)
+        else read_still(file_bytes(frame), name=str(frame)[:200], limits=MediaLimits())
+        for frame in picture
     ]
 
 

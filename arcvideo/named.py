@@ -31,8 +31,8 @@ _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 def brought(kind: str) -> dict[str, str]:
     """Return name -> `package.module:name` of what installed packages bring of a kind, sorted by name."""
     assert kind in KINDS, kind
-    found = {entry.name: entry.value.replace(" ", "") for entry in entry_points(group=f"arcvideo.{kind}")}
-    return dict(sorted(found.items()))
+    paths = {entry.name: entry.value.replace(" ", "") for entry in entry_points(group=f"arcvideo.{kind}")}
+    return dict(sorted(paths.items()))
 
 
 def path_of(name: str, *, kind: str) -> str:
@@ -118,11 +118,11 @@ def find_module(module: str) -> ModuleSpec | None:
 
 def conf_folders() -> list[Path]:
     """Return the folders of options that installed packages bring."""
-    found = []
+    folders = []
     for value in brought("conf").values():
         spec = find_module(value.partition(":")[0])
-        found += [Path(place) for place in (spec.submodule_search_locations or ())] if spec is not None else []
-    return found
+        folders += [Path(place) for place in (spec.submodule_search_locations or ())] if spec is not None else []
+    return folders
 
 
 def loaded(kind: str) -> Iterator[tuple[str, Any]]:
@@ -147,16 +147,16 @@ def _spec(name: str, *, folders: list[str] | None) -> ModuleSpec | None:
 
 def _names(path: Path) -> set[str] | None:
     """Return the names that a module's file defines at its top level; None when it may define any."""
-    found: set[str] = set()
+    names: set[str] = set()
     waiting: list[ast.AST] = list(ast.parse(path.read_text(encoding="utf-8"), filename=str(path)).body)
     while waiting:
         node = waiting.pop()
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            found.add(node.name)
+            names.add(node.name)
             continue  # what stands inside is not the module's
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            found |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+            names |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            found.add(node.id)
+            names.add(node.id)
         waiting += ast.iter_child_nodes(node)
-    return None if found & {"*", "__getattr__"} else found
+    return None if names & {"*", "__getattr__"} else names

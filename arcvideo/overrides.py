@@ -57,8 +57,8 @@ def agent_words(words: Sequence[str], *, environment: Mapping[str, str]) -> list
     plain = []
     for word in words:
         key = word[2:].partition("=")[0]
-        known = word.startswith("--") and "=" in word and setting_type(key) is not None
-        plain.append(word[2:] if known else word)
+        is_setting = word.startswith("--") and "=" in word and setting_type(key) is not None
+        plain.append(word[2:] if is_setting else word)
     names = {word.lstrip("+").partition("=")[0] for word in plain}
     run = environment.get("WANDB_RUN_ID", "")
     if environment.get("WANDB_SWEEP_ID") and run and "stage" in names and not names & {"output", "--help", "--cfg"}:
@@ -81,12 +81,12 @@ def settings_words(words: Sequence[str]) -> list[str]:
 def folders(words: Sequence[str] = ()) -> list[Path]:
     """Return the folders that Hydra looks for options in: the user's, those of other packages, then our own."""
     given = flag_value(words, "--config-dir")
-    found = [Path(given)] if given else []
+    searched = [Path(given)] if given else []
     for word in words:
         if word.lstrip("+").startswith("hydra.searchpath="):
             entries = re.split(r"[\[\],]", word.partition("=")[2])
-            found += [folder for entry in entries if (folder := _folder(entry.strip(" '\"")))]
-    return [*found, *conf_folders(), CONF_DIR]
+            searched += [folder for entry in entries if (folder := _folder(entry.strip(" '\"")))]
+    return [*searched, *conf_folders(), CONF_DIR]
 
 
 def with_search(words: Sequence[str], *, first: Sequence[str] = ()) -> list[str]:
@@ -118,13 +118,13 @@ def _folder(entry: str) -> Path | None:
 
 def options(group: str, *, among: Sequence[Path]) -> list[str]:
     """Return the options of a group, as they are chosen; names that begin with `_` are shared by others."""
-    found = {
+    names = {
         path.relative_to(folder / group).with_suffix("").as_posix()
         for folder in among
         for path in (folder / group).rglob("*.yaml")
         if not path.name.startswith("_")
     }
-    return sorted(found)
+    return sorted(names)
 
 
 def is_group(key: str, *, among: Sequence[Path]) -> bool:
@@ -140,8 +140,8 @@ def model_of(words: Sequence[str]) -> str:
 
 def stages(words: Sequence[str]) -> list[str]:
     """Return the names that `stage=` takes beside MODEL/STAGE: those of the chosen model and the user's own."""
-    found = (name.removeprefix(f"{model_of(words)}/") for name in options("stage", among=folders(words)))
-    return sorted({name for name in found if "/" not in name})
+    names = (name.removeprefix(f"{model_of(words)}/") for name in options("stage", among=folders(words)))
+    return sorted({name for name in names if "/" not in name})
 
 
 def beside(page: str, *, stage: str) -> str:
@@ -153,8 +153,8 @@ def beside(page: str, *, stage: str) -> str:
 def _page(stage: str, *, words: Sequence[str], among: Sequence[Path]) -> str:
     """Return the option that a stage stands for: `tiny/sft` for sft with model=tiny."""
     inside = f"{model_of(words)}/{stage}"
-    known = options("stage", among=among)
-    return inside if stage not in known and inside in known else stage
+    pages = options("stage", among=among)
+    return inside if stage not in pages and inside in pages else stage
 
 
 # --- what is wrong ---
@@ -198,7 +198,7 @@ def _word_problems(argument: str, *, arguments: Sequence[str], among: Sequence[P
         remedy = f"a text with commas is quoted: \"{key}='{value}'\"" if text else f"a list is written {key}=[{value}]"
         yield f"{argument}: several values are a sweep: add -m; {remedy}"
     elif group and not value.startswith("{"):
-        known = stages(arguments) if key == "stage" else options(key.partition("@")[0], among=among)
+        choices = stages(arguments) if key == "stage" else options(key.partition("@")[0], among=among)
         if key == "stage" and "," in model_of(arguments):
             yield "model and stage cannot be swept one by one: write -m stage=tiny/sft,arc_hunyuan_7b/sft"
             return
@@ -208,7 +208,7 @@ def _word_problems(argument: str, *, arguments: Sequence[str], among: Sequence[P
             if key == "stage" and model_of(arguments) not in options("model", among=among):
                 return  # that is told about the model
             if choice and unknown and "(" not in value:
-                yield f"{key}={choice}: no such option{nearest(choice, known)}; there are: {', '.join(known)}"
+                yield f"{key}={choice}: no such option{nearest(choice, choices)}; there are: {', '.join(choices)}"
     elif kind is None:
         yield f"{key}: no such setting{former(key) or _near(key)}; `--help` shows all"
     elif former(key) and not value.startswith("{"):
@@ -275,8 +275,8 @@ def _as_override(word: str, *, arguments: Sequence[str], among: Sequence[Path]) 
     if not equals or word.startswith("~"):
         return word
     if name == "stage":
-        known = re.sub(r"[\w./-]+", lambda found: _page(found[0], words=arguments, among=among), value)
-        return f"{key}={known}"
+        chosen = re.sub(r"[\w./-]+", lambda match: _page(match[0], words=arguments, among=among), value)
+        return f"{key}={chosen}"
     kind = setting_type(name)
     if is_group(name, among=among) and not value.startswith("{"):
         return word
@@ -375,7 +375,7 @@ def _near(key: str) -> str:
     beside = setting_type(above) if above else None
     if dataclasses.is_dataclass(beside):
         fields = [entry.name for entry in dataclasses.fields(beside)]
-        if meant := [f"{above}.{one}" for one in fields if nearest(name, [one])]:
+        if meant := [f"{above}.{field}" for field in fields if nearest(name, [field])]:
             return nearest(key, meant)
     return nearest(key, list(setting_keys()))
 

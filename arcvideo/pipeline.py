@@ -67,8 +67,8 @@ def run(recipe: Recipe, *, extra: Sequence[str] = (), stale: str = "refuse", gat
             sys.exit(f"error: preparation {step.name!r} ended without making {step.makes}")
         _remember(stages, name=step.name, seconds=time.monotonic() - started)
     for number, stage in enumerate(stages):
-        found = standing(stages)[number] if stale != "keep" else standing([stage])[0]
-        if not _skipped(found, recipe=recipe, stale=stale):
+        entry = standing(stages)[number] if stale != "keep" else standing([stage])[0]
+        if not _skipped(entry, recipe=recipe, stale=stale):
             print(f"[{recipe.name}] {stage.name}: python -m arcvideo.train {shlex.join(stage.words)}", flush=True)
             _call([*_launcher(), "-m", "arcvideo.train", *stage.words], what=stage.name)
         if stage.name in planned:
@@ -95,11 +95,11 @@ def _pass_gates(stage: PlannedStage, gates: Sequence[Target], *, recipe: Recipe,
 
     run_dir = Path(stage.config.run_dir)
     verdicts = judge_gates(gates, metrics=evaluations(run_dir, stages=[stage.name]), run_dir=run_dir)
-    rows = [{"metric": one.target.metric, "met": one.met, "reason": one.reason} for one in verdicts]
+    rows = [{"metric": verdict.target.metric, "met": verdict.met, "reason": verdict.reason} for verdict in verdicts]
     path = run_dir / GATES
     noted = json.loads(path.read_text()) if path.exists() else {}
     write_whole(path, json.dumps({**noted, stage.name: rows}, indent=1) + "\n")
-    is_open = all(one.met for one in verdicts)
+    is_open = all(verdict.met for verdict in verdicts)
     print(f"[{recipe.name}] {stage.name}: gates {'open' if is_open else 'shut'}\n{gate_table(verdicts)}", flush=True)
     if is_open:
         return
@@ -117,9 +117,9 @@ def _pass_gates(stage: PlannedStage, gates: Sequence[Target], *, recipe: Recipe,
     sys.exit(GATE_EXIT_CODE)
 
 
-def _skipped(found: Standing, *, recipe: Recipe, stale: str) -> bool:
+def _skipped(entry: Standing, *, recipe: Recipe, stale: str) -> bool:
     """Return whether a stage needs no run; says so, refuses it, or moves what stands in its way."""
-    name, state = found.stage.name, found.state
+    name, state = entry.stage.name, entry.state
     if state.word == "finished":
         print(f"[{recipe.name}] {name}: finished already", flush=True)
     elif state.word == "unknown":
@@ -130,23 +130,23 @@ def _skipped(found: Standing, *, recipe: Recipe, stale: str) -> bool:
     elif state.word == "stale" and stale == "keep" and state.manifest is not None:
         print(f"[{recipe.name}] {name}: kept as it is, though {'; '.join(state.reasons)}", flush=True)
     elif state.word == "stale" and stale == "rerun":
-        aside = _move_aside(found.stage.folder)
+        aside = _move_aside(entry.stage.folder)
         print(f"[{recipe.name}] {name}: runs again ({'; '.join(state.reasons)}); what was there is in {aside}")
         return False
     elif state.word == "stale":
-        print(stale_text(found), file=sys.stderr)
+        print(stale_text(entry), file=sys.stderr)
         sys.exit(STALE_EXIT_CODE)
     else:
         return False
     return True
 
 
-def stale_text(found: Standing) -> str:
+def stale_text(entry: Standing) -> str:
     """Return why a stage is refused and what can be done."""
-    reasons = "\n".join(f"  {reason}" for reason in found.state.reasons)
-    what = "finished" if found.state.manifest else f"begun (step {found.state.step})"
+    reasons = "\n".join(f"  {reason}" for reason in entry.state.reasons)
+    what = "finished" if entry.state.manifest else f"begun (step {entry.state.step})"
     return (
-        f"error: {found.stage.name} in {found.stage.folder} was {what} as something else than is asked for now:\n"
+        f"error: {entry.stage.name} in {entry.stage.folder} was {what} as something else than is asked for now:\n"
         f"{reasons}\n"
         "Undo the change, run it as another recipe (run_dir=...), or say what to do with it:\n"
         "  stale=rerun   train it and its children again; the old folders are renamed, not deleted\n"
@@ -165,27 +165,27 @@ def _move_aside(folder: Path) -> Path:
 
 def status(recipe: Recipe, *, extra: Sequence[str] = ()) -> str:
     """Return the tree of stages: parents above children, and where each stands."""
-    found = standing(planned_stages(recipe, extra=extra))
+    entries = standing(planned_stages(recipe, extra=extra))
     rows = [f"{recipe.name}: {recipe.about.strip().split('. ')[0]}" if recipe.about else recipe.name]
     depth: dict[str, int] = {}
-    for one in found:
-        if one.parent not in depth:
-            depth[one.parent] = 0
-            there = (Path(one.parent) / "config.json").exists() or (Path(one.parent) / "manifest.json").exists()
-            rows.append(f"{one.parent}  {'there' if there else 'not there yet'}")
-        level = depth[one.parent] + 1
-        depth[str(one.stage.folder)] = level
-        rows.append(f"{'   ' * (level - 1)}└─ {one.stage.name}  {_told(one)}")
-        rows += [f"{'   ' * level}     {reason}" for reason in one.state.reasons if one.state.word != "new"]
+    for entry in entries:
+        if entry.parent not in depth:
+            depth[entry.parent] = 0
+            there = (Path(entry.parent) / "config.json").exists() or (Path(entry.parent) / "manifest.json").exists()
+            rows.append(f"{entry.parent}  {'there' if there else 'not there yet'}")
+        level = depth[entry.parent] + 1
+        depth[str(entry.stage.folder)] = level
+        rows.append(f"{'   ' * (level - 1)}└─ {entry.stage.name}  {_told(entry)}")
+        rows += [f"{'   ' * level}     {reason}" for reason in entry.state.reasons if entry.state.word != "new"]
     return "\n".join(rows)
 
 
-def _told(one: Standing) -> str:
-    state = one.state
+def _told(entry: Standing) -> str:
+    state = entry.state
     if state.word == "new":
         return f"not begun ({state.reasons[0]})" if state.reasons else "not begun"
     if state.word == "interrupted":
-        return f"interrupted at step {state.step} of {one.stage.config.runner.steps}; the same command continues"
+        return f"interrupted at step {state.step} of {entry.stage.config.runner.steps}; the same command continues"
     if state.manifest is None:
         return f"{state.word} at step {state.step}"
     took = f"{state.manifest.steps} steps, {state.manifest.seconds / 60:.1f} min"

@@ -37,8 +37,8 @@ def from_home(value: Any) -> Any:
 
 def words_from_home(words: Sequence[str]) -> list[str]:
     """Return words of a command line with `~/` expanded, at their beginning or behind their first `=`."""
-    found = []
+    expanded = []
     for word in words:
         key, equals, value = word.partition("=")
-        found.append(f"{key}={from_home(value)}" if equals else from_home(word))
-    return found
+        expanded.append(f"{key}={from_home(value)}" if equals else from_home(word))
+    return expanded

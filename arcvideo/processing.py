@@ -218,7 +218,7 @@ class ArcVideoProcessor(ProcessorMixin):
         )
 
     def _media_ids(self, media: Sequence[Media]) -> list[Ids]:
-        frames = [one.frame_count for one in media]
+        frames = [medium.frame_count for medium in media]
         return media_ids(frames, tokenizer=self.tokenizer, layout=self.layout)
 
     def __call__(  # type: ignore[override]
@@ -255,7 +255,7 @@ class ArcVideoProcessor(ProcessorMixin):
         """
         fps, padding_side = options.pop("fps", None), options.pop("padding_side", None) or "left"
         chat.check_options(options, padding_side=padding_side)
-        if text is None or not (isinstance(text, str) or all(isinstance(one, str) for one in text)):
+        if text is None or not (isinstance(text, str) or all(isinstance(question, str) for question in text)):
             raise ValueError("text must be a question or a list of them; `apply_chat_template` takes conversations")
         questions = [text] if isinstance(text, str) else list(text)
         given = {name: chat.per_row(value, rows=len(questions)) for name, value in
@@ -269,11 +269,11 @@ class ArcVideoProcessor(ProcessorMixin):
         if counts != {len(questions)}:
             raise ValueError(f"{len(questions)} questions need as many clips (None for text alone)")
         if media is None:
-            found = [chat.attach(*row, fps=fps) for row in zip(*given.values(), strict=True)]
-            shown = [[self._clip(one) for one in row] for row in found]
+            attached = [chat.attach(*row, fps=fps) for row in zip(*given.values(), strict=True)]
+            shown = [[self._clip(medium) for medium in row] for row in attached]
         rows = [
-            self._row(asked, media=(row,) if isinstance(row, Media) else tuple(row or ()), task=task or DEFAULT_TASK)
-            for asked, row in zip(questions, shown, strict=True)
+            self._row(question, media=(row,) if isinstance(row, Media) else tuple(row or ()), task=task or DEFAULT_TASK)
+            for question, row in zip(questions, shown, strict=True)
         ]
         return self._batch(rows, left=padding_side == "left")
 
@@ -309,8 +309,8 @@ class ArcVideoProcessor(ProcessorMixin):
             ValueError: media that cannot be used, or text that holds marks of turns or frames.
         """
         many = bool(conversation) and not isinstance(conversation[0], dict)
-        found = [chat.attached(chat.messages_of(one)) for one in (conversation if many else [conversation])]
-        conversations = [messages for messages, _ in found]
+        attached = [chat.attached(chat.messages_of(talk)) for talk in (conversation if many else [conversation])]
+        conversations = [messages for messages, _ in attached]
         for messages in conversations:
             for message in messages:
                 parts = message["content"]
@@ -330,7 +330,7 @@ class ArcVideoProcessor(ProcessorMixin):
         ]
         if not tokenize:
             return written if many else written[0]
-        media = [[self._clip(one) for one in listed] for _, listed in found]
+        media = [[self._clip(medium) for medium in listed] for _, listed in attached]
         batch = self(written, media=media, **options, **(processor_kwargs or {}))
         return batch if return_dict else batch["input_ids"]
 
@@ -361,8 +361,8 @@ class ArcVideoProcessor(ProcessorMixin):
         if len(after) != len(media):
             raise ValueError(f"the text has {len(after)} {MEDIA_TAG} tags but {len(media)} clips are given")
         pieces = [self._ids(before)]
-        for ids, words in zip(self._media_ids(media), after, strict=True):
-            pieces += [ids, self._ids(words)]
+        for ids, rest in zip(self._media_ids(media), after, strict=True):
+            pieces += [ids, self._ids(rest)]
         return _Row(ids=np.concatenate(pieces), media=media)
 
     def _ids(self, text: str) -> Ids:
@@ -387,7 +387,7 @@ class ArcVideoProcessor(ProcessorMixin):
             ids[number, place] = replace_newlines(raw, special=special)
             mask[number, place] = 1
             positions[number, :, place] = xd_positions(raw, special)
-        clips = tuple(one for row in rows for one in row.media)
+        clips = tuple(medium for row in rows for medium in row.media)
         batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         return BatchFeature(batch | {"media": clips} if clips else batch)
 

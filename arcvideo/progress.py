@@ -65,19 +65,19 @@ def lines(
         log: where to write; None is stderr.
         seconds: least time between two lines.
     """
-    began = told = time.monotonic()
+    began = last_line = time.monotonic()
     done = 0
 
     def advance(count: int) -> None:
-        nonlocal told, done
+        nonlocal last_line, done
         done += count
         now = time.monotonic()
-        if now - told < seconds or done <= 0 or done == total:
+        if now - last_line < seconds or done <= 0 or done == total:
             return
         of = "" if total is None else f" of {total}"
         left = "" if total is None else f", {(now - began) / done * (total - done):.0f} s left"
         amount = f"{done / 1e6:.1f} MB" if unit == "B" else f"{done}{of} {unit}s"
         print(f"{what}: {amount}{left}", file=log or sys.stderr, flush=True)
-        told = now
+        last_line = now
 
     return advance

@@ -131,8 +131,8 @@ def load_recipe(name: str, *, given: Mapping[str, str] | None = None) -> Recipe:
     places = [Path(from_home(name))] if name.endswith((".yaml", ".yml")) else named
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        known = recipe_names()
-        raise ValueError(f"recipe={name}: no file {places[-1]}{nearest(name, known)}; there are: {', '.join(known)}")
+        names = recipe_names()
+        raise ValueError(f"recipe={name}: no file {places[-1]}{nearest(name, names)}; there are: {', '.join(names)}")
     try:
         return filled(Recipe, from_home(put_in(_content(path), given=given or {})))
     except yaml.YAMLError as error:
@@ -143,7 +143,7 @@ def load_recipe(name: str, *, given: Mapping[str, str] | None = None) -> Recipe:
 
 def recipe_names() -> list[str]:
     """Return the names that `recipe=` takes here."""
-    return sorted({found.stem for folder in (Path("recipes"), RECIPES) for found in folder.glob("*.yaml")})
+    return sorted({path.stem for folder in (Path("recipes"), RECIPES) for path in folder.glob("*.yaml")})
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -217,23 +217,23 @@ def put_in(content: dict[str, Any], *, given: Mapping[str, str]) -> dict[str, An
     own = content.get("given") or {}
     for name in given:
         if name not in own:
-            close, known = nearest(name, list(own)), ", ".join(own)
-            raise ValueError(f"given.{name}: the recipe has no such name{close}; it has {known}")
-    words = {name: str(value) for name, value in {**own, **given}.items()}
-    found = _put_in({key: value for key, value in content.items() if key != "given"}, words)
-    return {**found, "given": words} if own else found
+            close, names = nearest(name, list(own)), ", ".join(own)
+            raise ValueError(f"given.{name}: the recipe has no such name{close}; it has {names}")
+    texts = {name: str(value) for name, value in {**own, **given}.items()}
+    replaced = _put_in({key: value for key, value in content.items() if key != "given"}, texts)
+    return {**replaced, "given": texts} if own else replaced
 
 
-def _put_in(value: Any, words: Mapping[str, str]) -> Any:
+def _put_in(value: Any, texts: Mapping[str, str]) -> Any:
     if isinstance(value, Mapping):
-        return {key: _put_in(one, words) for key, one in value.items()}
+        return {key: _put_in(entry, texts) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_put_in(one, words) for one in value]
+        return [_put_in(entry, texts) for entry in value]
     if not isinstance(value, str):
         return value
-    whole = words.get(value.removeprefix("$")) if value.startswith("$") else None
+    whole = texts.get(value.removeprefix("$")) if value.startswith("$") else None
     # Alone it keeps its type: a seed is a number.
-    return Template(value).safe_substitute(words) if whole is None else yaml.safe_load(whole)
+    return Template(value).safe_substitute(texts) if whole is None else yaml.safe_load(whole)
 
 
 def planned_stages(recipe: Recipe, *, extra: Sequence[str] = ()) -> list[PlannedStage]:
@@ -282,18 +282,18 @@ class Standing:
 def standing(stages: Sequence[PlannedStage]) -> list[Standing]:
     """Return where every stage stands, as if those before it were brought up to date first."""
     identities: dict[Path, str | None] = {}
-    found = []
+    standings = []
     for stage in stages:
         source = parent_folder(stage.config)
         parent = _identity(source, identities=identities)
         if parent is None:
-            asked, state = None, State(word="new", reasons=(f"waits for {source}",))
+            expected, state = None, State(word="new", reasons=(f"waits for {source}",))
         else:
-            asked = wanted(plain_dict(stage.config), parent=parent)
-            state = state_of(stage.folder, asked=asked)
-        identities[stage.folder] = asked.identity if asked else None
-        found.append(Standing(stage=stage, parent=str(source), asked=asked, state=state))
-    return found
+            expected = wanted(plain_dict(stage.config), parent=parent)
+            state = state_of(stage.folder, expected=expected)
+        identities[stage.folder] = expected.identity if expected else None
+        standings.append(Standing(stage=stage, parent=str(source), asked=expected, state=state))
+    return standings
 
 
 def parent_folder(config: RunConfig) -> Path:

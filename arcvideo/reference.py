@@ -95,9 +95,9 @@ def _groups() -> str:
 
 def _table(settings: list[Setting]) -> str:
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
-    for one in settings:
-        default = f"`{_cell(one.default)}`" if one.default else ""
-        rows.append(f"| `{one.key}` | {_cell(one.kind)} | {default} | {_cell(one.meaning)} |")
+    for setting in settings:
+        default = f"`{_cell(setting.default)}`" if setting.default else ""
+        rows.append(f"| `{setting.key}` | {_cell(setting.kind)} | {default} | {_cell(setting.meaning)} |")
     return "\n".join(rows)
 
 
@@ -109,7 +109,7 @@ def _kind(hint: Any) -> str:
     arguments = typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return "settings"
-    if any(dataclasses.is_dataclass(one) for one in arguments):
+    if any(dataclasses.is_dataclass(argument) for argument in arguments):
         said = {dict: "settings of each NAME", list: "list of settings"}.get(typing.get_origin(hint), "settings")
         return f"{said} | None" if type(None) in arguments else said
     text = hint.__name__ if isinstance(hint, type) and not arguments else str(hint)

@@ -157,8 +157,8 @@ def render_branch(sample: Sample, *, tokenizer: Any, wording: str) -> Branch:
     if question.later:
         raise RecordError("bad_media_tag", f"{MEDIA_TAG} behind the first answer: the conversation has no prefix")
     start = [] if question.texts else [written("opening", tokenizer)]
-    asked = _asked(sample, question, wording=wording, tokenizer=tokenizer)
-    return _branch(sample, start=start, asked=asked, media=iter(()), tokenizer=tokenizer)
+    question_text = _asked(sample, question, wording=wording, tokenizer=tokenizer)
+    return _branch(sample, start=start, question_text=question_text, media=iter(()), tokenizer=tokenizer)
 
 
 def render_whole(sample: Sample, *, media: Sequence[Ids], tokenizer: Any, wording: str) -> Branch:
@@ -174,8 +174,8 @@ def render_whole(sample: Sample, *, media: Sequence[Ids], tokenizer: Any, wordin
     shown = iter(media)
     first = [ids for _, ids in zip(question.texts, shown, strict=False)]
     start = render_shared(question.texts, media=first, tokenizer=tokenizer)
-    asked = _asked(sample, question, wording=wording, tokenizer=tokenizer)
-    return _branch(sample, start=[start], asked=asked, media=shown, tokenizer=tokenizer)
+    question_text = _asked(sample, question, wording=wording, tokenizer=tokenizer)
+    return _branch(sample, start=[start], question_text=question_text, media=shown, tokenizer=tokenizer)
 
 
 def cut_prompt(prefix: Ids, branch: Branch, *, specials: SpecialIds) -> tuple[Ids, Ids]:
@@ -185,15 +185,17 @@ def cut_prompt(prefix: Ids, branch: Branch, *, specials: SpecialIds) -> tuple[Id
         prefix: of the branch; empty where the branch is the whole conversation.
         specials: of the tokenizer.
     """
-    asked = branch.ids[: branch.question_tokens]
+    question_ids = branch.ids[: branch.question_tokens]
     marks = [specials.vid_open, specials.vid_close, specials.image, specials.newline, specials.img_close]
-    last = np.flatnonzero(np.isin(asked, marks))
+    last = np.flatnonzero(np.isin(question_ids, marks))
     if len(prefix) or not len(last):
-        return prefix, asked
-    return asked[: last[-1] + 1], asked[last[-1] + 1 :]
+        return prefix, question_ids
+    return question_ids[: last[-1] + 1], question_ids[last[-1] + 1 :]
 
 
-def _branch(sample: Sample, *, start: Sequence[Ids], asked: str, media: Iterator[Ids], tokenizer: Any) -> Branch:
+def _branch(
+    sample: Sample, *, start: Sequence[Ids], question_text: str, media: Iterator[Ids], tokenizer: Any
+) -> Branch:
     """Return the turns behind what stands before the first question's last part; `media` are those of further
     questions.
     """
@@ -202,7 +204,7 @@ def _branch(sample: Sample, *, start: Sequence[Ids], asked: str, media: Iterator
     for number, turn in enumerate(sample.turns):
         if number:
             pieces.append((written("between", tokenizer), False))
-        human, *behind = [asked] if not number else turn.question.split(MEDIA_TAG)
+        human, *behind = [question_text] if not number else turn.question.split(MEDIA_TAG)
         pieces.append((encode(human, tokenizer=tokenizer), False))
         for text in behind:
             pieces += [(next(media), False), (encode(_behind(text, tokenizer=tokenizer), tokenizer=tokenizer), False)]
@@ -229,10 +231,10 @@ def written(part: str, tokenizer: Any) -> Ids:
 def _asked(sample: Sample, question: Question, *, wording: str, tokenizer: Any) -> str:
     """Return the first question behind its media, with its instruction."""
     instruction = suffix(sample.instruction, wording=wording)
-    asked = f"{question.after}\n{instruction}" if instruction else question.after
+    text = f"{question.after}\n{instruction}" if instruction else question.after
     if sample.media_count > 1 and MEDIA_TAG in sample.turns[0].question:
-        return _behind(asked, tokenizer=tokenizer)
-    return f"{template_of(tokenizer).behind_media}{asked}" if question.texts else asked
+        return _behind(text, tokenizer=tokenizer)
+    return f"{template_of(tokenizer).behind_media}{text}" if question.texts else text
 
 
 def encode(text: str, *, tokenizer: Any) -> Ids:

@@ -111,15 +111,15 @@ def read_sums(path: Path) -> dict[str, str]:
         Damaged: it is none.
         OSError: the disk refuses to read.
     """
-    found = {}
+    sums = {}
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line:
             continue
         sha256, _, name = line.decode("utf-8", "surrogateescape").partition("  ")
         if len(sha256) != 64 or sha256.strip("0123456789abcdef") or not name:
             raise Damaged(f"{path.name}, line {number}: no line of sha256sum")
-        found[name] = sha256
-    return found
+        sums[name] = sha256
+    return sums
 
 
 def check_sums(folder: Path) -> None:

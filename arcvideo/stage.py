@@ -118,11 +118,11 @@ def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
     shared = {"world": world, "tokenizer": room.tokenizer, "features": room.features}
     held = open_held(config, objective=objective, **shared)
     # Once: an edit during the run must not make the manifest name another code than the identity.
-    asked = replace(wanted(plain_dict(config), parent=parent.identity), data=source.digest)
+    expected = replace(wanted(plain_dict(config), parent=parent.identity), data=source.digest)
     if world.first:
-        write_started(folder, asked=asked)
+        write_started(folder, expected=expected)
     return _Setup(
-        room=room, model=model, source=source, objective=objective, held=held, asked=asked, trained=trained,
+        room=room, model=model, source=source, objective=objective, held=held, asked=expected, trained=trained,
         adapters=adapters,
     )  # fmt: skip
 
@@ -156,7 +156,7 @@ def _finish(config: RunConfig, *, parent: Parent, callbacks: Callbacks | None) -
     """Train and export a stage and write its manifest; what training held is free when this returns."""
     began = time.monotonic()
     ready = replace(_setup(config, parent=parent), callbacks=callbacks)
-    room, source, asked, adapters = ready.room, ready.source, ready.asked, ready.adapters
+    room, source, expected, adapters = ready.room, ready.source, ready.asked, ready.adapters
     world, folder = room.world, room.folder
     still = [name for name in MODULES if name not in ready.trained]
     frozen = frozen_hashes(ready.model, frozen=still) if world.first else {}
@@ -181,19 +181,19 @@ def _finish(config: RunConfig, *, parent: Parent, callbacks: Callbacks | None) -
         processor = ArcVideoProcessor(room.tokenizer, layout=config.layout, wording=config.data.wording)
         processor.save_pretrained(export)
         write_sums(export)
-        told = recorded_settings(config)
+        settings = recorded_settings(config)
         manifest = Manifest(
             stage=config.stage.name,
-            identity=str(asked.identity),
+            identity=str(expected.identity),
             parent=parent.identity,
             parent_path=str(parent.path),
             parent_weights=parent.weights,
             exported={name: sealed for name, sealed in seal_folder(export).items() if name != CARD},
             continued=continued_from(config.continue_from).facts if config.continue_from else {},
-            code=asked.code,
+            code=expected.code,
             data=source.digest,
-            config=told,
-            config_diff=config_diff(parent.manifest.config, told) if parent.manifest else {},
+            config=settings,
+            config_diff=config_diff(parent.manifest.config, settings) if parent.manifest else {},
             seen=result.counts.get("seen", {}),
             quarantined=quarantined(folder, sources=source.counts()),
             mixture=mixture,
@@ -207,7 +207,7 @@ def _finish(config: RunConfig, *, parent: Parent, callbacks: Callbacks | None) -
             metrics=result.metrics,
             seconds=time.monotonic() - began,
             # A stage that is to be measured is finished, but not as it is asked for, until it is.
-            evaluation="" if config.evaluation.measures else asked.evaluation,
+            evaluation="" if config.evaluation.measures else expected.evaluation,
         )
         write_card(export, card_of(manifest, figures={}))
         write_manifest(manifest, folder=folder)

@@ -40,13 +40,13 @@ def filled(kind: type[Kind], values: Mapping[str, Any], *, key: str = "") -> Kin
     for name in values:
         if name not in fields:
             raise SettingsError(f"{_join(key, name)}: no such setting{nearest(str(name), list(fields))}")
-    found = {name: _value(hints[name], value, key=_join(key, name)) for name, value in values.items()}
+    checked = {name: _value(hints[name], value, key=_join(key, name)) for name, value in values.items()}
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in found:
+        if required and name not in checked:
             raise SettingsError(f"{_join(key, name)}: must be set")
     try:
-        return kind(**found)
+        return kind(**checked)
     except SettingsError:
         raise
     except ValueError as error:
@@ -102,13 +102,13 @@ def documented(kind: Any) -> dict[str, str]:
     """Field -> the string under it in the source of a dataclass."""
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(body, ast.ClassDef)
-    found = {}
+    texts = {}
     for entry, below in zip(body.body, body.body[1:], strict=False):
         if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
             text = below.value if isinstance(below, ast.Expr) else None
             if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                found[entry.target.id] = " ".join(text.value.split())
-    return found
+                texts[entry.target.id] = " ".join(text.value.split())
+    return texts
 
 
 def _typed(value: str, kind: Any) -> Any:

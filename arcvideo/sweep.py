@@ -54,17 +54,17 @@ class SweepJob:
         """Return the job that Hydra runs now; None outside of sweeps."""
         if hydra.mode != RunMode.MULTIRUN:
             return None
-        words = dict(_pair(word) for word in hydra.overrides.task)
+        overrides = dict(_pair(word) for word in hydra.overrides.task)
         if config.output is None and os.environ.get(PLACED):
             # Somebody said where Hydra shall keep the jobs: the jobs are kept there.
             config = replace(config, output=str(Path(hydra.runtime.output_dir).absolute()))
         elif config.output is None:
             swept = os.environ.get(SWEPT, "").split()
-            config = replace(config, output=job_name(config.stage.name, overrides=words, swept=swept))
+            config = replace(config, output=job_name(config.stage.name, overrides=overrides, swept=swept))
         return SweepJob(
             config=replace(config, train_parents=True),
             hydra_dir=Path(hydra.runtime.output_dir),
-            overrides=words,
+            overrides=overrides,
             optimizing=hydra.runtime.choices["hydra/sweeper"] != "basic",
         )
 
@@ -126,14 +126,14 @@ def swept_keys(words: Sequence[str]) -> list[str]:
 
 def parent_words(overrides: Sequence[str]) -> list[str]:
     """Return the words of a job that its parents are trained with too: model, engine, places, and `parents.`'s."""
-    kept, theirs = [], []
+    shared, theirs = [], []
     for word in (override.lstrip("+") for override in overrides):
         group = word.partition("=")[0].partition(".")[0]
         if group in SHARED:
-            kept.append(word)
+            shared.append(word)
         if group == "parents":
             theirs.append(word.removeprefix("parents."))
-    return kept + theirs
+    return shared + theirs
 
 
 def train_parents(config: RunConfig, *, overrides: Sequence[str], chosen: Mapping[str, str]) -> None:

@@ -142,15 +142,15 @@ def _run(config: RunConfig) -> float | None:
     rank, ranks, job = launch()
     _check_places(config, shards=_find_shards(config), ranks=ranks)
     if config.continue_from:
-        checkpoint, asked = continued_from(config.continue_from), plain_dict(config)
-        for wrong in continue_problems(checkpoint, config=asked, stage_dir=config.stage_dir, parent=parent.identity):
+        checkpoint, settings = continued_from(config.continue_from), plain_dict(config)
+        for wrong in continue_problems(checkpoint, config=settings, stage_dir=config.stage_dir, parent=parent.identity):
             raise ValueError(wrong)
     with alone_in(config.stage_dir) if rank == 0 else nullcontext():
         if config.verify_resume:
             from arcvideo.verify_resume import verify_resume
 
             sys.exit(0 if verify_resume(config, parent=parent) else 1)
-        state = state_of(config.stage_dir, asked=wanted(plain_dict(config), parent=parent.identity))
+        state = state_of(config.stage_dir, expected=wanted(plain_dict(config), parent=parent.identity))
         if ranks == 1:
             return _act(config, parent=parent, state=state, word=state.word)
         # Rank 0 may have waited for the lock; what the others see meanwhile is out of date.
@@ -250,15 +250,15 @@ def _find_shards(config: RunConfig) -> dict[str, list[Path]]:
     wanted = {f"data.sources.{name}": source.shards for name, source in config.data.sources.items()}
     if config.evaluation.shards:
         wanted["evaluation"] = config.evaluation.held_out
-    found = {}
+    paths = {}
     for key, shards in wanted.items():
         try:
-            found[key] = expand_shards(shards, cache=config.data.shard_cache, fetch=False)
+            paths[key] = expand_shards(shards, cache=config.data.shard_cache, fetch=False)
         except ValueError as error:
             out = f"leave it out with '~{key if key != 'evaluation' else 'evaluation.shards'}'"
             remedy = f"set data_dir or the key, {out}, or make TinyShorts with `python -m arcvideo.synthetic --out DIR`"
             raise ValueError(f"{key}.{error}; {remedy}") from None
-    return found
+    return paths
 
 
 def _check_places(config: RunConfig, *, shards: Mapping[str, Sequence[Path]], ranks: int) -> None:

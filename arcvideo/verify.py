@@ -89,67 +89,69 @@ def verify(path: Path) -> Findings:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    found = Findings()
+    findings = Findings()
     if path.is_dir():
-        _folder(path, found)
+        _folder(path, findings)
     else:
-        _file(path, found, vouched=set())
-    return found
+        _file(path, findings, vouched=set())
+    return findings
 
 
-def _folder(folder: Path, found: Findings) -> None:
+def _folder(folder: Path, findings: Findings) -> None:
     """Check what a folder is, then what it holds; a file that was compared with a seal is not looked at again."""
     vouched: set[Path] = set()
     if folder.name.endswith(".index"):
-        _check_index(folder, found)
+        _check_index(folder, findings)
         return
     if folder.name.startswith("step-") and (folder / "manifest.json").exists() and folder.parent.name == "checkpoints":
-        found.look("checkpoint", folder, lambda: read_checkpoint(folder), remedy="remove it, a run passes it over")
+        findings.look("checkpoint", folder, lambda: read_checkpoint(folder), remedy="remove it, a run passes it over")
         return
     if (folder / MANIFEST_NAME).exists():
-        vouched |= _check_stage(folder, found)
+        vouched |= _check_stage(folder, findings)
     if (folder / seals.SUMS).exists():
-        vouched |= _check_sums(folder, found)
+        vouched |= _check_sums(folder, findings)
     try:
-        inside = sorted(os.scandir(folder), key=lambda one: one.name)
+        inside = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        found.damages.append(Damage(path=folder, what=str(error.strerror), remedy="repair the disk or its permissions"))
+        findings.damages.append(
+            Damage(path=folder, what=str(error.strerror), remedy="repair the disk or its permissions")
+        )
         return
-    for one in inside:
-        path = Path(one.path)
-        if one.is_symlink():
+    for entry in inside:
+        path = Path(entry.path)
+        if entry.is_symlink():
             continue  # what it names is somebody else's folder
-        if one.is_dir():
-            _folder(path, found)
+        if entry.is_dir():
+            _folder(path, findings)
         elif path not in vouched:
-            _file(path, found, vouched=vouched)
+            _file(path, findings, vouched=vouched)
 
 
-def _check_stage(folder: Path, found: Findings) -> set[Path]:
+def _check_stage(folder: Path, findings: Findings) -> set[Path]:
     """The manifest of a stage and the export that it vouches for; returns the files that it names."""
     path, export = folder / MANIFEST_NAME, folder / EXPORT_NAME
-    manifest = found.look(
+    manifest = findings.look(
         "manifest", path, lambda: read_manifest(folder), remedy="restore it, or train the stage again"
     )
     if manifest is not None and manifest.exported:
         parent = Parent(path=export, identity=manifest.identity, manifest=manifest)
         seals.forget(export)
         remedy = f"restore that file, or remove {folder} and train the stage again"
-        found.look("export", export, parent.verify, remedy=remedy)
+        findings.look("export", export, parent.verify, remedy=remedy)
     return {path}
 
 
-def _check_sums(folder: Path, found: Findings) -> set[Path]:
+def _check_sums(folder: Path, findings: Findings) -> set[Path]:
     """A folder with SHA256SUMS, each file read anew; returns the files that it vouches for."""
     sums = folder / seals.SUMS
     remedy = "restore it, or delete it when the change is meant"
-    names = found.look("list of digests", sums, lambda: seals.read_sums(sums), remedy=remedy)
+    names = findings.look("list of digests", sums, lambda: seals.read_sums(sums), remedy=remedy)
     if names is None:
         return {sums}
     seals.forget(folder)
     for name, sha256 in names.items():
         remedy = f"restore it, or delete {sums} when the change is meant"
-        found.look("file of weights", folder / name, lambda n=name, s=sha256: _compare(folder, n, s), remedy=remedy)  # type: ignore[misc]
+        findings.look("file of weights", folder / name, lambda n=name, s=sha256: _compare(folder, n, s), remedy=remedy)  # type: ignore[misc]
     return {sums, *(folder / name for name in names)}
 
 
@@ -158,38 +160,40 @@ def _compare(folder: Path, name: str, sha256: str) -> None:
     seals.check(folder, {name: {"size": size, "sha256": sha256}})
 
 
-def _file(path: Path, found: Findings, *, vouched: set[Path]) -> None:
+def _file(path: Path, findings: Findings, *, vouched: set[Path]) -> None:
     """Check a file by what its name says it is."""
     name = path.name
     if name.endswith((".lock", ".word", ".partial", ".sha256")) or name == ".gitignore":
         return
     if name.endswith(".tar"):
-        _check_shard(path, found)
+        _check_shard(path, findings)
     elif name.endswith(".clip"):
-        found.look("cached clip", path, lambda: check_cached(path), remedy=_AGAIN)
+        findings.look("cached clip", path, lambda: check_cached(path), remedy=_AGAIN)
     elif name.endswith(".safetensors") and _is_features(path):
-        if found.look("tower outputs", path, lambda: check_features(path), remedy=_AGAIN) is False:
-            found.unsealed.append(path)
+        if findings.look("tower outputs", path, lambda: check_features(path), remedy=_AGAIN) is False:
+            findings.unsealed.append(path)
     elif name == STARTED_NAME:
-        found.look("record of a start", path, lambda: read_started(path.parent), remedy="remove it, it is written anew")
+        findings.look(
+            "record of a start", path, lambda: read_started(path.parent), remedy="remove it, it is written anew"
+        )
     elif name.endswith(".answers.jsonl"):
-        found.look("journal", path, lambda: read_answers(path), remedy="delete the line, it is drawn again")
+        findings.look("journal", path, lambda: read_answers(path), remedy="delete the line, it is drawn again")
     elif name == "predictions.jsonl":
-        found.look("file of rows", path, lambda: list(read_predictions(path)), remedy="measure the stage again")
+        findings.look("file of rows", path, lambda: list(read_predictions(path)), remedy="measure the stage again")
     elif name.endswith(".jsonl"):
-        found.look("file of rows", path, lambda: read_lines(path), remedy="repair or delete the line")
+        findings.look("file of rows", path, lambda: read_lines(path), remedy="repair or delete the line")
     elif name.endswith(".json"):
-        found.look("JSON file", path, lambda: json.loads(path.read_bytes()), remedy=_RESTORE)
-        found.unsealed.append(path)
+        findings.look("JSON file", path, lambda: json.loads(path.read_bytes()), remedy=_RESTORE)
+        findings.unsealed.append(path)
     else:
-        found.unsealed.append(path)
+        findings.unsealed.append(path)
 
 
 def _is_features(path: Path) -> bool:
     return len(path.stem) == 64 and path.parent.name == path.stem[:2]
 
 
-def _check_shard(path: Path, found: Findings) -> None:
+def _check_shard(path: Path, findings: Findings) -> None:
     """A tar: against the digest beside it, or against its index, or as far as its own headers tell."""
     side = seals.sidecar(path)
     index = None
@@ -200,17 +204,17 @@ def _check_shard(path: Path, found: Findings) -> None:
             said = next(iter(seals.read_sums(side).values()), "")
             seals.check(path.parent, {path.name: {"size": path.stat().st_size, "sha256": said}})
 
-        found.look("shard", path, whole, remedy=_RESTORE)
+        findings.look("shard", path, whole, remedy=_RESTORE)
     else:
         index = open_index(path) if index_folder(path).exists() else None
         if index is None:
-            found.unsealed.append(path)
+            findings.unsealed.append(path)
     problems = [problem for problem in read_groups(path)[1] if problem.stage == "shard"]
     for problem in problems:
-        found.damages.append(Damage(path=path, what=f"{problem.reason}: {problem.detail}", remedy=_RESTORE))
+        findings.damages.append(Damage(path=path, what=f"{problem.reason}: {problem.detail}", remedy=_RESTORE))
     if index is not None:
-        known = index
-        found.look("shard", path, lambda: _check_content(known), remedy=_RESTORE)
+        opened = index
+        findings.look("shard", path, lambda: _check_content(opened), remedy=_RESTORE)
 
 
 def _check_content(index: ShardIndex) -> None:
@@ -237,7 +241,7 @@ def _media(index: ShardIndex) -> Iterator[tuple[str, bool]]:
             yield index.key(row), media_digest(data, sidecar_audio=sound) == bytes(medium["digest"])
 
 
-def _check_index(folder: Path, found: Findings) -> None:
+def _check_index(folder: Path, findings: Findings) -> None:
     """An index and the token counts in it, every byte."""
     seals.forget(folder)
     names = ("meta.json", *(path.name for path in sorted(folder.glob("*.seal.json"))))
@@ -247,7 +251,7 @@ def _check_index(folder: Path, found: Findings) -> None:
             files = unsealed(path.read_text(encoding="utf-8"), name=path)["files"]
             seals.check(folder, files)
 
-        found.look("index" if name == "meta.json" else "table of token counts", folder / name, whole, remedy=_AGAIN)
+        findings.look("index" if name == "meta.json" else "table of token counts", folder / name, whole, remedy=_AGAIN)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -261,17 +265,19 @@ def main(words: Sequence[str] | None = None) -> int:
     damages = 0
     for path in options.paths:
         try:
-            found = verify(path)
+            findings = verify(path)
         except FileNotFoundError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        for damage in found.damages:
+        for damage in findings.damages:
             print(damage)
-        counts = ", ".join(f"{count} x {kind}" for kind, count in sorted(found.whole.items())) or "nothing"
-        print(f"{path}: whole: {counts}; damaged: {len(found.damages)}; without a seal: {len(found.unsealed)} files")
+        counts = ", ".join(f"{count} x {kind}" for kind, count in sorted(findings.whole.items())) or "nothing"
+        print(
+            f"{path}: whole: {counts}; damaged: {len(findings.damages)}; without a seal: {len(findings.unsealed)} files"
+        )
         if options.all:
-            print("\n".join(f"  without a seal: {one}" for one in found.unsealed))
-        damages += len(found.damages)
+            print("\n".join(f"  without a seal: {file}" for file in findings.unsealed))
+        damages += len(findings.damages)
     return 1 if damages else 0
 
 

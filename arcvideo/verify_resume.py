@@ -53,23 +53,23 @@ def verify_resume(config: RunConfig, *, parent: Parent) -> bool:
         alone = replace(config, output=f"{root.relative_to(config.run_dir)}/{name}", logger=LoggerSettings())
         for end in ends:
             rehearse(alone, parent=parent, until=end)
-    found = difference(root / "straight", root / "resumed", steps=steps) if world.first else None
-    found = gather_json(found, world=world)[0]
-    if world.first and found is None:
+    mismatch = difference(root / "straight", root / "resumed", steps=steps) if world.first else None
+    mismatch = gather_json(mismatch, world=world)[0]
+    if world.first and mismatch is None:
         shutil.rmtree(root, ignore_errors=True)
         print(f"equal: stopped after step {stop} and resumed, all {steps} steps and the final state have the same bits")
     elif world.first:
-        where = "before the stop: the run does not repeat itself" if found["step"] < stop else "after the resume"
-        print(f"different: step {found['step']} ({where}): {found['what']}. Both runs are in {root}", flush=True)
-    return found is None
+        where = "before the stop: the run does not repeat itself" if mismatch["step"] < stop else "after the resume"
+        print(f"different: step {mismatch['step']} ({where}): {mismatch['what']}. Both runs are in {root}", flush=True)
+    return mismatch is None
 
 
-def difference(one: Path, other: Path, *, steps: int) -> dict[str, Any] | None:
+def difference(first: Path, second: Path, *, steps: int) -> dict[str, Any] | None:
     """Return the first difference of two runs of `steps` steps: `step`, counted from 0, and `what` it is; None without
     any.
     """
-    lines = [read_metrics(folder / "metrics.jsonl") for folder in (one, other)]
-    tensors = _tensor_difference(one, other, steps=steps)
+    lines = [read_metrics(folder / "metrics.jsonl") for folder in (first, second)]
+    tensors = _tensor_difference(first, second, steps=steps)
     for step in range(steps):
         mine, theirs = (_told(run, step) for run in lines)
         for name in sorted(mine.keys() | theirs.keys()):
@@ -81,12 +81,12 @@ def difference(one: Path, other: Path, *, steps: int) -> dict[str, Any] | None:
 
 def _told(lines: list[dict[str, Any]], step: int) -> dict[str, str]:
     """Return the comparable numbers of a step, as text: a loss that is not a number equals itself."""
-    found: Mapping[str, Any] = next((line for line in lines if line["step"] == step), {})
-    return {name: json.dumps(value) for name, value in found.items() if not name.startswith(_MEASURED)}
+    numbers: Mapping[str, Any] = next((line for line in lines if line["step"] == step), {})
+    return {name: json.dumps(value) for name, value in numbers.items() if not name.startswith(_MEASURED)}
 
 
-def _tensor_difference(one: Path, other: Path, *, steps: int) -> str | None:
-    mine, theirs = (CheckpointFolder(folder / "checkpoints").at(steps) for folder in (one, other))
+def _tensor_difference(first: Path, second: Path, *, steps: int) -> str | None:
+    mine, theirs = (CheckpointFolder(folder / "checkpoints").at(steps) for folder in (first, second))
     for kind in ("weights", "optimizer"):
         ours, others = mine.tensors(kind), theirs.tensors(kind)
         for name in sorted(set(ours) | set(others)):

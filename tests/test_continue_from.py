@@ -54,9 +54,9 @@ def test_more_steps_go_on_as_the_longer_run_would_have_and_nothing_is_destroyed(
     assert manifest.continued["identity"] == old.identity
     assert manifest.continued["step"] == 3
     assert manifest.identity != read_manifest(straight).identity
-    assert state_of(went_on, asked=wanted(plain_dict(longer), parent=manifest.parent)).word == "finished"
+    assert state_of(went_on, expected=wanted(plain_dict(longer), parent=manifest.parent)).word == "finished"
     without = wanted(plain_dict(replace(longer, continue_from=None)), parent=manifest.parent)
-    assert "continue_from" in " ".join(state_of(went_on, asked=without).reasons)
+    assert "continue_from" in " ".join(state_of(went_on, expected=without).reasons)
 
     checkpoint = continued_from(went_on)
     assert checkpoint.path.name == "step-5"

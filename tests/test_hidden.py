@@ -59,7 +59,7 @@ def test_settings_from_the_environment_are_recorded_by_name_and_told_apart_by_id
         assert config.logger.project == value
         assert recorded_settings(config)["logger"]["project"] == "${oc.env:PLANTED}"
         asked.append(Wanted(stage="sft", config=plain_dict(config), parent="0", data="1"))
-        write_started(tmp_path, asked=asked[-1])
+        write_started(tmp_path, expected=asked[-1])
         assert SECRET not in (tmp_path / "started.json").read_text()
     monkeypatch.setenv("PLANTED", SECRET)
     assert SECRET not in shown_text(["stage=sft", "logger.project='${oc.env:PLANTED}'"], kind="job", package=None)

@@ -56,17 +56,17 @@ def find_reader(name: str) -> Reader:
         return BENCHES[name]
     path = path_of(name, kind="benchmarks")
     if not path:
-        known = [*BENCHES, *brought("benchmarks")]
+        names = [*BENCHES, *brought("benchmarks")]
         raise ValueError(
-            f"bench={name}: no such benchmark{nearest(name, known)}; there are: {', '.join(known)}, "
+            f"bench={name}: no such benchmark{nearest(name, names)}; there are: {', '.join(names)}, "
             "or your own package.module:reader"
         )
-    found = imported(path, what=f"bench={name}:")
-    if isinstance(found, Reader):
-        return found
-    if callable(found):
-        return Reader(read=found)
-    raise ValueError(f"bench={name}: must be a Reader or a function (folder, options) -> Bench, got {found!r}")
+    reader = imported(path, what=f"bench={name}:")
+    if isinstance(reader, Reader):
+        return reader
+    if callable(reader):
+        return Reader(read=reader)
+    raise ValueError(f"bench={name}: must be a Reader or a function (folder, options) -> Bench, got {reader!r}")
 
 
 def read_bench(name: str, folder: Path, **options: str) -> Bench:
@@ -84,8 +84,8 @@ def read_bench(name: str, folder: Path, **options: str) -> Bench:
     checked = bool(reader.options) or name in BENCHES  # a plain function of a user's own says no names
     for option in options if checked else ():
         if option not in reader.options:
-            close, known = nearest(option, list(reader.options)), ", ".join(reader.options) or "none"
-            raise ValueError(f"bench={name}: no option {option}{close}; there are: {known}")
+            close, choices = nearest(option, list(reader.options)), ", ".join(reader.options) or "none"
+            raise ValueError(f"bench={name}: no option {option}{close}; there are: {choices}")
     folder = folder.expanduser().absolute()
     if not folder.is_dir():
         raise ValueError(f"bench={name}: no folder {folder}; wanted: {reader.layout or 'the folder of the benchmark'}")

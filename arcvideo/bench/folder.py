@@ -31,18 +31,18 @@ def wanted_file(folder: Path, *names: str, layout: str) -> Path:
     Raises:
         ValueError: none is there.
     """
-    found = next((folder / name for name in names if (folder / name).is_file()), None)
-    if found is None:
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
         raise ValueError(f"{folder}: {_one_of(names)} is missing; wanted: {layout}")
-    return found
+    return path
 
 
 def wanted_folder(folder: Path, *names: str, layout: str) -> Path:
     """Return the first of these folders that the folder has; as `wanted_file`."""
-    found = next((folder / name for name in names if (folder / name).is_dir()), None)
-    if found is None:
+    path = next((folder / name for name in names if (folder / name).is_dir()), None)
+    if path is None:
         raise ValueError(f"{folder}: folder {_one_of(names)} is missing; wanted: {layout}")
-    return found
+    return path
 
 
 def _one_of(names: Sequence[str]) -> str:
@@ -67,12 +67,12 @@ def media_file(folders: Path | Iterable[Path], name: Any) -> Path:
         path = Path(os.path.normpath(place / name))
         if not path.is_relative_to(os.path.normpath(place)):
             raise RecordError("unsafe_name", f"{name!r} lies outside of {place}")
-        for one in _spellings(path):
-            size = _size(one)
+        for spelling in _spellings(path):
+            size = _size(spelling)
             if size:
-                return one
+                return spelling
             if size == 0:
-                raise RecordError("empty_media", f"{one}: the file is empty")
+                raise RecordError("empty_media", f"{spelling}: the file is empty")
     raise RecordError("no_media", f"{places[0] / name}: no such file")
 
 
@@ -190,5 +190,5 @@ def subtitle_text(path: Path) -> str | None:
     lines = [_TAG.sub("", line).strip() for line in read_text(path).splitlines()]
     cues = {number for number, line in enumerate(lines) if _CUE.match(line)}
     numbers = {place - 1 for place in cues if lines[place - 1 : place] and lines[place - 1].isdecimal()}
-    kept = [line for place, line in enumerate(lines) if line and place not in cues | numbers and line != "WEBVTT"]
-    return "\n".join(kept) or None
+    spoken = [line for place, line in enumerate(lines) if line and place not in cues | numbers and line != "WEBVTT"]
+    return "\n".join(spoken) or None

@@ -28,22 +28,22 @@ def clip_lengths(paths: Iterable[Path], *, noted: Path) -> dict[Path, float | Re
             left alone.
     """
     wanted = sorted(set(paths))
-    known = _noted(noted / NOTED)
+    durations = _noted(noted / NOTED)
     signs = {path: _sign(path) for path in wanted}
-    missing = [path for path in wanted if signs[path] not in known]
-    found: dict[Path, float | RecordError] = {}
+    missing = [path for path in wanted if signs[path] not in durations]
+    problems: dict[Path, float | RecordError] = {}
     jobs = [ProbeJob(main=Extent(path=path, name=str(path))) for path in missing]
     with ProbePool(count=0 if len(missing) <= _FEW else min(os.cpu_count() or 1, 16)) as pool:
         probes = zip(missing, pool.map(jobs), strict=True)
         for path, probed in watched(probes, what="lengths", total=len(missing), unit="file"):
             if isinstance(probed, MediaError):
-                found[path] = RecordError("broken_media", f"{path}: {' '.join(str(probed).split())}")
+                problems[path] = RecordError("broken_media", f"{path}: {' '.join(str(probed).split())}")
             elif probed is not None:
-                known[signs[path]] = probed.facts.duration
+                durations[signs[path]] = probed.facts.duration
     if missing:
         with suppress(OSError):
-            write_whole(noted / NOTED, json.dumps(known))
-    return found | {path: known[signs[path]] for path in wanted if signs[path] in known}
+            write_whole(noted / NOTED, json.dumps(durations))
+    return problems | {path: durations[signs[path]] for path in wanted if signs[path] in durations}
 
 
 def _noted(path: Path) -> dict[str, float]:

@@ -125,13 +125,13 @@ def tags(row: Mapping[str, Any], **names: str) -> tuple[str, ...]:
         row: of the annotations.
         names: name of the tag -> field.
     """
-    found = []
+    labels = []
     for name, key in names.items():
         value = row.get(key)
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, (str, int, float)) and not isinstance(one, bool) and str(one).strip():
-                found.append(f"{name}:{whole(str(one)).strip()}")
-    return tuple(found)
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, (str, int, float)) and not isinstance(part, bool) and str(part).strip():
+                labels.append(f"{name}:{whole(str(part)).strip()}")
+    return tuple(labels)
 
 
 def multiple_choice(question: str, *, options: Any, answer: Any) -> dict[str, Any]:

@@ -45,16 +45,16 @@ def grounding_item(
     if not spans:
         raise RecordError("no_answer", "no time span is given")
     read = [_span(span, seconds=seconds) for span in spans]
-    kept = [[start, min(end, seconds)] for start, end in read]
-    if kept != [list(span) for span in read]:
+    cut_spans = [[start, min(end, seconds)] for start, end in read]
+    if cut_spans != [list(span) for span in read]:
         tags = (*tags, CUT)
     fields: dict[str, Any] = {
         "task": "grounding",
         "question": QUESTION.format(whole(sentence).strip()),
-        "span": max(kept, key=lambda span: span[1] - span[0]),
+        "span": max(cut_spans, key=lambda span: span[1] - span[0]),
     }
-    if len(kept) > 1:
-        fields["spans"] = kept
+    if len(cut_spans) > 1:
+        fields["spans"] = cut_spans
     return BenchItem(id=ident, clip=clip, task="grounding", fields=fields, tags=tags)
 
 
@@ -104,7 +104,7 @@ def captions(content: dict[str, Any], *, spans: str = "timestamps", sentences: s
     """
     for video, row in content.items():
         lists = [row.get(name) for name in (spans, sentences)] if isinstance(row, dict) else [None, None]
-        if not all(isinstance(one, list) for one in lists) or len(lists[0] or ()) != len(lists[1] or ()):
+        if not all(isinstance(part, list) for part in lists) or len(lists[0] or ()) != len(lists[1] or ()):
             yield video, RecordError("bad_row", f"{spans} and {sentences} must be lists of the same length")
             continue
         yield from ((f"{video}/{place}", (video, row, place)) for place in range(len(lists[0] or ())))

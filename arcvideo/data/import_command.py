@@ -86,10 +86,10 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _expanded(pattern: str) -> list[Path]:
-    found: list[Path] = []
+    paths: list[Path] = []
     for part in braceexpand.braceexpand(os.path.expanduser(pattern)):
-        found += map(Path, sorted(glob.glob(part)) or [part])
-    return found
+        paths += map(Path, sorted(glob.glob(part)) or [part])
+    return paths
 
 
 def _columns(text: str | None) -> dict[str, str]:

@@ -65,8 +65,10 @@ def look(index: ShardIndex, *, view: View, key: str | None = None) -> Looked:
     table = view_table(index, view=view)
     keys = [table.key(clip) for clip in range(table.clips)]
     if key is not None and key not in keys:
-        known = [problem for problem in index.problems() if problem.key.split("/")[0] == key or problem.key == key]
-        why = f"it is quarantined: {known[0].reason}: {known[0].detail}" if known else f"the first is {keys[0]}"
+        problems = [problem for problem in index.problems() if problem.key.split("/")[0] == key or problem.key == key]
+        why = (
+            f"it is quarantined: {problems[0].reason}: {problems[0].detail}" if problems else f"the first is {keys[0]}"
+        )
         raise ValueError(f"{index.shard}: no usable record {key!r}; {why}")
     clip = keys.index(key) if key is not None else 0
     items = range(int(table.item_start[clip]), int(table.item_start[clip + 1]))

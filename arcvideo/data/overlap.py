@@ -26,16 +26,16 @@ def add_overlap(commands: Any) -> None:
     other = (
         "find clips of one set in another, also trimmed, encoded anew, or with another sound; exit status 1 when any"
     )
-    found = commands.add_parser("overlap", help=other, description=other)
-    found.add_argument(
+    overlap = commands.add_parser("overlap", help=other, description=other)
+    overlap.add_argument(
         "first", help="clips that are looked for: tar files, or a folder of videos such as a benchmark's"
     )
-    found.add_argument("second", help="clips that they are looked for in")
-    found.add_argument("--out", type=Path, help="also write every pair, as JSON lines")
-    found.set_defaults(run=_overlap)
-    for one in (command, found):
-        one.add_argument("--cache", help="folder for copies of remote shards")
-        one.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads that decode")
+    overlap.add_argument("second", help="clips that they are looked for in")
+    overlap.add_argument("--out", type=Path, help="also write every pair, as JSON lines")
+    overlap.set_defaults(run=_overlap)
+    for parser in (command, overlap):
+        parser.add_argument("--cache", help="folder for copies of remote shards")
+        parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads that decode")
 
 
 def _fingerprint(options: argparse.Namespace) -> int:
@@ -51,15 +51,15 @@ def _overlap(options: argparse.Namespace) -> int:
     pairs = overlaps(first.prints, second.prints)
     if options.out is not None:
         rows = [
-            {**asdict(one), "first": first.keys[one.first], "second": second.keys[one.second], "kind": one.kind}
-            for one in pairs
+            {**asdict(pair), "first": first.keys[pair.first], "second": second.keys[pair.second], "kind": pair.kind}
+            for pair in pairs
         ]
         options.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    for one in pairs[:20]:
-        print(f"  {told(one, first, second)}")
+    for pair in pairs[:20]:
+        print(f"  {told(pair, first, second)}")
     if len(pairs) > 20:
         print(f"  ... and {len(pairs) - 20} more{'' if options.out else '; --out FILE keeps all'}")
-    shared, among = len({one.first for one in pairs}), len({one.second for one in pairs})
+    shared, among = len({pair.first for pair in pairs}), len({pair.second for pair in pairs})
     print(f"{shared} of {len(first.keys)} clips are in {second.name}, as {among} of its {len(second.keys)}")
     return 1 if pairs else 0
 
@@ -74,8 +74,8 @@ def _printed(pattern: str, *, options: argparse.Namespace) -> Printed:
 
 
 def _say(printed: Printed) -> None:
-    heard = sum(len(one.sound) > 0 for one in printed.prints)
-    seen = sum(len(one.picture) > 0 for one in printed.prints)
+    heard = sum(len(fingerprint.sound) > 0 for fingerprint in printed.prints)
+    seen = sum(len(fingerprint.picture) > 0 for fingerprint in printed.prints)
     print(f"{printed.name}: {len(printed.keys)} clips, {seen} with picture, {heard} with sound")
     for line in printed.unread[:5]:
         print(f"  not decoded: {line}")

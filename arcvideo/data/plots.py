@@ -46,9 +46,9 @@ def histogram(values: np.ndarray, *, title: str, unit: str) -> Bars:
     )
 
 
-def counts(found: Mapping[str, int], *, title: str, most: int = 12) -> Bars:
+def counts(occurrences: Mapping[str, int], *, title: str, most: int = 12) -> Bars:
     """Return the most frequent names."""
-    top = sorted(found.items(), key=lambda row: (-row[1], row[0]))[:most]
+    top = sorted(occurrences.items(), key=lambda row: (-row[1], row[0]))[:most]
     return Bars(title=title, heights=[count for _, count in top], labels=[name for name, _ in top])
 
 

@@ -51,11 +51,11 @@ def _split(options: argparse.Namespace) -> int:
     if not held or held == len(names):
         raise ValueError(f"--held-out {share:.0%} of {len(names)} clips leaves one side without any; change the share")
     options.out.mkdir(parents=True, exist_ok=True)
-    for side, kept in (("train", sides[False]), (HELD_OUT, sides[True])):
+    for side, rows in (("train", sides[False]), (HELD_OUT, sides[True])):
         target = options.out / f"{path.stem}-{side}.jsonl"
-        write_lines(target, kept)
+        write_lines(target, rows)
         count = held if side == HELD_OUT else len(names) - held
-        print(f"{target}: {len(kept)} questions about {count} clips")
+        print(f"{target}: {len(rows)} questions about {count} clips")
     return 0
 
 

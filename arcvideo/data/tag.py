@@ -47,9 +47,9 @@ def _tag(options: argparse.Namespace) -> int:
     unknown = sorted(set(options.only) - MEASURED)
     if unknown:
         raise ValueError(f"--only {unknown[0]}: a measurement gives {', '.join(sorted(MEASURED))}")
-    told: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for index in ensure_indexes(paths, workers=1):
-        records = _records(index, tags=tags, only=options.only, told=told)
+        records = _records(index, tags=tags, only=options.only, counts=counts)
         first = next(records, None)
         if first is None:
             print(f"{index.shard.name}: no item is kept, nothing written")
@@ -58,13 +58,14 @@ def _tag(options: argparse.Namespace) -> int:
             chain([first], records), out=options.out, name=index.shard.stem, per_shard=len(index.clips),
             bytes_per_shard=1 << 62,
         )  # fmt: skip
-    tagged = sum(told.values())
+    tagged = sum(counts.values())
     if not tagged:
         raise ValueError(
             f"tag: none of the {len(tags)} items of {options.measurement} is in these shards; give those it asked about"
         )
     print(
-        f"{tagged} of {len(tags)} measured items were found: " + ", ".join(f"{tag} {told[tag]}" for tag in sorted(told))
+        f"{tagged} of {len(tags)} measured items were found: "
+        + ", ".join(f"{tag} {counts[tag]}" for tag in sorted(counts))
     )
     return 0
 
@@ -92,7 +93,7 @@ def read_needs(path: Path) -> dict[str, list[str]]:
 
 
 def _records(
-    index: ShardIndex, *, tags: Mapping[str, Sequence[str]], only: Collection[str], told: Counter[str]
+    index: ShardIndex, *, tags: Mapping[str, Sequence[str]], only: Collection[str], counts: Counter[str]
 ) -> Iterator[Record]:
     """Yield the shard's records, media as they are; those without an item that is kept are left out."""
     groups = {group.key: group for group in read_groups(index.shard)[0]}
@@ -102,18 +103,20 @@ def _records(
         items = []
         for number, item in enumerate(content["items"]):
             mine = tags.get(f"{key}/{number}", ())
-            told.update(mine)
+            counts.update(mine)
             if only and not set(mine) & set(only):
                 continue
             items.append(_tagged(item, tags=mine))
         if items:
             members = [member for member in groups[key].members if member.extension != "json"]
-            media = {one.extension: read_at(index.shard, offset=one.offset, size=one.size) for one in members}
+            media = {
+                member.extension: read_at(index.shard, offset=member.offset, size=member.size) for member in members
+            }
             yield Record(key=key, content={**content, "items": items}, media=media)
 
 
 def _tagged(item: Any, *, tags: Sequence[str]) -> Any:
     if not tags or not isinstance(item, dict):
         return item
-    kept = [tag for tag in item.get("tags") or [] if tag not in MEASURED]
-    return {**item, "tags": [*kept, *tags]}
+    own = [tag for tag in item.get("tags") or [] if tag not in MEASURED]
+    return {**item, "tags": [*own, *tags]}

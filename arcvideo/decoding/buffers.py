@@ -47,8 +47,8 @@ class Buffers:
             while self._returned:
                 self._idle.append(self._returned.popleft())
             fitting = [piece for piece in self._idle if size <= piece.numel() <= size * _WASTE]
-            found = min(fitting, key=Tensor.numel, default=None)
-            self._idle = [piece for piece in self._idle if piece is not found]
+            chosen = min(fitting, key=Tensor.numel, default=None)
+            self._idle = [piece for piece in self._idle if piece is not chosen]
             while sum(piece.numel() for piece in self._idle) > self._keep:
                 self._idle.pop(0)  # the one that lay idle for longest
-        return torch.empty(size, dtype=torch.uint8) if found is None else found
+        return torch.empty(size, dtype=torch.uint8) if chosen is None else chosen

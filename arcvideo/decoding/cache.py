@@ -193,8 +193,8 @@ def _is_full(error: OSError | SafetensorError) -> bool:
     mistake.
     """
     number = error.errno if isinstance(error, OSError) else None
-    if number is None and (found := re.search(r"os error (\d+)", str(error))):
-        number = int(found[1])
+    if number is None and (match := re.search(r"os error (\d+)", str(error))):
+        number = int(match[1])
     return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -104,15 +104,15 @@ def probe(data: bytes, *, name: str, limits: MediaLimits | None = None) -> Media
     Raises:
         MediaError: the file cannot be read.
     """
-    found = decode(data, name=name, choose=_no_frames, limits=limits or MediaLimits())
-    samples = 0 if found.waveform is None else found.waveform.size
-    if found.facts is not None:
-        duration = found.facts.duration
+    decoded = decode(data, name=name, choose=_no_frames, limits=limits or MediaLimits())
+    samples = 0 if decoded.waveform is None else decoded.waveform.size
+    if decoded.facts is not None:
+        duration = decoded.facts.duration
     elif samples:
         duration = samples / SAMPLE_RATE
     else:
         raise MediaError("no_media", f"{name}: its sound stream holds no samples")
-    return MediaFacts(duration=duration, has_video=found.facts is not None, sound_samples=samples)
+    return MediaFacts(duration=duration, has_video=decoded.facts is not None, sound_samples=samples)
 
 
 def examine(job: ProbeJob, *, limits: MediaLimits | None = None) -> Probed:
@@ -274,13 +274,13 @@ class ProbePool:
         busy = [prober for prober in self._probers if prober.job is not None]
         patience = min(prober.deadline for prober in busy) - time.monotonic()
         ready = wait([prober.fileno() for prober in busy], timeout=max(0.0, patience))
-        found: dict[int, Probed | MediaError] = {}
+        results: dict[int, Probed | MediaError] = {}
         for prober in busy:
             job = prober.job
             assert job is not None
             if prober.fileno() in ready:
                 try:
-                    found[prober.number] = prober.receive()
+                    results[prober.number] = prober.receive()
                     prober.job = None
                     continue
                 except EOFError:
@@ -296,8 +296,8 @@ class ProbePool:
             if prober.tried + 1 < tries:
                 self._give(prober.number, job, tried=prober.tried + 1)
             else:
-                found[prober.number] = error
-        return found
+                results[prober.number] = error
+        return results
 
 
 def _serve(limits: MediaLimits) -> None:
@@ -324,10 +324,10 @@ def _read_job(line: bytes) -> ProbeJob:
     return ProbeJob(main=main, sound=sound)
 
 
-def _answer_line(found: Probed | MediaError) -> bytes:
-    if isinstance(found, MediaError):
-        return json.dumps({"reason": found.reason, "detail": found.detail}).encode() + b"\n"
-    row = {"facts": vars(found.facts), "uses_sound": found.uses_sound, "digest": found.digest.hex()}
+def _answer_line(result: Probed | MediaError) -> bytes:
+    if isinstance(result, MediaError):
+        return json.dumps({"reason": result.reason, "detail": result.detail}).encode() + b"\n"
+    row = {"facts": vars(result.facts), "uses_sound": result.uses_sound, "digest": result.digest.hex()}
     return json.dumps(row).encode() + b"\n"
 
 

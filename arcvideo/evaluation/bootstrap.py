@@ -93,5 +93,5 @@ def paired_difference(
     """
     if len(a) != len(b):
         raise ValueError(f"a paired comparison needs the same items, got {len(a)} and {len(b)}")
-    differences = [one - other for one, other in zip(a, b, strict=True)]
+    differences = [first - other for first, other in zip(a, b, strict=True)]
     return interval(differences, weights=weights, clips=clips, seed=seed, resamples=resamples)

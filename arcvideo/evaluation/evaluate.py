@@ -44,7 +44,7 @@ def ask_all(
     """
     audio = sampler.model.settings.audio
     clips = groupby(prompts, key=lambda prompt: prompt.sample.media_key or "")
-    groups = (arms([(numbers[one.key], one) for one in clip], wanted=wanted, audio=audio) for _, clip in clips)
+    groups = (arms([(numbers[prompt.key], prompt) for prompt in clip], wanted=wanted, audio=audio) for _, clip in clips)
     yield from ask(groups, sampler=sampler, settings=greedy(settings))
 
 
@@ -74,7 +74,7 @@ def ask(groups: Iterable[Sequence[Asked]], *, sampler: Any, settings: Sampling) 
     batch: list[Asked] = []
     frames = 0
     for group in groups:
-        clips = {(one.key, one.has_audio): one.frame_count for *_, prompt in group for one in prompt.media}
+        clips = {(medium.key, medium.has_audio): medium.frame_count for *_, prompt in group for medium in prompt.media}
         mine = sum(clips.values())
         if batch and (len(batch) + len(group) > settings.batch_prompts or frames + mine > FRAMES_TOGETHER):
             yield answered(batch, sampler=sampler, settings=settings)
@@ -89,8 +89,8 @@ def encoded(group: Sequence[Asked], *, sampler: Any) -> list[Asked]:
     """Return what is asked with tower outputs in place of pixels and sound."""
     prompts = [prompt for _, _, prompt in group]
     features = getattr(sampler, "features", None)
-    found = with_features(prompts, model=sampler.model, features=features)
-    return [(arm, number, prompt) for (arm, number, _), prompt in zip(group, found, strict=True)]
+    replaced = with_features(prompts, model=sampler.model, features=features)
+    return [(arm, number, prompt) for (arm, number, _), prompt in zip(group, replaced, strict=True)]
 
 
 def answered(batch: Sequence[Asked], *, sampler: Any, settings: Sampling) -> list[Answer]:
@@ -125,8 +125,8 @@ def without_audio(prompt: Prompt, *, audio: AudioSettings) -> Prompt:
 
 
 def _silent(media: Media, *, audio: AudioSettings) -> Media:
-    known = media.mel if media.mel is not None else media.speech
-    if not media.has_audio or known is None:
+    sound = media.mel if media.mel is not None else media.speech
+    if not media.has_audio or sound is None:
         return media
-    zeros = torch.zeros(len(known), audio.num_mel_bins, 2 * audio.max_source_positions)
+    zeros = torch.zeros(len(sound), audio.num_mel_bins, 2 * audio.max_source_positions)
     return replace(media, has_audio=False, mel=zeros, speech=None)

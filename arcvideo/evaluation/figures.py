@@ -114,8 +114,8 @@ def measured(metric: str) -> tuple[Task | None, Measure]:
         ValueError: a user's own that cannot be imported or called.
     """
     name, tag = part_of(metric)
-    found = ((task, measure) for task in TASKS.values() for measure in task.measures if measure.name == name)
-    task, measure = next(found, None) or (None, _FORM if name == FORM else _own(name))
+    matching = ((task, measure) for task in TASKS.values() for measure in task.measures if measure.name == name)
+    task, measure = next(matching, None) or (None, _FORM if name == FORM else _own(name))
     return task, replace(measure, name=metric) if tag else measure
 
 
@@ -131,14 +131,14 @@ def _is_form(measure: Measure) -> bool:
 def _own(name: str) -> Measure:
     """Return the figure of `package.module:function`: a `Measure`, or a function (text, truth) -> number or None."""
     try:
-        found = imported(path_of(name, kind="metrics"), what=f"evaluation.metrics: {name!r}")
+        figure = imported(path_of(name, kind="metrics"), what=f"evaluation.metrics: {name!r}")
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    if isinstance(found, Measure):
-        return found
-    if not callable(found):
+    if isinstance(figure, Measure):
+        return figure
+    if not callable(figure):
         raise SettingsError(f"evaluation.metrics has {name!r}, which is no function of an answer and its truth")
-    return Measure(name=name, score=_scored(found, name=name), chance=lambda items: 0.0)
+    return Measure(name=name, score=_scored(figure, name=name), chance=lambda items: 0.0)
 
 
 def _scored(function: Callable[[str, Truth], Any], *, name: str) -> Callable[[str, Truth], Score]:
@@ -175,14 +175,14 @@ def _predict(measure: Measure, *, task: Task | None, item: Answer, text: str) ->
 
 def metric_of(rows: Sequence[Prediction], *, chance: float, settings: EvaluationSettings) -> Metric:
     """Return the figure that items come to, with its interval over clips."""
-    found = interval(
+    estimate = interval(
         [row.score for row in rows],
         weights=[row.weight for row in rows],
         clips=[row.clip for row in rows],
         seed=settings.seed,
         resamples=settings.bootstrap,
     )
-    return Metric(value=found.mean, low=found.low, high=found.high, chance=chance, n=len(rows))
+    return Metric(value=estimate.mean, low=estimate.low, high=estimate.high, chance=chance, n=len(rows))
 
 
 def _chosen(questions: Sequence[Listed], *, metric: str, limit: int) -> list[str]:
@@ -191,9 +191,13 @@ def _chosen(questions: Sequence[Listed], *, metric: str, limit: int) -> list[str
     _, tag = part_of(metric)
     questions = [question for question in questions if not tag or tag in question.tags]
     if task is None:
-        found = [question for question in questions if question.instructed or not _is_form(measure)]
-        tasks = dict.fromkeys(question.task for question in found)  # those the other metrics decode anyway
-        return [one.key for task in tasks for one in evenly([one for one in found if one.task == task], limit=limit)]
+        usable = [question for question in questions if question.instructed or not _is_form(measure)]
+        tasks = dict.fromkeys(question.task for question in usable)  # those the other metrics decode anyway
+        return [
+            chosen.key
+            for task in tasks
+            for chosen in evenly([question for question in usable if question.task == task], limit=limit)
+        ]
     mine = [question for question in questions if question.task == task.name and measure.asks(question)]
     return [question.key for question in evenly(mine, limit=limit)]
 

@@ -39,9 +39,9 @@ def plan_gates(gates: Sequence[Target], *, stages: Mapping[str, Measured]) -> di
         if gate.stage not in stages:
             raise ValueError(f"{name}.stage={gate.stage}: no such stage; the recipe has {', '.join(order)}")
         above = _compared(gate.above_stage, gate=gate, stages=stages, key=f"{name}.above_stage")
-        kept = _compared(gate.not_below_stage, gate=gate, stages=stages, key=f"{name}.not_below_stage")
+        not_below = _compared(gate.not_below_stage, gate=gate, stages=stages, key=f"{name}.not_below_stage")
         metrics = [gate.metric, *([gate.above_metric] if gate.above_metric else [])]
-        for stage in filter(None, (gate.stage, above, kept)):
+        for stage in filter(None, (gate.stage, above, not_below)):
             missing = [
                 metric for metric in metrics[: 2 if stage == gate.stage else 1] if metric not in stages[stage].metrics
             ]
@@ -50,7 +50,7 @@ def plan_gates(gates: Sequence[Target], *, stages: Mapping[str, Measured]) -> di
                     f"{name}: {stage} does not measure {missing[0]}, so the gate could never open; set "
                     "evaluation.shards of that stage, and name the metric in its evaluation.metrics"
                 )
-        planned.setdefault(gate.stage, []).append(replace(gate, above_stage=above, not_below_stage=kept))
+        planned.setdefault(gate.stage, []).append(replace(gate, above_stage=above, not_below_stage=not_below))
     return planned
 
 
@@ -77,37 +77,40 @@ def judge_gates(gates: Sequence[Target], *, metrics: Mapping[str, Metrics], run_
         metrics: stage -> metric -> figures, as `judge` reads them.
         run_dir: folder of the stages, whose predictions are compared item by item.
     """
-    found = []
+    verdicts = []
     for gate in gates:
         try:
-            found += judge([gate], metrics=metrics, run_dir=run_dir)
+            verdicts += judge([gate], metrics=metrics, run_dir=run_dir)
         except (ValueError, OSError) as error:
-            found.append(Verdict(target=gate, met=False, reason=f"cannot be judged: {error}"))
-    return found
+            verdicts.append(Verdict(target=gate, met=False, reason=f"cannot be judged: {error}"))
+    return verdicts
 
 
 def wanted(gate: Target) -> str:
     """Return what a gate asks for, in words."""
-    asked = []
+    demands = []
     if gate.at_least is not None:
-        asked.append(f"at least {gate.at_least:g}{' for sure' if gate.surely else ''}")
+        demands.append(f"at least {gate.at_least:g}{' for sure' if gate.surely else ''}")
     if gate.at_most is not None:
-        asked.append(f"at most {gate.at_most:g}{' for sure' if gate.surely else ''}")
+        demands.append(f"at most {gate.at_most:g}{' for sure' if gate.surely else ''}")
     if gate.at_chance:
-        asked.append("no better than chance")
+        demands.append("no better than chance")
     if gate.above_metric is not None:
-        asked.append(f"above {gate.above_metric}")
+        demands.append(f"above {gate.above_metric}")
     if gate.above_stage is not None:
-        asked.append(f"better than {gate.above_stage}")
+        demands.append(f"better than {gate.above_stage}")
     if gate.not_below_stage is not None:
         margin = f"at most {gate.within:g} worse" if gate.within is not None else "not shown to be worse"
-        asked.append(f"{margin} than {gate.not_below_stage}")
-    return ", ".join(asked) or "measured"
+        demands.append(f"{margin} than {gate.not_below_stage}")
+    return ", ".join(demands) or "measured"
 
 
 def gate_table(verdicts: Sequence[Verdict]) -> str:
     """Return a line for each gate: open or shut, metric, what is wanted, what was measured."""
-    rows = [("open" if one.met else "SHUT", one.target.metric, wanted(one.target), one.reason) for one in verdicts]
+    rows = [
+        ("open" if verdict.met else "SHUT", verdict.target.metric, wanted(verdict.target), verdict.reason)
+        for verdict in verdicts
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
         f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]}".rstrip() for row in rows

@@ -19,8 +19,8 @@ _TAGGED = re.compile(r"(?P<name>[^\[\]]+)\[(?P<tag>[^\[\]]+)\]")
 
 def part_of(metric: str) -> tuple[str, str]:
     """Return a figure's name and the tag of the items it is over: `mcq_accuracy[needs:audio]`; no tag takes all."""
-    found = _TAGGED.fullmatch(metric)
-    return (found["name"], found["tag"]) if found else (metric, "")
+    match = _TAGGED.fullmatch(metric)
+    return (match["name"], match["tag"]) if match else (metric, "")
 
 
 def is_metric(metric: str) -> bool:
@@ -82,8 +82,8 @@ class EvaluationSettings:
         object.__setattr__(self, "shards", self.shards or "")
         for name in self.metrics:
             if not is_metric(name):
-                known = f"{', '.join([*metric_names(), *brought('metrics')])}, or package.module:function"
-                raise ValueError(f"evaluation.metrics has {name!r}, which is unknown; use: {known}")
+                choices = f"{', '.join([*metric_names(), *brought('metrics')])}, or package.module:function"
+                raise ValueError(f"evaluation.metrics has {name!r}, which is unknown; use: {choices}")
         if self.style not in ("plain", "think"):
             raise ValueError(f"evaluation.style={self.style!r} is unknown; use plain or think")
         for key, least in (("items", 0), ("max_new_tokens", 1), ("batch_prompts", 1), ("bootstrap", 1), ("samples", 0),

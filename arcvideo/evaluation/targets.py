@@ -90,9 +90,9 @@ def compare(comparisons: Sequence[Comparison], *, run_dir: Path) -> list[dict[st
         ValueError: the two stages were measured on different items.
     """
     rows = []
-    for one in comparisons:
-        found = _difference(one.metric, stage=one.stage, minus=one.minus, run_dir=run_dir)
-        rows.append({**asdict(one), "mean": found.mean, "low": found.low, "high": found.high})
+    for comparison in comparisons:
+        difference = _difference(comparison.metric, stage=comparison.stage, minus=comparison.minus, run_dir=run_dir)
+        rows.append({**asdict(comparison), "mean": difference.mean, "low": difference.low, "high": difference.high})
     return rows
 
 
@@ -116,14 +116,14 @@ def _judge(target: Target, *, metrics: Mapping[str, Metrics], run_dir: Path) -> 
         checks.append((measured["low"] > other, f"low {measured['low']:.3f} > {target.above_metric} {other:.3f}"))
     for stage, strict in ((target.above_stage, True), (target.not_below_stage, False)):
         if stage is not None:
-            found = _difference(target.metric, stage=target.stage, minus=stage, run_dir=run_dir)
-            checks.append(_against(found, target=target, stage=stage, strict=strict))
+            difference = _difference(target.metric, stage=target.stage, minus=stage, run_dir=run_dir)
+            checks.append(_against(difference, target=target, stage=stage, strict=strict))
     return Verdict(target=target, met=all(met for met, _ in checks), reason="; ".join(text for _, text in checks))
 
 
-def _against(found: Interval, *, target: Target, stage: str, strict: bool) -> tuple[bool, str]:
+def _against(difference: Interval, *, target: Target, stage: str, strict: bool) -> tuple[bool, str]:
     """Return whether a difference to another stage is what the target asks for, and the words that say so."""
-    mean, low, high = found
+    mean, low, high = difference
     text = f"minus {stage}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]"
     worst, best = (-high, -low) if part_of(target.metric)[0] in ERRORS else (low, high)
     if strict:
@@ -136,8 +136,8 @@ def _against(found: Interval, *, target: Target, stage: str, strict: bool) -> tu
 def _difference(metric: str, *, stage: str, minus: str, run_dir: Path) -> Interval:
     ours, theirs = (read_scores(run_dir / name / "predictions.jsonl", metric=metric) for name in (stage, minus))
     # Clips of another set may have the same keys.
-    asked, wanted = ({key: (row.question, row.truth) for key, row in rows.items()} for rows in (ours, theirs))
-    if asked != wanted:
+    our_items, their_items = ({key: (row.question, row.truth) for key, row in rows.items()} for rows in (ours, theirs))
+    if our_items != their_items:
         raise ValueError(f"{metric}: {stage} and {minus} were measured on different items; evaluate them again")
     keys = sorted(ours)
     return paired_difference(

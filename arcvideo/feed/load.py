@@ -90,11 +90,11 @@ class Loader:
         (rendered,) = self.rendered(family)
         specials, prompts = special_ids(self.tokenizer), []
         for item, sample, branch in zip(family.items, rendered.samples, rendered.branches, strict=True):
-            shared, asked = cut_prompt(rendered.prefix, branch, specials=specials)
+            shared, question_ids = cut_prompt(rendered.prefix, branch, specials=specials)
             prompts.append(
                 Prompt(
                     prefix_ids=shared,
-                    question_ids=asked,
+                    question_ids=question_ids,
                     media=rendered.media[: len(split_question(sample).texts)],
                     sample=sample,
                     source=self.table.name,

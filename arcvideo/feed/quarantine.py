@@ -86,31 +86,31 @@ class Quarantine:
         """Return reason -> how many, most frequent first."""
         return dict(Counter(problem.reason for problem in self._problems[source].values()).most_common())
 
-    def _write(self, found: Sequence[tuple[str, Problem]]) -> None:
+    def _write(self, problems: Sequence[tuple[str, Problem]]) -> None:
         """Add problems to the books and to the file, after reading what other ranks wrote since."""
-        for source, problem in found:
+        for source, problem in problems:
             self._problems[source].setdefault(_name(problem), problem)
-        if self._file is None or not (found or self._file.exists()):
+        if self._file is None or not (problems or self._file.exists()):
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with open(self._file, "ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(self._read)
-            known = file.read()
-            ends = known.rfind(b"\n") + 1
-            if ends < len(known):  # the half row of a process that died while it wrote
+            content = file.read()
+            ends = content.rfind(b"\n") + 1
+            if ends < len(content):  # the half row of a process that died while it wrote
                 file.truncate(self._read + ends)
                 file.seek(0, os.SEEK_END)
-            self._take_over(known[:ends])
+            self._take_over(content[:ends])
             rows = [
                 json_line({"source": source, **asdict(problem)}, checked=True)
-                for source, problem in found
+                for source, problem in problems
                 if (source, _name(problem)) not in self._written
             ]
             file.write("".join(rows).encode())
             file.flush()
             self._read = file.tell()
-        self._written.update((source, _name(problem)) for source, problem in found)
+        self._written.update((source, _name(problem)) for source, problem in problems)
 
     def _take_over(self, data: bytes) -> None:
         """Rows of the file: written by other ranks, or before a restart. The index tells again what it knows itself."""

@@ -248,10 +248,10 @@ class Source:
             count: prompts of a step; 0 for batches.
         """
         if count:
-            found = realised_prompts(self._prompt_plan, steps=steps, count=count)
+            rows = realised_prompts(self._prompt_plan, steps=steps, count=count)
         else:
-            found = realised(self.plan, steps=steps)
-        return mixture_report(self.tables, unit=self.settings.unit, found=found)
+            rows = realised(self.plan, steps=steps)
+        return mixture_report(self.tables, unit=self.settings.unit, rows=rows)
 
     def close(self) -> None:
         """Stop the background threads and processes."""

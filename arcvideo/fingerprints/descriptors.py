@@ -47,11 +47,11 @@ def prints_of(data: bytes, *, name: str, sound: bytes | None = None, limits: Med
         MediaError: it cannot be decoded.
     """
     allowed = limits or MediaLimits()
-    found = decode(data, name=name, choose=_frames, limits=allowed)
-    heard = found.waveform
+    decoded = decode(data, name=name, choose=_frames, limits=allowed)
+    heard = decoded.waveform
     if (heard is None or not heard.size) and sound is not None:
         heard = decode(sound, name=f"{name}, sound", choose=_frames, limits=allowed).waveform
-    pictures = np.stack(found.frames) if found.frames else np.zeros((0, SIDE * SIDE * 3), np.uint8)
+    pictures = np.stack(decoded.frames) if decoded.frames else np.zeros((0, SIDE * SIDE * 3), np.uint8)
     return Prints(picture=pictures, sound=levels(heard) if heard is not None else np.zeros((0, BANDS), np.uint8))
 
 
@@ -62,7 +62,7 @@ def _frames(facts: VideoFacts) -> Selection:
         places = np.searchsorted(facts.times, times, side="right") - 1
     else:
         places = (times * facts.fps).astype(np.int64)
-    return Selection(indices=tuple(int(one) for one in np.clip(places, 0, facts.frame_count - 1)), finish=_shrunk)
+    return Selection(indices=tuple(int(index) for index in np.clip(places, 0, facts.frame_count - 1)), finish=_shrunk)
 
 
 def _shrunk(frame: np.ndarray, slot: int) -> np.ndarray:

@@ -73,21 +73,21 @@ def refuse_overlap(data: DataLike, *, held_out: str) -> str:
 
 def _by_fingerprints(ours: Mapping[str, Sequence[ShardIndex]], wanted: Sequence[ShardIndex]) -> str:
     held = [read_shard(index) for index in wanted]
-    if not held or any(one is None for one in held):
+    if not held or any(part is None for part in held):
         return ""
-    looked_for = joined([one for one in held if one is not None])
+    looked_for = joined([part for part in held if part is not None])
     unseen = []
     for name, indexes in ours.items():
         printed = [read_shard(index) for index in indexes]
-        there = joined([one for one in printed if one is not None])
-        if rows_of(looked_for) * rows_of(there) > MOST_ROWS or any(one is None for one in printed):
+        there = joined([part for part in printed if part is not None])
+        if rows_of(looked_for) * rows_of(there) > MOST_ROWS or any(part is None for part in printed):
             unseen.append(name)
             continue
-        found = overlaps(looked_for.prints, there.prints)
-        if found:
+        pairs = overlaps(looked_for.prints, there.prints)
+        if pairs:
             raise ValueError(
-                f"data.sources.{name}: holds {len({one.second for one in found})} clips that are in evaluation.shards "
-                f"too, the first {told(found[0], looked_for, there)}; {REMEDY}"
+                f"data.sources.{name}: holds {len({pair.second for pair in pairs})} clips that are in "
+                f"evaluation.shards too, the first {told(pairs[0], looked_for, there)}; {REMEDY}"
             )
     if not unseen:
         return ""
@@ -97,17 +97,17 @@ def _by_fingerprints(ours: Mapping[str, Sequence[ShardIndex]], wanted: Sequence[
     )
 
 
-def told(one: Overlap, first: Printed, second: Printed) -> str:
+def told(pair: Overlap, first: Printed, second: Printed) -> str:
     """Return one line about an overlap."""
-    stretch = one.picture or one.sound
+    stretch = pair.picture or pair.sound
     assert stretch is not None
     alike = ", ".join(
         f"{name} {part.alike:.2f}"
-        for name, part in (("picture", one.picture), ("sound", one.sound))
+        for name, part in (("picture", pair.picture), ("sound", pair.sound))
         if part is not None
     )
     return (
-        f"{second.keys[one.second]} = {first.keys[one.first]}: {one.kind}, {stretch.seconds:.1f} s "
+        f"{second.keys[pair.second]} = {first.keys[pair.first]}: {pair.kind}, {stretch.seconds:.1f} s "
         f"at {max(stretch.offset, 0.0):.1f} s of it and {max(-stretch.offset, 0.0):.1f} s of the other ({alike})"
     )
 
@@ -117,14 +117,14 @@ def joined(parts: Sequence[Printed]) -> Printed:
     return Printed(
         name=", ".join(part.name for part in parts),
         keys=tuple(key for part in parts for key in part.keys),
-        prints=tuple(one for part in parts for one in part.prints),
+        prints=tuple(fingerprint for part in parts for fingerprint in part.prints),
         unread=tuple(line for part in parts for line in part.unread),
     )
 
 
 def rows_of(printed: Printed) -> int:
     """Return how many moments of picture and sound there are."""
-    return sum(len(one.picture) + len(one.sound) for one in printed.prints)
+    return sum(len(fingerprint.picture) + len(fingerprint.sound) for fingerprint in printed.prints)
 
 
 def _digests(indexes: Sequence[ShardIndex]) -> Iterator[tuple[str, bytes]]:

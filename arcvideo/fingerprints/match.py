@@ -67,12 +67,12 @@ class Vectors:
 
 def picture_vectors(prints: Sequence[Prints]) -> Vectors:
     """Return the pictures of clips as vectors: without their mean, of length 1."""
-    return _joined([_unit(one.picture.astype(np.float32), least=_FLAT) for one in prints])
+    return _joined([_unit(fingerprint.picture.astype(np.float32), least=_FLAT) for fingerprint in prints])
 
 
 def sound_vectors(prints: Sequence[Prints]) -> Vectors:
     """Return the sounds of clips as vectors: a second of levels each, without what all of the clip has."""
-    return _joined([_seconds(one.sound) for one in prints])
+    return _joined([_seconds(fingerprint.sound) for fingerprint in prints])
 
 
 def overlaps(first: Sequence[Prints], second: Sequence[Prints]) -> list[Overlap]:
@@ -82,17 +82,17 @@ def overlaps(first: Sequence[Prints], second: Sequence[Prints]) -> list[Overlap]
         first: clips that are looked for.
         second: clips that they are looked for in.
     """
-    found: dict[tuple[int, int], dict[str, Stretch]] = {}
+    stretches: dict[tuple[int, int], dict[str, Stretch]] = {}
     sides = (("picture", picture_vectors, PICTURE_RATE), ("sound", sound_vectors, SOUND_RATE))
     for name, vectors, rate in sides:
         ours, theirs = vectors(first), vectors(second)
         for pair in _candidates(ours, theirs):
             stretch = best_stretch(ours.of(pair[0]), theirs.of(pair[1]), rate=rate)
             if stretch is not None and stretch.alike >= ALIKE:
-                found.setdefault(pair, {})[name] = stretch
+                stretches.setdefault(pair, {})[name] = stretch
     return [
-        Overlap(first=a, second=b, picture=one.get("picture"), sound=one.get("sound"))
-        for (a, b), one in sorted(found.items())
+        Overlap(first=a, second=b, picture=parts.get("picture"), sound=parts.get("sound"))
+        for (a, b), parts in sorted(stretches.items())
     ]
 
 
@@ -111,15 +111,15 @@ def best_stretch(ours: np.ndarray, theirs: np.ndarray, *, rate: int) -> Stretch 
     # A pair of moments lies on the diagonal of its offset.
     places = np.arange(len(theirs))[None, :] - np.arange(len(ours))[:, None] + len(ours) - 1
     count = len(ours) + len(theirs) - 1
-    known = np.bincount(places.ravel(), weights=seen.ravel(), minlength=count)
+    shared = np.bincount(places.ravel(), weights=seen.ravel(), minlength=count)
     total = np.bincount(places.ravel(), weights=(alike * seen).ravel(), minlength=count)
     shorter = min(int(seen.any(axis=1).sum()), int(seen.any(axis=0).sum()))
     least = max(2.0, min(LEAST_SECONDS * rate, _WHOLE * shorter))
-    means = np.where(known >= least, total / np.maximum(known, 1), -1.0)
+    means = np.where(shared >= least, total / np.maximum(shared, 1), -1.0)
     best = int(means.argmax())
     if means[best] < 0:
         return None
-    return Stretch(alike=float(means[best]), offset=(best - len(ours) + 1) / rate, seconds=float(known[best]) / rate)
+    return Stretch(alike=float(means[best]), offset=(best - len(ours) + 1) / rate, seconds=float(shared[best]) / rate)
 
 
 def _candidates(ours: Vectors, theirs: Vectors) -> Iterator[tuple[int, int]]:
@@ -132,7 +132,7 @@ def _candidates(ours: Vectors, theirs: Vectors) -> Iterator[tuple[int, int]]:
         rows = ours.of(clip)
         if len(rows):
             best = np.maximum.reduceat((rows @ theirs.rows.T).max(axis=0), theirs.starts[full])
-            yield from ((clip, int(one)) for one in full[best >= ALIKE])
+            yield from ((clip, int(other)) for other in full[best >= ALIKE])
 
 
 def _joined(parts: Sequence[np.ndarray]) -> Vectors:

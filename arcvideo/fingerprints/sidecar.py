@@ -47,9 +47,9 @@ def print_shard(index: ShardIndex, *, workers: int = 1, again: bool = False) -> 
         workers: threads that decode.
         again: make them anew.
     """
-    found = None if again else read_shard(index)
-    if found is not None:
-        return found
+    printed = None if again else read_shard(index)
+    if printed is not None:
+        return printed
     counts = [index.media_count(row) for row in range(len(index.clips))]
     places = [(row, part) for row, count in enumerate(counts) for part in range(max(1, count))]
     keys = [index.key(row) + (f".{part}" if counts[row] > 1 else "") for row, part in places]
@@ -85,9 +85,9 @@ def print_folder(folder: Path, *, workers: int = 1) -> Printed:
     keys = [str(path.relative_to(folder)) for path in paths]
     facts = [(key, path.stat().st_size, path.stat().st_mtime_ns) for key, path in zip(keys, paths, strict=True)]
     digest = hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogateescape")).hexdigest()
-    found = _read(folder / IN_FOLDER, name=str(folder), digest=digest)
-    if found is not None:
-        return found
+    printed = _read(folder / IN_FOLDER, name=str(folder), digest=digest)
+    if printed is not None:
+        return printed
 
     def load(row: int) -> tuple[bytes, bytes | None]:
         return paths[row].read_bytes(), None
@@ -131,9 +131,14 @@ def _write(target: Path, made: Printed, *, digest: str) -> None:
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
     partial.mkdir(parents=True)
     try:
-        np.save(partial / "picture.npy", np.concatenate([one.picture for one in made.prints] or [_none(SIDE**2 * 3)]))
-        np.save(partial / "sound.npy", np.concatenate([one.sound for one in made.prints] or [_none(BANDS)]))
-        counts = [(len(one.picture), len(one.sound)) for one in made.prints]
+        np.save(
+            partial / "picture.npy",
+            np.concatenate([fingerprint.picture for fingerprint in made.prints] or [_none(SIDE**2 * 3)]),
+        )
+        np.save(
+            partial / "sound.npy", np.concatenate([fingerprint.sound for fingerprint in made.prints] or [_none(BANDS)])
+        )
+        counts = [(len(fingerprint.picture), len(fingerprint.sound)) for fingerprint in made.prints]
         np.save(partial / "counts.npy", np.array(counts, dtype=np.int64).reshape(-1, 2))
         facts = {"format": FORMAT, "made_from": digest, "keys": made.keys, "unread": made.unread}
         text = sealed(json.loads(json.dumps({**facts, "files": digests(partial, _FILES)})))

@@ -77,8 +77,8 @@ def training_code(*, objective: str, feed: str = "", rewards: Iterable[str] = ()
     path = _file(own) or source_file(own)
     used = {own, *(_imports(path) if path is not None else ())}
     # What makes the batches of a user's own class uses the formulas of our objective with that feed.
-    used |= {one.loss.partition(":")[0] for one in OBJECTIVES.values() if one.feed == row.feed}
-    others = {one.loss.partition(":")[0] for one in OBJECTIVES.values()} - used
+    used |= {entry.loss.partition(":")[0] for entry in OBJECTIVES.values() if entry.feed == row.feed}
+    others = {entry.loss.partition(":")[0] for entry in OBJECTIVES.values()} - used
     rooms = tuple(room for room in DECIDING if room not in SAMPLING or row.feed != "answers")
     modules = _reached(TRAINING, rooms=rooms, pruned=tuple(sorted(others)))
     digests = {name: _digest(path) for name, path in modules.items()}

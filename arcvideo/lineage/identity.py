@@ -51,29 +51,29 @@ def identity(*, config: Mapping[str, Any], data: str, parent: str, code: Mapping
 
 def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings without those that cannot change the weights."""
-    kept: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, value in config.items():
         if key in IRRELEVANT:
             continue
         dropped = IRRELEVANT_WITHIN.get(key, ())
-        kept[key] = {name: item for name, item in value.items() if name not in dropped} if dropped else value
-    for group in {row.settings for row in OBJECTIVES.values()} - {_objective_group(kept.get("stage", {}))}:
-        kept.pop(group, None)
-    if kept.get("lora") is None:
-        kept.pop("lora", None)
+        settings[key] = {name: item for name, item in value.items() if name not in dropped} if dropped else value
+    for group in {row.settings for row in OBJECTIVES.values()} - {_objective_group(settings.get("stage", {}))}:
+        settings.pop(group, None)
+    if settings.get("lora") is None:
+        settings.pop("lora", None)
     if chooses(config):
         evaluation = config["evaluation"]
-        kept["evaluation"] = {name: evaluation[name] for name in CHOOSING} | {"optimize": _optimized(evaluation)}
-    if "sources" in kept.get("data", {}):
+        settings["evaluation"] = {name: evaluation[name] for name in CHOOSING} | {"optimize": _optimized(evaluation)}
+    if "sources" in settings.get("data", {}):
         # Where the shards lie does not matter, their content counts as data.
-        sources = kept["data"]["sources"].items()
-        plain = {name: {key: value for key, value in one.items() if key != "shards"} for name, one in sources}
-        kept["data"] = kept["data"] | {"sources": plain}
-    cache = kept.get("data", {}).get("frame_cache")
+        sources = settings["data"]["sources"].items()
+        plain = {name: {key: value for key, value in source.items() if key != "shards"} for name, source in sources}
+        settings["data"] = settings["data"] | {"sources": plain}
+    cache = settings.get("data", {}).get("frame_cache")
     if cache is not None:
         # Frames lose a little in the cache; where it lies and how large it is do not matter.
-        kept["data"] = kept["data"] | {"frame_cache": cache["quality"] if cache["path"] else None}
-    return kept
+        settings["data"] = settings["data"] | {"frame_cache": cache["quality"] if cache["path"] else None}
+    return settings
 
 
 def chooses(config: Mapping[str, Any]) -> bool:

@@ -70,10 +70,10 @@ def agreed(folder: Path, *, rank: int, job: str, word: str) -> Iterator[str]:
 
 def _hear(folder: Path, *, job: str) -> str:
     since = max(time.time() - FRESH_SECONDS, _launched() - SKEW_SECONDS)
-    path, waits, told = _word_file(folder), time.monotonic(), False
+    path, waits, announced = _word_file(folder), time.monotonic(), False
     while True:
-        if not told and time.monotonic() - waits > FRESH_SECONDS:
-            told = True
+        if not announced and time.monotonic() - waits > FRESH_SECONDS:
+            announced = True
             print(f"waiting for the word of rank 0 in {path}: it waits for another job, or is gone", file=sys.stderr)
         try:
             said = json.loads(path.read_text())

@@ -114,7 +114,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_NAME
     if not path.exists():
         raise FileNotFoundError(f"{folder} has no {MANIFEST_NAME}: the stage did not finish there")
-    known = {item.name for item in dataclasses.fields(Manifest)}
+    names = {item.name for item in dataclasses.fields(Manifest)}
     try:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT:
@@ -122,7 +122,7 @@ def read_manifest(folder: Path) -> Manifest:
         seal = content.pop("seal")
         if seal != digest_of(content):
             raise _Refused("was changed after it was written: restore it, or delete it and train the stage again")
-        return filled(Manifest, {key: value for key, value in content.items() if key in known})
+        return filled(Manifest, {key: value for key, value in content.items() if key in names})
     except _Refused as reason:
         raise ValueError(f"{path} {reason}") from None
     except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:

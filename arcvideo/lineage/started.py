@@ -40,5 +40,5 @@ def read_started(folder: Path) -> dict[str, Any] | None:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the `step-N` of a folder of checkpoints that has a manifest and the highest N; None without any."""
-    found = [path.parent for path in folder.glob("step-*/manifest.json") if path.parent.name[5:].isdigit()]
-    return max(found, key=lambda path: int(path.name[5:]), default=None)
+    folders = [path.parent for path in folder.glob("step-*/manifest.json") if path.parent.name[5:].isdigit()]
+    return max(folders, key=lambda path: int(path.name[5:]), default=None)

@@ -99,14 +99,14 @@ def wanted(config: Mapping[str, Any], *, parent: str) -> Wanted:
     )
 
 
-def state_of(folder: Path, *, asked: Wanted) -> State:
+def state_of(folder: Path, *, expected: Wanted) -> State:
     """Return where the stage in `folder` stands, compared with what is asked for."""
     try:
         manifest = finished(folder)
     except ValueError as error:
         return State(word="stale", reasons=(str(error),))
     if manifest is not None:
-        return _finished(folder, manifest=manifest, asked=asked)
+        return _finished(folder, manifest=manifest, expected=expected)
     newest = newest_checkpoint(folder / "checkpoints")
     if newest is None:
         return State(word="new")
@@ -118,15 +118,15 @@ def state_of(folder: Path, *, asked: Wanted) -> State:
         began = None
     if began is None:
         return State(word="interrupted", step=step)
-    reasons = differences(began, asked=asked)
+    reasons = differences(began, expected=expected)
     return State(word="stale" if reasons else "interrupted", reasons=reasons, step=step)
 
 
-def _finished(folder: Path, *, manifest: Manifest, asked: Wanted) -> State:
-    if asked.identity is None:
+def _finished(folder: Path, *, manifest: Manifest, expected: Wanted) -> State:
+    if expected.identity is None:
         return State(word="unknown", reasons=("its shards are not there or not indexed",), manifest=manifest)
-    if manifest.identity != asked.identity:
-        reasons = differences(vars(manifest), asked=asked) or ("its identity",)
+    if manifest.identity != expected.identity:
+        reasons = differences(vars(manifest), expected=expected) or ("its identity",)
         return State(word="stale", reasons=reasons, manifest=manifest)
     if not (folder / EXPORT_NAME / "config.json").exists():
         return State(word="stale", reasons=(f"{folder / EXPORT_NAME} is gone",), manifest=manifest)
@@ -134,29 +134,29 @@ def _finished(folder: Path, *, manifest: Manifest, asked: Wanted) -> State:
         check_sizes(folder / EXPORT_NAME, manifest.exported)
     except (Damaged, OSError) as error:
         return State(word="stale", reasons=(f"its export is damaged: {error}",), manifest=manifest)
-    if manifest.evaluation != asked.evaluation:
-        diff = config_diff(_group(manifest.config, "evaluation"), _group(recorded(asked.config), "evaluation"))
+    if manifest.evaluation != expected.evaluation:
+        diff = config_diff(_group(manifest.config, "evaluation"), _group(recorded(expected.config), "evaluation"))
         lines = tuple(f"evaluation.{line.strip()}" for line in diff_text(diff).splitlines())
         return State(word="unmeasured", reasons=lines or ("evaluation: its code",), manifest=manifest)
     return State(word="finished", manifest=manifest)
 
 
-def differences(then: Mapping[str, Any], *, asked: Wanted) -> tuple[str, ...]:
+def differences(then: Mapping[str, Any], *, expected: Wanted) -> tuple[str, ...]:
     """Return what has changed since `then` (fields of a manifest or of started.json), one line each."""
     try:
-        diff = config_diff(relevant(then["config"]), relevant(recorded(asked.config)))
-        changed = code_diff(then["code"], asked.code)
+        diff = config_diff(relevant(then["config"]), relevant(recorded(expected.config)))
+        changed = code_diff(then["code"], expected.code)
         data, parent = then["data"], str(then["parent"])
         continued = str((then.get("continued") or {}).get("seal", ""))
     except (AttributeError, KeyError, TypeError, ValueError):
         # Settings of another version, or of somebody else's making.
         return ("what it was made with cannot be read",)
     lines = [line.strip() for line in diff_text(diff).splitlines()]
-    if asked.data is not None and data != asked.data:
+    if expected.data is not None and data != expected.data:
         lines.append("data: other shards, or other content in them")
-    if parent != asked.parent:
-        lines.append(f"parent: {parent[:8]} -> {asked.parent[:8]}")
-    if continued != asked.continued:
+    if parent != expected.parent:
+        lines.append(f"parent: {parent[:8]} -> {expected.parent[:8]}")
+    if continued != expected.continued:
         lines.append("continue_from: another checkpoint, or none")
     if changed:
         lines.append(f"code: {', '.join(changed[:6])}{f' and {len(changed) - 6} more' if len(changed) > 6 else ''}")
@@ -164,20 +164,25 @@ def differences(then: Mapping[str, Any], *, asked: Wanted) -> tuple[str, ...]:
 
 
 def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = config.get(name)
-    return found if isinstance(found, Mapping) else {}
+    group = config.get(name)
+    return group if isinstance(group, Mapping) else {}
 
 
-def write_started(folder: Path, *, asked: Wanted) -> None:
+def write_started(folder: Path, *, expected: Wanted) -> None:
     """Write started.json of a stage that begins now, so that a stopped run, too, can say what has changed."""
-    content = {"config": recorded(asked.config), "data": asked.data, "parent": asked.parent, "code": asked.code}
-    record_start(folder, content | {"continued": {"seal": asked.continued}})
+    content = {
+        "config": recorded(expected.config),
+        "data": expected.data,
+        "parent": expected.parent,
+        "code": expected.code,
+    }
+    record_start(folder, content | {"continued": {"seal": expected.continued}})
 
 
 def _data_digest(data: Mapping[str, Any]) -> str | None:
     """Return digest of all sources from their indexes; None when one is missing or stale."""
     cache = ShardCacheSettings(**data.get("shard_cache", {}))
-    found: list[tuple[str, Sequence[Any]]] = []
+    sources: list[tuple[str, Sequence[Any]]] = []
     for name, source in data["sources"].items():
         try:
             shards = expand_shards(source["shards"], cache=cache, fetch=False)
@@ -186,5 +191,5 @@ def _data_digest(data: Mapping[str, Any]) -> str | None:
             return None
         if any(index is None for index in indexes):
             return None
-        found.append((name, indexes))
-    return content_digest(found)
+        sources.append((name, indexes))
+    return content_digest(sources)

@@ -32,8 +32,8 @@ def compare(first: Path, second: Path, *, bootstrap: int = 2000, seed: int = 0) 
             f"compare: {first} ({cards[0].get('bench')}) and {second} ({cards[1].get('bench')}) asked different "
             "questions, so no difference between them means anything"
         )
-    found = [read_answers(folder) for folder in (first, second)]
-    sides = [_full(one.answers) for one in found]
+    measurements = [read_answers(folder) for folder in (first, second)]
+    sides = [_full(measurement.answers) for measurement in measurements]
     keys = [key for key in sides[0] if key in sides[1]]
     if not keys:
         raise ValueError(f"compare: {first} and {second} have no question in common")
@@ -41,7 +41,7 @@ def compare(first: Path, second: Path, *, bootstrap: int = 2000, seed: int = 0) 
     how = EvaluationSettings(bootstrap=bootstrap, seed=seed)
     rows = {
         metric: {**row, "lower_is_better": measured(metric)[1].lower_is_better}
-        for metric, row in differences(here, there, metrics=default_metrics(found[0]), settings=how).items()
+        for metric, row in differences(here, there, metrics=default_metrics(measurements[0]), settings=how).items()
     }
     same = ("parser", "decoder", "layout", "style", "decoding")
     differing = [name for name in same if cards[0]["origin"].get(name) != cards[1]["origin"].get(name)]
@@ -56,32 +56,34 @@ def _full(answers: Mapping[tuple[str, str], Answer]) -> dict[str, Answer]:
     return {key: answer for (arm, key), answer in answers.items() if arm == FULL}
 
 
-def compare_text(found: Mapping[str, Any]) -> str:
+def compare_text(comparison: Mapping[str, Any]) -> str:
     """Return the differences for a terminal."""
-    lines = [f"{found['first']} minus {found['second']}, {found['questions']} questions asked in both"]
+    lines = [f"{comparison['first']} minus {comparison['second']}, {comparison['questions']} questions asked in both"]
     for which in ("first", "second"):
-        if found[f"only_{which}"]:
-            lines.append(f"  {found[f'only_{which}']} questions were asked in {found[which]} alone and do not count")
-    if found["asked_differently"]:
-        lines.append(f"  they were asked differently: {', '.join(found['asked_differently'])}")
-    for name, row in found["differences"].items():
+        if comparison[f"only_{which}"]:
+            lines.append(
+                f"  {comparison[f'only_{which}']} questions were asked in {comparison[which]} alone and do not count"
+            )
+    if comparison["asked_differently"]:
+        lines.append(f"  they were asked differently: {', '.join(comparison['asked_differently'])}")
+    for name, row in comparison["differences"].items():
         lines.append(f"  {name:<28}{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]  n {row['n']}")
     return "\n".join(lines)
 
 
-def write_comparison(found: Mapping[str, Any], *, out: Path) -> tuple[Path, Path]:
+def write_comparison(comparison: Mapping[str, Any], *, out: Path) -> tuple[Path, Path]:
     """Write the differences as JSON and as a PNG beside it; return both paths."""
     out.mkdir(parents=True, exist_ok=True)
-    name = f"{Path(found['first']).name}-minus-{Path(found['second']).name}"
+    name = f"{Path(comparison['first']).name}-minus-{Path(comparison['second']).name}"
     text, picture = out / f"{name}.json", out / f"{name}.png"
-    write_whole(text, json.dumps(found, indent=1) + "\n")
-    draw(found, path=picture)
+    write_whole(text, json.dumps(comparison, indent=1) + "\n")
+    draw(comparison, path=picture)
     return text, picture
 
 
-def draw(found: Mapping[str, Any], *, path: Path) -> None:
+def draw(comparison: Mapping[str, Any], *, path: Path) -> None:
     """Write a PNG: a row a figure, its difference as a dot, its 95 % interval as a line, zero as an axis."""
-    rows = found["differences"]
+    rows = comparison["differences"]
     most = max([0.01, *(max(abs(row["low"]), abs(row["high"])) for row in rows.values())])
     image = Image.new("RGB", (_WIDTH, _TOP + _ROW * len(rows) + _BOTTOM), "white")
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(size=15)
@@ -90,7 +92,8 @@ def draw(found: Mapping[str, Any], *, path: Path) -> None:
         middle, half = (_LEFT + _WIDTH - _RIGHT) / 2, (_WIDTH - _RIGHT - _LEFT) / 2
         return middle + value / most * half
 
-    title = f"{Path(found['first']).name} minus {Path(found['second']).name} (95 % over clips, n {found['questions']})"
+    first, second = (Path(comparison[side]).name for side in ("first", "second"))
+    title = f"{first} minus {second} (95 % over clips, n {comparison['questions']})"
     pen.text((12, 12), title, fill=_INK, font=font)
     bottom = _TOP + _ROW * len(rows)
     pen.line([(across(0), _TOP - 6), (across(0), bottom)], fill=_FAINT, width=2)
@@ -102,8 +105,8 @@ def draw(found: Mapping[str, Any], *, path: Path) -> None:
         pen.text((12, y - 9), name, fill=_INK, font=font)
         pen.line([(across(row["low"]), y), (across(row["high"]), y)], fill=colour, width=3)
         pen.ellipse([(across(row["mean"]) - 5, y - 5), (across(row["mean"]) + 5, y + 5)], fill=colour)
-        told = f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-        pen.text((_WIDTH - _RIGHT + 12, y - 9), told, fill=_INK, font=font)
+        text = f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        pen.text((_WIDTH - _RIGHT + 12, y - 9), text, fill=_INK, font=font)
     for value in (-most, 0.0, most):
         pen.text((across(value) - 20, bottom + 8), f"{value:+.2g}", fill=_INK, font=font)
     image.save(path)

@@ -80,9 +80,9 @@ def open_measurement(folder: Path, *, origin: Mapping[str, Any], facts: Mapping[
         card = read_card(folder)
         differing = [key for key in sorted({*card["origin"], *origin}) if card["origin"].get(key) != origin.get(key)]
         if differing:
-            told = ", ".join(f"{key} ({_short(card['origin'].get(key))} there, {_short(origin.get(key))} now)"
+            details = ", ".join(f"{key} ({_short(card['origin'].get(key))} there, {_short(origin.get(key))} now)"
                              for key in differing)  # fmt: skip
-            raise ValueError(f"{folder} holds another measurement: {told}; give another name=")
+            raise ValueError(f"{folder} holds another measurement: {details}; give another name=")
         return card
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty and no measurement; give another name= or out=")
@@ -109,23 +109,23 @@ def journals(folder: Path) -> list[Path]:
 
 def read_answers(folder: Path) -> Found:
     """Return everything that was answered, whoever asks at the moment; a half line at a file's end does not count."""
-    found = Found()
+    measurement = Found()
     for line in _lines(folder):
         if "skipped" in line:
             continue
         if "lost" in line:
-            found.lost[line["key"]] = Lost(key=line["key"], reason=line["lost"], detail=line["detail"])
+            measurement.lost[line["key"]] = Lost(key=line["key"], reason=line["lost"], detail=line["detail"])
         elif "seconds_of" in line:
             for name, value in line["seconds_of"].items():
-                found.seconds[name] = found.seconds.get(name, 0.0) + value
+                measurement.seconds[name] = measurement.seconds.get(name, 0.0) + value
         elif "frame_times" in line:
-            found.clips[line["clip"]] = line
+            measurement.clips[line["clip"]] = line
         else:
             answer = answer_of(line)
-            found.answers.setdefault((answer.arm, answer.key), answer)
-    order = sorted(found.answers.items(), key=lambda row: (row[1].number, row[0][0]))
-    found.answers = dict(order)
-    return found
+            measurement.answers.setdefault((answer.arm, answer.key), answer)
+    order = sorted(measurement.answers.items(), key=lambda row: (row[1].number, row[0][0]))
+    measurement.answers = dict(order)
+    return measurement
 
 
 def asked_before(folder: Path) -> tuple[set[tuple[str, str]], set[str]]:
@@ -181,7 +181,7 @@ class Journal:
 
     def lose(self, lost: Iterable[Lost]) -> None:
         """Remember questions that cannot be asked."""
-        self._append({"key": one.key, "lost": one.reason, "detail": one.detail} for one in lost)
+        self._append({"key": hole.key, "lost": hole.reason, "detail": hole.detail} for hole in lost)
 
     def _append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         # One write: a kill leaves whole lines and at most half of the last.

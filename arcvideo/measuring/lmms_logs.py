@@ -83,18 +83,18 @@ def _more_is_better(name: str) -> bool:
 
 def _figures(scores: Mapping[str, Any]) -> dict[str, float]:
     """Return the figures as lmms-eval names them; errors are those of whole clips."""
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     named = [(f"{name}_score", row) for name, row in scores["metrics"].items()]
     for tag, rows in scores["tags"].items():
         named += [(f"{name}[{tag}]", row) for name, row in rows.items()]
     for name, row in named:
         error = (row["high"] - row["low"]) / _WIDTH
-        found |= {
+        figures |= {
             f"{name},{_FILTER}": row["value"],
             f"{name}_stderr,{_FILTER}": error,
             f"{name}_stderr_clustered,{_FILTER}": error,
         }
-    return found
+    return figures
 
 
 def _config(card: Mapping[str, Any], *, task: str) -> dict[str, Any]:
@@ -123,13 +123,13 @@ def _samples(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _sample(answer: Answer, *, counted: Mapping[str, float]) -> dict[str, Any]:
-    asked = {"question": answer.question, "truth": dict(answer.truth), "video": answer.clip}
+    question = {"question": answer.question, "truth": dict(answer.truth), "video": answer.clip}
     return {
         "doc_id": answer.number,
         "target": answer.reference,
         "filtered_resps": answer.text,
         "token_counts": [{"output_tokens": answer.tokens}],
-        "doc_hash": _digest(json.dumps(asked, sort_keys=True)),
+        "doc_hash": _digest(json.dumps(question, sort_keys=True)),
         **counted,
         "id": answer.key,
         "video": answer.clip,

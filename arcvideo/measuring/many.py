@@ -106,8 +106,8 @@ def ask_many(settings: Settings) -> str:
                 failed += "error" in row
                 file.write(json_line({**row, "how": how}))
                 file.flush()
-    told = f"{len(left) - failed} answered, {len(lines) - len(left)} were there already, {failed} could not be"
-    return f"{settings.out}: {told}"
+    counts = f"{len(left) - failed} answered, {len(lines) - len(left)} were there already, {failed} could not be"
+    return f"{settings.out}: {counts}"
 
 
 def read_questions(path: Path, *, how: str) -> list[Line]:
@@ -116,7 +116,7 @@ def read_questions(path: Path, *, how: str) -> list[Line]:
     Raises:
         ValueError: a line that is no JSON object; it is named.
     """
-    found = []
+    lines = []
     seen: dict[str, int] = {}
     for number, text in text_rows(path):
         if not text.strip():
@@ -130,10 +130,10 @@ def read_questions(path: Path, *, how: str) -> list[Line]:
         digest = digest_of([how, row])
         seen[digest] = seen.get(digest, 0) + 1
         # The same line twice is two questions.
-        found.append(Line(number=number, row=row, digest=f"{digest[:16]}-{seen[digest]}"))
-    if not found:
+        lines.append(Line(number=number, row=row, digest=f"{digest[:16]}-{seen[digest]}"))
+    if not lines:
         raise SettingsError(f"questions={path}: holds no question")
-    return found
+    return lines
 
 
 def _how(settings: Settings, *, folder: Path) -> str:
@@ -196,14 +196,14 @@ class _Asker:
             except (MediaError, OSError, ValueError) as error:
                 refused += [_refused(line, error) for line in some]
                 continue
-            asked: list[Asked] = []
+            prompts: list[Asked] = []
             for line in some:
                 try:
-                    asked.append(self._asked(line, media=media))
+                    prompts.append(self._asked(line, media=media))
                 except (ValueError, TypeError) as error:
                     refused.append(_refused(line, error))
-            for start in range(0, len(asked), self.settings.batch_prompts):
-                yield asked[start : start + self.settings.batch_prompts]
+            for start in range(0, len(prompts), self.settings.batch_prompts):
+                yield prompts[start : start + self.settings.batch_prompts]
 
     def _media(self, video: str, audio: str, modality: str) -> list[Media]:
         if audio and not video:

@@ -132,7 +132,9 @@ def _noted(clips: Iterator[Read], *, journal: Journal, model: Measured, spent: d
         if read.material.questions:
             times = [] if read.seen is None else read.seen.clip.frame_times.tolist()
             for arm in _idle_arms(read):
-                keys = [one.key for one in read.material.questions if arm in read.wanted.get(one.key, ())]
+                keys = [
+                    question.key for question in read.material.questions if arm in read.wanted.get(question.key, ())
+                ]
                 journal.skip(arm, keys=keys)
             journal.note(read.material.name, frame_times=times, prompts=model.prompts_digest(read))
             yield read
@@ -140,7 +142,7 @@ def _noted(clips: Iterator[Read], *, journal: Journal, model: Measured, spent: d
 
 def _idle_arms(read: Read) -> list[str]:
     """Return the arms that are wanted of a clip and that would change nothing in it."""
-    wanted = dict.fromkeys(arm for one in read.material.questions for arm in read.wanted.get(one.key, ()))
+    wanted = dict.fromkeys(arm for question in read.material.questions for arm in read.wanted.get(question.key, ()))
     if read.seen is None:
         return []
     return [arm for arm in wanted if arm_clip(read.seen, arm=arm, other=read.other) is None]
@@ -159,11 +161,11 @@ def _left(
     for material in materials:
         possible = arms if material.read is not None else [FULL]
         wanted = {
-            one.key: tuple(arm for arm in possible if (arm, one.key) not in answered)
-            for one in material.questions
-            if one.key not in lost
+            question.key: tuple(arm for arm in possible if (arm, question.key) not in answered)
+            for question in material.questions
+            if question.key not in lost
         }
-        questions = tuple(one for one in material.questions if wanted.get(one.key))
+        questions = tuple(question for question in material.questions if wanted.get(question.key))
         if questions:
             left.append((replace(material, questions=questions), wanted))
     return left
@@ -171,19 +173,21 @@ def _left(
 
 def _finish_card(folder: Path) -> None:
     """Add to the card what is only known at the end: digests of all prompts and frame times, and the time it took."""
-    found = read_answers(folder)
-    clips = sorted(found.clips.items())
-    video = found.seconds.get("video", 0.0)
+    measurement = read_answers(folder)
+    clips = sorted(measurement.clips.items())
+    video = measurement.seconds.get("video", 0.0)
     card = read_card(folder)
     card["finished"] = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "prompts": hashlib.sha256("".join(one["prompts"] for _, one in clips).encode()).hexdigest(),
-        "frame_times": digest_of([[name, one["frame_times"]] for name, one in clips]),
+        "prompts": hashlib.sha256("".join(clip["prompts"] for _, clip in clips).encode()).hexdigest(),
+        "frame_times": digest_of([[name, clip["frame_times"]] for name, clip in clips]),
         "clips": len(clips),
-        "answers": len(found.answers),
-        "seconds": {name: round(value, 3) for name, value in found.seconds.items()},
+        "answers": len(measurement.answers),
+        "seconds": {name: round(value, 3) for name, value in measurement.seconds.items()},
         "seconds_per_minute_of_video": {
-            name: round(60 * value / video, 3) for name, value in found.seconds.items() if name != "video" and video
+            name: round(60 * value / video, 3)
+            for name, value in measurement.seconds.items()
+            if name != "video" and video
         },
     }
     write_card(folder, card)

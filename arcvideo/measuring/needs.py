@@ -30,7 +30,7 @@ def classes(answers: Mapping[tuple[str, str], Answer]) -> list[dict[str, Any]]:
             continue
         if (full.has_audio and full.has_video) and (silent is None or blind is None):
             continue  # one arm was not asked: that the other is right says nothing of this one
-        right = {name: one is None or _right(one) for name, one in (("sound", silent), ("picture", blind))}
+        right = {name: answer is None or _right(answer) for name, answer in (("sound", silent), ("picture", blind))}
         if not _right(full):
             tag = UNKNOWN
         elif right["sound"]:
@@ -51,6 +51,6 @@ def _right(answer: Answer) -> bool:
 
 def _measure(task: str) -> Measure | None:
     """Return the figure that decides whether an answer is right: the first of its task, the F1 of words for texts."""
-    found = [one for one in TASKS[task].measures if not one.control] if task in TASKS else []
-    texts = [one for one in found if one.name == f"{task}_f1"]
-    return next(iter(texts if found and found[0].on_request else found), None)
+    measures = [measure for measure in TASKS[task].measures if not measure.control] if task in TASKS else []
+    texts = [measure for measure in measures if measure.name == f"{task}_f1"]
+    return next(iter(texts if measures and measures[0].on_request else measures), None)

@@ -34,7 +34,7 @@ def needs_by_metric(answers: Answers, *, metrics: Iterable[str]) -> dict[str, di
     As `needs.classes`, with each metric's own score in place of the first one of the task: an IoU is right from one
     half on, R1@0.7 from 0.7 on. Items that lack one of the two arms, though their clip has that half, are left out.
     """
-    found: dict[str, dict[str, str]] = {}
+    needs: dict[str, dict[str, str]] = {}
     for metric in metrics:
         _, measure = measured(metric)
         if measure.control or measure.silent:
@@ -44,13 +44,13 @@ def needs_by_metric(answers: Answers, *, metrics: Iterable[str]) -> dict[str, di
         rows = {}
         for key, whole in right[FULL].items():
             answer = answers[FULL, key]
-            asked = [arm for arm in (NO_SOUND, NO_PICTURE) if key in right[arm]]
-            if not asked or (len(asked) < 2 and answer.has_audio and answer.has_video):
+            arms = [arm for arm in (NO_SOUND, NO_PICTURE) if key in right[arm]]
+            if not arms or (len(arms) < 2 and answer.has_audio and answer.has_video):
                 continue
             rows[key] = _class(whole, silent=right[NO_SOUND].get(key, True), blind=right[NO_PICTURE].get(key, True))
         if rows:
-            found[metric] = rows
-    return found
+            needs[metric] = rows
+    return needs
 
 
 def _right(answers: Answers, *, metric: str, arm: str, lower: bool) -> dict[str, bool]:
@@ -58,8 +58,8 @@ def _right(answers: Answers, *, metric: str, arm: str, lower: bool) -> dict[str,
     task, measure = measured(metric)
     mine = [
         answer
-        for (one, _), answer in answers.items()
-        if one == arm and measure.asks(answer) and (task is None or answer.task == task.name)
+        for (its_arm, _), answer in answers.items()
+        if its_arm == arm and measure.asks(answer) and (task is None or answer.task == task.name)
     ]
     rows = [row for row, _ in counts(metric, mine)]
     values = {row.key: row.score / row.weight if row.weight else 0.0 for row in rows}
@@ -83,7 +83,7 @@ def write_needs_page(path: Path, *, scores: Mapping[str, Any], card: Mapping[str
         card: of the measurement.
         answers: (arm, key) -> answer.
     """
-    found = needs_by_metric(answers, metrics=scores["metrics"])
+    needs = needs_by_metric(answers, metrics=scores["metrics"])
     model = card["origin"].get("model", "")
     about = f"{escape(str(scores['name']))}: {escape(str(scores.get('bench') or 'shards'))}"
     sound = card["origin"].get("sound")
@@ -98,10 +98,10 @@ def write_needs_page(path: Path, *, scores: Mapping[str, Any], card: Mapping[str
         *(f"<p class=note>{note}</p>" for note in notes),
         _legend(),
         "<h2>By metric</h2>",
-        *(_bar(metric, rows=rows.values(), row=scores["metrics"].get(metric)) for metric, rows in found.items()),
-        _tags(found, answers=answers),
+        *(_bar(metric, rows=rows.values(), row=scores["metrics"].get(metric)) for metric, rows in needs.items()),
+        _tags(needs, answers=answers),
         _arms(scores),
-        _items(found, answers=answers),
+        _items(needs, answers=answers),
         f"<p class=note>An answer is right from a score of {RIGHT_FROM:g} on. The classes say what this model needed, "
         "not what a question must need: one that is right by luck without a half counts as not needing it.</p>",
     ]
@@ -124,11 +124,11 @@ def _bar(name: str, *, rows: Iterable[str], row: Mapping[str, float] | None) -> 
         f"{count[kind] if count[kind] >= 0.06 * total else ''}</span>"
         for kind in parts
     )
-    told = ", ".join(f"{_word(kind)} {count[kind]}" for kind in parts)
+    label = ", ".join(f"{_word(kind)} {count[kind]}" for kind in parts)
     value = "" if row is None else f" <span class=value>{_figure(row)}</span>"
     return (
         f"<div class=metric><div class=name>{escape(name)}{value}</div>"
-        f'<div class=bar role=img aria-label="{told}">{pieces}</div></div>'
+        f'<div class=bar role=img aria-label="{label}">{pieces}</div></div>'
     )
 
 
@@ -136,12 +136,12 @@ def _figure(row: Mapping[str, float]) -> str:
     return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}], n {row['n']:.0f}"
 
 
-def _tags(found: Mapping[str, Mapping[str, str]], *, answers: Answers) -> str:
+def _tags(needs: Mapping[str, Mapping[str, str]], *, answers: Answers) -> str:
     """Bars of each tag under the first metric that its items have."""
     bars = []
     tags = sorted({tag for (arm, _), answer in answers.items() if arm == FULL for tag in answer.tags})
     for tag in tags:
-        for metric, rows in found.items():
+        for metric, rows in needs.items():
             mine = [kind for key, kind in rows.items() if tag in answers[FULL, key].tags]
             if mine:
                 bars.append(_bar(f"{tag} ({metric}, {len(mine)})", rows=mine, row=None))
@@ -152,10 +152,10 @@ def _tags(found: Mapping[str, Mapping[str, str]], *, answers: Answers) -> str:
 def _arms(scores: Mapping[str, Any]) -> str:
     """Return what the whole clip is worth above each arm, metric by metric."""
     rows = [
-        f"<tr><td>{escape(ARMS.get(arm, arm))}</td><td>{escape(metric)}</td><td class=number>{one['mean']:+.3f}</td>"
-        f"<td class=number>{one['low']:+.3f} to {one['high']:+.3f}</td><td class=number>{one['n']}</td></tr>"
+        f"<tr><td>{escape(ARMS.get(arm, arm))}</td><td>{escape(metric)}</td><td class=number>{row['mean']:+.3f}</td>"
+        f"<td class=number>{row['low']:+.3f} to {row['high']:+.3f}</td><td class=number>{row['n']}</td></tr>"
         for arm, figures in scores.get("arms", {}).items()
-        for metric, one in figures["full_minus_arm"].items()
+        for metric, row in figures["full_minus_arm"].items()
     ]
     if not rows:
         return ""
@@ -166,10 +166,10 @@ def _arms(scores: Mapping[str, Any]) -> str:
     )
 
 
-def _items(found: Mapping[str, Mapping[str, str]], *, answers: Answers) -> str:
+def _items(needs: Mapping[str, Mapping[str, str]], *, answers: Answers) -> str:
     """Return a row for each item under the first metric that has it, with what was said in every arm that decides."""
     classes: dict[str, str] = {}
-    for rows in found.values():
+    for rows in needs.values():
         classes = {**rows, **classes}
     order = [key for arm, key in answers if arm == FULL and key in classes]
     if not order:

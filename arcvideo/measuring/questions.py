@@ -105,17 +105,19 @@ def open_questions(settings: EvaluateSettings, *, style: str, progress: bool = T
 
 def _limited(asking: Asking, *, tasks: Sequence[str], items: int) -> Asking:
     """Only some of the questions, spread over the set."""
-    questions = [one for one in asking.questions if not tasks or one.task in tasks]
-    wanted = {one.key for one in questions}
+    questions = [question for question in asking.questions if not tasks or question.task in tasks]
+    wanted = {question.key for question in questions}
     if items:
-        by_task = list(dict.fromkeys(one.task for one in questions))
-        kept = [evenly([one.key for one in questions if one.task == name], limit=items) for name in by_task]
-        wanted = {key for keys in kept for key in keys}
+        by_task = list(dict.fromkeys(question.task for question in questions))
+        chosen = [
+            evenly([question.key for question in questions if question.task == name], limit=items) for name in by_task
+        ]
+        wanted = {key for keys in chosen for key in keys}
     materials = (
-        replace(one, questions=tuple(question for question in one.questions if question.key in wanted))
-        for one in asking.materials
+        replace(material, questions=tuple(question for question in material.questions if question.key in wanted))
+        for material in asking.materials
     )
-    return replace(asking, materials=tuple(one for one in materials if one.questions))
+    return replace(asking, materials=tuple(material for material in materials if material.questions))
 
 
 def _shards(pattern: str, *, style: str, progress: bool) -> Asking:
@@ -124,7 +126,10 @@ def _shards(pattern: str, *, style: str, progress: bool) -> Asking:
     holes: list[Lost] = []
     number = 0
     for index in indexes:
-        holes += [Lost(key=one.key, reason=one.reason, detail=one.detail or one.stage) for one in index.problems()]
+        holes += [
+            Lost(key=problem.key, reason=problem.reason, detail=problem.detail or problem.stage)
+            for problem in index.problems()
+        ]
         for row in range(len(index.clips)):
             if index.media_count(row) > 1:
                 detail = "a stage's own evaluation asks about several media, this command about one"

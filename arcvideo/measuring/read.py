@@ -63,10 +63,12 @@ class Reader:
         if material.read is None:
             return None
         try:
-            found: Tensor | None = self._clip(material, layout=replace(self.layout, max_frames=1), bare=False).waveform
+            waveform: Tensor | None = self._clip(
+                material, layout=replace(self.layout, max_frames=1), bare=False
+            ).waveform
         except (MediaError, OSError):
             return None
-        return found
+        return waveform
 
     def _clip(self, material: Material, *, layout: MediaLayout, bare: bool) -> Any:
         assert material.read is not None
@@ -87,11 +89,11 @@ class Reader:
             if seen is not None:
                 lost = list(_outside(questions, seconds=seen.clip.duration))
         except MediaError as error:
-            lost = [Lost(key=one.key, reason=error.reason, detail=error.detail) for one in questions]
+            lost = [Lost(key=question.key, reason=error.reason, detail=error.detail) for question in questions]
         except OSError as error:
-            lost = [Lost(key=one.key, reason="unreadable", detail=str(error)) for one in questions]
-        gone = {one.key for one in lost}
-        left = replace(material, questions=tuple(one for one in questions if one.key not in gone))
+            lost = [Lost(key=question.key, reason="unreadable", detail=str(error)) for question in questions]
+        gone = {hole.key for hole in lost}
+        left = replace(material, questions=tuple(question for question in questions if question.key not in gone))
         return Read(material=left, wanted=wanted, seen=seen, other=None, lost=tuple(lost),
                     seconds=time.perf_counter() - began)  # fmt: skip
 

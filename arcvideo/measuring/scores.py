@@ -43,41 +43,41 @@ def score_folder(
         ValueError: no measurement there, or nothing was answered.
     """
     card = read_card(folder)
-    found = read_answers(folder)
-    if not found.answers:
+    measurement = read_answers(folder)
+    if not measurement.answers:
         raise ValueError(f"{folder} has no answers; ask them first with the command of its card")
     how = card.get("scoring", {})
     settings = EvaluationSettings(
-        metrics=list(metrics) or list(how.get("metrics") or default_metrics(found)),
+        metrics=list(metrics) or list(how.get("metrics") or default_metrics(measurement)),
         items=0,
         bootstrap=bootstrap or int(how.get("bootstrap", 1000)),
         seed=int(how.get("seed", 0)) if seed is None else seed,
     )
     # A stage measures some figures on some of its questions; other figures are over whatever was answered.
     chosen = None if metrics else how.get("chosen")
-    holes = [*(Lost(**row) for row in card.get("holes", ())), *found.lost.values()]
-    scores, predictions = scored(found, settings=settings, holes=holes, chosen=chosen)
+    holes = [*(Lost(**row) for row in card.get("holes", ())), *measurement.lost.values()]
+    scores, predictions = scored(measurement, settings=settings, holes=holes, chosen=chosen)
     scores = {"name": card["name"], "bench": card.get("bench", ""), "asked_of": card["origin"].get("questions", ""),
               **scores}  # fmt: skip
     write_predictions(folder / PREDICTIONS, predictions=predictions)
-    write_lines(folder / UNREAD, _unread(found.answers.values()))
-    needs = classes(found.answers)
+    write_lines(folder / UNREAD, _unread(measurement.answers.values()))
+    needs = classes(measurement.answers)
     if needs:
         write_lines(folder / NEEDS, needs)
         scores["needs"] = dict(Counter(tag for row in needs for tag in row["tags"]))
-        write_needs_page(folder / NEEDS_PAGE, scores=scores, card=card, answers=found.answers)
+        write_needs_page(folder / NEEDS_PAGE, scores=scores, card=card, answers=measurement.answers)
     write_whole(folder / SCORES, json.dumps(scores, indent=1) + "\n")
     return scores
 
 
-def default_metrics(found: Found) -> list[str]:
+def default_metrics(measurement: Found) -> list[str]:
     """Return every figure that can be computed of these answers."""
-    silent = any(arm == NO_SOUND for arm, _ in found.answers)
+    silent = any(arm == NO_SOUND for arm, _ in measurement.answers)
     return [name for name in metric_names() if silent or not measured(name)[1].silent]
 
 
 def scored(
-    found: Found,
+    measurement: Found,
     *,
     settings: EvaluationSettings,
     holes: Sequence[Lost],
@@ -86,15 +86,15 @@ def scored(
     """Return the scores as JSON has them, and what each item counted in the arm with everything.
 
     Args:
-        found: the answers.
+        measurement: the answers.
         settings: metrics, and how they are resampled.
         holes: questions that were not asked.
         chosen: metric -> keys of the questions that it is over; None takes all that were answered.
     """
-    full = {key: answer for (arm, key), answer in found.answers.items() if arm == FULL}
+    full = {key: answer for (arm, key), answer in measurement.answers.items() if arm == FULL}
     if chosen is None:
         chosen = choose(list(full.values()), settings=settings)
-    metrics, predictions = figures(found.answers, chosen=chosen, settings=settings)
+    metrics, predictions = figures(measurement.answers, chosen=chosen, settings=settings)
     answers = list(full.values())
     clipped = [answer.key for answer in answers if _beyond(answer)]
     unread = [answer for answer in answers if answer.problem is not None]
@@ -111,9 +111,9 @@ def scored(
         "metrics": {name: asdict(metric) for name, metric in metrics.items()},
         "tags": _by_tag(full, settings=settings),
     }
-    arms = dict.fromkeys(arm for arm, _ in found.answers if arm != FULL)
+    arms = dict.fromkeys(arm for arm, _ in measurement.answers if arm != FULL)
     if arms:
-        scores["arms"] = {arm: _arm(found, arm=arm, settings=settings) for arm in arms}
+        scores["arms"] = {arm: _arm(measurement, arm=arm, settings=settings) for arm in arms}
     return scores, predictions
 
 
@@ -131,15 +131,15 @@ def _figures(answers: Sequence[Answer], *, settings: EvaluationSettings) -> Figu
     names = [name for name in settings.metrics if not measured(name)[1].control]
     settings = EvaluationSettings(metrics=names, items=0, bootstrap=settings.bootstrap, seed=settings.seed)
     table = {(FULL, answer.key): answer for answer in answers}
-    found, _ = figures(table, chosen=choose(answers, settings=settings), settings=settings)
-    return {name: asdict(metric) for name, metric in found.items()}
+    metrics, _ = figures(table, chosen=choose(answers, settings=settings), settings=settings)
+    return {name: asdict(metric) for name, metric in metrics.items()}
 
 
-def _arm(found: Found, *, arm: str, settings: EvaluationSettings) -> dict[str, Any]:
+def _arm(measurement: Found, *, arm: str, settings: EvaluationSettings) -> dict[str, Any]:
     """Figures in an arm, and what the whole clip is worth above them, on the items that were asked in both."""
-    both = [key for one, key in found.answers if one == arm and (FULL, key) in found.answers]
-    there = [found.answers[arm, key] for key in both]
-    here = [found.answers[FULL, key] for key in both]
+    both = [key for its_arm, key in measurement.answers if its_arm == arm and (FULL, key) in measurement.answers]
+    there = [measurement.answers[arm, key] for key in both]
+    here = [measurement.answers[FULL, key] for key in both]
     return {
         "items": len(both),
         "metrics": _figures(there, settings=settings),
@@ -151,22 +151,22 @@ def differences(
     first: Sequence[Answer], second: Sequence[Answer], *, metrics: Sequence[str], settings: EvaluationSettings
 ) -> dict[str, dict[str, float]]:
     """Return metric -> its paired difference between answers to the same questions; controls are left out."""
-    found: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict[str, float]] = {}
     for metric in metrics:
-        one, other = _counted(first, metric=metric), _counted(second, metric=metric)
-        keys = [key for key in one if key in other]
+        ours, theirs = _counted(first, metric=metric), _counted(second, metric=metric)
+        keys = [key for key in ours if key in theirs]
         if measured(metric)[1].control or not keys:
             continue
         difference = paired_difference(
-            [one[key].score for key in keys],
-            [other[key].score for key in keys],
-            weights=[one[key].weight for key in keys],
-            clips=[one[key].clip for key in keys],
+            [ours[key].score for key in keys],
+            [theirs[key].score for key in keys],
+            weights=[ours[key].weight for key in keys],
+            clips=[ours[key].clip for key in keys],
             seed=settings.seed,
             resamples=settings.bootstrap,
         )
-        found[metric] = {"mean": difference.mean, "low": difference.low, "high": difference.high, "n": len(keys)}
-    return found
+        rows[metric] = {"mean": difference.mean, "low": difference.low, "high": difference.high, "n": len(keys)}
+    return rows
 
 
 def _counted(answers: Sequence[Answer], *, metric: str) -> dict[str, Prediction]:
@@ -204,11 +204,11 @@ def table_text(scores: Mapping[str, Any]) -> str:
     ]
     for tag, rows in scores["tags"].items():
         lines += [f"  [{tag}]", *(f"  {_line(name, row)}" for name, row in rows.items())]
-    for arm, found in scores.get("arms", {}).items():
-        lines.append(f"  {arm}: {found['items']} items, what the whole clip is worth above it:")
+    for arm, compared in scores.get("arms", {}).items():
+        lines.append(f"  {arm}: {compared['items']} items, what the whole clip is worth above it:")
         lines += [
             f"    {name:<26}{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-            for name, row in found["full_minus_arm"].items()
+            for name, row in compared["full_minus_arm"].items()
         ]
     if "needs" in scores:
         lines.append("  " + ", ".join(f"{tag} {count}" for tag, count in sorted(scores["needs"].items())))

@@ -96,8 +96,10 @@ class EvaluateSettings:
                 raise SettingsError(f"arms has {arm!r}, which is unknown; use: {', '.join(ARMS)}, or all")
         for name in self.metrics:
             if not is_metric(name):
-                known = ", ".join([*metric_names(), *brought("metrics")])
-                raise SettingsError(f"metrics has {name!r}, which is unknown; use: {known}, or package.module:function")
+                choices = ", ".join([*metric_names(), *brought("metrics")])
+                raise SettingsError(
+                    f"metrics has {name!r}, which is unknown; use: {choices}, or package.module:function"
+                )
         if FULL not in self.arms:
             object.__setattr__(self, "arms", [FULL, *self.arms])  # what the others are compared with
         if self.style not in STYLES:

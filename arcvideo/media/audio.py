@@ -118,10 +118,10 @@ class Whisper:
 
     def segments(self, waveform: Tensor) -> list[dict[str, Any]]:
         """`{"start", "end", "text"}` of each stretch of speech in (N,) float32 at 16 kHz; seconds, greedy decoding."""
-        found = self._model.transcribe(waveform.float(), temperature=0.0, fp16=self._model.device.type == "cuda")
+        transcript = self._model.transcribe(waveform.float(), temperature=0.0, fp16=self._model.device.type == "cuda")
         return [
             {"start": round(float(part["start"]), 2), "end": round(float(part["end"]), 2), "text": text}
-            for part in found["segments"]
+            for part in transcript["segments"]
             if (text := part["text"].replace("\ufffd", "").strip())
         ]
 

@@ -113,7 +113,9 @@ def clip_of_frames(
     Raises:
         ValueError: frames of another form, or times that do not fit them.
     """
-    if not len(frames) or any(one.ndim != 3 or one.shape[-1] != 3 or one.dtype != np.uint8 for one in frames):
+    if not len(frames) or any(
+        picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8 for picture in frames
+    ):
         raise ValueError("frames must be (H, W, 3) uint8 RGB, at least one")
     if (fps is None) == (times is None):
         raise ValueError("decoded frames need fps, their frames a second, or times, the second of each")

@@ -64,13 +64,13 @@ def fast_frames(
     for first in range(0, len(chosen.indices), _AT_A_TIME):
         indices = list(chosen.indices[first : first + _AT_A_TIME])
         try:
-            found = decoder.get_frames_at(indices)
+            decoded = decoder.get_frames_at(indices)
         except (RuntimeError, ValueError, IndexError):
             return None
         wanted = [in_seconds(stream, timeline.ticks[index]) for index in indices]
-        if np.abs(found.pts_seconds.numpy() - wanted).max() > half:
+        if np.abs(decoded.pts_seconds.numpy() - wanted).max() > half:
             return None
-        for slot, pixels in enumerate(found.data.numpy(), start=first):
+        for slot, pixels in enumerate(decoded.data.numpy(), start=first):
             check_pixels(pixels.shape[1], pixels.shape[0], name=name, limits=limits)
             frames.append(chosen.finish(pixels, slot))
     return frames

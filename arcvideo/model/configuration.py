@@ -178,8 +178,8 @@ class ArcVideoConfig(PreTrainedConfig):
             raise ValueError("vision_config.num_key_value_heads must equal num_attention_heads")
         for block, wanted in ONLY.items():
             for key, value in wanted.items():
-                if (found := getattr(getattr(self, block), key, value)) != value:
-                    raise ValueError(f"{block}.{key} is {found!r}, but this model has only {value!r}")
+                if (actual := getattr(getattr(self, block), key, value)) != value:
+                    raise ValueError(f"{block}.{key} is {actual!r}, but this model has only {value!r}")
 
     @classmethod
     def from_settings(

@@ -102,8 +102,8 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
         loaded = model[0] if isinstance(model, tuple) else model
         # A generation_config.json may name one of them only.
         listed = loaded.generation_config.eos_token_id
-        known = listed if isinstance(listed, list) else [] if listed is None else [listed]
-        loaded.generation_config.eos_token_id = list(dict.fromkeys([*known, *loaded.config.stop_token_ids]))
+        stops = listed if isinstance(listed, list) else [] if listed is None else [listed]
+        loaded.generation_config.eos_token_id = list(dict.fromkeys([*stops, *loaded.config.stop_token_ids]))
         return model
 
     @classmethod

@@ -46,10 +46,10 @@ class Trace:
 
 def seen_states(trace: Trace | None) -> dict[str, Any]:
     """Return the fields of `ArcVideoOutput` that a trace fills."""
-    kept = trace or Trace()
+    seen = trace or Trace()
     return {
-        "hidden_states": None if kept.hidden is None else tuple(kept.hidden),
-        "attentions": None if kept.attentions is None else tuple(kept.attentions),
+        "hidden_states": None if seen.hidden is None else tuple(seen.hidden),
+        "attentions": None if seen.attentions is None else tuple(seen.attentions),
     }
 
 

@@ -40,7 +40,7 @@ def run_layer(layer: nn.Module, x: Tensor, *inputs: Any, recompute: str) -> Tens
 def _keep_products() -> Any:
     """Return contexts of a checkpointed layer in which outputs of matrix products and of attention kernels are kept."""
 
-    def policy(context: Any, operation: Any, *arguments: Any, **words: Any) -> CheckpointPolicy:
+    def policy(context: Any, operation: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:
         name = operation.__name__.partition(".")[0] if hasattr(operation, "__name__") else ""
         kept = name in _KEPT_KERNELS and _costly(arguments)
         kept = kept or name.startswith(("_scaled_dot_product_", "_varlen_attn"))

@@ -234,13 +234,13 @@ def _target_problems(lora: LoraSettings, *, family: str) -> list[str]:
         return []
     every = TOWER_LAYERS | {"llm": FAMILIES[family].adapter_targets}
     layers = {module: every[module] for module in lora.modules if module in every}
-    known = sorted({name for names in layers.values() for name in names})
+    layer_names = sorted({name for names in layers.values() for name in names})
     last = {target.rpartition(".")[2]: target for target in adapter_targets(lora, family=family)}
     problems = [
         f"lora.targets has {target!r}, which is no linear layer of {', '.join(layers)} with model.family={family}"
-        f"{nearest(name, known)}; there are {', '.join(known)}"
+        f"{nearest(name, layer_names)}; there are {', '.join(layer_names)}"
         for name, target in last.items()
-        if layers and name not in known
+        if layers and name not in layer_names
     ]
     problems += [
         f"lora.targets names no linear layer of {module}, which lora.modules adapts: {', '.join(names)}"

@@ -64,8 +64,8 @@ def objective_row(name: str, *, feed: str = "") -> ObjectiveRow:
             raise ValueError(f"stage.feed={feed} is for a class of your own; stage.objective={name} trains on {fixed}")
         return OBJECTIVES[name]
     if not path_of(name, kind="objectives"):
-        known = ", ".join([*OBJECTIVES, *brought("objectives")])
-        raise ValueError(f"stage.objective={name!r} is unknown: choose one of {known}, or package.module:Class")
+        choices = ", ".join([*OBJECTIVES, *brought("objectives")])
+        raise ValueError(f"stage.objective={name!r} is unknown: choose one of {choices}, or package.module:Class")
     like = next((row for row in OBJECTIVES.values() if row.feed == (feed or "answers")), None)
     if like is None:
         raise ValueError(f"stage.feed={feed!r} is unknown: choose one of {', '.join(FEEDS)}")

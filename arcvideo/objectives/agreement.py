@@ -44,9 +44,9 @@ def judged(pairs: Sequence[Mapping[str, Sequence[float]]], *, settings: GrpoSett
     Raises:
         ValueError: more tokens disagree than may.
     """
-    told = [part for part in pairs if OUTLIERS in part]
-    apart, total = sum(part[OUTLIERS][0] for part in told), sum(part[GAP][0] for part in told)
-    count = sum(part[GAP][1] for part in told)
+    counted = [part for part in pairs if OUTLIERS in part]
+    apart, total = sum(part[OUTLIERS][0] for part in counted), sum(part[GAP][0] for part in counted)
+    count = sum(part[GAP][1] for part in counted)
     if not count:
         return {}
     refuse_many(round(apart), count=round(count), settings=settings, apart=f"by {total / count:.3g} nats on average")

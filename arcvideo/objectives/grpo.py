@@ -244,11 +244,11 @@ class Grpo:
             )
         logprobs = token_logprobs(logits, target_ids=batch.target_ids, temperature=settings.temperature)
         mask = extra.get("loss_mask", torch.ones_like(batch.target_weights))
-        old, told = extra.get("old_logprobs"), {}
+        old, gaps = extra.get("old_logprobs"), {}
         if old is None:
             old = logprobs.detach()
             gap = (old - extra["sampled_logprobs"]).abs()
-            mask, told = mask * agreeing(gap, settings=settings), gap_pairs(gap, settings=settings)
+            mask, gaps = mask * agreeing(gap, settings=settings), gap_pairs(gap, settings=settings)
         loss = grpo_loss(
             logprobs,
             old_logprobs=old,
@@ -260,7 +260,7 @@ class Grpo:
             mask=mask,
         )
         entropy = token_entropy(logits, temperature=settings.temperature)
-        return Loss(total=loss.total, metrics={**loss.metrics, **told, "entropy": ((entropy * mask).sum(), mask.sum())})
+        return Loss(total=loss.total, metrics={**loss.metrics, **gaps, "entropy": ((entropy * mask).sum(), mask.sum())})
 
     def judge(self, pairs: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
         """Return further metrics of a step, or refuse it before the weights move; see `agreement.judged`.

@@ -29,21 +29,21 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, target_ids: Tensor, temperature: float) -> Tensor:
         ctx.save_for_backward(logits, target_ids)
         ctx.temperature = temperature
-        found = logits.new_empty(len(logits), dtype=_exact(logits))
+        logprobs = logits.new_empty(len(logits), dtype=_exact(logits))
         for rows in _chunks(logits):
-            found[rows] = _logprobs(logits[rows], target_ids[rows], temperature)
-        return found
+            logprobs[rows] = _logprobs(logits[rows], target_ids[rows], temperature)
+        return logprobs
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         logits, target_ids = ctx.saved_tensors
-        found = torch.empty_like(logits)
+        gradient = torch.empty_like(logits)
         for rows in _chunks(logits):
             with torch.enable_grad():
                 chunk = logits[rows].detach().requires_grad_()
                 values = _logprobs(chunk, target_ids[rows], ctx.temperature)
-            (found[rows],) = torch.autograd.grad(values, chunk, grad[rows])
-        return found, None, None
+            (gradient[rows],) = torch.autograd.grad(values, chunk, grad[rows])
+        return gradient, None, None
 
 
 def _logprobs(logits: Tensor, target_ids: Tensor, temperature: float) -> Tensor:

@@ -246,10 +246,10 @@ def _rows_of_shard(
 
 def _several_media(index: ShardIndex) -> dict[int, list[float]]:
     """Return row -> seconds of each medium, of the records that have several."""
-    found: dict[int, list[float]] = {}
+    seconds: dict[int, list[float]] = {}
     for part in index.parts if index.meta["parts"] else ():
-        found.setdefault(int(part["clip"]), []).append(float(part["duration"]))
-    return found
+        seconds.setdefault(int(part["clip"]), []).append(float(part["duration"]))
+    return seconds
 
 
 def _usable(index: ShardIndex, *, source: SourceSettings, repeated: Ints, first: int) -> npt.NDArray[np.bool_]:
@@ -280,24 +280,24 @@ def _stored(
 ) -> SourceTable | None:
     """Return the stored table of a source; None when there is none for these shards and settings."""
     folder = _table_folder(shards, counts=counts, source=source, settings=settings, **about)
-    found = None if folder is None else open_rows(folder, _DTYPES)
-    if found is None:
+    stored = None if folder is None else open_rows(folder, _DTYPES)
+    if stored is None:
         return None
-    facts = found.facts
+    facts = stored.facts
     return SourceTable(
         name=name,
         settings=source,
         indexes=OpenedLater(shards, facts["digests"], place=settings.index_dir or ""),
-        clip_rows=found.rows["clips"],
-        item_rows=found.rows["items"],
-        by_tokens=found.rows["by_tokens"],
+        clip_rows=stored.rows["clips"],
+        item_rows=stored.rows["items"],
+        by_tokens=stored.rows["by_tokens"],
         tasks=tuple(facts["tasks"]),
         quarantined=tuple(Problem(**row) for row in facts["problems"]),
         dropped=facts["dropped"],
         shortened=facts["shortened"],
         passes=source.weight,
         pass_tokens=facts["pass_tokens"],
-        maps=found.maps,
+        maps=stored.maps,
     )
 
 
@@ -391,10 +391,10 @@ def _table_folder(
 
 def _tasks(indexes: Sequence[ShardIndex], *, source: SourceSettings) -> tuple[str, ...]:
     """Return all tasks of the shards; those that the settings name must be among them."""
-    found = tuple(sorted({task for index in indexes for task in index.tasks}))
+    tasks = tuple(sorted({task for index in indexes for task in index.tasks}))
     for task in source.tasks:
         if task not in TASKS:
             raise ValueError(f"tasks.{task}: no such task; choose from {', '.join(TASKS)}")
-        if task not in found:
-            raise ValueError(f"tasks.{task}: the shards have no such item; they have {', '.join(found) or 'none'}")
-    return found
+        if task not in tasks:
+            raise ValueError(f"tasks.{task}: the shards have no such item; they have {', '.join(tasks) or 'none'}")
+    return tasks

@@ -209,12 +209,12 @@ class Plan:
     def _promised(self, epoch: int, number: int) -> tuple[Future[WindowPlan], bool]:
         """Return what will be the plan of a window, and whether the caller is the one who has to make it."""
         with self._lock:
-            known = self._plans.pop((epoch, number), None)
-            future: Future[WindowPlan] = Future() if known is None else known
+            promised = self._plans.pop((epoch, number), None)
+            future: Future[WindowPlan] = Future() if promised is None else promised
             self._plans[epoch, number] = future  # the last of the dictionary is the one used last
             while len(self._plans) > _KEPT:
                 del self._plans[next(iter(self._plans))]
-        return future, known is None
+        return future, promised is None
 
     def _keep_promise(self, epoch: int, number: int, future: Future[WindowPlan]) -> None:
         try:

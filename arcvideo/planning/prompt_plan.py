@@ -48,8 +48,8 @@ class PromptPlan:
 
     def epoch(self, number: int) -> _Prompts:
         """Return all prompts of an epoch, in order; the last epoch asked for is kept."""
-        known, prompts = self._epoch
-        if known != number or prompts is None:
+        drawn, prompts = self._epoch
+        if drawn != number or prompts is None:
             parts = [
                 _drawn(table, source=source, seed=self.seed, epoch=number) for source, table in enumerate(self.tables)
             ]

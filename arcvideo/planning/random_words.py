@@ -71,12 +71,12 @@ def shuffled(places: Ints, count: Any, *key: object, tweak: Any = 0) -> Ints:
     numbers = np.broadcast_to(np.asarray(tweak, dtype=np.uint64), places.shape)
     half = np.uint64(max(1, (int(limit.max(initial=1)) - 1).bit_length() + 1) // 2 or 1)
     keys = words(_FEISTEL, *key, "rounds")
-    found = places.astype(np.uint64)
-    outside = np.arange(len(found))
+    values = places.astype(np.uint64)
+    outside = np.arange(len(values))
     while len(outside):  # a value beyond `count` is mapped on until it falls inside: cycle walking
-        found[outside] = _feistel(found[outside], half=half, keys=keys, numbers=numbers[outside])
-        outside = outside[found[outside] >= limit[outside]]
-    return found.astype(np.int64)
+        values[outside] = _feistel(values[outside], half=half, keys=keys, numbers=numbers[outside])
+        outside = outside[values[outside] >= limit[outside]]
+    return values.astype(np.int64)
 
 
 def _key(*key: object) -> int:

@@ -35,7 +35,7 @@ def repeated_keys(indexes: Sequence[ShardIndex]) -> Repeated:
     Keys are compared by 64-bit numbers first, and as text where those agree.
     """
     twice = met_twice(map(key_numbers, indexes), count=sum(index.meta["clips"] for index in indexes))
-    found: dict[int, Problem] = {}
+    problems: dict[int, Problem] = {}
     first: dict[str, str] = {}
     met = 0
     for index in indexes if len(twice) else ():
@@ -44,10 +44,10 @@ def repeated_keys(indexes: Sequence[ShardIndex]) -> Repeated:
             if key in first:
                 detail = f"its key stands in {first[key]} too; keys must be unique in a source"
                 problem = Problem(key=key, stage="record", reason="duplicate_key", detail=detail, shard=name)
-                found[met + row] = problem
+                problems[met + row] = problem
             first.setdefault(key, name)
         met += len(index.clips)
-    return Repeated(clips=np.array(list(found), dtype=np.int64), problems=tuple(found.values()))
+    return Repeated(clips=np.array(list(problems), dtype=np.int64), problems=tuple(problems.values()))
 
 
 def key_numbers(index: ShardIndex) -> Words:
@@ -82,11 +82,11 @@ def met_twice(parts: Iterable[Words], *, count: int, held: int = _HELD) -> Words
             batch.sort()
             for spill, piece in zip(spills, np.split(batch, np.searchsorted(batch, edges)), strict=True):
                 piece.tofile(spill)
-        found = []
+        repeated = []
         for spill in spills:
             spill.seek(0)
-            found.append(_twice(np.fromfile(spill, dtype=np.uint64)))
-    return np.concatenate(found)
+            repeated.append(_twice(np.fromfile(spill, dtype=np.uint64)))
+    return np.concatenate(repeated)
 
 
 def _batches(parts: Iterable[Words], *, size: int) -> Iterator[Words]:

@@ -53,7 +53,7 @@ def realised(plan: Plan, *, steps: int) -> dict[str, dict[str, Any]]:
 
     A prefix that several families of a clip carry counts each time, as it costs each time.
     """
-    found = _nothing(plan.tables)
+    rows = _nothing(plan.tables)
     step = 0
     while step < steps:
         epoch, number, _ = plan.locate(step)
@@ -65,28 +65,28 @@ def realised(plan: Plan, *, steps: int) -> dict[str, dict[str, Any]]:
             sizes = (families.hi - families.lo)[own]
             items = families.item[ragged(families.lo[own], sizes)]
             tasks = np.bincount(table.item_task[items], minlength=len(table.tasks))
-            row = found[table.name]
+            row = rows[table.name]
             row["families"] += len(own)
             row["items"] += int(sizes.sum())
             row["tokens"] += int(families.tokens[own].sum())
             for task, count in zip(table.tasks, tasks.tolist(), strict=True):
                 row["tasks"][task] += count
         step += window.steps
-    return found
+    return rows
 
 
 def realised_prompts(plan: PromptPlan, *, steps: int, count: int) -> dict[str, dict[str, Any]]:
     """Return the same of the first steps of `count` prompts."""
-    found = _nothing(plan.tables)
+    rows = _nothing(plan.tables)
     for place in range(steps * count):
         family = plan.prompt(place)
         table = plan.tables[family.source]
-        row = found[table.name]
+        row = rows[table.name]
         row["families"] += 1
         row["items"] += 1
         row["tokens"] += family.tokens
         row["tasks"][table.tasks[table.item_task[family.items[0]]]] += 1
-    return found
+    return rows
 
 
 def _nothing(tables: Sequence[SourceTable]) -> dict[str, dict[str, Any]]:
@@ -96,13 +96,13 @@ def _nothing(tables: Sequence[SourceTable]) -> dict[str, dict[str, Any]]:
 
 
 def mixture_report(
-    tables: Sequence[SourceTable], *, unit: str, found: Mapping[str, Mapping[str, Any]]
+    tables: Sequence[SourceTable], *, unit: str, rows: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """Return requested beside realised, for logs and the manifest; shares are of tokens."""
-    weights, tokens = sum(table.settings.weight for table in tables), sum(row["tokens"] for row in found.values())
+    weights, tokens = sum(table.settings.weight for table in tables), sum(row["tokens"] for row in rows.values())
     report = {}
     for table in tables:
-        settings, row = table.settings, found[table.name]
+        settings, row = table.settings, rows[table.name]
         wanted: dict[str, Any] = {"unit": unit, "weight": settings.weight, "tasks": dict(settings.tasks)}
         if unit == "tokens":
             wanted["share"] = settings.weight / weights

@@ -174,12 +174,12 @@ class SourceTable:
     def _taken(self, rows: np.ndarray, numbers: Ints) -> np.ndarray:
         if not self.maps or len(numbers) <= _TOUCHED:
             return rows[numbers]
-        found = np.empty(len(numbers), dtype=rows.dtype)
+        taken = np.empty(len(numbers), dtype=rows.dtype)
         for start in range(0, len(numbers), _TOUCHED):
-            found[start : start + _TOUCHED] = rows[numbers[start : start + _TOUCHED]]
+            taken[start : start + _TOUCHED] = rows[numbers[start : start + _TOUCHED]]
             for pages in self.maps:
                 pages.madvise(mmap.MADV_DONTNEED)
-        return found
+        return taken
 
     def prefix(self, item: Ints, clip: Ints) -> Ints:
         """Return the tokens before the branch of each item, 0 for text only; `clip` holds the clips of the items."""
@@ -215,8 +215,8 @@ class LargestFirst:
     def add(self, numbers: Ints) -> None:
         """Take the next numbers, of 0 or more."""
         values = np.minimum(numbers, _LARGEST)
-        found = np.bincount(values)
-        self._counts[: len(found)] += found
+        counts = np.bincount(values)
+        self._counts[: len(counts)] += counts
         values.astype(np.uint32).tofile(self._spill)
 
     def order(self, *, held: int = _HELD) -> npt.NDArray[np.uint32]:
@@ -234,8 +234,8 @@ class LargestFirst:
             falling = -values[inside]
             rank = np.arange(len(values)) - np.searchsorted(falling, falling)
             order[free[-falling] + rank] = first + inside
-            found = np.bincount(values)
-            free[: len(found)] += found
+            counts = np.bincount(values)
+            free[: len(counts)] += counts
         self._spill.close()
         return order
 

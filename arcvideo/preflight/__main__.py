@@ -62,10 +62,10 @@ def _preflight(own: dict[str, str], *, extra: Sequence[str]) -> int:
     recipe = load_recipe(own["recipe"])
     machine = machine_of(own, recipe=recipe.machine)
     stages = _chosen(recipe, own=own, extra=extra)
-    found, problems, errors = _estimates(
+    forecasts, problems, errors = _estimates(
         stages, machine=machine, expect=recipe.expect, trace=own.get("trace", "no") == "yes"
     )
-    print(table(found, machine=machine))
+    print(table(forecasts, machine=machine))
     if errors:
         print(error_table(errors))
     for problem in problems:
@@ -91,25 +91,25 @@ def _estimates(
     stages: Sequence[PlannedStage], *, machine: Machine, expect: Mapping[str, ExpectedSource], trace: bool
 ) -> tuple[list[Estimate], list[str], list[Measured]]:
     """Return the estimate of each stage, what does not fit, and what was measured."""
-    found, problems, errors = [], [], []
+    forecasts, problems, errors = [], [], []
     for stage in stages:
-        one = estimate(stage.config, machine=machine, expect=expect)
-        one = _traced(one, config=stage.config) if trace else one
-        found.append(one)
-        problems += misfits(stage.words, config=stage.config, found=one, machine=machine)
-        errors += measured(stage.config, found=one, machine=machine)
-    return found, problems, errors
+        forecast = estimate(stage.config, machine=machine, expect=expect)
+        forecast = _traced(forecast, config=stage.config) if trace else forecast
+        forecasts.append(forecast)
+        problems += misfits(stage.words, config=stage.config, estimate=forecast, machine=machine)
+        errors += measured(stage.config, estimate=forecast, machine=machine)
+    return forecasts, problems, errors
 
 
-def _traced(found: Estimate, *, config: RunConfig) -> Estimate:
+def _traced(forecast: Estimate, *, config: RunConfig) -> Estimate:
     """Return the same with activations as a trace of the stage's real step counts them."""
     from arcvideo.preflight.trace import trace_row
 
-    traced = trace_row(config, row=row_of(config, epoch=found.epoch))
-    return replace(found, gpu=replace(found.gpu, activations=float(traced.peak)), traced=True)
+    traced = trace_row(config, row=row_of(config, epoch=forecast.epoch))
+    return replace(forecast, gpu=replace(forecast.gpu, activations=float(traced.peak)), traced=True)
 
 
-def table(found: Sequence[Estimate], *, machine: Machine) -> str:
+def table(forecasts: Sequence[Estimate], *, machine: Machine) -> str:
     """Return the estimates, a line a stage."""
     rows = [
         f"{'stage':<14}{'samples':>10}{'tokens':>10}{'packs':>8}{'steps/ep':>9}{'steps':>7}{'FLOPs':>9}{'hours':>8}"
@@ -117,31 +117,31 @@ def table(found: Sequence[Estimate], *, machine: Machine) -> str:
         + (f"{'price':>9}" if machine.price else "")
         + "  counts"
     ]
-    for one in found:
-        gpu, epoch = one.gpu, one.epoch
+    for forecast in forecasts:
+        gpu, epoch = forecast.gpu, forecast.epoch
         sizes = (gpu.gradients, gpu.optimizer, gpu.activations)
-        ends = (gpu.total, one.host, one.disk)
+        ends = (gpu.total, forecast.host, forecast.disk)
         rows.append(
-            f"{one.name:<14}{epoch.samples:>10.0f}{epoch.tokens:>10.3g}{epoch.packs:>8}{epoch.steps:>9}{one.steps:>7}"
-            f"{one.flops:>9.2g}{one.seconds / 3600:>8.2f}{gpu.weights / GIB:>9.1f}"
+            f"{forecast.name:<14}{epoch.samples:>10.0f}{epoch.tokens:>10.3g}{epoch.packs:>8}{epoch.steps:>9}{forecast.steps:>7}"
+            f"{forecast.flops:>9.2g}{forecast.seconds / 3600:>8.2f}{gpu.weights / GIB:>9.1f}"
             + "".join(f"{size / GIB:>7.1f}" for size in sizes)
             + f"{gpu.rollout / GIB:>8.1f}"
             + "".join(f"{size / GIB:>7.1f}" for size in ends)
-            + (f"{machine.cost(one.seconds):>9.0f}" if machine.price else "")
+            + (f"{machine.cost(forecast.seconds):>9.0f}" if machine.price else "")
             + f"  {epoch.how}"
         )
-    rows += [_total(found, machine=machine)] if len(found) > 1 else []
+    rows += [_total(forecasts, machine=machine)] if len(forecasts) > 1 else []
     assumed = f"{machine.gpus} x {machine.device} at {machine.utilization:.0%} of {machine.peak / 1e12:g} TFLOP/s"
     notes = [f"samples to steps/ep: of an epoch. Memory and disk in GiB. Assumed: {assumed}."]
-    if any(one.epoch.how == "declared" for one in found):
+    if any(forecast.epoch.how == "declared" for forecast in forecasts):
         notes.append("declared: shards are not there; sizes are those that the recipe expects, not counted ones.")
-    if any(one.steps != one.epoch.steps for one in found):
+    if any(forecast.steps != forecast.epoch.steps for forecast in forecasts):
         notes.append("FLOPs and hours are of `steps` (runner.steps), not of an epoch.")
-    if any(one.traced for one in found):
+    if any(forecast.traced for forecast in forecasts):
         notes.append("activ: traced at full shapes. Neither traces nor formulas were compared with a GPU yet.")
-    if len(found) > 1:
+    if len(forecasts) > 1:
         notes.append("all: sums; of memory, the stage that needs most.")
-    decoding = sum(one.rollout_seconds for one in found)
+    decoding = sum(forecast.rollout_seconds for forecast in forecasts)
     if decoding:
         notes.append(
             f"Of the hours {decoding / 3600:.2f} are decoding, at {machine.bandwidth / 1e12:g} TB/s of memory."
@@ -149,12 +149,17 @@ def table(found: Sequence[Estimate], *, machine: Machine) -> str:
     return "\n".join([*rows, *notes])
 
 
-def _total(found: Sequence[Estimate], *, machine: Machine) -> str:
+def _total(forecasts: Sequence[Estimate], *, machine: Machine) -> str:
     """Return the line under the stages: work, time, disk and price added up, memory of the stage that needs most."""
-    seconds, steps = sum(one.seconds for one in found), sum(one.steps for one in found)
-    most = (max(one.gpu.total for one in found), max(one.host for one in found), sum(one.disk for one in found))
+    seconds, steps = sum(forecast.seconds for forecast in forecasts), sum(forecast.steps for forecast in forecasts)
+    most = (
+        max(forecast.gpu.total for forecast in forecasts),
+        max(forecast.host for forecast in forecasts),
+        sum(forecast.disk for forecast in forecasts),
+    )
+    flops = sum(forecast.flops for forecast in forecasts)
     return (
-        f"{'all':<14}{'':>37}{steps:>7}{sum(one.flops for one in found):>9.2g}{seconds / 3600:>8.2f}{'':>38}"
+        f"{'all':<14}{'':>37}{steps:>7}{flops:>9.2g}{seconds / 3600:>8.2f}{'':>38}"
         + "".join(f"{size / GIB:>7.1f}" for size in most)
         + (f"{machine.cost(seconds):>9.0f}" if machine.price else "")
     )

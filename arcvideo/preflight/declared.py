@@ -39,19 +39,19 @@ def declared_row(source: SourceSettings, expected: ExpectedSource, *, name: str,
         raise ValueError(f"data.sources.{name}: its shards are not there, and data.unit={config.data.unit} needs them")
     clips = math.ceil(expected.samples / expected.samples_per_clip) * source.fraction
     visits = min(clips, source.max_clips or clips) * source.weight
-    asked = min(expected.samples_per_clip, source.items_per_clip or expected.samples_per_clip)
+    questions = min(expected.samples_per_clip, source.items_per_clip or expected.samples_per_clip)
     frames = min(math.ceil(expected.seconds), config.layout.max_frames)
     branch, targets = ORDINARY[source.style]
     if config.objective.paired:
         branch, targets = branch + targets, 2 * targets
     prefix = 1 + media_length(frames, layout=config.layout) if frames else 0
     prompted = config.objective.sampled
-    tokens = asked * (prefix + branch) if prompted else prefix + asked * branch
+    tokens = questions * (prefix + branch) if prompted else prefix + questions * branch
     alone = (prefix + branch) ** 2 / 2
-    pairs = asked * alone if prompted else prefix**2 / 2 + asked * (branch**2 / 2 + branch * prefix)
-    shown = asked if prompted else 1
+    pairs = questions * alone if prompted else prefix**2 / 2 + questions * (branch**2 / 2 + branch * prefix)
+    shown = questions if prompted else 1
     chunks = math.ceil(frames / config.layout.chunk_seconds)
-    per_visit = (asked, tokens, 0 if prompted else asked * targets, shown * frames, shown * chunks, pairs)
+    per_visit = (questions, tokens, 0 if prompted else questions * targets, shown * frames, shown * chunks, pairs)
     return Row(*(visits * value for value in per_visit))
 
 

@@ -21,7 +21,7 @@ ENGINES = ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 ADAPTERS = "lora.rank=16"
 
 
-def misfits(words: Sequence[str], *, config: RunConfig, found: Estimate, machine: Machine) -> list[str]:
+def misfits(words: Sequence[str], *, config: RunConfig, estimate: Estimate, machine: Machine) -> list[str]:
     """Return what cannot fit, one sentence each, with the override that would.
 
     Args:
@@ -31,34 +31,35 @@ def misfits(words: Sequence[str], *, config: RunConfig, found: Estimate, machine
     key, unit = step_unit(config)
     up = math.ceil(unit / machine.gpus) * machine.gpus
     if unit % machine.gpus:
-        problems.append(f"{found.name}: {key}={unit} is not a multiple of {machine.gpus} ranks: {key}={up}")
+        problems.append(f"{estimate.name}: {key}={unit} is not a multiple of {machine.gpus} ranks: {key}={up}")
         words = [*words, f"{key}={up}"]
     short = []
-    if found.gpu.total > machine.room:
-        short.append(f"{found.gpu.total / GIB:.0f} GiB on a device of {machine.gpu_gib:.0f} GiB")
-    if found.host > machine.host_gib * GIB:
-        short.append(f"{found.host / GIB:.0f} GiB of host memory, {machine.host_gib:.0f} there")
+    if estimate.gpu.total > machine.room:
+        short.append(f"{estimate.gpu.total / GIB:.0f} GiB on a device of {machine.gpu_gib:.0f} GiB")
+    if estimate.host > machine.host_gib * GIB:
+        short.append(f"{estimate.host / GIB:.0f} GiB of host memory, {machine.host_gib:.0f} there")
     if short:
-        remedy = next(iter(_remedies(words, config=config, found=found, machine=machine)), "")
-        problems.append(f"{found.name}: {' and '.join(short)}: {remedy or 'more or larger devices'}")
+        remedy = next(iter(_remedies(words, config=config, estimate=estimate, machine=machine)), "")
+        problems.append(f"{estimate.name}: {' and '.join(short)}: {remedy or 'more or larger devices'}")
     free, folder = _free(config.stage_dir)
-    if found.disk > free:
+    if estimate.disk > free:
         least = checkpoint_disk(replace(config, runner=replace(config.runner, keep_last=1)))
         remedy = "runner.keep_last=1, or run_dir= on another disk" if least <= free else "run_dir= on another disk"
         problems.append(
-            f"{found.name}: {found.disk / GIB:.1f} GiB of checkpoints, {free / GIB:.1f} free in {folder}: {remedy}"
+            f"{estimate.name}: {estimate.disk / GIB:.1f} GiB of checkpoints, {free / GIB:.1f} free in {folder}: "
+            f"{remedy}"
         )
     return problems
 
 
-def _remedies(words: Sequence[str], *, config: RunConfig, found: Estimate, machine: Machine) -> Iterator[str]:
+def _remedies(words: Sequence[str], *, config: RunConfig, estimate: Estimate, machine: Machine) -> Iterator[str]:
     """Yield overrides with which the stage fits, those that change least first."""
     for extra in _candidates(config, machine=machine):
         try:
             changed = stage_config([*words, *extra])
         except ConfigError:
             continue
-        if fits(changed, epoch=found.epoch, machine=machine):
+        if fits(changed, epoch=estimate.epoch, machine=machine):
             yield " ".join(extra)
 
 

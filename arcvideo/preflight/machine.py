@@ -66,8 +66,8 @@ def machine_of(words: dict[str, str], *, recipe: MachineSettings | None) -> Mach
     Raises:
         ValueError: not a number, or no such device.
     """
-    known = recipe or MachineSettings()
-    device = words.get("device", known.device).lower()
+    defaults = recipe or MachineSettings()
+    device = words.get("device", defaults.device).lower()
     numbers = ("peak_tflops", "bandwidth_tb", "gpu_memory")
     if device not in (*GPU_GB, "cpu") and not all(key in words for key in numbers):
         raise ValueError(
@@ -75,8 +75,8 @@ def machine_of(words: dict[str, str], *, recipe: MachineSettings | None) -> Mach
             f"numbers: {'=N '.join(numbers)}=N"
         )
     here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    processes = known.gpus if device == known.device else 8
-    found = Machine(
+    processes = defaults.gpus if device == defaults.device else 8
+    machine = Machine(
         device=device,
         gpus=int(_number(words, "gpus", 1 if device == "cpu" else processes)),
         utilization=_number(words, "utilization", 0.4),
@@ -84,11 +84,11 @@ def machine_of(words: dict[str, str], *, recipe: MachineSettings | None) -> Mach
         peak_tflops=_number(words, "peak_tflops", 0.0),
         bandwidth_tb=_number(words, "bandwidth_tb", 0.0),
         price=_number(words, "price", 0.0),
-        host_gib=_number(words, "host_memory", here if device == "cpu" else known.host_gib or float("inf")),
+        host_gib=_number(words, "host_memory", here if device == "cpu" else defaults.host_gib or float("inf")),
     )
-    if found.gpus < 1 or not 0 < found.utilization <= 1:
-        raise ValueError(f"gpus={found.gpus} must be at least 1 and utilization={found.utilization} in (0, 1]")
-    return found
+    if machine.gpus < 1 or not 0 < machine.utilization <= 1:
+        raise ValueError(f"gpus={machine.gpus} must be at least 1 and utilization={machine.utilization} in (0, 1]")
+    return machine
 
 
 def _number(words: dict[str, str], key: str, default: float) -> float:

@@ -24,7 +24,7 @@ class Measured:
     measured: float
 
 
-def measured(config: RunConfig, *, found: Estimate, machine: Machine) -> list[Measured]:
+def measured(config: RunConfig, *, estimate: Estimate, machine: Machine) -> list[Measured]:
     """Return what became of the estimate; empty for a stage that has not finished, or that ran other steps than are
     asked for.
 
@@ -36,17 +36,17 @@ def measured(config: RunConfig, *, found: Estimate, machine: Machine) -> list[Me
     if manifest is None or manifest.steps != config.runner.steps or len(rows) != manifest.steps:
         return []
     seconds = sum(row["time/step"] for row in rows)
-    pairs = [("steps", "h", found.seconds / 3600, seconds / 3600)]
+    pairs = [("steps", "h", estimate.seconds / 3600, seconds / 3600)]
     if not config.objective.sampled:
         tokens = sum(row["train/tokens"] for row in rows)
-        pairs.append(("tokens", "", found.epoch.tokens * found.steps / found.epoch.steps, tokens))
+        pairs.append(("tokens", "", estimate.epoch.tokens * estimate.steps / estimate.epoch.steps, tokens))
     used = _largest(rows, "memory/gib")
     if used is not None and machine.device != "cpu":
-        pairs.append(("GPU", "GiB", found.gpu.total / GIB, used))
+        pairs.append(("GPU", "GiB", estimate.gpu.total / GIB, used))
     disk = _size(config.stage_dir / "checkpoints") + _size(config.stage_dir / "export")
     if _kept(config, manifest=manifest):
-        pairs.append(("disk", "GiB", found.disk / GIB, disk / GIB))
-    return [Measured(stage=found.name, what=w, unit=u, predicted=p, measured=m) for w, u, p, m in pairs]
+        pairs.append(("disk", "GiB", estimate.disk / GIB, disk / GIB))
+    return [Measured(stage=estimate.name, what=w, unit=u, predicted=p, measured=m) for w, u, p, m in pairs]
 
 
 def error_table(rows: list[Measured]) -> str:

@@ -163,8 +163,8 @@ def checkpoint_disk(config: RunConfig) -> float:
 
 def offloaded(config: RunConfig, what: str) -> bool:
     """Return whether DeepSpeed's `offload_optimizer` or `offload_param` sends something to the host."""
-    found: dict[str, Any] = config.engine.get("zero_optimization", {}).get(what) or {}
-    return found.get("device", "none") != "none"
+    settings: dict[str, Any] = config.engine.get("zero_optimization", {}).get(what) or {}
+    return settings.get("device", "none") != "none"
 
 
 def _width(config: RunConfig) -> int:
@@ -186,8 +186,8 @@ def _rollout(config: RunConfig, *, row: Row, ranks: int) -> float:
     together = min(prompts, max(int(PREFILL_TOKENS // prompt), 1)) * prompt
     inside = width * (4 * text.hidden_size + 4 * text.intermediate_size)
     own = grpo.num_generations * grpo.max_completion_length
-    kept = text.num_hidden_layers * layer * prompts
-    return float(kept * prompt + max(together * max(inside, layer), kept * own))
+    cached = text.num_hidden_layers * layer * prompts
+    return float(cached * prompt + max(together * max(inside, layer), cached * own))
 
 
 def _batches(config: RunConfig) -> float:

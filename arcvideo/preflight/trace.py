@@ -76,10 +76,10 @@ class Held(TorchDispatchMode):
         args, kwargs = tree_unflatten(
             [self._real.get(leaf, leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
         )
-        asked = kwargs.get("device", META)
+        device = kwargs.get("device", META)
         kwargs = {name: value for name, value in kwargs.items() if name != "device"}
         result = func(*args, **kwargs)
-        if torch.device(asked) != META:
+        if torch.device(device) != META:
             return result
         return tree_map_only(Tensor, lambda leaf: self._known(leaf) if _is_known(leaf) else _on_meta(leaf), result)
 
@@ -154,18 +154,18 @@ def fused_attention() -> Iterator[None]:
     """
     ours = nn.functional.scaled_dot_product_attention
 
-    def traced(query: Tensor, key: Tensor, value: Tensor, *words: Any, **more: Any) -> Tensor:
-        return _attention(query, key, value)[0] if query.is_meta else ours(query, key, value, *words, **more)
+    def traced(query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **more: Any) -> Tensor:
+        return _attention(query, key, value)[0] if query.is_meta else ours(query, key, value, *arguments, **more)
 
     def branches(query: Tensor, key: Tensor, value: Tensor, **more: Any) -> Tensor:
         return _attention(query, key, value)[0]
 
-    def documents(query: Tensor, key: Tensor, value: Tensor, *words: Any, **more: Any) -> Tensor:
+    def documents(query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **more: Any) -> Tensor:
         heads_first = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
         return _attention(*heads_first)[0].squeeze(0).transpose(0, 1)
 
-    def kernel(spans: Any, parents: Any, **words: Any) -> str:
-        return kernel_of(spans, parents, **words | {"device": "cuda"})
+    def kernel(spans: Any, parents: Any, **keywords: Any) -> str:
+        return kernel_of(spans, parents, **keywords | {"device": "cuda"})
 
     # Modes would not reach what checkpointing computes again in the backward.
     with (
@@ -237,14 +237,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         config = stage_config(words)
         row = fullest_row(config)
-        found = trace_row(config, row=row)
+        traced = trace_row(config, row=row)
     except ValueError as error:
         sys.exit(f"error: {error}")
     how = f"{config.runner.precision}, activation_checkpointing={config.model.activation_checkpointing}"
     print(
-        f"{config.stage.name}: a row of {found.tokens} tokens ({row.families} x {row.frames} frames, {row.targets} "
-        f"targets each) holds {found.peak / GIB:.1f} GiB above the weights at its peak and {found.held / GIB:.1f} GiB "
-        f"between forward and backward ({how})"
+        f"{config.stage.name}: a row of {traced.tokens} tokens ({row.families} x {row.frames} frames, {row.targets} "
+        f"targets each) holds {traced.peak / GIB:.1f} GiB above the weights at its peak and "
+        f"{traced.held / GIB:.1f} GiB between forward and backward ({how})"
     )
 
 

@@ -82,10 +82,10 @@ def volume(config: RunConfig, *, expect: Mapping[str, ExpectedSource] | None = N
     opened = [_open(name, source, config=config) for name, source in config.data.sources.items() if name not in absent]
     tables = with_passes([table for table, *_ in opened], unit=config.data.unit)
     shares = [share for _, share, _ in opened]
-    counted = all(known for *_, known in opened)
+    counted = all(is_counted for *_, is_counted in opened)
     chunk = config.layout.chunk_seconds
     if absent:
-        given = {name: one for name, one in (expect or {}).items() if name in absent}
+        given = {name: expected for name, expected in (expect or {}).items() if name in absent}
         return _declared(tables, shares=shares, given=given, config=config)
     if reinforced:
         return _prompts(tables, config=config, chunk=chunk, how="plan" if counted else "assumed")
@@ -152,9 +152,9 @@ def _index(shard: Path, *, name: str, source: SourceSettings, place: str) -> Sha
 
 def _lengths(index: ShardIndex, *, style: str, rules: str) -> Lengths:
     """Return the newest counts, whichever tokenizer made them."""
-    found = [path for path in index.folder.glob(f"tokens-*-{style}-{rules}.npy") if path.with_suffix(".jsonl").exists()]
-    if found:
-        return Lengths(path=max(found, key=lambda path: path.stat().st_mtime), problems=[])
+    paths = [path for path in index.folder.glob(f"tokens-*-{style}-{rules}.npy") if path.with_suffix(".jsonl").exists()]
+    if paths:
+        return Lengths(path=max(paths, key=lambda path: path.stat().st_mtime), problems=[])
     return AssumedLengths(path=index.folder, problems=[], items=len(index.items), style=style)
 
 
@@ -190,12 +190,12 @@ def _declared(
 ) -> Volume:
     """Return sources that are there by their index, the others by what is expected of them."""
     chunk, sources = config.layout.chunk_seconds, config.data.sources
-    declared = [declared_row(sources[name], one, name=name, config=config) for name, one in given.items()]
+    declared = [declared_row(sources[name], expected, name=name, config=config) for name, expected in given.items()]
     if config.objective.sampled:
-        found = [_prompt_row(table, chunk=chunk) for table in tables]
-        lengths = [declared_longest(sources[name], one, config=config) for name, one in given.items()]
-        longest = max([*lengths, *(length for _, length in found)])
-        return _asked([*declared, *(row for row, _ in found)], longest=longest, config=config, how="declared")
+        prompted = [_prompt_row(table, chunk=chunk) for table in tables]
+        lengths = [declared_longest(sources[name], expected, config=config) for name, expected in given.items()]
+        longest = max([*lengths, *(length for _, length in prompted)])
+        return _asked([*declared, *(row for row, _ in prompted)], longest=longest, config=config, how="declared")
     rows = [_expected_source(table, share=share, chunk=chunk) for table, share in zip(tables, shares, strict=True)]
     return _packed([*declared, *rows], config=config, how="declared")
 
@@ -220,8 +220,8 @@ def _expected_source(table: SourceTable, *, share: float, chunk: int) -> Row:
 
 
 def _prompts(tables: Sequence[SourceTable], *, config: RunConfig, chunk: int, how: str) -> Volume:
-    found = [_prompt_row(table, chunk=chunk) for table in tables]
-    return _asked([row for row, _ in found], longest=max(length for _, length in found), config=config, how=how)
+    prompted = [_prompt_row(table, chunk=chunk) for table in tables]
+    return _asked([row for row, _ in prompted], longest=max(length for _, length in prompted), config=config, how=how)
 
 
 def _prompt_row(table: SourceTable, *, chunk: int) -> tuple[Row, int]:

@@ -130,7 +130,7 @@ class Activity:
         """Return how all ranks are; takes some seconds unless one is plainly gone or stopped."""
         first = [self._read(rank) for rank in range(self.ranks)]
         seen = [self._seen(rank, first[rank], first[rank]) for rank in range(self.ranks)]
-        if any(one.state in (GONE, STOPPED) and not one.ended for one in seen):
+        if any(peer.state in (GONE, STOPPED) and not peer.ended for peer in seen):
             return seen
         far = any(record and record["machine"] != self._who["machine"] for record in first)
         time.sleep(_FAR_SECONDS if far else _LOOK_SECONDS)
@@ -140,23 +140,23 @@ class Activity:
         """Return the ranks that are gone without a word; waits a little for the kernel to end a process."""
         for _ in range(20):
             seen = [self._seen(rank, record := self._read(rank), record) for rank in range(self.ranks)]
-            if found := [one for one in seen if one.state == GONE and not one.ended]:
-                return found
+            if gone := [peer for peer in seen if peer.state == GONE and not peer.ended]:
+                return gone
             time.sleep(0.1)
-        return [one for one in self.look() if one.state in (GONE, SILENT) and not one.ended]
+        return [peer for peer in self.look() if peer.state in (GONE, SILENT) and not peer.ended]
 
     def log(self, seen: Sequence[Seen]) -> None:
         """Write how the ranks were into this rank's log, and into that of each which can no longer do so."""
         with contextlib.suppress(OSError):
-            for one in seen:
-                places = {self.rank} if one.state == THERE else {self.rank, one.rank}
+            for peer in seen:
+                places = {self.rank} if peer.state == THERE else {self.rank, peer.rank}
                 for place in places:
                     with (self.logs / f"rank_{place}.log").open("a", encoding="utf-8") as file:
-                        file.write(plain(f"as rank {self.rank} saw it: {one.told()}\n"))
+                        file.write(plain(f"as rank {self.rank} saw it: {peer.told()}\n"))
 
     def speaks(self, seen: Sequence[Seen]) -> bool:
         """Return whether this rank is the first of those that can still tell a person."""
-        return self.rank == min([self.rank, *(one.rank for one in seen if one.state == THERE and not one.ended)])
+        return self.rank == min([self.rank, *(peer.rank for peer in seen if peer.state == THERE and not peer.ended)])
 
     # --- inside ---
 
@@ -185,7 +185,7 @@ class Activity:
     def _give_up(self) -> None:
         """End this process: it waits for a rank that no longer lives."""
         seen = self.look()
-        bad = [one for one in seen if one.state != THERE and not one.ended]
+        bad = [peer for peer in seen if peer.state != THERE and not peer.ended]
         if not bad:
             return
         self.log(seen)
@@ -215,11 +215,11 @@ class Activity:
                 self._file = None
 
     def _told(self) -> str:
-        words = [self._what[:200]]
-        words += [f"waiting {self._waits}"] if self._waits else []
-        words += [f"{self._beside} beside it"] if self._beside else []
-        words += [f"samples {', '.join(key[:64] for key in self._keys)}"] if self._keys else []
-        return ", ".join(words)
+        parts = [self._what[:200]]
+        parts += [f"waiting {self._waits}"] if self._waits else []
+        parts += [f"{self._beside} beside it"] if self._beside else []
+        parts += [f"samples {', '.join(key[:64] for key in self._keys)}"] if self._keys else []
+        return ", ".join(parts)
 
     def _read(self, rank: int) -> Mapping[str, Any] | None:
         for _ in range(3):
@@ -289,19 +289,19 @@ def blame(seen: Sequence[Seen], *, waits: Sequence[int] = ()) -> str:
         seen: all ranks.
         waits: ranks known to wait for the others besides those that say so.
     """
-    bad = [one for one in seen if one.state != THERE and not one.ended]
+    bad = [peer for peer in seen if peer.state != THERE and not peer.ended]
     if bad:
-        return "; ".join(one.told() for one in bad)
-    busy = [one for one in seen if not one.waits and not one.ended and one.rank not in waits]
+        return "; ".join(peer.told() for peer in bad)
+    busy = [peer for peer in seen if not peer.waits and not peer.ended and peer.rank not in waits]
     if busy:
-        return max(busy, key=lambda one: one.seconds).told(word="is slow")
-    return "all ranks wait for each other: " + "; ".join(one.told(word="waits") for one in seen)
+        return max(busy, key=lambda peer: peer.seconds).told(word="is slow")
+    return "all ranks wait for each other: " + "; ".join(peer.told(word="waits") for peer in seen)
 
 
 def lost_line(lost: Sequence[Seen]) -> str:
     """Return what a rank says that cannot go on without those."""
     return (
-        f"{'; '.join(one.told() for one in lost)}. Find out what ended it (the memory of its machine?), then {_AGAIN}"
+        f"{'; '.join(peer.told() for peer in lost)}. Find out what ended it (the memory of its machine?), then {_AGAIN}"
     )
 
 

@@ -64,7 +64,7 @@ def join(*, hang_seconds: float = 1800.0) -> World:
         torch.cuda.set_device(local)
         device = torch.device("cuda", local)
     else:
-        _refuse_idle_gpus(Path("/dev"), asked=os.environ.get("CUDA_VISIBLE_DEVICES"))
+        _refuse_idle_gpus(Path("/dev"), visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
     if not dist.is_initialized():
         backend = "nccl" if cuda else "gloo"
         patience = timedelta(seconds=max(2 * hang_seconds, 3600))
@@ -75,10 +75,10 @@ def join(*, hang_seconds: float = 1800.0) -> World:
     return World(rank=rank, local_rank=local, size=size, device=device)
 
 
-def _refuse_idle_gpus(devices: Path, *, asked: str | None) -> None:
-    """Raise ValueError when `devices` has GPUs that torch does not see; `asked` is CUDA_VISIBLE_DEVICES."""
+def _refuse_idle_gpus(devices: Path, *, visible: str | None) -> None:
+    """Raise ValueError when `devices` has GPUs that torch does not see; `visible` is CUDA_VISIBLE_DEVICES."""
     gpus = sorted(devices.glob("nvidia[0-9]*"))
-    if not gpus or asked in ("", "-1"):
+    if not gpus or visible in ("", "-1"):
         return
     if torch.version.cuda is None:
         why = f"torch {torch.__version__} is a build without CUDA: `make env PIP_TORCH=...` with one for your driver"

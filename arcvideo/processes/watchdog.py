@@ -107,7 +107,7 @@ class Watchdog:
         """Print the stacks of all ranks, then one line: who keeps the others waiting, and with what."""
         deadline = time.monotonic() + _GRACE / 2
         files = [self._folder / f"rank-{rank}.txt" for rank in range(self._world.size)]
-        alive = [file for file, one in zip(files, seen, strict=True) if not one.silenced] if seen else files
+        alive = [file for file, peer in zip(files, seen, strict=True) if not peer.silenced] if seen else files
         while time.monotonic() < deadline and not all(file.exists() for file in alive):
             time.sleep(0.05)
         print(f"the run hangs (runner.hang_seconds={self._seconds:g}); stacks of all ranks:", file=sys.stderr)

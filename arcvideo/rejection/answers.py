@@ -60,20 +60,20 @@ def sample(settings: SampleSettings) -> dict[str, Any] | None:
     features = _features(model, folder=settings.features)
     sampler = InProcessSampler(model, tokenizer=processor.tokenizer, features=features)
     with MediaPool(count=settings.workers) if settings.workers else nullcontext() as pool:
-        asked = open_questions(settings, processor=processor, pool=pool, features=features, progress=rank == 0)
-        units = asked.units(clips=settings.clips_per_shard)
+        questions = open_questions(settings, processor=processor, pool=pool, features=features, progress=rank == 0)
+        units = questions.units(clips=settings.clips_per_shard)
         origin = {
             "checkpoint": weights[:16],
-            "data": asked.digest[:16],
+            "data": questions.digest[:16],
             "wording": processor.wording,
             "rewards": {task: settings.reward_of(task) for task in settings.tasks},
             **{name: asdict(settings)[name] for name in DRAWING},
         }
         for unit in range(rank, units, world):
-            families = asked.unit(unit, clips=settings.clips_per_shard)
+            families = questions.unit(unit, clips=settings.clips_per_shard)
             with Journal(journal_path(out, name=settings.name, unit=unit), origin=origin) as journal:
-                _draw(journal, families, asked=asked, sampler=sampler, settings=settings, quiet=rank != 0)
-                _write(journal, families, asked=asked, settings=settings, unit=unit)
+                _draw(journal, families, questions=questions, sampler=sampler, settings=settings, quiet=rank != 0)
+                _write(journal, families, questions=questions, settings=settings, unit=unit)
     return _summarise(settings, units=units, origin=origin)
 
 
@@ -92,7 +92,7 @@ def _draw(
     journal: Journal,
     families: Sequence[Family],
     *,
-    asked: Questions,
+    questions: Questions,
     sampler: Any,
     settings: SampleSettings,
     quiet: bool,
@@ -101,16 +101,16 @@ def _draw(
     left = [
         replace(family, items=items)
         for family in families
-        if (items := tuple(item for item in family.items if not journal.answers.has(asked.key(family, item))))
+        if (items := tuple(item for item in family.items if not journal.answers.has(questions.key(family, item))))
     ]
     with counted(what=journal.path.name.partition(".")[0], total=len(left), unit="clip", quiet=quiet) as advance:
-        for batch in loaded(left, asked=asked, size=settings.batch_prompts):
+        for batch in loaded(left, questions=questions, size=settings.batch_prompts):
             prompts = []
-            for family, found in batch:
-                if isinstance(found, Exception):
-                    journal.lose([asked.key(family, item) for item in family.items], reason=str(found))
+            for family, result in batch:
+                if isinstance(result, Exception):
+                    journal.lose([questions.key(family, item) for item in family.items], reason=str(result))
                 else:
-                    prompts += found
+                    prompts += result
             if prompts:
                 prompts = with_features(prompts, model=sampler.model, features=sampler.features)
                 journal.add(_answers(prompts, sampler=sampler, settings=settings))
@@ -147,7 +147,7 @@ def _answers(prompts: Sequence[Prompt], *, sampler: Any, settings: SampleSetting
 
 
 def _write(
-    journal: Journal, families: Sequence[Family], *, asked: Questions, settings: SampleSettings, unit: int
+    journal: Journal, families: Sequence[Family], *, questions: Questions, settings: SampleSettings, unit: int
 ) -> None:
     """Write the shard, unless it stands there chosen in the same way."""
     how = {name: asdict(settings)[name] for name in CHOOSING}
@@ -155,7 +155,7 @@ def _write(
     if journal.answers.written == how:
         return
     path.unlink(missing_ok=True)
-    records = _records(journal, families, asked=asked, settings=settings)
+    records = _records(journal, families, questions=questions, settings=settings)
     first = next(records, None)
     if first is not None:
         every = (record for part in ([first], records) for record in part)
@@ -171,16 +171,18 @@ def _write(
 
 
 def _records(
-    journal: Journal, families: Sequence[Family], *, asked: Questions, settings: SampleSettings
+    journal: Journal, families: Sequence[Family], *, questions: Questions, settings: SampleSettings
 ) -> Iterator[Record]:
     """Yield the records in which something was kept: their own media, the items that were made."""
     shard, groups = None, {}
     for clip in dict.fromkeys(family.clip for family in families):
-        index, row = asked.place(clip)
-        keys = [asked.key(family, item) for family in families if family.clip == clip for item in family.items]
+        index, row = questions.place(clip)
+        keys = [questions.key(family, item) for family in families if family.clip == clip for item in family.items]
         content = index.record(row)
         drawn = [journal.answers.rows[key] for key in keys if key in journal.answers.rows]
-        made = [item for one in drawn for item in items_of(one, item=content["items"][one.number], settings=settings)]
+        made = [
+            item for entry in drawn for item in items_of(entry, item=content["items"][entry.number], settings=settings)
+        ]
         if not made:
             continue
         if shard != index.shard:
@@ -202,6 +204,6 @@ def _summarise(settings: SampleSettings, *, units: int, origin: dict[str, Any]) 
             return None
         rows += answers.rows.values()
         lost += len(answers.lost)
-    found = {"origin": origin, "chosen": how, "lost": lost, "tasks": summary(rows, settings=settings)}
-    write_whole(out / f"{settings.name}.summary.json", json.dumps(found, indent=1) + "\n")
-    return found
+    totals = {"origin": origin, "chosen": how, "lost": lost, "tasks": summary(rows, settings=settings)}
+    write_whole(out / f"{settings.name}.summary.json", json.dumps(totals, indent=1) + "\n")
+    return totals

@@ -130,5 +130,5 @@ class Journal:
 def _same(old: Mapping[str, Any], new: Mapping[str, Any], *, path: Path) -> None:
     differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     if differing:
-        told = ", ".join(f"{name} ({old.get(name)} there, {new.get(name)} now)" for name in differing)
-        raise ValueError(f"{path} holds answers that were drawn otherwise: {told}; give another out= or name=")
+        details = ", ".join(f"{name} ({old.get(name)} there, {new.get(name)} now)" for name in differing)
+        raise ValueError(f"{path} holds answers that were drawn otherwise: {details}; give another out= or name=")

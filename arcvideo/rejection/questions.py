@@ -85,7 +85,7 @@ def open_questions(settings: SampleSettings, *, processor: Any, pool: Any, featu
     return Questions(table=table, families=families, loader=loader, digest=index_digest([table]))
 
 
-def loaded(families: Sequence[Family], *, asked: Questions, size: int) -> Iterator[list[Loaded]]:
+def loaded(families: Sequence[Family], *, questions: Questions, size: int) -> Iterator[list[Loaded]]:
     """Yield the families with their prompts, or with what makes them unusable, at least `size` prompts at a time.
 
     The next ones are decoded while the model works on these.
@@ -93,7 +93,7 @@ def loaded(families: Sequence[Family], *, asked: Questions, size: int) -> Iterat
 
     def load(family: Family) -> Loaded:
         try:
-            return family, asked.loader.prompts(family)
+            return family, questions.loader.prompts(family)
         except FAILURES as error:
             return family, error
 
@@ -105,7 +105,7 @@ def loaded(families: Sequence[Family], *, asked: Questions, size: int) -> Iterat
         batch: list[Any] = []
         for number, family in enumerate(families, start=1):
             batch.append(family)
-            if number == len(families) or sum(len(one.items) for one in batch) >= size:
+            if number == len(families) or sum(len(queued.items) for queued in batch) >= size:
                 waiting.append(thread.submit(load_all, batch))
                 batch = []
             if len(waiting) > 1:

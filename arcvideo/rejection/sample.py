@@ -20,10 +20,10 @@ from arcvideo.sampling.settings import SampleSettings
 from arcvideo.structured import from_words, words_help
 
 
-def table_text(found: dict[str, Any]) -> str:
+def table_text(totals: dict[str, Any]) -> str:
     """Return the summary for a terminal."""
     lines = []
-    for task, row in found["tasks"].items():
+    for task, row in totals["tasks"].items():
         lines.append(
             f"{task}: {row['questions']} questions, {row['passed']:.1%} of {row['answers']} answers pass, "
             f"{row['questions_kept']:.1%} of the questions are kept ({row['items_written']} items); format valid "
@@ -31,9 +31,9 @@ def table_text(found: dict[str, Any]) -> str:
         )
         lines.append(f"  questions by number of passing answers: {row['passing_answers_of_a_question']}")
         lines.append(f"  answers by reward, tenths: {row['reward_histogram']}")
-    if found["lost"]:
+    if totals["lost"]:
         lines.append(
-            f"{found['lost']} questions could not be asked: their media cannot be read (see the answers files)"
+            f"{totals['lost']} questions could not be asked: their media cannot be read (see the answers files)"
         )
     return "\n".join(lines)
 
@@ -48,18 +48,18 @@ def main(words: Sequence[str] | None = None) -> int:
         settings = from_words(SampleSettings, words, example="keep=2")
         from arcvideo.rejection.answers import sample  # loads torch, which a wrong setting does without
 
-        found = sample(settings)
+        totals = sample(settings)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    if found is None:
+    if totals is None:
         print("this rank is done; the summary is written when all are")
         return 0
-    print(table_text(found))
-    written = sum(row["items_written"] for row in found["tasks"].values())
+    print(table_text(totals))
+    written = sum(row["items_written"] for row in totals["tasks"].values())
     print(f"{written} items in {settings.out}/{settings.name}-*.tar, figures in {settings.name}.summary.json")
     return 0
 

@@ -29,6 +29,6 @@ def _value(row: dict[str, Any]) -> str:
     text = f"{row['value']:.3f}"
     if "low" in row and "high" in row:
         text += f" [{row['low']:.3f}, {row['high']:.3f}]"
-    known = [f"n {row['n']:.0f}"] if "n" in row else []
-    known += [f"chance {row['chance']:.2f}"] if row.get("chance") is not None else []
-    return text + (f"  {', '.join(known)}" if known else "")
+    facts = [f"n {row['n']:.0f}"] if "n" in row else []
+    facts += [f"chance {row['chance']:.2f}"] if row.get("chance") is not None else []
+    return text + (f"  {', '.join(facts)}" if facts else "")

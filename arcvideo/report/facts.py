@@ -57,8 +57,8 @@ def _parent(stage: StageRecord, *, own: Mapping[Any, str]) -> str:
 def _state(stage: StageRecord) -> str:
     if stage.manifest:
         return "finished"
-    asked = stage.setting("runner", "steps")
-    return f"at step {stage.steps[-1]['step'] + 1 if stage.steps else 0}" + (f" of {asked}" if asked else "")
+    planned = stage.setting("runner", "steps")
+    return f"at step {stage.steps[-1]['step'] + 1 if stage.steps else 0}" + (f" of {planned}" if planned else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,15 +165,15 @@ class Lost:
 
 def lost(stages: Sequence[StageRecord]) -> list[Lost]:
     """Return quarantined samples of all stages by source and reason; the same sample counts once."""
-    found: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    by_kind: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     where: dict[tuple[str, str], Counter[str]] = {}
     for stage in stages:
         for row in stage.quarantine:
             kind = (row["source"], row["reason"])
-            found.setdefault(kind, {}).setdefault(row["key"], row)
+            by_kind.setdefault(kind, {}).setdefault(row["key"], row)
             where.setdefault(kind, Counter())[stage.name] += 1
     rows = []
-    for (source, reason), samples in found.items():
+    for (source, reason), samples in by_kind.items():
         first = next(iter(samples.values()))
         example = f"{first['key']}: {first.get('detail', '')}".rstrip(": ")
         rows.append(

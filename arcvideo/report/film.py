@@ -47,13 +47,13 @@ def films(keys: Iterable[str], *, shards: Sequence[str], config: Mapping[str, An
     from arcvideo.media.read import ReadRequest
     from arcvideo.media.settings import MediaLimits
 
-    found: dict[str, Film] = {}
+    recorded: dict[str, Film] = {}
     wanted = set(keys)
     model = config.get("model", {})
     worker = MediaWorker(limits=MediaLimits(**config.get("data", {}).get("limits", {})))
     try:
         for shard_index in _indexes(shards, cache=config.get("data", {}).get("shard_cache")):
-            for key, row in _rows(shard_index, keys=wanted - found.keys()).items():
+            for key, row in _rows(shard_index, keys=wanted - recorded.keys()).items():
                 request = ReadRequest(
                     name=key,
                     image_size=model["vision"]["force_image_size"],
@@ -62,14 +62,14 @@ def films(keys: Iterable[str], *, shards: Sequence[str], config: Mapping[str, An
                 try:
                     data, sidecar = shard_index.media_bytes(row)
                     if data:
-                        found[key] = _film(worker.read(data, request=request, sidecar_audio=sidecar))
+                        recorded[key] = _film(worker.read(data, request=request, sidecar_audio=sidecar))
                 except (MediaError, OSError) as error:
-                    found[key] = Film(duration=0.0, trouble=str(error))
-            if wanted <= found.keys():
+                    recorded[key] = Film(duration=0.0, trouble=str(error))
+            if wanted <= recorded.keys():
                 break
     finally:
         worker.close()
-    return found
+    return recorded
 
 
 def _indexes(shards: Sequence[str], *, cache: Mapping[str, Any] | None) -> Iterable[Any]:

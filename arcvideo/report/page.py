@@ -116,15 +116,15 @@ def save(path: Path, text: str) -> Path:
 
 @cache
 def _templates() -> Environment:
-    found = Environment(
+    environment = Environment(
         loader=PackageLoader("arcvideo.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"duration": _duration, "amount": _amount, "clock": _clock}
-    return found
+    environment.filters |= {"duration": _duration, "amount": _amount, "clock": _clock}
+    return environment
 
 
 def _content(name: str, stages: Sequence[StageRecord], *, summary: Mapping[str, Any]) -> dict[str, Any]:

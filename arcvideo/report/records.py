@@ -39,15 +39,15 @@ class StageRecord:
     @property
     def config(self) -> Mapping[str, Any]:
         """Resolved settings; empty for a folder without either record."""
-        found = self.manifest.get("config") or self.started.get("config") or {}
-        return dict(found) if isinstance(found, Mapping) else {}
+        settings = self.manifest.get("config") or self.started.get("config") or {}
+        return dict(settings) if isinstance(settings, Mapping) else {}
 
     def setting(self, *path: str) -> Any:
         """Return a setting by its path, None where it is not known."""
-        found: Any = self.config
+        value: Any = self.config
         for key in path:
-            found = found.get(key) if isinstance(found, Mapping) else None
-        return found
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
 
     def series(self, key: str) -> list[tuple[int, float]]:
         """Return (step, value) of one key of metrics.jsonl; numbers that JSON cannot hold are left out."""
@@ -79,19 +79,19 @@ def stage_names(run_dir: Path, *, summary: Mapping[str, Any]) -> list[str]:
     """Return sub-folders that hold a stage: in the summary's order, then by the time of their last step."""
     named = summary.get("stages", {})
     listed = [name for name in named if (run_dir / name).is_dir()] if isinstance(named, Mapping) else []
-    found = sorted(run_dir.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
-    return listed + [path.parent.name for path in found if path.parent.name not in listed]
+    paths = sorted(run_dir.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
+    return listed + [path.parent.name for path in paths if path.parent.name not in listed]
 
 
 def read_json(path: Path, *, unread: list[str]) -> Row:
     """Return the object in a file; empty, with a line in `unread`, when it cannot be read, and when there is none."""
     try:
-        found = json.loads(path.read_bytes()) if path.exists() else {}
+        content = json.loads(path.read_bytes()) if path.exists() else {}
     except (ValueError, RecursionError, OSError) as error:
         unread.append(f"{path.name}: {error}")
         return {}
-    if isinstance(found, dict):
-        return found
+    if isinstance(content, dict):
+        return content
     unread.append(f"{path.name}: not an object")
     return {}
 
@@ -106,12 +106,12 @@ def read_lines(path: Path, *, unread: list[str]) -> list[Row]:
     rows, odd = [], 0
     for line in data.split(b"\n"):
         try:
-            found = files.parsed_lines(line + b"\n", name=path.name)
+            parsed = files.parsed_lines(line + b"\n", name=path.name)
         except ValueError:
-            found = [None]
-        good = [row for row in found if isinstance(row, dict)]
+            parsed = [None]
+        good = [row for row in parsed if isinstance(row, dict)]
         rows += good
-        odd += len(found) - len(good)
+        odd += len(parsed) - len(good)
     if odd:
         unread.append(f"{path.name}: {odd} of its lines")
     return rows

@@ -69,15 +69,15 @@ class Example:
     def duration(self) -> float:
         """Seconds that the time lines span."""
         spans = [s for q in self.questions for s in (q.span, *(a.span for a in q.answers)) if s]
-        known = self.film.duration if self.film else 0.0
-        return known or max((end for _, end in spans), default=1.0)
+        seconds = self.film.duration if self.film else 0.0
+        return seconds or max((end for _, end in spans), default=1.0)
 
 
 def held_out_examples(stages: Sequence[StageRecord]) -> list[Example]:
     """Return the clips about which most kinds of questions were asked, spread over the set, with every stage's
     answers.
     """
-    asked: dict[str, dict[str, str]] = defaultdict(dict)
+    questions: dict[str, dict[str, str]] = defaultdict(dict)
     given: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = defaultdict(list)
     answered = [stage for stage in stages if stage.predictions]
     if not answered:
@@ -91,12 +91,12 @@ def held_out_examples(stages: Sequence[StageRecord]) -> list[Example]:
             measure = _MEASURES.get(row["metric"])
             if measure is not None and not measure.control:  # other answers are shown by another metric already
                 question = json.dumps([row["key"], row.get("question"), row.get("truth")])
-                asked[_record(row["key"])].setdefault(row["metric"], question)
+                questions[_record(row["key"])].setdefault(row["metric"], question)
                 given[row["metric"], question].append((stage.name, row))
-    if not asked:
+    if not questions:
         return []
-    most = max(len(kinds) for kinds in asked.values())
-    full = sorted(key for key, kinds in asked.items() if len(kinds) == most)
+    most = max(len(kinds) for kinds in questions.values())
+    full = sorted(key for key, kinds in questions.items() if len(kinds) == most)
     said = last.setting("evaluation", "samples")
     count = min(CLIPS if said is None else said, len(full))
     chosen = [full[place * len(full) // count] for place in range(count)]
@@ -104,7 +104,7 @@ def held_out_examples(stages: Sequence[StageRecord]) -> list[Example]:
         Example(
             key=key,
             film=None,
-            questions=tuple(_asked(kind, given[kind, item]) for kind, item in asked[key].items()),
+            questions=tuple(_asked(kind, given[kind, item]) for kind, item in questions[key].items()),
         )
         for key in chosen
     ]
@@ -117,8 +117,8 @@ def rollout_examples(stage: StageRecord) -> list[Example]:
     chosen: list[list[dict[str, Any]]] = []
     for task in dict.fromkeys(group[0].get("task", "") for group in groups):
         own = [group for group in groups if group[0].get("task", "") == task]
-        told = [group for group in own if len({_reward(row) for row in group}) > 1] or own
-        chosen += [told[0]] + ([told[-1]] if len(told) > 1 else [])
+        varied = [group for group in own if len({_reward(row) for row in group}) > 1] or own
+        chosen += [varied[0]] + ([varied[-1]] if len(varied) > 1 else [])
     chosen.sort(key=lambda group: group[0]["step"])
     examples = [Example(key=_record(group[0]["key"]), film=None, questions=(_group(group),)) for group in chosen]
     sources = stage.setting("data", "sources") or {}
@@ -128,8 +128,8 @@ def rollout_examples(stage: StageRecord) -> list[Example]:
 def _with_films(examples: Sequence[Example], *, shards: Sequence[str], stage: StageRecord) -> list[Example]:
     if not stage.config.get("model"):
         return list(examples)
-    found = films([example.key for example in examples], shards=[s for s in shards if s], config=stage.config)
-    return [replace(example, film=found.get(example.key)) for example in examples]
+    by_key = films([example.key for example in examples], shards=[s for s in shards if s], config=stage.config)
+    return [replace(example, film=by_key.get(example.key)) for example in examples]
 
 
 def _asked(metric: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Question:
@@ -145,7 +145,7 @@ def _asked(metric: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Questi
                 row["prediction"], label=name, score=f"{score:.2f}", good=None if lower else score, timed=bool(span)
             )
         )
-    answers = [_together(list(same)) for _, same in groupby(answers, key=lambda one: replace(one, label=""))]
+    answers = [_together(list(same)) for _, same in groupby(answers, key=lambda answer: replace(answer, label=""))]
     truth = _seconds(span) if span else str(first["truth"])
     return Question(kind=metric, text=first["question"], truth=truth, span=span, answers=tuple(answers))
 
@@ -171,9 +171,9 @@ def _group(rows: Sequence[Mapping[str, Any]]) -> Question:
             row["completion"], label=times, score=f"{_reward(row):.2f}", good=_reward(row), timed=bool(span)
         )
         answers.append(replace(answer, advantage=float(row["advantage"])))
-    told = _seconds(span) if span else str(truth.get("letter") or truth.get("text") or dict(truth))
+    true_text = _seconds(span) if span else str(truth.get("letter") or truth.get("text") or dict(truth))
     kind = f"step {first['step']}, {first.get('task', 'rollout')}"
-    return Question(kind=kind, text=first["question"], truth=told, span=span, answers=tuple(answers))
+    return Question(kind=kind, text=first["question"], truth=true_text, span=span, answers=tuple(answers))
 
 
 def _answer(text: str, *, label: str, score: str, good: float | None, timed: bool) -> Answer:

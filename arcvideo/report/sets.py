@@ -34,14 +34,14 @@ def question_sets(predictions: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     Args:
         predictions: objects of predictions.jsonl; those of another make are passed over.
     """
-    asked: dict[str, set[str]] = {}
+    by_metric: dict[str, set[str]] = {}
     for row in predictions:
         if "metric" in row and "key" in row:
             question = [row["key"], row.get("question"), row.get("truth")]
-            asked.setdefault(str(row["metric"]), set()).add(json.dumps(question, sort_keys=True))
+            by_metric.setdefault(str(row["metric"]), set()).add(json.dumps(question, sort_keys=True))
     return {
         metric: hashlib.sha256("\n".join(sorted(questions)).encode("utf-8", "surrogatepass")).hexdigest()
-        for metric, questions in asked.items()
+        for metric, questions in by_metric.items()
     }
 
 

@@ -57,10 +57,10 @@ def check_sampler(batches: Sequence[Batch], gaps: Sequence[Tensor], *, settings:
 
 def _worst(batch: Batch, gap: Tensor) -> tuple[float, str]:
     """Return the largest gap of a row, infinite for one that is not a number, and the sample it belongs to."""
-    known = gap.nan_to_num(nan=float("inf"))
-    if not len(known):
+    gaps = gap.nan_to_num(nan=float("inf"))
+    if not len(gaps):
         return 0.0, ""
-    return float(known.max()), batch.keys[int(batch.target_samples[int(known.argmax())])]
+    return float(gaps.max()), batch.keys[int(batch.target_samples[int(gaps.argmax())])]
 
 
 def check_reference(batches: Sequence[Batch]) -> None:
@@ -91,14 +91,14 @@ def check_rewards(report: Report) -> None:
     """
     if not report.count or bool((report.spread > ZERO_STD).any()):
         return
-    found = []
+    ranges = []
     for name, values in report.parts.items():
         given = values[~values.isnan()]
         unread = report.failures.get(name, torch.zeros(0)).nansum()
         worth = f"{float(given.min()):.3g} to {float(given.max()):.3g}" if len(given) else "nothing"
-        found.append(f"{name} {worth}" + (f" ({int(unread)} of {len(given)} unreadable)" if unread else ""))
+        ranges.append(f"{name} {worth}" + (f" ({int(unread)} of {len(given)} unreadable)" if unread else ""))
     raise ValueError(
-        f"no reward varies within any group of the first rollout ({'; '.join(found)}): nothing can be learned. Start "
+        f"no reward varies within any group of the first rollout ({'; '.join(ranges)}): nothing can be learned. Start "
         "from a parent that answers some prompts right, raise grpo.temperature or grpo.num_generations, choose a "
         "denser reward in grpo.rewards, or set grpo.require_reward_spread=false"
     )

@@ -48,11 +48,11 @@ def sample_rows(groups: Sequence[Group], scores: Scores, *, gains: Tensor, count
 
 def _notes(scores: Scores, *, index: int) -> dict[str, dict[str, Any]]:
     """Reward -> what it read, or why it could not; without what does not apply."""
-    found = {
+    all_notes = {
         reward: {note: values[index] for note, values in notes.items() if values[index] is not None}
         for reward, notes in scores.notes.items()
     }
-    return {reward: notes for reward, notes in found.items() if notes}
+    return {reward: notes for reward, notes in all_notes.items() if notes}
 
 
 class RolloutLog:
@@ -71,9 +71,9 @@ class RolloutLog:
         self._drop_from(step)
         with self.path.open("a", encoding="ascii") as file:
             file.writelines(json_line({"step": step} | row) for row in rows)
-        asked = [_asked(group) for group in groups if group.prompt.truth.get("span") is not None][:PICTURED]
-        if asked:
-            draw(asked, title=f"step {step}", path=self.path.with_suffix(".png"))
+        panels = [_asked(group) for group in groups if group.prompt.truth.get("span") is not None][:PICTURED]
+        if panels:
+            draw(panels, title=f"step {step}", path=self.path.with_suffix(".png"))
 
     def _drop_from(self, step: int) -> None:
         """Forget this step and later ones, unless this process has just written the step before."""

@@ -105,9 +105,9 @@ def _joined_tables(parts: Sequence[Mapping[str, Any]], table: str) -> dict[str, 
     }
 
 
-def metrics(found: Report) -> dict[str, float]:
+def metrics(reported: Report) -> dict[str, float]:
     """Return the figures of a rollout, the same on every rank; what nothing was counted for is left out."""
-    values = _rewards(found) | _tasks(found) | _iou(found) | _completions(found) | _speed(found)
+    values = _rewards(reported) | _tasks(reported) | _iou(reported) | _completions(reported) | _speed(reported)
     return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
@@ -137,36 +137,36 @@ def _std(values: Tensor) -> float:
     return float(kept.std()) if len(kept) > 1 else 0.0
 
 
-def _rewards(found: Report) -> dict[str, float]:
+def _rewards(reported: Report) -> dict[str, float]:
     values = {
-        "reward": _mean(found.total),
-        "reward_std": _mean(found.spread),  # mean over groups of their std
-        "frac_reward_zero_std": _mean((found.spread <= ZERO_STD).float()),
+        "reward": _mean(reported.total),
+        "reward_std": _mean(reported.spread),  # mean over groups of their std
+        "frac_reward_zero_std": _mean((reported.spread <= ZERO_STD).float()),
     }
-    for name, part in found.parts.items():
+    for name, part in reported.parts.items():
         values |= {f"rewards/{name}/mean": _mean(part), f"rewards/{name}/std": _std(part)}
-    for name, part in found.failures.items():
+    for name, part in reported.failures.items():
         values[f"rewards/{name}/parse_failures"] = _mean(part)
     return values
 
 
-def _tasks(found: Report) -> dict[str, float]:
+def _tasks(reported: Report) -> dict[str, float]:
     values: dict[str, float] = {}
-    for task in sorted(set(found.tasks)):
-        mine = torch.tensor([name == task for name in found.tasks])
+    for task in sorted(set(reported.tasks)):
+        mine = torch.tensor([name == task for name in reported.tasks])
         values |= {
-            f"tasks/{task}/reward": _mean(found.total[mine]),
-            f"tasks/{task}/reward_std": _mean(found.spread[mine]),
-            f"tasks/{task}/frac_reward_zero_std": _mean((found.spread[mine] <= ZERO_STD).float()),
+            f"tasks/{task}/reward": _mean(reported.total[mine]),
+            f"tasks/{task}/reward_std": _mean(reported.spread[mine]),
+            f"tasks/{task}/frac_reward_zero_std": _mean((reported.spread[mine] <= ZERO_STD).float()),
         }
     return values
 
 
-def _iou(found: Report) -> dict[str, float]:
+def _iou(reported: Report) -> dict[str, float]:
     """Shares of the completions that were scored by their overlap: none at all, then bin by bin."""
-    if IOU not in found.parts:
+    if IOU not in reported.parts:
         return {}
-    overlap = found.parts[IOU][~found.parts[IOU].isnan()]
+    overlap = reported.parts[IOU][~reported.parts[IOU].isnan()]
     if not len(overlap):
         return {}
     values = {"iou_histogram/0": _mean((overlap <= 0).float())}
@@ -176,23 +176,23 @@ def _iou(found: Report) -> dict[str, float]:
     return values
 
 
-def _completions(found: Report) -> dict[str, float]:
-    if not found.count:
+def _completions(reported: Report) -> dict[str, float]:
+    if not reported.count:
         return {}
-    ended = found.lengths[found.finished]
+    ended = reported.lengths[reported.finished]
     return {
-        "completions/mean_length": _mean(found.lengths),
-        "completions/min_length": float(found.lengths.min()),
-        "completions/max_length": float(found.lengths.max()),
+        "completions/mean_length": _mean(reported.lengths),
+        "completions/min_length": float(reported.lengths.min()),
+        "completions/max_length": float(reported.lengths.max()),
         "completions/mean_terminated_length": _mean(ended),
-        "completions/clipped_ratio": _mean((~found.finished).float()),
+        "completions/clipped_ratio": _mean((~reported.finished).float()),
     }
 
 
-def _speed(found: Report) -> dict[str, float]:
+def _speed(reported: Report) -> dict[str, float]:
     """Return seconds of the slowest rank per phase, and completion tokens of all ranks a second of sampling."""
-    values = {f"rollout/seconds/{name}": seconds for name, seconds in found.seconds.items()}
-    sampling = sum(found.seconds.get(name, 0.0) for name in ("encode", "prefill", "decode"))
+    values = {f"rollout/seconds/{name}": seconds for name, seconds in reported.seconds.items()}
+    sampling = sum(reported.seconds.get(name, 0.0) for name in ("encode", "prefill", "decode"))
     if sampling > 0:
-        values["rollout/tokens_per_second"] = float(found.lengths.sum()) / sampling
+        values["rollout/tokens_per_second"] = float(reported.lengths.sum()) / sampling
     return values

@@ -81,13 +81,13 @@ def weighted(batches: Sequence[Batch], *, settings: GrpoSettings) -> list[Batch]
 
     Nothing is learned from such a step (its loss mask is zero), but a sum of weights of zero would end the run.
     """
-    found = list(batches)
+    rows = list(batches)
     if not settings.mask_truncated_completions:
-        return found
-    total = sum(float(batch.target_weights.sum()) for batch in found)
+        return rows
+    total = sum(float(batch.target_weights.sum()) for batch in rows)
     if any(part > 0 for part in gathered(total)):
-        return found
-    return [replace(batch, target_weights=torch.ones_like(batch.target_weights)) for batch in found]
+        return rows
+    return [replace(batch, target_weights=torch.ones_like(batch.target_weights)) for batch in rows]
 
 
 def empty_row(special: SpecialIds) -> Batch:

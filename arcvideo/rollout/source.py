@@ -164,22 +164,22 @@ class RolloutSource:
         batches, gaps = [batch for batch, _ in packed], [gap for _, gap in packed if gap is not None]
         self._seconds["rewards"] = drawn.seconds
         self._seconds |= {name: self._sampler.seconds[name] - before[name] for name in before}
-        found = report(drawn.groups, drawn.scores, spread=drawn.spread, seconds=self._seconds)
+        reported = report(drawn.groups, drawn.scores, spread=drawn.spread, seconds=self._seconds)
         if not own:
             check_sampler(batches, gaps, settings=settings)
         if rollout == 0:
-            self._check(batches, found=found)
+            self._check(batches, reported=reported)
         batches = weighted(batches, settings=settings)
         batches += [empty_row(self._special) for _ in range(rows_per_rank(len(rows), settings=settings) - len(rows))]
         samples = sample_rows(drawn.groups, drawn.scores, gains=gains, count=settings.log_completions)
         self._log.write(samples, step=rollout * settings.num_iterations, groups=drawn.groups)
         return StepData(
             batches=batches,
-            counts=summed(asked.counts for asked in self._asked),
-            lost=tuple(key for asked in self._asked for key in asked.lost),
-            metrics=metrics(found) | ({} if own else gap_metrics(gaps, bound=settings.max_logprob_gap)),
+            counts=summed(chunk.counts for chunk in self._asked),
+            lost=tuple(key for chunk in self._asked for key in chunk.lost),
+            metrics=metrics(reported) | ({} if own else gap_metrics(gaps, bound=settings.max_logprob_gap)),
             samples=samples,
-            notes=self._notes(found),
+            notes=self._notes(reported),
         )
 
     def _sampled(self, model: Any, *, chunk: int) -> list[Group]:
@@ -192,7 +192,7 @@ class RolloutSource:
         prompts = with_features(prompts, model=model, features=self.features)
         self._seconds["encode"] += time.perf_counter() - began
         held = [self._known(prompt) if self._resumed else None for prompt in prompts]
-        fresh = [prompt for prompt, known in zip(prompts, held, strict=True) if known is None]
+        fresh = [prompt for prompt, stored in zip(prompts, held, strict=True) if stored is None]
         sampled = iter(
             self._sampler.sample(
                 fresh,
@@ -202,12 +202,12 @@ class RolloutSource:
             )
         )
         groups = [
-            next(sampled) if known is None else restore_group(known, prompt=prompt, tokenizer=self._sampler.tokenizer)
-            for prompt, known in zip(prompts, held, strict=True)
+            next(sampled) if stored is None else restore_group(stored, prompt=prompt, tokenizer=self._sampler.tokenizer)
+            for prompt, stored in zip(prompts, held, strict=True)
         ]
         if settings.num_iterations > 1:
-            for group, known in zip(groups, held, strict=True):
-                self._held[_name(group.prompt)] = known or hold(group)
+            for group, stored in zip(groups, held, strict=True):
+                self._held[_name(group.prompt)] = stored or hold(group)
         return groups
 
     def _known(self, prompt: Prompt) -> HeldGroup:
@@ -239,12 +239,12 @@ class RolloutSource:
         picked = _completions(rows, size=self.settings.num_generations)
         batch = pack(groups, gains=gains[picked], settings=self.settings)
         sampled = torch.cat([completion.logprobs for group in groups for completion in group.completions])
-        found = self._logprobs(model, batch=batch, groups=groups, own=own)
+        logprobs = self._logprobs(model, batch=batch, groups=groups, own=own)
         if own:
-            return replace(batch, extra={**batch.extra, **found, "sampled_logprobs": sampled}), None
-        gap = (found["old_logprobs"] - sampled).abs()
+            return replace(batch, extra={**batch.extra, **logprobs, "sampled_logprobs": sampled}), None
+        gap = (logprobs["old_logprobs"] - sampled).abs()
         mask = batch.extra["loss_mask"] * agreeing(gap, settings=self.settings)
-        return replace(batch, extra={**batch.extra, **found, "loss_mask": mask}), gap
+        return replace(batch, extra={**batch.extra, **logprobs, "loss_mask": mask}), gap
 
     @torch.no_grad()
     def _logprobs(self, model: Any, *, batch: Batch, groups: Sequence[Group], own: bool) -> dict[str, Tensor]:
@@ -253,17 +253,17 @@ class RolloutSource:
         """
         moved = batch.to(next(model.parameters()).device)
         temperature = self.settings.temperature
-        found = {} if own else {"old_logprobs": self._old(model, batch=moved, groups=groups)}
+        logprobs = {} if own else {"old_logprobs": self._old(model, batch=moved, groups=groups)}
         if self._reference is not None:
-            found["ref_logprobs"] = forward_logprobs(self._reference, moved, temperature=temperature)
-        return found
+            logprobs["ref_logprobs"] = forward_logprobs(self._reference, moved, temperature=temperature)
+        return logprobs
 
     def _old(self, model: Any, *, batch: Batch, groups: Sequence[Group]) -> Tensor:
         """Return (T,) log-probs under the policy that sampled, from a checkpoint where it has them."""
         names = [_name(group.prompt) for group in groups]
-        known = [self._held[name].old for name in names] if self._resumed else []
-        if known and all(known):
-            old = torch.cat([part for group in known for part in group])
+        stored = [self._held[name].old for name in names] if self._resumed else []
+        if stored and all(stored):
+            old = torch.cat([part for group in stored for part in group])
         else:
             old = forward_logprobs(model, batch, temperature=self.settings.temperature)
         if self.settings.num_iterations > 1:
@@ -276,18 +276,18 @@ class RolloutSource:
         for name, own, part in zip(names, lengths, old.split([sum(own) for own in lengths]), strict=True):
             self._held[name] = replace(self._held[name], old=part.split(own))
 
-    def _check(self, batches: Sequence[Batch], *, found: Report) -> None:
+    def _check(self, batches: Sequence[Batch], *, reported: Report) -> None:
         """Refuse to begin with numbers that do not belong together, or from which nothing can be learned."""
         if self._reference is not None:
             check_reference(batches)
         if self.settings.mask_truncated_completions:
-            check_lengths(found, longest=self.settings.max_completion_length)
+            check_lengths(reported, longest=self.settings.max_completion_length)
         if self.settings.require_reward_spread:
-            check_rewards(found)
+            check_rewards(reported)
 
-    def _notes(self, found: Report) -> tuple[str, ...]:
+    def _notes(self, reported: Report) -> tuple[str, ...]:
         """Return what a person is told, once a run."""
-        warning = None if self._warned else clipped_warning(found, settings=self.settings)
+        warning = None if self._warned else clipped_warning(reported, settings=self.settings)
         self._warned = self._warned or warning is not None
         return (f"warning: {warning}",) if warning else ()
 
@@ -304,5 +304,5 @@ def _completions(groups: Sequence[int], *, size: int) -> Tensor:
 
 def _again(data: StepData) -> StepData:
     """Return a later update with the same completions: nothing was asked, sampled or shown for it."""
-    told = {name: value for name, value in data.metrics.items() if not name.startswith(TIMES)}
-    return StepData(batches=data.batches, metrics=told)
+    figures = {name: value for name, value in data.metrics.items() if not name.startswith(TIMES)}
+    return StepData(batches=data.batches, metrics=figures)

@@ -35,15 +35,15 @@ class Asked:
     """Length of the axis."""
 
 
-def draw(asked: Sequence[Asked], *, title: str, path: Path) -> None:
+def draw(panels: Sequence[Asked], *, title: str, path: Path) -> None:
     """Write the panels one below the other; the file appears complete or not at all."""
-    heights = [_HEAD + (len(panel.said) + 1) * (_BAR + _GAP) + _FOOT for panel in asked]
+    heights = [_HEAD + (len(panel.said) + 1) * (_BAR + _GAP) + _FOOT for panel in panels]
     image = Image.new("RGB", (_WIDTH, 24 + sum(heights)), "white")
     canvas = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=12)
     canvas.text((_LEFT, 6), f"{title}: true span dark, predicted spans by overlap (IoU)", fill=_INK, font=font)
     top = 24
-    for panel, height in zip(asked, heights, strict=True):
+    for panel, height in zip(panels, heights, strict=True):
         _panel(canvas, panel, top=top, font=font)
         top += height
     with whole(path) as partial:
@@ -75,8 +75,8 @@ def _panel(
         overlap = answers.temporal_iou(span, panel.true)
         mixed = [round(bad + overlap * (good - bad)) for bad, good in zip(_BAD, _GOOD, strict=True)]
         bar(span, row=row, colour=(mixed[0], mixed[1], mixed[2]))
-        words = f"{span[0]:g} - {span[1]:g} s   IoU {overlap:.2f}"
-        canvas.text((_WIDTH - _RIGHT + 12, y), words, fill=_INK, font=font, anchor="lm")
+        label = f"{span[0]:g} - {span[1]:g} s   IoU {overlap:.2f}"
+        canvas.text((_WIDTH - _RIGHT + 12, y), label, fill=_INK, font=font, anchor="lm")
 
 
 def _ticks(seconds: float) -> list[float]:

@@ -90,8 +90,8 @@ def values_of(
         values["speed/tflops"] = flops / seconds / 1e12
         if peak:
             values["speed/mfu"] = flops / seconds / (peak * len(parts))
-    told = merge([part["pairs"] for part in parts]) | parts[0]["metrics"]
-    return values | {f"train/{name}": value for name, value in sorted(told.items())}
+    figures = merge([part["pairs"] for part in parts]) | parts[0]["metrics"]
+    return values | {f"train/{name}": value for name, value in sorted(figures.items())}
 
 
 def passed_over(step: int, *, seconds: float) -> dict[str, Any]:
@@ -101,5 +101,5 @@ def passed_over(step: int, *, seconds: float) -> dict[str, Any]:
 
 def numbers_of(line: Mapping[str, Any]) -> dict[str, float]:
     """Return the finite numbers of a line of metrics.jsonl, without the step."""
-    found = {name: value for name, value in line.items() if name != "step" and isinstance(value, int | float)}
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+    numbers = {name: value for name, value in line.items() if name != "step" and isinstance(value, int | float)}
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}

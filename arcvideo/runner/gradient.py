@@ -19,7 +19,7 @@ from arcvideo.types import Batch, model_inputs
 
 
 @contextmanager
-def repeatable(asked: bool) -> Iterator[None]:
+def repeatable(wanted: bool) -> Iterator[None]:
     """While entered, and if asked, torch takes kernels whose sums come out the same each time, or refuses.
 
     Only warning would not do: on CUDA the backward passes of fused attention then stay as they are. Elsewhere
@@ -28,7 +28,7 @@ def repeatable(asked: bool) -> Iterator[None]:
     Raises:
         ValueError: an operation has none; the message names it and the remedy.
     """
-    if not asked:
+    if not wanted:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
@@ -50,9 +50,9 @@ def repeatable(asked: bool) -> Iterator[None]:
 def _refused(error: RuntimeError) -> str:
     """Return what torch said no to for want of a repeatable kernel; empty for any other error."""
     first = str(error).partition("\n")[0]
-    found = re.match(r"(\S+) does not have a deterministic implementation", first)
-    if found:
-        return f"{found[1]} has no kernel that repeats its sums here"
+    match = re.match(r"(\S+) does not have a deterministic implementation", first)
+    if match:
+        return f"{match[1]} has no kernel that repeats its sums here"
     return first.partition(".")[0] if "CUBLAS_WORKSPACE_CONFIG" in str(error) else ""
 
 

@@ -134,8 +134,8 @@ def _check(modality: str, batches: Sequence[Batch], *, forward: Forward, world: 
             )
 
 
-def _change(one: Tensor, other: Tensor) -> float:
-    return float((one.float() - other.float()).abs().max()) if one.numel() else 0.0
+def _change(first: Tensor, second: Tensor) -> float:
+    return float((first.float() - second.float()).abs().max()) if first.numel() else 0.0
 
 
 class GradientWatch:

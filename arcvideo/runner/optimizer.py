@@ -80,10 +80,10 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], *, settings: Opt
 
 def peak_lrs(named: Iterable[tuple[str, nn.Parameter]], *, settings: OptimizerSettings) -> dict[str, list[float]]:
     """Return trained module -> its peak learning rates, largest first."""
-    found: dict[str, set[float]] = {}
+    peaks: dict[str, set[float]] = {}
     for group in parameter_groups(named, settings=settings):
-        found.setdefault(group["module"], set()).add(group["peak_lr"])
-    return {module: sorted(rates, reverse=True) for module, rates in found.items()}
+        peaks.setdefault(group["module"], set()).add(group["peak_lr"])
+    return {module: sorted(rates, reverse=True) for module, rates in peaks.items()}
 
 
 def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], *, settings: OptimizerSettings) -> torch.optim.Optimizer:

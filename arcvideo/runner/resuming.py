@@ -32,13 +32,14 @@ def first_checkpoint(
     step = gather_json(chosen.step if chosen else None, world=world)[0]
     if step is None:
         return _of_another(continue_from) if continue_from is not None else None
-    found = chosen or folder.at(step)
-    if found.identity != identity:
+    checkpoint = chosen or folder.at(step)
+    if checkpoint.identity != identity:
         raise ValueError(
-            f"{found.path} belongs to another run of this stage ({found.identity[:12]}, now {identity[:12]}): "
-            "settings, data, parent or code changed. Delete the folder, or choose another output folder"
+            f"{checkpoint.path} belongs to another run of this stage ({checkpoint.identity[:12]}, now "
+            f"{identity[:12]}): settings, data, parent or code changed. Delete the folder, or choose another output "
+            "folder"
         )
-    return found
+    return checkpoint
 
 
 def take_best(course: Course, *, done: int, folder: CheckpointFolder, engine: Engine) -> None:
@@ -61,14 +62,17 @@ def take_best(course: Course, *, done: int, folder: CheckpointFolder, engine: En
     # Rank 0 chooses, as above.
     there = folder.first_usable(course.bests) if engine.world.first else None
     step = gather_json(there, world=engine.world)[0]
-    found = folder.at(best if step is None else step)
-    applied = found.state["steps_applied"]
-    engine.load_state(weights=found.tensors("weights"), optimizer=found.tensors("optimizer"), steps_applied=applied)
-    course.take(found.step)
+    checkpoint = folder.at(best if step is None else step)
+    applied = checkpoint.state["steps_applied"]
+    engine.load_state(
+        weights=checkpoint.tensors("weights"), optimizer=checkpoint.tensors("optimizer"), steps_applied=applied
+    )
+    course.take(checkpoint.step)
     if engine.world.first:
-        lost = "" if found.step == best else f"; those after step {best} were better, but could not be written"
+        lost = "" if checkpoint.step == best else f"; those after step {best} were better, but could not be written"
         print(
-            f"the weights after step {found.step} measured best and are taken (evaluation.best){lost}", file=sys.stderr
+            f"the weights after step {checkpoint.step} measured best and are taken (evaluation.best){lost}",
+            file=sys.stderr,
         )
 
 

@@ -122,10 +122,10 @@ class Runner:
             # Filling memory that is about to be written anyway costs time and changes nothing.
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         seed_all(self.settings.seed, rank=self.world.rank)
-        found = self._resume()
-        start = found.step if found else 0
+        checkpoint = self._resume()
+        start = checkpoint.step if checkpoint else 0
         end = min(until or self.settings.steps, self.settings.steps)
-        self._log = self._open_log(found)
+        self._log = self._open_log(checkpoint)
         last: dict[str, Any] = {}
         code, done = 1, start if self.course.over else max(start, end)
         try:
@@ -224,8 +224,8 @@ class Runner:
             ValueError: no targets although all clips were read, or ranks disagree on the number of micro-batches.
         """
         mine = [float(batch.target_weights.double().sum()) for batch in data.batches]
-        told = gather_json([mine, bool(data.lost)], world=self.world)
-        parts = [part for part, _ in told]
+        gathered = gather_json([mine, bool(data.lost)], world=self.world)
+        parts = [part for part, _ in gathered]
         counts = [len(part) for part in parts]
         if len(set(counts)) != 1 or counts[0] == 0:
             problem = "a source must give every rank the same number, at least 1"
@@ -233,7 +233,7 @@ class Runner:
         # fsum does not depend on the order, so neither does the loss on how the step is cut.
         flat = [value for part in parts for value in part]
         weight = math.fsum(flat) if all(math.isfinite(value) for value in flat) else math.nan
-        if weight == 0 and not any(lost for _, lost in told):
+        if weight == 0 and not any(lost for _, lost in gathered):
             keys = data.batches[0].keys[:1]
             raise ValueError(f"step {step} has no target tokens, first sample {keys}: check the data")
         return weight
@@ -243,8 +243,8 @@ class Runner:
 
         How much may be lost is for `data.quarantine` to say, not for `runner.skip_budget`.
         """
-        told = {"counts": data.counts, "lost": list(data.lost), "stop": stop.requested}
-        parts = gather_json(told, world=self.world)
+        facts = {"counts": data.counts, "lost": list(data.lost), "stop": stop.requested}
+        parts = gather_json(facts, world=self.world)
         self._counts = summed([self._counts, *(part["counts"] for part in parts)])
         self._log.record(passed_over(step, seconds=seconds) | self._measured(step + 1))
         keys = sorted({key for part in parts for key in part["lost"]})
@@ -348,47 +348,47 @@ class Runner:
             self.callbacks.checkpoint(self.checkpoints.root / f"step-{step}", step=step)
 
     def _resume(self) -> Checkpoint | None:
-        found = first_checkpoint(
+        checkpoint = first_checkpoint(
             self.checkpoints, identity=self.identity, world=self.world, continue_from=self.continue_from
         )
-        if found is None:
+        if checkpoint is None:
             return None
         self.engine.load_state(
-            weights=found.tensors("weights"),
-            optimizer=found.tensors("optimizer"),
-            steps_applied=found.state["steps_applied"],
+            weights=checkpoint.tensors("weights"),
+            optimizer=checkpoint.tensors("optimizer"),
+            steps_applied=checkpoint.state["steps_applied"],
         )
-        if found.state["world_size"] == self.world.size:
-            restore_random_state(found.state["random"][self.world.rank])
+        if checkpoint.state["world_size"] == self.world.size:
+            restore_random_state(checkpoint.state["random"][self.world.rank])
         else:
-            seed_all(self.settings.seed + found.step, rank=self.world.rank)
-        self._counts = found.state["counts"]
-        self._report = LivenessReport(**found.state["liveness"])
-        if found.identity == self.identity:
+            seed_all(self.settings.seed + checkpoint.step, rank=self.world.rank)
+        self._counts = checkpoint.state["counts"]
+        self._report = LivenessReport(**checkpoint.state["liveness"])
+        if checkpoint.identity == self.identity:
             if self.held is not None:
-                self.held.take(found.state["held"])
-            self._skips.restore(found.state["skipped"])
-            self._rule.restore(found.state["spikes"])
-            self.course.restore(found.state.get("course", {}))
-            self._saver.saved_at = found.step
-        return found
+                self.held.take(checkpoint.state["held"])
+            self._skips.restore(checkpoint.state["skipped"])
+            self._rule.restore(checkpoint.state["spikes"])
+            self.course.restore(checkpoint.state.get("course", {}))
+            self._saver.saved_at = checkpoint.step
+        return checkpoint
 
-    def _open_log(self, found: Checkpoint | None) -> RunLog:
+    def _open_log(self, checkpoint: Checkpoint | None) -> RunLog:
         log = RunLog(
             self.folder,
             first=self.world.first,
-            start=found.step if found else 0,
+            start=checkpoint.step if checkpoint else 0,
             steps=self.settings.steps,
             every=self.settings.log_every,
             logger=self.logger,
             name=self.name,
             config=self.config,
-            wandb_id=found.state["wandb_id"] if found and found.identity == self.identity else None,
+            wandb_id=checkpoint.state["wandb_id"] if checkpoint and checkpoint.identity == self.identity else None,
             callbacks=self.callbacks,
         )
-        if found:
-            how = "resumed" if found.identity == self.identity else "goes on"
-            log.say(f"{how} after step {found.step} from {found.path}")
+        if checkpoint:
+            how = "resumed" if checkpoint.identity == self.identity else "goes on"
+            log.say(f"{how} after step {checkpoint.step} from {checkpoint.path}")
         if self._sizes is not None:
             log.say(accounting(device=self.engine.device, peak=self._peak, ranks=self.world.size))
         return log

@@ -36,16 +36,16 @@ def judged_norm(zero: Any, *, refuse: Callable[[float], bool]) -> Iterator[list[
         # ZeRO-1 and 2.
         name, original = "scaled_global_norm", zero.scaled_global_norm
 
-        def wrapped(*arguments: Any, **words: Any) -> Any:
-            norm = original(*arguments, **words)
+        def wrapped(*arguments: Any, **keywords: Any) -> Any:
+            norm = original(*arguments, **keywords)
             return torch.full_like(norm, float("inf")) if verdict(float(norm)) else norm
 
     elif hasattr(zero, "_get_norm_groups"):
         # ZeRO-3; groups that are not finite have norm -1.
         name, original = "_get_norm_groups", zero._get_norm_groups
 
-        def wrapped(*arguments: Any, **words: Any) -> Any:
-            groups = [torch.as_tensor(group).float() for group in original(*arguments, **words)]
+        def wrapped(*arguments: Any, **keywords: Any) -> Any:
+            groups = [torch.as_tensor(group).float() for group in original(*arguments, **keywords)]
             norms = torch.stack([group.cpu().reshape(()) for group in groups])
             norm = float("inf") if bool((norms < 0).any()) else float(torch.linalg.vector_norm(norms))
             return [torch.full_like(group, float("inf")) for group in groups] if verdict(norm) else groups
@@ -54,9 +54,9 @@ def judged_norm(zero: Any, *, refuse: Callable[[float], bool]) -> Iterator[list[
         # BF16_Optimizer of ZeRO-1: it hands over the whole gradients first, once for the norm and once for clipping.
         name, original = "get_grads_for_norm", zero.get_grads_for_norm
 
-        def wrapped(*arguments: Any, **words: Any) -> Any:
-            gradients = original(*arguments, **words)
-            if words.get("for_clipping"):
+        def wrapped(*arguments: Any, **keywords: Any) -> Any:
+            gradients = original(*arguments, **keywords)
+            if keywords.get("for_clipping"):
                 return gradients
             norm = float(torch.linalg.vector_norm(torch.stack([item.float().norm() for item in gradients[0]])))
             infinite = [torch.full_like(gradients[0][0], float("inf"))]

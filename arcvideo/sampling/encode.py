@@ -44,8 +44,8 @@ def encoded(media: Sequence[Media], *, model: Any, features: Any = None) -> list
         device=parameter.device,
         dtype=parameter.dtype,
     )
-    found = {
+    ready = {
         key: replace(clip, pixels=None, mel=None, patches=seen, speech=heard)
         for (key, clip), seen, heard in zip(clips.items(), patches, speech, strict=True)
     }
-    return [found[feature_key(clip)] for clip in media]
+    return [ready[feature_key(clip)] for clip in media]

@@ -89,17 +89,17 @@ def parts_of(prompts: Sequence[Prompt], *, tokens: int = PREFILL_TOKENS) -> list
         tokens: most padded tokens of a part, unless one clip alone has more.
     """
     prefixes, owner = _distinct(prompts)
-    asked: list[list[int]] = [[] for _ in prefixes]
+    by_prefix: list[list[int]] = [[] for _ in prefixes]
     for number, prefix in enumerate(owner):
-        asked[prefix].append(number)
-    lengths = [max(prompts[number].length for number in numbers) for numbers in asked]
+        by_prefix[prefix].append(number)
+    lengths = [max(prompts[number].length for number in numbers) for numbers in by_prefix]
     parts: list[list[int]] = []
     longest = rows = 0
-    for clip in sorted(range(len(asked)), key=lambda clip: -lengths[clip]):
+    for clip in sorted(range(len(by_prefix)), key=lambda clip: -lengths[clip]):
         if not parts or (rows + 1) * longest > tokens:
             parts.append([])
             longest, rows = lengths[clip], 0
-        parts[-1] += asked[clip]
+        parts[-1] += by_prefix[clip]
         rows += 1
     return parts
 

@@ -181,21 +181,21 @@ def stop_ids(tokenizer: Any) -> frozenset[int]:
     Raises:
         ValueError: the tokenizer has none of them.
     """
-    known = tokenizer.get_vocab()
+    vocabulary = tokenizer.get_vocab()
     endings = {family.strings[name] for family in FAMILIES.values() for name in ("end", "eos")}
     with suppress(ValueError):  # a tokenizer of no family
         endings = {family_of(tokenizer).strings[name] for name in ("end", "eos")}
-    found = frozenset(known[name] for name in endings if name in known)
-    if not found:
+    ids = frozenset(vocabulary[name] for name in endings if name in vocabulary)
+    if not ids:
         raise ValueError(f"the tokenizer has none of {sorted(endings)}; a completion could never end")
-    return found
+    return ids
 
 
 def banned_ids(tokenizer: Any, *, stop: frozenset[int]) -> frozenset[int]:
     """Return special ids that are never sampled: a sampled image token would be read as a place for media."""
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    known = tokenizer.get_vocab()
-    media = {known[name] for name in ALL_SPECIALS if name in known}  # whether or not they are marked special
+    vocabulary = tokenizer.get_vocab()
+    media = {vocabulary[name] for name in ALL_SPECIALS if name in vocabulary}  # whether or not they are marked special
     return frozenset(special | media | set(tokenizer.all_special_ids)) - stop
 
 

@@ -170,7 +170,7 @@ class CheckpointFolder:
         the step numbers of the new ones are lower, and what cannot be resumed must not push out what can.
         """
         usable, kept = 0, self.first_usable(self.kept)
-        for step, path in sorted(self._by_step(), key=lambda found: (_written(found[1]), found[0]), reverse=True):
+        for step, path in sorted(self._by_step(), key=lambda pair: (_written(pair[1]), pair[0]), reverse=True):
             if usable < self.keep_last:
                 usable += _is_usable(path)
             elif step != kept and (not self.keep_every or step % self.keep_every):
@@ -217,8 +217,8 @@ class CheckpointFolder:
             shutil.rmtree(path, ignore_errors=True)
 
     def _by_step(self) -> list[tuple[int, Path]]:
-        found = [(int(match[1]), path) for path in self.root.glob("step-*") if (match := _NAME.fullmatch(path.name))]
-        return sorted(found)
+        saved = [(int(match[1]), path) for path in self.root.glob("step-*") if (match := _NAME.fullmatch(path.name))]
+        return sorted(saved)
 
 
 class Unusable(ValueError):

@@ -62,17 +62,17 @@ class Columns:
     tagsets: dict[tuple[str, ...], int] = field(default_factory=dict)
     content: Any = field(default_factory=hashlib.sha256)
 
-    def add(self, group: Group, *, shard: Path, found: Sequence[Probed | MediaError | None]) -> None:
+    def add(self, group: Group, *, shard: Path, probed: Sequence[Probed | MediaError | None]) -> None:
         """One record: a clip with its items, or rows of the quarantine list.
 
         Args:
-            found: what probing each of its media gave; None where there was nothing that could be probed.
+            probed: what probing each of its media gave; None where there was nothing that could be probed.
         """
         try:
             source = json_member(group)
             text = read_at(shard, offset=source.offset, size=source.size)
             record = parse_record(text)
-            media = record_media(group, record=record, found=found)
+            media = record_media(group, record=record, probed=probed)
             items = record.get("items")
             if not isinstance(items, list) or not items:
                 raise RecordError("no_items", "'items' must be a non-empty list")
@@ -128,5 +128,5 @@ class Columns:
                         *parts[parts["has_video"]])
         ]  # fmt: skip
         counts = {"clips": len(clips), "items": len(items), "parts": len(parts), "quarantined": len(self.problems)}
-        told = {"unheard_clips": sum(1 for seconds in unheard if seconds), "unheard_seconds": float(sum(unheard))}
-        return {**meta, **counts, **told}
+        totals = {"unheard_clips": sum(1 for seconds in unheard if seconds), "unheard_seconds": float(sum(unheard))}
+        return {**meta, **counts, **totals}

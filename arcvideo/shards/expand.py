@@ -31,8 +31,8 @@ def expand_shards(pattern: str, *, cache: ShardCacheSettings | None = None, fetc
         if part.startswith("pipe:") or is_url(part):
             paths.append(_copy_of(part, pattern=pattern, cache=cache, fetch=fetch))
             continue
-        found = sorted(glob.glob(part)) if any(sign in part for sign in "*?[") else [part]
-        local = [Path(name) for name in found if not name.endswith((".index", ".lock", ".sha256", ".fingerprints"))]
+        names = sorted(glob.glob(part)) if any(sign in part for sign in "*?[") else [part]
+        local = [Path(name) for name in names if not name.endswith((".index", ".lock", ".sha256", ".fingerprints"))]
         missing = [str(path) for path in local if not path.is_file()]
         if missing:
             raise ValueError(f"shards={pattern!r}: no such tar file: {missing[0]}")

@@ -116,10 +116,10 @@ class ShardIndex:
         """Return the media file and the separate sound file, if there is one, of a record's medium; empty for text
         only.
         """
-        found = self.media(row)
-        if not found:
+        media = self.media(row)
+        if not media:
             return b"", None
-        medium = found[part]
+        medium = media[part]
         data = read_at(self.shard, offset=int(medium["media_offset"]), size=int(medium["media_size"]))
         if not medium["sound_size"]:
             return data, None
@@ -185,9 +185,11 @@ def _check_meta(meta: Mapping[str, Any]) -> None:
     """Raise ValueError for what we would not have written, by whomever it was sealed."""
     tasks, tagsets = meta.get("tasks"), meta.get("tagsets")
     texts = isinstance(tasks, list) and isinstance(tagsets, list)
-    texts = texts and all(isinstance(text, str) for one in (tasks, *tagsets) if isinstance(one, list) for text in one)
+    texts = texts and all(
+        isinstance(text, str) for listed in (tasks, *tagsets) if isinstance(listed, list) for text in listed
+    )
     counts = all(type(meta.get(name)) is int for name in ("clips", "items", "parts", "quarantined", "unheard_clips"))
-    if not texts or not all(isinstance(one, list) for one in tagsets or ()) or not counts:
+    if not texts or not all(isinstance(listed, list) for listed in tagsets or ()) or not counts:
         raise ValueError("meta.json is not of an index")
     if not isinstance(meta.get("digest"), str) or set(meta["files"]) != set(_FILES):
         raise ValueError("meta.json is not of an index")
@@ -218,8 +220,8 @@ def ensure_indexes(
     Raises:
         ValueError: a shard changed meanwhile, or its index cannot be written.
     """
-    found = {shard: open_index(shard, place=place) for shard in shards}
-    stale = [shard for shard, index in found.items() if index is None]
+    by_shard = {shard: open_index(shard, place=place) for shard in shards}
+    stale = [shard for shard, index in by_shard.items() if index is None]
     bar = counted(what="index", total=len(stale), unit="shard", quiet=not progress or not stale)
     with bar as advance, ProbePool(count=workers) as pool:
         in_turns(
@@ -231,7 +233,7 @@ def ensure_indexes(
         )
     indexes = []
     for shard in shards:
-        opened = found[shard] or open_index(shard, place=place)
+        opened = by_shard[shard] or open_index(shard, place=place)
         if opened is None:
             raise ValueError(f"{shard}: changed while it was indexed; run again when its writer has finished")
         indexes.append(opened)
@@ -266,7 +268,7 @@ class OpenedLater(Sequence[ShardIndex]):
             ValueError: it is not what it was.
         """
         if isinstance(number, slice):
-            return [self[one] for one in range(len(self))[number]]
+            return [self[place] for place in range(len(self))[number]]
         return _opened(self._shards[number], self.digests[number], self._place)
 
 
@@ -308,7 +310,7 @@ def _build(shard: Path, *, pool: ProbePool, progress: bool = False, place: str =
     probed = pool.map(chain.from_iterable(jobs))
     with counted(what=shard.name, total=len(groups), unit="clip", quiet=not progress) as advance:
         for group, own in zip(groups, jobs, strict=True):
-            columns.add(group, shard=shard, found=list(islice(probed, len(own))))
+            columns.add(group, shard=shard, probed=list(islice(probed, len(own))))
             advance(1)
     folder = index_folder(shard, place=place)
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}")

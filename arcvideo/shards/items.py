@@ -63,18 +63,18 @@ def check_renders(sample: Sample) -> None:
     split_question(sample)
     for turn in sample.turns:
         for text in (turn.question, turn.answer):
-            found = [special for special in SPECIALS.values() if special in text]
-            if found:
-                raise RecordError("special_in_text", f"text contains {found}")
+            specials = [special for special in SPECIALS.values() if special in text]
+            if specials:
+                raise RecordError("special_in_text", f"text contains {specials}")
 
 
 def _check_tags(sample: Sample) -> None:
     """Media tags that would be taught as text: any in an answer, and those of other formats in a question."""
     for turn in sample.turns:
         for text, where in ((turn.question.replace(MEDIA_TAG, ""), "question"), (turn.answer, "answer")):
-            found = _MEDIA_TAGS.search(text)
-            if found is not None and found[0] not in SPECIALS.values():
-                detail = f"{found[0]!r} in the {where} would be taught as text; {MEDIA_TAG!r} may stand in questions"
+            match = _MEDIA_TAGS.search(text)
+            if match is not None and match[0] not in SPECIALS.values():
+                detail = f"{match[0]!r} in the {where} would be taught as text; {MEDIA_TAG!r} may stand in questions"
                 raise RecordError("bad_media_tag", detail)
 
 

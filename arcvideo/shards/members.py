@@ -73,18 +73,18 @@ def read_groups(shard: Path) -> tuple[list[Group], list[Problem]]:
     refused: dict[str, Problem] = {}
     problems: list[Problem] = []
     last: Group | None = None
-    for found in _walk(shard, size=shard.stat().st_size):
-        if isinstance(found, Problem):
-            if found.stage == "shard":
-                problems.append(found)
+    for entry in _walk(shard, size=shard.stat().st_size):
+        if isinstance(entry, Problem):
+            if entry.stage == "shard":
+                problems.append(entry)
             else:
-                refused.setdefault(found.key, found)
+                refused.setdefault(entry.key, entry)
             continue
-        key = record_key(found.name)
-        if last is None or last.key != key or any(member.extension == found.extension for member in last.members):
+        key = record_key(entry.name)
+        if last is None or last.key != key or any(member.extension == entry.extension for member in last.members):
             last = Group(key=key)
             runs.setdefault(key, []).append(last)
-        last.members.append(found)
+        last.members.append(entry)
     good = []
     for key, groups in runs.items():
         if key in refused:
@@ -132,12 +132,12 @@ def record_key(name: str) -> str:
 
 
 def _walk(shard: Path, *, size: int) -> Iterator[Member | Problem]:
-    for found in walk(shard):
-        if isinstance(found, Gap):
-            yield Problem(key=shard.name, stage="shard", reason=found.reason, detail=found.detail)
+    for entry in walk(shard):
+        if isinstance(entry, Gap):
+            yield Problem(key=shard.name, stage="shard", reason=entry.reason, detail=entry.detail)
         # Hidden files, such as those that macOS puts beside each member, are no records to webdataset either.
-        elif found.kind != "folder" and not PurePosixPath(found.name).name.startswith("."):
-            yield _checked(found, size=size)
+        elif entry.kind != "folder" and not PurePosixPath(entry.name).name.startswith("."):
+            yield _checked(entry, size=size)
 
 
 def _checked(entry: Entry, *, size: int) -> Member | Problem:
@@ -169,8 +169,8 @@ def _checked(entry: Entry, *, size: int) -> Member | Problem:
 def numbered(extension: str) -> tuple[int, str] | None:
     """Return (number, type) of the extension of one of several media, `0.mp4`; None for any other."""
     number, dot, kind = extension.partition(".")
-    known = kind in VIDEO | IMAGE | AUDIO
-    return (int(number), kind) if dot and known and number.isascii() and number.isdigit() else None
+    is_media = kind in VIDEO | IMAGE | AUDIO
+    return (int(number), kind) if dot and is_media and number.isascii() and number.isdigit() else None
 
 
 def as_utf8(text: str) -> str:

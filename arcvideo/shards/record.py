@@ -50,10 +50,10 @@ class RecordMedia:
 
 
 def json_member(group: Group) -> Member:
-    found = [member for member in group.members if member.extension == "json"]
-    if len(found) != 1:
-        raise RecordError("no_json" if not found else "several_json", f"{len(found)} .json members")
-    return found[0]
+    members = [member for member in group.members if member.extension == "json"]
+    if len(members) != 1:
+        raise RecordError("no_json" if not members else "several_json", f"{len(members)} .json members")
+    return members[0]
 
 
 def parse_record(data: bytes) -> dict[str, Any]:
@@ -74,10 +74,10 @@ def _media_groups(group: Group) -> list[Group]:
     """
     parts: dict[int, Group] = {}
     for member in group.members:
-        found = numbered(member.extension)
-        if found is not None:
-            part = parts.setdefault(found[0], Group(key=f"{group.key}.{found[0]}"))
-            part.members.append(replace(member, extension=found[1]))
+        pair = numbered(member.extension)
+        if pair is not None:
+            part = parts.setdefault(pair[0], Group(key=f"{group.key}.{pair[0]}"))
+            part.members.append(replace(member, extension=pair[1]))
     plain = [member for member in group.members if member.extension in VIDEO | IMAGE | AUDIO]
     return [group] if not parts or plain else [parts[number] for number in sorted(parts)]
 
@@ -111,11 +111,12 @@ def _probe_job(group: Group, *, shard: Path) -> ProbeJob | None:
 
 
 def record_media(
-    group: Group, *, record: Mapping[str, Any], found: Sequence[Probed | MediaError | None]
+    group: Group, *, record: Mapping[str, Any], probed: Sequence[Probed | MediaError | None]
 ) -> RecordMedia:
     """Return where the record's media lie and what probing found, in the order of `probe_jobs`."""
     parts = tuple(
-        _one_medium(part, record=record, found=one) for part, one in zip(_media_groups(group), found, strict=True)
+        _one_medium(part, record=record, probed=result)
+        for part, result in zip(_media_groups(group), probed, strict=True)
     )
     if len(parts) == 1:
         return parts[0]
@@ -128,13 +129,13 @@ def record_media(
     return replace(parts[0], digest=digest, facts=facts, parts=parts)
 
 
-def _one_medium(group: Group, *, record: Mapping[str, Any], found: Probed | MediaError | None) -> RecordMedia:
+def _one_medium(group: Group, *, record: Mapping[str, Any], probed: Probed | MediaError | None) -> RecordMedia:
     pictures, sounds = _media_members(group)
-    known = VIDEO | IMAGE | AUDIO
-    if isinstance(found, MediaError) and (pictures or sounds)[0].extension not in known:
+    types = VIDEO | IMAGE | AUDIO
+    if isinstance(probed, MediaError) and (pictures or sounds)[0].extension not in types:
         if record.get("text_only") is True:
             return RecordMedia()
-        raise RecordError("no_media", f"{found.detail}; types that are known: {known_types()}")
+        raise RecordError("no_media", f"{probed.detail}; types that are known: {known_types()}")
     if not pictures and not sounds:
         if record.get("text_only") is True:
             return RecordMedia()
@@ -146,11 +147,11 @@ def _one_medium(group: Group, *, record: Mapping[str, Any], found: Probed | Medi
         names = ", ".join(member.name for member in group.members if member.extension != "json")
         detail = "several media are numbered: KEY.0.mp4, KEY.1.jpg"
         raise RecordError("several_media", f"more than one picture or sound: {names}; {detail}")
-    assert found is not None
-    if isinstance(found, MediaError):
-        raise found
-    sound = sounds[0] if found.uses_sound else None
-    return RecordMedia(main=(pictures or sounds)[0], sound=sound, digest=found.digest, facts=found.facts)
+    assert probed is not None
+    if isinstance(probed, MediaError):
+        raise probed
+    sound = sounds[0] if probed.uses_sound else None
+    return RecordMedia(main=(pictures or sounds)[0], sound=sound, digest=probed.digest, facts=probed.facts)
 
 
 def known_types() -> str:

@@ -226,8 +226,8 @@ def _end(stream: Any) -> None:
 
 
 def _status(error: OSError) -> int:
-    found = re.search(r"exit (-?\d+)", str(error))
-    return int(found[1]) if found is not None else 0
+    match = re.search(r"exit (-?\d+)", str(error))
+    return int(match[1]) if match is not None else 0
 
 
 def _reason(error: OSError) -> str:

@@ -95,14 +95,14 @@ class _Walk:
                     yield self._gap("joined_tar", end, detail)
                     self.at = end
                 continue
-            found = self._member()
-            if found is None:
+            member = self._member()
+            if member is None:
                 yield self._hole(_no_header(block, at=self.at), start=self.at + BLOCK)
                 if self.at >= self.size:
                     return
                 continue
             members += 1
-            yield found
+            yield member
 
     def _end(self, *, members: int) -> Iterator[Gap]:
         """Yield what there is to say about the zeros up to the end of the file."""
@@ -115,8 +115,8 @@ class _Walk:
     def _hole(self, what: str, *, start: int) -> Gap:
         """Return the bytes up to the next header, looked for from `start`; reading goes on there."""
         end = self._header(start)
-        told = "records in it are lost" if end < self.size else "records in it and behind it are lost"
-        gap = self._gap("broken_tar", end, f"{what}: {told}; write it again")
+        lost = "records in it are lost" if end < self.size else "records in it and behind it are lost"
+        gap = self._gap("broken_tar", end, f"{what}: {lost}; write it again")
         self.at = end
         return gap
 
@@ -170,12 +170,12 @@ class _Walk:
     def _header(self, at: int) -> int:
         """Return where the next header from here begins; the end of the file when there is none."""
         while piece := os.pread(self.file, _PIECE + BLOCK, at):
-            found = piece.find(_MAGIC)
-            while found >= 0:
-                start = found - _MAGIC_AT
+            place = piece.find(_MAGIC)
+            while place >= 0:
+                start = place - _MAGIC_AT
                 if start >= 0 and start % BLOCK == 0 and _numbers(piece[start : start + BLOCK]) is not None:
                     return at + start
-                found = piece.find(_MAGIC, found + 1)
+                place = piece.find(_MAGIC, place + 1)
             at += _PIECE
         return self.size
 

@@ -97,8 +97,8 @@ def _known(folder: Path, *, layout: MediaLayout, workers: int) -> list[Known]:
     members = [member for shard in shards for member in _members(shard)]
     jobs = [(name, content, truth, layout) for name, content, truth in members]
     with ProcessPoolExecutor(max_workers=workers, initializer=_start, initargs=(os.getpid(),)) as pool:
-        found = pool.map(_decode, jobs, chunksize=16)
-        return list(watched(found, what="decoding", total=len(jobs), unit="clip"))
+        clips = pool.map(_decode, jobs, chunksize=16)
+        return list(watched(clips, what="decoding", total=len(jobs), unit="clip"))
 
 
 def _start(parent: int) -> None:

@@ -80,9 +80,9 @@ def _scene_family(script: Script, rng: np.random.Generator, *, tokenizer: Any) -
         make_sample(items[index], key=f"{script.key}/{index}", media_key=script.key, style=_STYLES[number % 2])
         for number, index in enumerate(chosen)
     )
-    told = tokenizer.encode(scene(script), add_special_tokens=False)
+    ids = tokenizer.encode(scene(script), add_special_tokens=False)
     return Rendered(
-        prefix=np.array([special_ids(tokenizer).start, *told], dtype=np.int64),
+        prefix=np.array([special_ids(tokenizer).start, *ids], dtype=np.int64),
         media=(),
         samples=samples,
         branches=tuple(render_branch(sample, tokenizer=tokenizer, wording="brief") for sample in samples),

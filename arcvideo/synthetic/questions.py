@@ -183,11 +183,11 @@ def _grounding(script: Script, rng: np.random.Generator) -> list[Item]:
     """Return spans of what is seen, read and heard; the thought names it and every second at which it is there."""
     if script.duration == 1:
         return []
-    asked = [(shape.name, "visible", shape, "vision", "shapes") for shape in script.shapes]
-    asked += [(f"text {word.text}", "shown", word, "vision", "text") for word in script.words]
-    asked += [(sound.name, "heard", sound, "audio", "sound") for sound in script.sounds]
+    events = [(shape.name, "visible", shape, "vision", "shapes") for shape in script.shapes]
+    events += [(f"text {word.text}", "shown", word, "vision", "text") for word in script.words]
+    events += [(sound.name, "heard", sound, "audio", "sound") for sound in script.sounds]
     items = []
-    for name, verb, event, needs, subject in asked:
+    for name, verb, event, needs, subject in events:
         seconds = " ".join(clock(second) for second in range(event.start, event.end))
         items.append(
             {

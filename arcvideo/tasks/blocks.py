@@ -65,9 +65,9 @@ class _Blocks:
 def _pieces(text: str) -> Iterator[tuple[str, str]]:
     """Yield (tag in lower case, the text behind it); the first tag is empty."""
     tag, start = "", 0
-    for found in _TAG.finditer(text):
-        yield tag, text[start : found.start()]
-        tag, start = found[0].lower(), found.end()
+    for match in _TAG.finditer(text):
+        yield tag, text[start : match.start()]
+        tag, start = match[0].lower(), match.end()
     yield tag, text[start:]
 
 

@@ -47,8 +47,8 @@ def _event(value: Any) -> tuple[float, float, str]:
 
 def _tell(text: str) -> list[str]:
     """Return the range before each sentence; numbers in the sentence are none of its times."""
-    found = [re.match(r"\s*[\d:.]+\s*-\s*[\d:.]+(?=\s)", line) for line in answer_text(text).splitlines()]
-    return [told for line in found if line for told in told_times(line[0])]
+    ranges = [re.match(r"\s*[\d:.]+\s*-\s*[\d:.]+(?=\s)", line) for line in answer_text(text).splitlines()]
+    return [time for line in ranges if line for time in told_times(line[0])]
 
 
 CHAPTERS = Task(name="chapters", question=QUESTION, sample=_sample, tell=_tell, measures=text_measures("chapters"))

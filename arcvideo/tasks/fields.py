@@ -120,11 +120,11 @@ def text_sample(task: str, *, question: str = "") -> Callable[..., Sample]:
 
     def make(item: Mapping[str, Any], *, key: str, media_key: str | None, style: str = "plain") -> Sample:
         answer = required_text(item, "answer")
-        asked = optional_text(item, "question", default=question) if question else required_text(item, "question")
+        text = optional_text(item, "question", default=question) if question else required_text(item, "question")
         return Sample(
             key=key,
             task=task,
-            turns=conversation(item, question=asked, answer=styled_answer(item, answer=answer, style=style)),
+            turns=conversation(item, question=text, answer=styled_answer(item, answer=answer, style=style)),
             media_key=media_key,
             truth={"text": answer},
             instruction="general" if style != "plain" else "none",

@@ -40,7 +40,7 @@ def _several(spans: Any, *, span: Span) -> tuple[Span, ...]:
     """Return the spans of an item that has several; the one that is trained is among them."""
     if not isinstance(spans, list | tuple) or not spans:
         raise RecordError("bad_spans", f"'spans' must be a list of [start, end], got {str(spans)[:80]!r}")
-    read = tuple(interval(one, name="spans") for one in spans)
+    read = tuple(interval(entry, name="spans") for entry in spans)
     if any(start == end for start, end in read):
         raise RecordError("empty_span", "a span of 'spans' has no length, so no answer can overlap it")
     if span not in read:
@@ -85,10 +85,10 @@ def temporal_iou_edges(said: Span, true: Span, seconds: float) -> float:
     0.375
     """
     length = max(seconds, true[1])  # a clip lasts at least as long as what happens in it
-    kept = 1.0
+    factor = 1.0
     for predicted, right in zip(said, true, strict=True):
-        kept *= max(0.0, 1.0 - abs(predicted - right) / length)
-    return kept * temporal_iou(said, true)
+        factor *= max(0.0, 1.0 - abs(predicted - right) / length)
+    return factor * temporal_iou(said, true)
 
 
 def temporal_recall(*, threshold: float) -> Worth:

@@ -92,12 +92,12 @@ def _marked(said: str, *, options: Sequence[str]) -> str:
     patterns = {index: _pattern(text) for index, text in enumerate(texts) if len(text) > 1 and texts.count(text) == 1}
     marks, place = [], 0
     while place < len(said):
-        found = [(match.end(), _LEAD_MARK) for match in (_LEAD.match(said, place),) if match]
+        candidates = [(match.end(), _LEAD_MARK) for match in (_LEAD.match(said, place),) if match]
         for index, pattern in patterns.items():
             match = pattern.match(said, place)
             if match:
-                found.append((match.end(), chr(_TEXT_MARK + index)))
-        end, mark = max(found, default=(place + 1, said[place]))
+                candidates.append((match.end(), chr(_TEXT_MARK + index)))
+        end, mark = max(candidates, default=(place + 1, said[place]))
         marks.append(mark)
         place = end
     return "".join(marks).strip()
@@ -112,7 +112,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 def _mentions(said: str) -> list[_Mention]:
     """Return the letters that stand alone and are neither an article, a pronoun, a unit nor part of a compound."""
-    found = []
+    mentions = []
     for match in _LETTER.finditer(said):
         letter = match[0]
         before, after = said[max(match.start() - _NEAR, 0) : match.start()], said[match.end() : match.end() + _NEAR]
@@ -121,8 +121,8 @@ def _mentions(said: str) -> list[_Mention]:
         word = letter in "AIai"  # also words: "A blue car", "I think"
         if word and not _CLOSED.match(after) and not (letter == "A" and _JOINED.match(after)):
             continue
-        found.append(_Mention(letter=letter.upper(), start=match.start()))
-    return found
+        mentions.append(_Mention(letter=letter.upper(), start=match.start()))
+    return mentions
 
 
 def _is_answer(said: str, mention: _Mention) -> bool:

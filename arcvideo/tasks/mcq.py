@@ -105,8 +105,8 @@ def _without_list(question: str, *, options: Sequence[str]) -> str:
     listed = r"[\s,;]*".join(
         rf"{label}\s*{re.escape(option.strip())}" for label, option in zip(_LABELS, options, strict=False)
     )
-    found = re.search(rf"\s*(?:(?:options|choices|\u9009\u9879)\s*[:\uff1a])?\s*{listed}\s*\Z", question, re.IGNORECASE)
-    return question[: found.start()] if found and question[: found.start()].strip() else question
+    match = re.search(rf"\s*(?:(?:options|choices|\u9009\u9879)\s*[:\uff1a])?\s*{listed}\s*\Z", question, re.IGNORECASE)
+    return question[: match.start()] if match and question[: match.start()].strip() else question
 
 
 def _read(text: str, truth: Truth) -> Reading[str]:

@@ -126,8 +126,8 @@ def _times(said: str) -> tuple[list[_Time], str | None]:
     """Return the times of a text and what is wrong with a number that is none."""
     times: list[_Time] = []
     place = 0
-    while found := _DIGIT.search(said, place):
-        time = _clock(said, found.start()) or _amount(said, found.start()) or _bare(said, found.start())
+    while digit := _DIGIT.search(said, place):
+        time = _clock(said, digit.start()) or _amount(said, digit.start()) or _bare(said, digit.start())
         before, after = said[place : time.start], said[time.end :]
         sign = _SIGN.search(before) and not (times and _CONNECTOR.fullmatch(before))
         if not math.isfinite(time.seconds) or sign or _GLUED_BEFORE.search(before) or _GLUED_AFTER.match(after):
@@ -138,26 +138,26 @@ def _times(said: str) -> tuple[list[_Time], str | None]:
 
 
 def _clock(said: str, place: int) -> _Time | None:
-    found = _CLOCK.match(said, place)
-    if not found:
+    match = _CLOCK.match(said, place)
+    if not match:
         return None
-    hours, minutes = int(found["hours"] or 0), int(found["minutes"])
-    seconds = float(found["seconds"].replace(",", "."))
-    good = seconds < 60 and (minutes < 60 or found["hours"] is None)
+    hours, minutes = int(match["hours"] or 0), int(match["minutes"])
+    seconds = float(match["seconds"].replace(",", "."))
+    good = seconds < 60 and (minutes < 60 or match["hours"] is None)
     return _Time(
-        start=place, end=found.end(), seconds=hours * 3600 + minutes * 60 + seconds if good else math.nan, unit=0
+        start=place, end=match.end(), seconds=hours * 3600 + minutes * 60 + seconds if good else math.nan, unit=0
     )
 
 
 def _amount(said: str, start: int) -> _Time | None:
     """Return '90 s', '1 min 30 s' or '1h2m3s': units that fall, and less than sixty of every one but the first."""
     total, last, end, unit, place = 0.0, math.inf, start, None, start
-    while found := _AMOUNT.match(said, place):
-        size = next(size for name, size in _UNITS.items() if found[name])
-        number = _written(found["number"])
+    while match := _AMOUNT.match(said, place):
+        size = next(size for name, size in _UNITS.items() if match[name])
+        number = _written(match["number"])
         if size >= last or (unit is not None and number >= 60):
             break
-        total, last, end, unit = total + number * size, size, found.end(), size if unit is None else 0
+        total, last, end, unit = total + number * size, size, match.end(), size if unit is None else 0
         glue = _GLUE.match(said, end)
         place = glue.end() if glue else end
     return None if unit is None else _Time(start=start, end=end, seconds=total, unit=unit)
@@ -170,9 +170,9 @@ def _written(number: str) -> float:
 
 
 def _bare(said: str, start: int) -> _Time:
-    found = _NUMBER.match(said, start)
-    assert found is not None, "a digit begins a number"
-    return _Time(start=start, end=found.end(), seconds=float(found[0]), unit=None)
+    match = _NUMBER.match(said, start)
+    assert match is not None, "a digit begins a number"
+    return _Time(start=start, end=match.end(), seconds=float(match[0]), unit=None)
 
 
 def temporal_iou(first: Span, second: Span) -> float:

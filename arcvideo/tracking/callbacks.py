@@ -91,8 +91,8 @@ class Callbacks:
             except (Exception, SystemExit) as error:  # the run's own ranks would wait for one that ends
                 self._failed[name, event] += 1
                 if self._failed[name, event] == 1:
-                    told = f"{type(error).__name__}: {error}"
-                    print(f"callback {name}: {event} failed, the run goes on: {told}", file=sys.stderr, flush=True)
+                    text = f"{type(error).__name__}: {error}"
+                    print(f"callback {name}: {event} failed, the run goes on: {text}", file=sys.stderr, flush=True)
             finally:
                 restore_random_state(before)
 

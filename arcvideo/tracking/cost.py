@@ -52,8 +52,8 @@ def useful_flops(batch: Batch, *, settings: ModelSettings, trained: Collection[s
 
 def settings_of(model: Any) -> ModelSettings | None:
     """Return sizes of the model for the formulas; None for a model that is not ours."""
-    found = getattr(model, "settings", None)
-    return found if isinstance(found, ModelSettings) else None
+    settings = getattr(model, "settings", None)
+    return settings if isinstance(settings, ModelSettings) else None
 
 
 def device_peak(device: torch.device, *, tflops: float) -> float | None:
@@ -117,11 +117,11 @@ class MemoryUse:
         if world.size > 1:
             most = most.to(world.device)
             dist.all_reduce(most, op=dist.ReduceOp.MAX)
-        found = dict(zip(self._most, most.tolist(), strict=True))
+        peaks = dict(zip(self._most, most.tolist(), strict=True))
         self._most = {}
         if self._cuda:
             torch.cuda.reset_peak_memory_stats(self._device)
-        return found
+        return peaks
 
     def _note(self) -> None:
         now = {"memory/gib": peak_memory(self._device)}
@@ -169,14 +169,14 @@ class MemoryUse:
             free = 0.9 * (torch.cuda.get_device_properties(self._device).total_memory - self._held)
             fits = min(int(free / self._per_token), tokens - 1)
         fits = max(fits // 128 * 128, 128)
-        known = "by the memory of earlier steps" if self._per_token else "a first guess: half of this row"
-        words = [f"What fits: data.token_budget={fits} ({known})"]
+        basis = "by the memory of earlier steps" if self._per_token else "a first guess: half of this row"
+        parts = [f"What fits: data.token_budget={fits} ({basis})"]
         if single > fits:
-            words.append(f"its longest sample alone has {single} tokens and would then be refused by the plan")
-        words.append(
+            parts.append(f"its longest sample alone has {single} tokens and would then be refused by the plan")
+        parts.append(
             "or recompute activations with model.activation_checkpointing=full, or cut the state with engine=zero3"
         )
-        return "; ".join(words)
+        return "; ".join(parts)
 
 
 def longest(batch: Batch) -> int:

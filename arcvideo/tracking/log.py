@@ -106,7 +106,7 @@ def progress_line(interval: Sequence[Mapping[str, Any]], *, steps: int) -> str:
     left = int((steps - done) * seconds / len(interval))
     waited = sum(values["time/data"] for values in interval)
     tokens = sum(values["train/tokens"] for values in interval)
-    words = [
+    parts = [
         f"step {done}/{steps}",
         f"left {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}",
         *_course(last),
@@ -116,21 +116,21 @@ def progress_line(interval: Sequence[Mapping[str, Any]], *, steps: int) -> str:
     ]
     if "speed/mfu" in last:
         mfu = sum(values["speed/mfu"] * values["time/step"] for values in interval) / seconds
-        words.append(f"MFU {100 * mfu:.1f}%")
+        parts.append(f"MFU {100 * mfu:.1f}%")
     elif "speed/tflops" in last:
         tflops = sum(values["speed/tflops"] * values["time/step"] for values in interval) / seconds
-        words.append(f"{tflops:.3g} TFLOP/s")
-    words += [f"data {100 * waited / seconds:.0f}%", f"mem {last['memory/gib']:.1f} GiB"]
-    return "  ".join(words)
+        parts.append(f"{tflops:.3g} TFLOP/s")
+    parts += [f"data {100 * waited / seconds:.0f}%", f"mem {last['memory/gib']:.1f} GiB"]
+    return "  ".join(parts)
 
 
 def _course(last: Mapping[str, Any]) -> list[str]:
     """Return the words that say whether it learns."""
     if "train/reward" not in last:
         return [f"loss {last['train/loss']:.4f}"]
-    words = [f"reward {last['train/reward']:.3f}"]
+    parts = [f"reward {last['train/reward']:.3f}"]
     if "train/kl" in last:
-        words.append(f"kl {last['train/kl']:.3g}")
+        parts.append(f"kl {last['train/kl']:.3g}")
     if "train/completions/mean_length" in last:
-        words.append(f"length {last['train/completions/mean_length']:.0f}")
-    return words
+        parts.append(f"length {last['train/completions/mean_length']:.0f}")
+    return parts

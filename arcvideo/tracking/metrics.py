@@ -130,9 +130,9 @@ class _WandbRun:
         self._run = wandb.init(settings=_quiet(), **options)
         _hide_in_logs()
         # Online, the server says where the run stands; of files only they themselves know.
-        told = int(self._run.step) - 1 if options["mode"] == "online" else sent
+        newest = int(self._run.step) - 1 if options["mode"] == "online" else sent
         for line in past:
-            if line["step"] > told:
+            if line["step"] > newest:
                 _log(self._run, line)
 
     def write(self, values: Mapping[str, Any]) -> None:
@@ -281,9 +281,9 @@ def _quiet() -> Any:
     return wandb.Settings(silent=True, console="off", init_timeout=_PATIENCE)
 
 
-def _wandb_mode(asked: str, *, say: bool = True) -> str:
+def _wandb_mode(wanted: str, *, say: bool = True) -> str:
     """Return the mode asked for, unless WANDB_MODE says otherwise or there is no key to be online with."""
-    mode = (os.environ.get("WANDB_MODE") or asked) if asked == "online" else asked
+    mode = (os.environ.get("WANDB_MODE") or wanted) if wanted == "online" else wanted
     if mode not in WANDB_WORDS:
         if say:
             print(f"WANDB_MODE={mode!r} is none of {', '.join(WANDB_WORDS)}: writing offline", file=sys.stderr)

@@ -94,8 +94,8 @@ class BesideMirror:
     def _give_up(self, error: Exception) -> None:
         if self._on:
             self._on = False
-            told = f"{type(error).__name__}: {error}{self._advice}"
-            print(f"{self.name} is off for this run, training goes on: {told}", file=sys.stderr)
+            why = f"{type(error).__name__}: {error}{self._advice}"
+            print(f"{self.name} is off for this run, training goes on: {why}", file=sys.stderr)
 
 
 def open_mirrors(
@@ -143,8 +143,8 @@ class MlflowMirror:
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             uri = (folder.absolute().parent / "mlruns").as_uri()
         self._client, self._metric = MlflowClient(uri), Metric
-        known = self._client.get_experiment_by_name(settings.project)
-        experiment = known.experiment_id if known else self._client.create_experiment(settings.project)
+        project = self._client.get_experiment_by_name(settings.project)
+        experiment = project.experiment_id if project else self._client.create_experiment(settings.project)
         note = folder / "mlflow.json"
         if note.exists() and start:
             self.run_id = str(json.loads(note.read_text())["run_id"])
@@ -160,8 +160,8 @@ class MlflowMirror:
     def write(self, values: Mapping[str, Any]) -> None:
         """Log one step's numbers."""
         now, step = int(time.time() * 1000), int(values["step"])
-        found = [self._metric(key, value, now, step) for key, value in numbers(values).items()]
-        self._client.log_batch(self.run_id, metrics=found)
+        metrics = [self._metric(key, value, now, step) for key, value in numbers(values).items()]
+        self._client.log_batch(self.run_id, metrics=metrics)
 
     def close(self, *, exit_code: int) -> None:
         """End the run."""

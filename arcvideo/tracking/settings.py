@@ -44,10 +44,10 @@ def logger_problems(logger: LoggerSettings) -> list[str]:
             if find_module(name) is None:
                 problems.append(f"logger.mirrors={name} needs the package {name}: pip install {name}")
         elif not path_of(name, kind="loggers"):
-            known = [*MIRRORS, *brought("loggers")]
-            close = nearest(name, known)
+            choices = [*MIRRORS, *brought("loggers")]
+            close = nearest(name, choices)
             problems.append(
-                f"logger.mirrors has {name!r}{close}: choose from {', '.join(known)}, or package.module:Class"
+                f"logger.mirrors has {name!r}{close}: choose from {', '.join(choices)}, or package.module:Class"
             )
         elif wrong := problem(name, kind="loggers", key="logger.mirrors"):
             problems.append(wrong)

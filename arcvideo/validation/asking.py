@@ -134,21 +134,21 @@ class HeldOut:
         """Ask this rank's share."""
         sampler = InProcessSampler(model, tokenizer=self.reading.tokenizer, features=self.reading.features)
         prompts = self.source.evaluation(only=left)
-        asked = ask_all(prompts, sampler=sampler, wanted=wanted, numbers=self._numbers, settings=self.settings)
+        batches = ask_all(prompts, sampler=sampler, wanted=wanted, numbers=self._numbers, settings=self.settings)
         total = sum(map(len, wanted.values())) if self.world.size == 1 else None
         with (
             Journal(folder, rank=self.world.rank) as journal,
             counted(what="held-out answers", total=total, unit="answer", quiet=not self.world.first) as advance,
         ):
-            for answers in asked:
+            for answers in batches:
                 journal.add(answers)
                 advance(len(answers))
                 note("answering held-out questions")
 
-    def _note_lost(self, asked: set[str], *, folder: Path) -> None:
+    def _note_lost(self, keys: set[str], *, folder: Path) -> None:
         """Write down the questions whose clips could not be read."""
         answered, lost = asked_before(folder)
-        missing = sorted(asked - {key for _, key in answered} - lost, key=self._numbers.__getitem__)
+        missing = sorted(keys - {key for _, key in answered} - lost, key=self._numbers.__getitem__)
         if missing:
             with Journal(folder, rank=0) as journal:
                 detail = f"its clip could not be read; {QUARANTINE} of the stage says why"

@@ -108,11 +108,11 @@ class HeldOutCourse:
     @property
     def bests(self) -> list[int]:
         """`best`, then those that were the best before it, newest first."""
-        return [one.step for one in reversed(self._bests)] if self.settings.best else []
+        return [best.step for best in reversed(self._bests)] if self.settings.best else []
 
     def take(self, step: int) -> None:
         """Note that the weights after this step come out, because no checkpoint of a better one is there."""
-        self._bests = [one for one in self._bests if one.step <= step]
+        self._bests = [best for best in self._bests if best.step <= step]
         self._known = dict(self._bests[-1].known)
 
     def after(
@@ -123,18 +123,18 @@ class HeldOutCourse:
             return {}
         began = time.perf_counter()
         before = random_state()
-        found = self._measured(done, note=note)
+        figures = self._measured(done, note=note)
         restore_random_state(before)
-        self._judge(done, found)
-        told = ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in found.items())
-        say(f"held out after step {done}: {told}")
+        self._judge(done, figures)
+        text = ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in figures.items())
+        say(f"held out after step {done}: {text}")
         if self.over:
             say(f"training ends: {self._since} measurements in a row were not better (evaluation.patience)")
-        return {**found, "time/evaluation": time.perf_counter() - began}
+        return {**figures, "time/evaluation": time.perf_counter() - began}
 
     @torch.no_grad()
     def _measured(self, done: int, *, note: Callable[[str], None]) -> dict[str, float]:
-        found: dict[str, float] = {}
+        measured: dict[str, float] = {}
         model = self.engine.model
         training = model.training
         with self.engine.whole_weights(), self.engine.precision():
@@ -142,13 +142,13 @@ class HeldOutCourse:
             try:
                 if self.loss is not None:
                     note("measuring the held-out loss")
-                    found[f"eval/{LOSS}"] = self.loss.of(model)
+                    measured[f"eval/{LOSS}"] = self.loss.of(model)
                 if self.held is not None:
                     figures = self._answered(done, held=self.held, note=note)
-                    found |= {f"eval/{name}": row["value"] for name, row in figures.items()}
+                    measured |= {f"eval/{name}": row["value"] for name, row in figures.items()}
             finally:
                 model.train(training)
-        return found
+        return measured
 
     def _answered(self, done: int, *, held: HeldOut, note: Callable[[str], None]) -> Figures:
         """Ask all questions, into a folder of this step's own."""
@@ -160,18 +160,18 @@ class HeldOutCourse:
         barrier(world=self.world)
         return held.measure(self.engine.model, folder=folder, note=note)
 
-    def _judge(self, done: int, found: Mapping[str, float]) -> None:
-        value = found.get(f"eval/{self.settings.optimized}")
+    def _judge(self, done: int, figures: Mapping[str, float]) -> None:
+        value = figures.get(f"eval/{self.settings.optimized}")
         sign = -1 if self._lower else 1
         # A figure that is missing or not a number is never better.
         better = not self._bests or (value is not None and sign * value > sign * self._bests[-1].value)
         if value is not None and value == value and better:
-            self._bests.append(_Best(step=done, value=value, known=dict(found)))
+            self._bests.append(_Best(step=done, value=value, known=dict(figures)))
             self._since = 0
         else:
             self._since += 1
         if not self.settings.best or self.best == done:
-            self._known = dict(found)
+            self._known = dict(figures)
 
     def figures(self) -> dict[str, float]:
         """Return what is known of the weights that come out, under the names of the manifest."""
@@ -179,11 +179,11 @@ class HeldOutCourse:
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs, JSON-able."""
-        return {"bests": [asdict(one) for one in self._bests], "since": self._since, "known": self._known}
+        return {"bests": [asdict(best) for best in self._bests], "since": self._since, "known": self._known}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from there; nothing is known of a run that did not measure."""
-        self._bests = [_Best(**one) for one in state.get("bests", ())]
+        self._bests = [_Best(**best) for best in state.get("bests", ())]
         self._since, self._known = int(state.get("since", 0)), dict(state.get("known", {}))
 
 

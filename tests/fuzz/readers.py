@@ -188,7 +188,7 @@ def _stage(data: bytes, content: Any, folder: Path) -> None:
         manifest.value("mcq_accuracy")
     except ValueError as error:
         refusal(error, name=MANIFEST_NAME)
-    state = state_of(folder, asked=_asked())
+    state = state_of(folder, expected=_asked())
     if state.manifest is not None:
         f"{state.manifest.steps} steps, {state.manifest.seconds / 60:.1f} {state.manifest.identity[:8]}"
     "; ".join(state.reasons)
@@ -198,7 +198,7 @@ def _begun(data: bytes, folder: Path) -> None:
     (folder / STARTED_NAME).write_bytes(data)
     (folder / "checkpoints" / "step-3").mkdir(parents=True)
     (folder / "checkpoints" / "step-3" / "manifest.json").write_bytes(b"{}")
-    "; ".join(state_of(folder, asked=_asked()).reasons)
+    "; ".join(state_of(folder, expected=_asked()).reasons)
 
 
 def _asked() -> Wanted:

@@ -43,20 +43,20 @@ def finish(folder: Path, asked: Wanted = ASKED) -> None:
 def interrupt(folder: Path, *, step: int, asked: Wanted = ASKED) -> None:
     (folder / "checkpoints" / f"step-{step}").mkdir(parents=True)
     (folder / "checkpoints" / f"step-{step}" / "manifest.json").write_text("{}")
-    write_started(folder, asked=asked)
+    write_started(folder, expected=asked)
 
 
 def test_a_folder_without_work_is_new(tmp_path: Path) -> None:
-    assert state_of(tmp_path / "sft", asked=ASKED).word == "new"
+    assert state_of(tmp_path / "sft", expected=ASKED).word == "new"
     (tmp_path / "sft").mkdir()
-    assert state_of(tmp_path / "sft", asked=ASKED).word == "new"
+    assert state_of(tmp_path / "sft", expected=ASKED).word == "new"
 
 
 def test_a_finished_stage_stays_finished_when_only_its_volume_changes(tmp_path: Path) -> None:
     finish(tmp_path)
-    assert state_of(tmp_path, asked=ASKED).word == "finished"
+    assert state_of(tmp_path, expected=ASKED).word == "finished"
     louder = changed(runner={"steps": 5, "log_every": 100}, evaluation={"items": 10, "samples": 9})
-    assert state_of(tmp_path, asked=louder).word == "finished"
+    assert state_of(tmp_path, expected=louder).word == "finished"
 
 
 @pytest.mark.parametrize(
@@ -76,27 +76,27 @@ def test_a_stage_that_was_made_otherwise_is_stale_and_says_why(tmp_path: Path, a
     finish(tmp_path / "done")
     interrupt(tmp_path / "cut", step=3)
     for folder in (tmp_path / "done", tmp_path / "cut"):
-        found = state_of(folder, asked=asked)
+        found = state_of(folder, expected=asked)
         assert (found.word, found.reasons) == ("stale", (told,))
 
 
 def test_another_evaluation_is_measured_again_not_trained_again(tmp_path: Path) -> None:
     finish(tmp_path)
-    found = state_of(tmp_path, asked=changed(evaluation={"items": 20, "samples": 4}))
+    found = state_of(tmp_path, expected=changed(evaluation={"items": 20, "samples": 4}))
     assert (found.word, found.reasons) == ("unmeasured", ("evaluation.items: 10 -> 20",))
 
 
 def test_an_interrupted_stage_knows_its_step(tmp_path: Path) -> None:
     interrupt(tmp_path, step=2)
     interrupt(tmp_path, step=14)
-    assert (state_of(tmp_path, asked=ASKED).word, state_of(tmp_path, asked=ASKED).step) == ("interrupted", 14)
+    assert (state_of(tmp_path, expected=ASKED).word, state_of(tmp_path, expected=ASKED).step) == ("interrupted", 14)
 
 
 def test_a_finished_stage_without_its_export_or_its_shards_is_not_trusted(tmp_path: Path) -> None:
     finish(tmp_path)
-    assert state_of(tmp_path, asked=dataclasses.replace(ASKED, data=None)).word == "unknown"
+    assert state_of(tmp_path, expected=dataclasses.replace(ASKED, data=None)).word == "unknown"
     (tmp_path / "export" / "config.json").unlink()
-    assert state_of(tmp_path, asked=ASKED).word == "stale"
+    assert state_of(tmp_path, expected=ASKED).word == "stale"
 
 
 def _work(folder: Path, log: Path) -> None:

@@ -250,7 +250,7 @@ def test_token_weights_give_their_shares_and_stop_at_repeat(pattern: str) -> Non
         opened = with_passes(tables(*sources, unit="tokens"), unit="tokens")
         made = Plan(opened, seed=3, token_budget=512, packs_per_step=4)
         steps = made.first_step(12)  # one epoch takes a part of the clips, longer or shorter than the others
-        report = mixture_report(opened, unit="tokens", found=realised(made, steps=steps))
+        report = mixture_report(opened, unit="tokens", rows=realised(made, steps=steps))
         return {name: row["realised"]["share"] for name, row in report.items()}
 
     assert shares(one, two) == pytest.approx({"s0": 0.75, "s1": 0.25}, abs=0.02)

@@ -145,7 +145,7 @@ def test_7b_on_too_small_a_device_names_what_would_fit(shard: Path, gpus: int, g
     config = settings(*words)
     machine = Machine(device="a100", gpus=gpus, gpu_gib=gib)
     found = estimate(config, machine=machine)
-    told = misfits(words, config=config, found=found, machine=machine)
+    told = misfits(words, config=config, estimate=found, machine=machine)
     (line,) = [line for line in told if "on a device of" in line]
     assert line.endswith(f": {remedy}")
 

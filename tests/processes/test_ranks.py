@@ -33,10 +33,10 @@ def test_collectives_wait_longer_than_the_watchdog(hang: float, patience: int) -
 
 @pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="speaks of machines whose GPU torch cannot use")
 def test_a_gpu_that_torch_cannot_use_is_an_error_and_not_a_run_on_the_cpu(tmp_path: Path) -> None:
-    _refuse_idle_gpus(tmp_path, asked=None)
+    _refuse_idle_gpus(tmp_path, visible=None)
     (tmp_path / "nvidia0").touch()
     (tmp_path / "nvidiactl").touch()
     with pytest.raises(ValueError, match=r"has GPUs \(nvidia0\), but torch cannot use them.*CUDA_VISIBLE_DEVICES="):
-        _refuse_idle_gpus(tmp_path, asked=None)
+        _refuse_idle_gpus(tmp_path, visible=None)
     for asked in ("", "-1"):
-        _refuse_idle_gpus(tmp_path, asked=asked)
+        _refuse_idle_gpus(tmp_path, visible=asked)

@@ -34,7 +34,7 @@ def letters(text: str, truth: Mapping[str, Any]) -> float | None:
 
 
 def state(done: Finished) -> str:
-    return state_of(done.folder, asked=wanted(plain_dict(done.config), parent=done.parent.identity)).word
+    return state_of(done.folder, expected=wanted(plain_dict(done.config), parent=done.parent.identity)).word
 
 
 @pytest.fixture(scope="module")

@@ -64,33 +64,33 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
         if not line.strip():
             continue
         try:
-            found = _LINE.fullmatch(whole(line.strip()))
+            match = _LINE.fullmatch(whole(line.strip()))
             problem = RecordError("bad_row", f"expected VIDEO START END##sentence, got {line.strip()[:80]!r}")
-            yield f"line {number}", found.groups() if found else problem
+            yield f"line {number}", match.groups() if match else problem
         except RecordError as error:
             yield f"line {number}", error
 
 
 def _files(videos_named: list[str], *, videos: Path) -> dict[str, Path]:
     """Video -> its file, of those that are there."""
-    found = {}
+    paths = {}
     for video in dict.fromkeys(videos_named):
         try:
-            found[video] = media_file(videos, video)
+            paths[video] = media_file(videos, video)
         except RecordError:
             continue
-    return found
+    return paths
 
 
 def _stated(folder: Path) -> dict[str, float]:
     """Video -> its seconds, from the tables of Charades itself where they lie beside the annotations."""
-    found: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for name in ("Charades_v1_test.csv", "Charades_v1_train.csv"):
-        path = next((one for one in (folder / name, folder / "Charades" / name) if one.is_file()), None)
+        path = next((place for place in (folder / name, folder / "Charades" / name) if place.is_file()), None)
         for _, row in table_rows(path) if path is not None else ():
             if str(row.get("length") or "").replace(".", "", 1).isdecimal() and float(row["length"]) > 0:
-                found[str(row.get("id"))] = float(row["length"])
-    return found
+                seconds[str(row.get("id"))] = float(row["length"])
+    return seconds
 
 
 CHARADES_STA = Reader(

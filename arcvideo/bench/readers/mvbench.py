@@ -73,19 +73,19 @@ def _read(folder: Path, options: Mapping[str, str]) -> Bench:
 
 
 def _read_task(questions: Questions, name: str, *, path: Path, videos: Path) -> None:
-    one = SETS[name]
+    clip_set = SETS[name]
 
     def make(ident: str, row: Any) -> BenchItem:
         row = entry(row)
         letter = letter_of(row.get("answer"), options=row.get("candidates"))
-        clip, is_cut = _clip(one, row.get("video"), videos=videos)
+        clip, is_cut = _clip(clip_set, row.get("video"), videos=videos)
         return BenchItem(
             id=ident,
             clip=clip,
             task="mcq",
             fields=multiple_choice(text(row, "question"), options=row["candidates"], answer=letter),
             tags=(f"task:{name}",),
-            window=_window(row) if one.timed and not is_cut else None,
+            window=_window(row) if clip_set.timed and not is_cut else None,
         )
 
     questions.read(_rows(name, json_list(path)), make)
@@ -95,12 +95,12 @@ def _rows(name: str, content: list[Any]) -> Iterator[tuple[str, Any]]:
     return ((f"{name}/{place}", row) for place, row in enumerate(content))
 
 
-def _clip(one: _Set, name: Any, *, videos: Path) -> tuple[Path, bool]:
+def _clip(clip_set: _Set, name: Any, *, videos: Path) -> tuple[Path, bool]:
     """Return the file of a question, and whether it is the part that is meant already."""
-    whole = [videos / one.videos, videos / "data0613" / one.videos]
-    if one.cut and (videos / one.cut).is_dir():
+    whole = [videos / clip_set.videos, videos / "data0613" / clip_set.videos]
+    if clip_set.cut and (videos / clip_set.cut).is_dir():
         try:
-            return media_file(videos / one.cut, name), True
+            return media_file(videos / clip_set.cut, name), True
         except RecordError:
             pass
     if isinstance(name, str) and any((place / name).is_dir() for place in whole if "\0" not in name):

@@ -25,21 +25,21 @@ def _read(folder: Path, options: Mapping[str, str]) -> Bench:
         raise ValueError(f"timelens-bench: sets={'+'.join(chosen)}: choose of {'+'.join(SETS)}")
     missing = [
         name
-        for one in chosen
+        for subset in chosen
         for name, is_there in (
-            (f"{one}-timelens.json", (folder / f"{one}-timelens.json").is_file()),
-            (f"videos/{one}/", (folder / "videos" / one).is_dir()),
+            (f"{subset}-timelens.json", (folder / f"{subset}-timelens.json").is_file()),
+            (f"videos/{subset}/", (folder / "videos" / subset).is_dir()),
         )
         if not is_there
     ]
     if missing:
         raise ValueError(f"{folder}: {', '.join(missing)} missing; wanted: {LAYOUT}; sets=charades takes one alone")
     questions = Questions(name="timelens-bench" if set(chosen) == set(SETS) else f"timelens-bench-{'+'.join(chosen)}")
-    for one in chosen:
-        path = wanted_file(folder, f"{one}-timelens.json", layout=LAYOUT)
-        videos = wanted_folder(folder, f"videos/{one}", layout=LAYOUT)
-        rows = _named(captions(_cleaned(json_object(path)), spans="spans", sentences="queries"), one)
-        read_captions(questions, rows, folders=[videos], spans="spans", sentences="queries", tags=(f"set:{one}",))
+    for subset in chosen:
+        path = wanted_file(folder, f"{subset}-timelens.json", layout=LAYOUT)
+        videos = wanted_folder(folder, f"videos/{subset}", layout=LAYOUT)
+        rows = _named(captions(_cleaned(json_object(path)), spans="spans", sentences="queries"), subset)
+        read_captions(questions, rows, folders=[videos], spans="spans", sentences="queries", tags=(f"set:{subset}",))
     note_cut(questions)
     questions.notes.append("published figures are means of each set: compare the scores of the tags set:...")
     return questions.bench(source=SOURCE, folder=folder)

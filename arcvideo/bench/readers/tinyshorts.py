@@ -59,8 +59,8 @@ def _rows(index: ShardIndex) -> Iterator[tuple[str, Any]]:
     for number, clip in enumerate(index.clips):
         items = index.record(number)["items"]
         start = int(clip["item_start"])
-        for one in index.items[start : start + int(clip["item_count"])]:
-            yield f"{index.key(number)}/{int(one['number'])}", (number, items[int(one["number"])])
+        for item in index.items[start : start + int(clip["item_count"])]:
+            yield f"{index.key(number)}/{int(item['number'])}", (number, items[int(item["number"])])
 
 
 def _unpacked(index: ShardIndex, number: int, *, extensions: Mapping[int, str], media: Path) -> Path:

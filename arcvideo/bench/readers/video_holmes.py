@@ -22,7 +22,9 @@ def _read(folder: Path, options: Mapping[str, str]) -> Bench:
         raise ValueError(f"video-holmes: split={split}: choose test or train")
     name = f"{split}_Video-Holmes.json"
     path = wanted_file(folder, name, f"Benchmark/{name}", layout=LAYOUT.replace("test_", f"{split}_"))
-    places = [f"{place}{one}" for one in ("videos_cropped", "video", "videos") for place in ("", "Benchmark/")]
+    places = [
+        f"{place}{directory}" for directory in ("videos_cropped", "video", "videos") for place in ("", "Benchmark/")
+    ]
     videos = wanted_folder(folder, *places, layout=LAYOUT)
     questions = Questions(name="video-holmes" if split == "test" else f"video-holmes-{split}")
 

@@ -26,13 +26,13 @@ def _read(folder: Path, options: Mapping[str, str]) -> Bench:
     """Fields: question_id, videoID, duration, domain, sub_category, task_type, question, options, answer."""
     path = wanted_file(folder, *FILES, layout=LAYOUT)
     videos = wanted_folder(folder, "data", "video", "videos", layout=LAYOUT)
-    asked = yes(options.get("subtitles", "no"), name="video-mme: subtitles")
-    folder_of_texts = wanted_folder(folder, "subtitle", "subtitles", layout=LAYOUT) if asked else None
+    with_subtitles = yes(options.get("subtitles", "no"), name="video-mme: subtitles")
+    folder_of_texts = wanted_folder(folder, "subtitle", "subtitles", layout=LAYOUT) if with_subtitles else None
     wanted = options["duration"].split("+") if "duration" in options else list(DURATIONS)
     if set(wanted) - set(DURATIONS):
         raise ValueError(f"video-mme: duration={'+'.join(wanted)}: choose of {'+'.join(DURATIONS)}")
     some = "" if set(wanted) == set(DURATIONS) else f"-{'+'.join(wanted)}"
-    questions = Questions(name=f"video-mme{'-subtitles' if asked else ''}{some}")
+    questions = Questions(name=f"video-mme{'-subtitles' if with_subtitles else ''}{some}")
 
     def make(ident: str, row: Any) -> BenchItem:
         row = entry(row)

@@ -22,14 +22,14 @@ def _read(folder: Path, options: Mapping[str, str]) -> Bench:
     """Fields: {video: {domain, sub_category, audio_class, task0: {question, candidates, answer, task_type, ...}}}."""
     content = json_object(wanted_file(folder, "worldsense_qa.json", layout=LAYOUT))
     videos = wanted_folder(folder, "videos", "video", layout=LAYOUT)
-    asked = yes(options.get("subtitles", "no"), name="worldsense: subtitles")
-    folder_of_texts = wanted_folder(folder, "subtitles", "subtitle", layout=LAYOUT) if asked else None
-    questions = Questions(name=f"worldsense{'-subtitles' if asked else ''}")
+    with_subtitles = yes(options.get("subtitles", "no"), name="worldsense: subtitles")
+    folder_of_texts = wanted_folder(folder, "subtitles", "subtitle", layout=LAYOUT) if with_subtitles else None
+    questions = Questions(name=f"worldsense{'-subtitles' if with_subtitles else ''}")
 
     def make(ident: str, row: Any) -> BenchItem:
-        video, about, one = row
-        one = entry(one)
-        fields = multiple_choice(text(one, "question"), options=one.get("candidates"), answer=one.get("answer"))
+        video, about, task = row
+        task = entry(task)
+        fields = multiple_choice(text(task, "question"), options=task.get("candidates"), answer=task.get("answer"))
         clip = media_file(videos, video)
         return BenchItem(
             id=ident,
@@ -38,7 +38,7 @@ def _read(folder: Path, options: Mapping[str, str]) -> Bench:
             fields=fields,
             tags=(
                 *tags(about, domain="domain", category="sub_category", audio="audio_class"),
-                *tags(one, skill="task_domain", task="task_type"),
+                *tags(task, skill="task_domain", task="task_type"),
             ),
             subtitles=None if folder_of_texts is None else subtitle_text(folder_of_texts / f"{video}.srt"),
         )

@@ -74,13 +74,13 @@ def import_charades_sta(request: ImportRequest, *, report: ImportReport) -> Iter
             report.rows += 1
             label = f"line {number}"
             try:
-                found = _CHARADES.fullmatch(whole(line.strip()))
-                if found is None:
+                match = _CHARADES.fullmatch(whole(line.strip()))
+                if match is None:
                     raise RecordError("bad_row", f"expected VIDEO START END##sentence, got {line.strip()[:80]!r}")
-                span = [_number(found["start"]), _number(found["end"])]
-                item = _grounding(found["sentence"], span=span)
-                media = found_media(found["video"], request=request)
-                drafting.add(item, label=f"{found['video']} {label}", name=found["video"], media=media)
+                span = [_number(match["start"]), _number(match["end"])]
+                item = _grounding(match["sentence"], span=span)
+                media = found_media(match["video"], request=request)
+                drafting.add(item, label=f"{match['video']} {label}", name=match["video"], media=media)
             except RecordError as error:
                 report.refuse(label, reason=error.reason, detail=error.detail)
     return drafting.drafts()

@@ -102,7 +102,7 @@ def _import(request: ImportRequest, *, report: ImportReport, needs_media: bool) 
             talk = read_talk(row)
             if not talk.media and needs_media:
                 raise RecordError("no_media", "field 'video' is missing")
-            media = [_medium(one, request=request) for one in talk.media]
+            media = [_medium(name, request=request) for name in talk.media]
             sound = None if talk.sound is None else media_path(talk.sound, request=request)
             for path in (*media[1:], *([] if sound is None else [sound])):
                 if not path.is_file():

@@ -107,31 +107,31 @@ def _in_order(questions: Sequence[str], *, media: Mapping[str, list[Named]]) -> 
         RecordError: `several_media`: another number of tags of a kind than media, and not none at all.
     """
     tags = [kind for text in questions for kind in _kinds(text)]
-    counts = {kind: len(found) for kind, found in media.items()}
+    counts = {kind: len(named) for kind, named in media.items()}
     if not tags:
-        return tuple(one for found in media.values() for one in found)
+        return tuple(medium for named in media.values() for medium in named)
     if any(tags.count(kind) != count for kind, count in counts.items()):
         written = ", ".join(f"{tags.count(kind)} tags for {count} of kind {kind}" for kind, count in counts.items())
         raise RecordError("several_media", f"several media need a tag each, or none: {written}")
-    waiting = {kind: iter(found) for kind, found in media.items()}
+    waiting = {kind: iter(named) for kind, named in media.items()}
     return tuple(next(waiting[kind]) for kind in tags)
 
 
 def _kinds(text: str) -> list[str]:
     """Return the kinds of the media tags of a text, in order."""
-    found = [(match.start(), kind) for kind, pattern in _TAGS.items() for match in pattern.finditer(text)]
-    return [kind for _, kind in sorted(found)]
+    tags = [(match.start(), kind) for kind, pattern in _TAGS.items() for match in pattern.finditer(text)]
+    return [kind for _, kind in sorted(tags)]
 
 
 def _turns(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return (human, gpt, system or tool; content) of each turn."""
-    found = next((row[name] for name in _TURNS if row.get(name) is not None), None)
-    if found is None and ("query" in row or "instruction" in row):
+    listed = next((row[name] for name in _TURNS if row.get(name) is not None), None)
+    if listed is None and ("query" in row or "instruction" in row):
         return _pairs(row)
-    if not isinstance(found, list) or not all(isinstance(turn, Mapping) for turn in found):
+    if not isinstance(listed, list) or not all(isinstance(turn, Mapping) for turn in listed):
         raise RecordError("bad_conversations", "'conversations' or 'messages' must be a list of turns")
     turns = []
-    for turn in found:
+    for turn in listed:
         name = turn.get("from", turn.get("role"))
         role = _ROLES.get(name.strip().lower()) if isinstance(name, str) else None
         if role is None:
@@ -143,13 +143,13 @@ def _turns(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _pairs(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return the turns of `query`, `response`, `history` and of `instruction`, `input`, `output`."""
-    asked = row.get("query", row.get("instruction"))
+    question = row.get("query", row.get("instruction"))
     if isinstance(row.get("input"), str) and row["input"]:
-        asked = f"{asked}\n{row['input']}" if asked else row["input"]
+        question = f"{question}\n{row['input']}" if question else row["input"]
     pairs = row.get("history") or []
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise RecordError("bad_conversations", "'history' must be a list of [question, answer]")
-    pairs = [*pairs, [asked, row.get("response", row.get("output"))]]
+    pairs = [*pairs, [question, row.get("response", row.get("output"))]]
     turns: list[tuple[str, Any]] = [turn for pair in pairs for turn in (("human", pair[0]), ("gpt", pair[1]))]
     return turns if turns[-1][1] is not None else turns[:-1]
 

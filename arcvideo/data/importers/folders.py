@@ -41,7 +41,7 @@ def import_records(request: ImportRequest, *, report: ImportReport) -> Iterator[
             if name is None and row.get("text_only") is not True:
                 raise RecordError("no_media", 'no "media"; say "text_only": true when that is meant')
             media = None if name is None else media_path(first, request=request)
-            more = [media_path(one, request=request) for one in behind]
+            more = [media_path(path, request=request) for path in behind]
             key = row.get("key", label if media is None else media_key(media, request=request))
             if not isinstance(key, str) or not key or key.startswith("/") or ".." in Path(key).parts:
                 raise RecordError("unsafe_name", f"key {key!r}")

@@ -61,12 +61,12 @@ def import_sharegpt4video(request: ImportRequest, *, report: ImportReport) -> It
         try:
             captions = row.get("captions")
             listed = captions if isinstance(captions, list) else []
-            found = [
+            texts = [
                 part.get("content") for part in listed if isinstance(part, Mapping) and str(part.get("idx")) == "-1"
             ]
-            if not found:
+            if not texts:
                 raise RecordError("no_answer", "no caption with the index -1, which is that of the whole video")
-            cells = {"video": row.get("video_path"), "caption": found[0]}
+            cells = {"video": row.get("video_path"), "caption": texts[0]}
             add_row(cells, label=label, drafting=drafting, request=request)
         except RecordError as error:
             report.refuse(label, reason=error.reason, detail=f"{place}: {error.detail}")

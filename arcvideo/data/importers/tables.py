@@ -201,9 +201,9 @@ def _mapping(row: Mapping[str, Any], *, path: Path, given: Mapping[str, str], gu
     mapping = dict(given)
     lower = {column.strip().lower(): column for column in row}
     for field, names in (_GUESSES if guess else {}).items():
-        found = next((lower[name] for name in names if name in lower and lower[name] not in mapping.values()), None)
-        if field not in mapping and found is not None:
-            mapping[field] = found
+        guessed = next((lower[name] for name in names if name in lower and lower[name] not in mapping.values()), None)
+        if field not in mapping and guessed is not None:
+            mapping[field] = guessed
     if not {"video", "audio"} & set(mapping):
         raise ValueError(
             f"{path}: which column names the media file? There are {', '.join(row)}: --map video=COLUMN,question=COLUMN"

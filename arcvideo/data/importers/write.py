@@ -74,11 +74,11 @@ def write_drafts(
     out.mkdir(parents=True, exist_ok=True)
     with ProbePool(count=workers) as pool:
         for_jobs, for_records = tee(rest)
-        found = pool.map(job for draft in for_jobs for job in _jobs(draft))
+        probes = pool.map(job for draft in for_jobs for job in _jobs(draft))
 
         def records() -> Iterator[Record]:
             for draft in for_records:
-                results = list(islice(found, 1 + len(draft.more)))
+                results = list(islice(probes, 1 + len(draft.more)))
                 record, result = _record(draft, results, part=now), results[0]
                 if draft.names_sound and isinstance(result, Probed) and not result.uses_sound:
                     report.ignored["sound beside a video that has its own"] += len(draft.items)
@@ -109,18 +109,21 @@ def _job(media: Path | None, *, sound: Path | None) -> ProbeJob | None:
     return ProbeJob(main=Extent(path=media, name=media.name), sound=beside)
 
 
-def _record(draft: Draft, found: Sequence[Probed | MediaError | None], *, part: _Part) -> Record | None:
+def _record(draft: Draft, probes: Sequence[Probed | MediaError | None], *, part: _Part) -> Record | None:
     """Return the record with the bytes of its media, or None and a problem for each of its rows."""
     try:
-        media = {} if draft.media is None else _media(draft, draft.media, found[0])
+        media = {} if draft.media is None else _media(draft, draft.media, probes[0])
         if draft.more:
-            several = [media, *(_media(draft, path, one) for path, one in zip(draft.more, found[1:], strict=True))]
+            several = [
+                media,
+                *(_media(draft, path, probed) for path, probed in zip(draft.more, probes[1:], strict=True)),
+            ]
             media = {f"{number}.{kind}": data for number, of in enumerate(several) for kind, data in of.items()}
     except (MediaError, OSError) as error:
         reason = getattr(error, "reason", "unreadable")
         part.problems += [asdict(_problem(label, reason=reason, detail=str(error))) for label in draft.labels]
         return None
-    seconds = max((one.facts.duration for one in found if isinstance(one, Probed)), default=0.0)
+    seconds = max((probed.facts.duration for probed in probes if isinstance(probed, Probed)), default=0.0)
     items = []
     for item, label in zip(draft.items, draft.labels, strict=True):
         try:
@@ -132,13 +135,13 @@ def _record(draft: Draft, found: Sequence[Probed | MediaError | None], *, part: 
     return Record(key=draft.key, content={**draft.extra, "items": items}, media=media) if items else None
 
 
-def _media(draft: Draft, path: Path, found: Probed | MediaError | None) -> dict[str, bytes]:
-    if isinstance(found, MediaError):
-        raise found
-    if found is None:
+def _media(draft: Draft, path: Path, probed: Probed | MediaError | None) -> dict[str, bytes]:
+    if isinstance(probed, MediaError):
+        raise probed
+    if probed is None:
         raise MediaError("no_media", f"{path}: no such file")
     media = {_type(path, known=VIDEO | AUDIO | IMAGE, other="media"): path.read_bytes()}
-    if found.uses_sound and path == draft.media:
+    if probed.uses_sound and path == draft.media:
         assert draft.sound is not None
         media[_type(draft.sound, known=AUDIO, other="mka")] = draft.sound.read_bytes()
     return media

@@ -64,19 +64,19 @@ class Endpoint(plain.PlainModel):
     def load(self) -> None:
         """Do nothing: the server has loaded it."""
 
-    def answers(self, asked: Iterable[plain.Told]) -> list[Answer]:
+    def answers(self, requests: Iterable[plain.Told]) -> list[Answer]:
         """Return the answers to everything that is asked about a clip, some requests at a time.
 
         Raises:
             EndpointError: a request failed as often as it is tried; what was answered before is kept.
         """
         with ThreadPoolExecutor(_TOGETHER, "endpoint") as threads:
-            return list(threads.map(self._answer, asked))
+            return list(threads.map(self._answer, requests))
 
-    def _answer(self, one: plain.Told) -> Answer:
+    def _answer(self, request: plain.Told) -> Answer:
         body = {
             "model": self.name,
-            "messages": [{"role": "user", "content": content(one.text, clip=one.clip)}],
+            "messages": [{"role": "user", "content": content(request.text, clip=request.clip)}],
             "max_tokens": self.max_new_tokens,
             "temperature": 0,
         }
@@ -88,7 +88,7 @@ class Endpoint(plain.PlainModel):
             finished = choice.get("finish_reason") != "length"
         except (KeyError, IndexError, TypeError, AttributeError):
             raise EndpointError(f"{self.url}: answered no completion: {json.dumps(reply)[:200]}") from None
-        return plain.answer_of(one, text=text, tokens=tokens, finished=finished)
+        return plain.answer_of(request, text=text, tokens=tokens, finished=finished)
 
     def _reply(self, body: bytes) -> Any:
         """Post, and again after a pause while the server is busy, silent or breaks off; every try is told."""
@@ -96,8 +96,10 @@ class Endpoint(plain.PlainModel):
         for number in range(self.tries):
             if number:
                 pause = min(self.pause * 2 ** (number - 1), _MOST_PAUSE)
-                told = f"endpoint={hidden(self.url)}: {reason}; again in {pause:g} s (try {number + 1} of {self.tries})"
-                print(told, file=sys.stderr, flush=True)
+                notice = (
+                    f"endpoint={hidden(self.url)}: {reason}; again in {pause:g} s (try {number + 1} of {self.tries})"
+                )
+                print(notice, file=sys.stderr, flush=True)
                 time.sleep(pause)
             try:
                 return post_json(self._request(body), seconds=self.deadline)

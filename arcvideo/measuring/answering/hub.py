@@ -41,16 +41,16 @@ class HubModel(plain.PlainModel):
         super().__init__(settings)
         self.folder, self.device = folder, device
         self.dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        known: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            self.config = AutoConfig.from_pretrained(folder, **known)
+            self.config = AutoConfig.from_pretrained(folder, **options)
             if importlib.util.find_spec("torchvision") is None:
                 raise SettingsError(
                     f"checkpoint={folder}: transformers reads videos with torchvision: pip install "
                     f"'arcvideo[evaluate]', or torchvision alone, the release that belongs to torch "
                     f"{torch.__version__}; or serve it and give endpoint=URL model=NAME"
                 )
-            self.processor: Any = AutoProcessor.from_pretrained(folder, **known)
+            self.processor: Any = AutoProcessor.from_pretrained(folder, **options)
         except SettingsError:
             raise
         except _REASONS as error:
@@ -101,13 +101,13 @@ class HubModel(plain.PlainModel):
             )
         self.model = model.to(self.device).eval()
 
-    def answers(self, asked: Iterable[plain.Told]) -> list[Answer]:
+    def answers(self, requests: Iterable[plain.Told]) -> list[Answer]:
         """Return the answers to everything that is asked about a clip, one after the other."""
-        return [self._answer(one) for one in asked]
+        return [self._answer(request) for request in requests]
 
     @torch.inference_mode()
-    def _answer(self, one: plain.Told) -> Answer:
-        inputs = self.inputs(one.text, clip=one.clip)
+    def _answer(self, request: plain.Told) -> Answer:
+        inputs = self.inputs(request.text, clip=request.clip)
         moved = {
             name: value.to(self.device, self.dtype) if value.is_floating_point() else value.to(self.device)
             for name, value in inputs.items()
@@ -115,7 +115,7 @@ class HubModel(plain.PlainModel):
         made = self.model.generate(**moved, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1)
         said = made[0, moved["input_ids"].shape[1] :].tolist()
         text = self.processor.tokenizer.decode(said, skip_special_tokens=True)
-        return plain.answer_of(one, text=text, tokens=len(said), finished=len(said) < self.max_new_tokens)
+        return plain.answer_of(request, text=text, tokens=len(said), finished=len(said) < self.max_new_tokens)
 
     def inputs(self, text: str, *, clip: Clip | None) -> dict[str, torch.Tensor]:
         """Return what the model reads: its own chat template, the frames as a video with their times, then the sound.

@@ -80,7 +80,7 @@ def model_type(folder: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+        name = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
         raise SettingsError(f"checkpoint={folder}: config.json is damaged: {error}") from None
-    return None if found is None else str(found)
+    return None if name is None else str(name)

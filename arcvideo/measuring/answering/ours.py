@@ -60,8 +60,8 @@ class Ours:
             ValueError: no weights there, or damaged ones.
         """
         self.folder = checkpoint_folder(Path(settings.checkpoint))
-        known = evaluated_with(self.folder)
-        self.style = settings.style or str(known.get("style", "think"))
+        evaluated = evaluated_with(self.folder)
+        self.style = settings.style or str(evaluated.get("style", "think"))
         tokens = 1024 if self.style == "think" else 64
         self.sampling = Sampling(
             max_new_tokens=settings.max_new_tokens or tokens, temperature=0.0, batch_prompts=settings.batch_prompts
@@ -127,8 +127,8 @@ class Ours:
             group = self._asked(clip)
             spent += time.perf_counter() - began
             mine = sum(
-                {(one.key, one.has_video, one.has_audio): one.frame_count for *_, prompt in group
-                 for one in prompt.media}.values()
+                {(medium.key, medium.has_video, medium.has_audio): medium.frame_count for *_, prompt in group
+                 for medium in prompt.media}.values()
             )  # fmt: skip
             if batch and (len(batch) + len(group) > self.sampling.batch_prompts or frames + mine > FRAMES_TOGETHER):
                 yield self._answers(batch, read=read, encoding=spent)
@@ -159,21 +159,21 @@ class Ours:
     def _asked(self, read: Read) -> list[Asked]:
         """Return what is left to ask about a clip, with tower outputs in place of pixels."""
         if read.seen is None:
-            return [(FULL, one.number, self._prompt(one, media=None, frames=None, seconds=None))
-                    for one in read.material.questions]  # fmt: skip
-        arms = dict.fromkeys(arm for one in read.material.questions for arm in read.wanted.get(one.key, ()))
+            return [(FULL, question.number, self._prompt(question, media=None, frames=None, seconds=None))
+                    for question in read.material.questions]  # fmt: skip
+        arms = dict.fromkeys(arm for question in read.material.questions for arm in read.wanted.get(question.key, ()))
         media = self._media(read.seen, arms=list(arms), other=read.other)
-        asked: list[Asked] = []
+        prompts: list[Asked] = []
         for arm in arms:
             if arm not in media:
                 continue
-            for one in read.material.questions:
-                if arm in read.wanted.get(one.key, ()):
+            for question in read.material.questions:
+                if arm in read.wanted.get(question.key, ()):
                     prompt = self._prompt(
-                        one, media=media[arm], frames=media[arm].frame_count, seconds=read.seen.clip.duration
+                        question, media=media[arm], frames=media[arm].frame_count, seconds=read.seen.clip.duration
                     )
-                    asked.append((arm, one.number, prompt))
-        return asked
+                    prompts.append((arm, question.number, prompt))
+        return prompts
 
     def _media(self, seen: Seen, *, arms: Sequence[str], other: Any) -> dict[str, Media]:
         """Return arm -> the encoded clip; each picture and each sound goes through its tower once."""
@@ -203,7 +203,7 @@ class Ours:
                 seconds=full.seconds if clip.waveform is None else made.seconds,
             )
         changed = encoded(list(later.values()), model=model)
-        return {arm: one for arm, one in (media | dict(zip(later, changed, strict=True))).items() if arm in shown}
+        return {arm: medium for arm, medium in (media | dict(zip(later, changed, strict=True))).items() if arm in shown}
 
     def _prompt(self, question: Question, *, media: Media | None, frames: int | None, seconds: float | None) -> Prompt:
         tokenizer, sample = self.processor.tokenizer, question.sample

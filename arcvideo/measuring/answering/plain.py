@@ -37,21 +37,23 @@ class Told:
 
 def question_text(question: Question, *, wording: str) -> str:
     """Return the question with its instruction, without the mark of where the frames stand."""
-    asked = question.sample.turns[0].question.replace("<video>", "").strip()
+    text = question.sample.turns[0].question.replace("<video>", "").strip()
     instruction = suffix(question.sample.instruction, wording=wording)
-    return f"{asked}\n{instruction}" if instruction else asked
+    return f"{text}\n{instruction}" if instruction else text
 
 
 def told(read: Read, *, wording: str) -> Iterator[Told]:
     """Yield what is left to ask about a clip."""
-    arms = dict.fromkeys(arm for one in read.material.questions for arm in read.wanted.get(one.key, ()))
+    arms = dict.fromkeys(arm for question in read.material.questions for arm in read.wanted.get(question.key, ()))
     for arm in arms:
         clip = None if read.seen is None else arm_clip(read.seen, arm=arm, other=read.other)
         if clip is None and (read.seen is not None or arm != "full"):
             continue
-        for one in read.material.questions:
-            if arm in read.wanted.get(one.key, ()):
-                yield Told(question=one, arm=arm, text=question_text(one, wording=wording), clip=clip, read=read)
+        for question in read.material.questions:
+            if arm in read.wanted.get(question.key, ()):
+                yield Told(
+                    question=question, arm=arm, text=question_text(question, wording=wording), clip=clip, read=read
+                )
 
 
 class PlainModel:
@@ -84,20 +86,20 @@ class PlainModel:
             video = 0.0 if read.seen is None else read.seen.clip.duration
             yield answers, {"answer": time.perf_counter() - began, "video": video}
 
-    def answers(self, asked: Iterable[Told]) -> list[Answer]:
+    def answers(self, requests: Iterable[Told]) -> list[Answer]:
         """Return the answers to everything that is asked about a clip, in order."""
         raise NotImplementedError
 
 
-def answer_of(one: Told, *, text: str, tokens: int, finished: bool) -> Answer:
+def answer_of(request: Told, *, text: str, tokens: int, finished: bool) -> Answer:
     """Return what was said as it is scored and stored."""
-    seen = one.read.seen
+    seen = request.read.seen
     return answer_about(
-        one.question.sample,
-        number=one.question.number,
+        request.question.sample,
+        number=request.question.number,
         text=text,
-        arm=one.arm,
-        tags=one.question.tags,
+        arm=request.arm,
+        tags=request.question.tags,
         has_audio=seen is not None and seen.clip.waveform is not None,
         has_video=seen is not None and seen.clip.frames is not None,
         seconds=None if seen is None else seen.clip.duration,

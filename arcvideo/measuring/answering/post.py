@@ -46,7 +46,7 @@ def post_json(request: urllib.request.Request, *, seconds: float) -> Any:
         try:
             with opener.open(request, timeout=seconds) as reply:
                 data = reply.read(MOST_BYTES + 1)
-                asked = int(reply.headers.get("Content-Length") or len(data))
+                expected = int(reply.headers.get("Content-Length") or len(data))
         except urllib.error.HTTPError as error:
             said = b""
             with contextlib.suppress(OSError, http.client.HTTPException):
@@ -60,8 +60,8 @@ def post_json(request: urllib.request.Request, *, seconds: float) -> Any:
         raise Unanswered(f"no whole answer within {seconds:g} s")
     if len(data) > MOST_BYTES:
         raise Unanswered(f"an answer of more than {MOST_BYTES >> 20} MiB")
-    if len(data) < asked:
-        raise Unanswered(f"broken off after {len(data)} of {asked} bytes")
+    if len(data) < expected:
+        raise Unanswered(f"broken off after {len(data)} of {expected} bytes")
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
@@ -96,13 +96,13 @@ class _Deadline:
     def _end(self) -> None:
         self.over = True
         with self._lock, contextlib.suppress(OSError):
-            for one in self._sockets:
-                socket.socket.shutdown(one, socket.SHUT_RDWR)  # below TLS, which another thread is reading
+            for connection in self._sockets:
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)  # below TLS, which another thread is reading
 
 
 class _Connection(http.client.HTTPConnection):
-    def __init__(self, *words: Any, deadline: _Deadline, **more: Any) -> None:
-        super().__init__(*words, **more)
+    def __init__(self, *args: Any, deadline: _Deadline, **more: Any) -> None:
+        super().__init__(*args, **more)
         self._deadline = deadline
 
     def connect(self) -> None:
@@ -111,8 +111,8 @@ class _Connection(http.client.HTTPConnection):
 
 
 class _Secure(http.client.HTTPSConnection):
-    def __init__(self, *words: Any, deadline: _Deadline, **more: Any) -> None:
-        super().__init__(*words, **more)
+    def __init__(self, *args: Any, deadline: _Deadline, **more: Any) -> None:
+        super().__init__(*args, **more)
         self._deadline = deadline
 
     def connect(self) -> None:

@@ -66,9 +66,9 @@ def describe(directory: Path) -> Mapping[str, Any]:
     written = json.loads((directory / "config.json").read_text())
     if written.get("model_type") != "hunyuan_vl":
         raise ValueError(f"{directory}/config.json is of {written.get('model_type')!r}: give a HunyuanOCR directory")
-    found = HunYuanVLConfig.from_pretrained(directory, local_files_only=True)
-    text: Any = found.text_config
-    picture: Any = found.vision_config
+    config = HunYuanVLConfig.from_pretrained(directory, local_files_only=True)
+    text: Any = config.text_config
+    picture: Any = config.vision_config
     rope = text.rope_parameters
     width = text.head_dim or text.hidden_size // text.num_attention_heads
     shares = [section / (width // 2) for section in rope.get("mrope_section", [width // 8] * 4)]
@@ -102,11 +102,11 @@ def renamed(tensors: Named, settings: ModelSettings) -> Iterator[tuple[str, Tens
     waiting: dict[str, dict[str, Tensor]] = {}
     for raw, tensor in tensors:
         name = with_rules(raw, RENAMES)
-        found = _PART.match(name)
-        if found is None:
+        match = _PART.match(name)
+        if match is None:
             yield name, tensor
             continue
-        before, part, kind = found.groups()
+        before, part, kind = match.groups()
         whole, parts = JOINED["q_proj" if part in JOINED["q_proj"][1] else "gate_proj"]
         held = waiting.setdefault(before + whole + kind, {})
         held[part] = tensor

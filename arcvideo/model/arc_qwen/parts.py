@@ -107,9 +107,9 @@ def describe(directory: Path) -> Mapping[str, Any]:
     written = json.loads(path.read_text())
     if "vision_config" not in written or "qwen2_5_vl" not in str(written.get("model_type", "")).lower():
         raise ValueError(f"{path} is of {written.get('model_type')!r}: give a Qwen2.5-VL directory")
-    found = Qwen2_5_VLConfig.from_dict({**written, "model_type": "qwen2_5_vl"})
-    text: Any = found.text_config
-    picture: Any = found.vision_config
+    config = Qwen2_5_VLConfig.from_dict({**written, "model_type": "qwen2_5_vl"})
+    text: Any = config.text_config
+    picture: Any = config.vision_config
     rope = text.rope_parameters
     width = text.hidden_size // text.num_attention_heads
     frame, row, column = rope.get("mrope_section", [16, 24, 24])
@@ -119,12 +119,12 @@ def describe(directory: Path) -> Mapping[str, Any]:
             f"{path} has tokens_per_second={picture.tokens_per_second}; this family has {TOKENS_PER_SECOND}"
         )
     return {
-        "tie_word_embeddings": found.tie_word_embeddings,
+        "tie_word_embeddings": config.tie_word_embeddings,
         "text_config": {
             **text_sizes(text, head_dim=width),
             "rope_scaling": {"type": "dynamic", "alpha": 1.0},
             "xdrope_section": [0.0, column / half, row / half, frame / half],
-            "tie_word_embeddings": found.tie_word_embeddings,
+            "tie_word_embeddings": config.tie_word_embeddings,
         },
         "vision_config": {
             "hidden_size": picture.hidden_size,

@@ -99,10 +99,10 @@ def save_model(
     tied = model.config.tie_word_embeddings
     given = None if state is None else {name: x for name, x in state.items() if name != HEAD or not tied}
     classes = Path(CODE_FILE).stem
-    found = f"{classes}.{ArcVideoForConditionalGeneration.__name__}"
+    dotted = f"{classes}.{ArcVideoForConditionalGeneration.__name__}"
     model.config.auto_map = {
         "AutoConfig": f"{classes}.{ArcVideoConfig.__name__}",
-        **dict.fromkeys(("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText"), found),
+        **dict.fromkeys(("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText"), dotted),
     }
     model.save_pretrained(directory, state_dict=given, max_shard_size="5GB")
     write_code(Path(directory))

@@ -86,7 +86,7 @@ def add_adapters(
         family: Any = model.config
         settings = replace(settings, targets=adapter_targets(settings, family=family.family))
     _check_targets(model, settings=settings, prefixes=prefixes)
-    where, what = (f"(?:{'|'.join(map(re.escape, words))})" for words in (prefixes, settings.targets))
+    where, what = (f"(?:{'|'.join(map(re.escape, names))})" for names in (prefixes, settings.targets))
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ def whole_modules(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         ValueError: a parameter that is trained but whose module holds others that are not: it cannot be saved alone.
     """
-    found: dict[str, nn.Module] = {}
+    whole: dict[str, nn.Module] = {}
 
     def visit(name: str, module: nn.Module) -> None:
         parameters = dict(module.named_parameters())
@@ -118,7 +118,7 @@ def whole_modules(model: nn.Module) -> dict[str, nn.Module]:
         if not learning:
             return
         if name and len(learning) == len(parameters):
-            found[name] = module
+            whole[name] = module
             return
         if own := [key for key in learning if "." not in key]:
             raise ValueError(f"{name or 'the model'}: {', '.join(own)} learn but the rest of the module does not")
@@ -126,7 +126,7 @@ def whole_modules(model: nn.Module) -> dict[str, nn.Module]:
             visit(f"{name}.{child}" if name else child, part)
 
     visit("", model)
-    return found
+    return whole
 
 
 def _add(path: Path, *, modules: Mapping[str, nn.Module]) -> None:
@@ -181,14 +181,14 @@ def _check_targets(model: nn.Module, *, settings: LoraSettings, prefixes: Sequen
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and id(module.weight) not in tables and name.startswith(tuple(prefixes))
     ]
-    known = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    layer_names = sorted({name.rsplit(".", 1)[-1] for name in layers})
     hits = {target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in settings.targets}
-    for target, found in hits.items():
-        if not found:
+    for target, matches in hits.items():
+        if not matches:
             raise ValueError(
                 f"lora.targets has {target!r}, which is no linear layer of {', '.join(prefixes)}"
-                f"{nearest(target, known)}; there are {', '.join(known)}"
+                f"{nearest(target, layer_names)}; there are {', '.join(layer_names)}"
             )
     for prefix in prefixes:
-        if not any(name.startswith(prefix) for found in hits.values() for name in found):
+        if not any(name.startswith(prefix) for matches in hits.values() for name in matches):
             raise ValueError(f"lora.targets names no linear layer in {prefix}, which lora.modules adapts")

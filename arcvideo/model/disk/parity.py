@@ -134,8 +134,8 @@ def _stored(fixtures: Fixtures, base: str, value: Tensor, *, rows: int = 0) -> I
             continue
         count = expected.shape[rows] if expected.dim() > rows else 0
         every = slice(None, None, int(part["stride"] or 1))
-        kept = {"last": slice(-count, None), "first": slice(count)}.get(part["end"], every)
-        yield _gap(fixtures, name, value[(slice(None),) * rows + (kept,)])
+        stored = {"last": slice(-count, None), "first": slice(count)}.get(part["end"], every)
+        yield _gap(fixtures, name, value[(slice(None),) * rows + (stored,)])
 
 
 def _towers(fixtures: Fixtures) -> Iterator[Difference]:

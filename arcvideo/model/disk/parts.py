@@ -272,9 +272,9 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         tokenizer = load_tokenizer(options.llm)
-        if (found := family_of(tokenizer).name) != options.family:
+        if (family := family_of(tokenizer).name) != options.family:
             raise ValueError(
-                f"{options.llm} has a tokenizer of {found}, not of {options.family}: give --family {found}"
+                f"{options.llm} has a tokenizer of {family}, not of {options.family}: give --family {family}"
             )
         model, parts = assemble(
             options.llm,

@@ -78,10 +78,10 @@ def tower_outputs(
         item.speech if item.speech is not None else cached.get(feature_key(item), (None, None))[1] for item in media
     ]
     fresh = [i for i in range(len(media)) if patches[i] is None or speech[i] is None]
-    found = [part if part is None else part.to(device, dtype) for part in patches]
-    heard = [part if part is None else part.to(device, dtype) for part in speech]
-    seen = _look(media, found, towers=towers, settings=settings, device=device, dtype=dtype)
-    listened = _listen(media, heard, towers=towers, settings=settings, device=device, dtype=dtype)
+    cached_patches = [part if part is None else part.to(device, dtype) for part in patches]
+    cached_speech = [part if part is None else part.to(device, dtype) for part in speech]
+    seen = _look(media, cached_patches, towers=towers, settings=settings, device=device, dtype=dtype)
+    listened = _listen(media, cached_speech, towers=towers, settings=settings, device=device, dtype=dtype)
     if features is not None:
         for i in fresh:
             key = feature_key(media[i])

@@ -49,7 +49,7 @@ def unread_problems(task: str, *, settings: GrpoSettings, key: str) -> list[str]
         key: of the setting that brings the prompts, for the message.
     """
     used = settings.rewards_of(task)
-    owners = {name: one.name for one in TASKS.values() for name in (*one.rewards, *one.reward_makers)}
+    owners = {name: owner.name for owner in TASKS.values() for name in (*owner.rewards, *owner.reward_makers)}
     if any(owners.get(_split(name)[0], task) == task for name in used):
         return []
     own = [name for name, owner in owners.items() if owner == task]
@@ -115,9 +115,9 @@ def _find(path: str, *, name: str) -> Any:
     if path in TRL_REWARDS or path in TRL_MAKERS:
         path = f"trl.rewards:{path}"
     if not path_of(path, kind="rewards"):
-        known = [*ours, *brought("rewards"), *TRL_REWARDS, *TRL_MAKERS]
+        choices = [*ours, *brought("rewards"), *TRL_REWARDS, *TRL_MAKERS]
         raise ValueError(
-            f"grpo.rewards.{name} is unknown{nearest(path, known)}; use one of {', '.join(known)}, "
+            f"grpo.rewards.{name} is unknown{nearest(path, choices)}; use one of {', '.join(choices)}, "
             "or 'package.module:function'"
         )
     return load(path, kind="rewards", key="grpo.rewards")

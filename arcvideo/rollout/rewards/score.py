@@ -30,12 +30,12 @@ class Scores:
 
     def parse_failures(self) -> dict[str, Tensor]:
         """Reward name -> (n,) float32, 1 where it could not read the completion; NaN where it does not apply."""
-        found = {}
+        failures = {}
         for name, notes in self.notes.items():
             if "problem" in notes:
                 failed = torch.tensor([float(problem is not None) for problem in notes["problem"]])
-                found[name] = failed.masked_fill(self.parts[name].isnan(), math.nan)
-        return found
+                failures[name] = failed.masked_fill(self.parts[name].isnan(), math.nan)
+        return failures
 
 
 def score(groups: Sequence[Group], *, settings: GrpoSettings) -> Scores:
