@@ -8,7 +8,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo pilot test test-slow test-all test-gpu gpu-day machines torture fuzz check format docs clean bench-data bench-grpo bench-memory bench-model bench-plan
+.PHONY: help env demo pilot test test-slow test-all test-gpu gpu-day machines torture torture-pipeline soak fuzz check format docs clean bench-data bench-evaluate bench-grpo bench-memory bench-model bench-plan
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,8 +33,10 @@ demo: $(VENV)/ready  ## TinyShorts, six stages, the table of what each stage mov
 pilot: $(VENV)/ready  ## The paper's pilot on TinyShorts: SFT, DPO, GRPO then SFT from one parent (a few minutes behind the demo)
 	$(BIN)/python -m arcvideo.pipeline recipe=pilot_tiny
 
-test: $(VENV)/ready  ## The test suite, without the slow tests
-	$(BIN)/python -m pytest -m "not slow and not gpu" --durations=15
+WORKERS ?= 2
+
+test: $(VENV)/ready  ## The test suite, without the slow tests, in WORKERS=2 processes
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --durations=15
 
 CAPABILITIES ?= default avx2 avx512
 THREADS ?= 1 2 4
@@ -53,7 +55,7 @@ gpu-day: $(VENV)/ready  ## Everything that only a GPU can tell, within 30 minute
 	$(BIN)/python -m benchmarks.gpu_day --size $(SIZE)
 
 test-slow: $(VENV)/ready  ## The slow tests alone, but for those that landing leaves out
-	$(BIN)/python -m pytest -m "slow and not gpu and not nightly" --durations=25 $(PYTEST_WORDS) $(TESTS)
+	$(BIN)/python -m pytest -m "slow and not gpu and not nightly" -n $(WORKERS) --durations=25 $(PYTEST_WORDS) $(TESTS)
 
 test-all: $(VENV)/ready  ## The test suite with the slow tests
 	$(BIN)/python -m pytest -m "not gpu"
@@ -63,6 +65,17 @@ bench-data: $(VENV)/ready  ## Decoding and batching against a straightforward pi
 
 torture: $(VENV)/ready  ## Kill a run 200 times at random instants; nothing may be lost
 	$(BIN)/python -m tests.runner.torture --kills 200
+
+KILLS ?= 50
+RANKS ?= 1
+
+torture-pipeline: $(VENV)/ready  ## Kill whole pipelines at random instants; books and bits must be those of an undisturbed run (KILLS=50 RANKS=2)
+	$(BIN)/python -m tests.runner.torture_pipeline --kills $(KILLS) --ranks $(RANKS)
+
+STEPS ?= 20000
+
+soak: $(VENV)/ready  ## A long run of tiny steps: memory, descriptors, threads and processes must stay as they are (STEPS=20000)
+	$(BIN)/python -m benchmarks.soak --steps $(STEPS)
 
 SECONDS ?= 600
 READERS ?=
@@ -85,6 +98,8 @@ format: $(VENV)/ready  ## Rewrite the code in the house format
 
 bench-model: $(VENV)/ready  ## Positions of a long video, memory of the label-only head
 	$(BIN)/python -m benchmarks.model
+bench-evaluate: $(VENV)/ready  ## A measurement against one question at a time through model.generate
+	$(BIN)/python -m benchmarks.evaluate
 bench-memory: $(VENV)/ready  ## Memory of rows of the 7B: formula against trace
 	$(BIN)/python -m benchmarks.memory
 bench-runner: $(VENV)/ready  ## Loop overhead, packing against padding, stall of a checkpoint

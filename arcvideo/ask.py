@@ -1,20 +1,25 @@
 """Ask a model about a video: `python -m arcvideo.ask checkpoint=DIR video=clip.mp4 question="..." task=grounding`.
 
 The answer is written as it comes, thoughts and answer apart, with the times or the option it names read from it.
+
+  questions=FILE.jsonl out=ANSWERS.jsonl   many questions: a line each with question, video, task, options, and what
+                                           else is to stand beside the answer. Answers are written as they come; the
+                                           same command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from arcvideo.places import words_from_home
 from arcvideo.processes.terminal import speak_plainly
 from arcvideo.structured import SettingsError, from_words, words_help
-from arcvideo.tasks import DEFAULT_TASK, TASKS
+from arcvideo.tasks import DEFAULT_TASK, TASKS, RecordError
+from arcvideo.tasks.mcq import MCQ, lists_options, with_options
 from arcvideo.tasks.task import told_times
 
 if TYPE_CHECKING:
@@ -40,6 +45,8 @@ class AskSettings:
     question, in front otherwise; none asks about text alone."""
     audio: str = ""
     """A second file, whose sound replaces the first one's."""
+    options: list[str] = field(default_factory=list)
+    """Of a multiple choice: its texts with commas between them, listed behind the question."""
     task: str = DEFAULT_TASK
     """Which kind of question it is, and so which instruction follows it; `none` for no instruction."""
     modality: str = "both"
@@ -56,6 +63,12 @@ class AskSettings:
     """Of sampling."""
     stop_at_answer: bool = False
     """Stop at `</answer>`, even if the model would go on."""
+    questions: str = ""
+    """File of questions, one JSON object a line, in place of a question; its files are looked for beside it."""
+    out: str = ""
+    """File of the answers to `questions`."""
+    batch_prompts: int = 16
+    """Of `questions`: how many are answered together."""
     device: str = ""
     """cpu or cuda; by default cuda where there is one. bfloat16 there, float32 on the CPU."""
 
@@ -64,8 +77,14 @@ class AskSettings:
             raise SettingsError(f"task={self.task}: choose one of {', '.join(TASKS)}, none")
         if self.max_new_tokens < 1 or self.temperature < 0:
             raise SettingsError("max_new_tokens must be at least 1 and temperature not negative")
-        if not self.question and not (self.task in TASKS and TASKS[self.task].question):
+        if self.questions:
+            self._check_many()
+        elif not self.question and not (self.task in TASKS and TASKS[self.task].question):
             raise SettingsError(f'question: must be set for task={self.task}, like question="What happens?"')
+        if self.options and self.task != MCQ.name:
+            raise SettingsError(f"options: are those of a multiple choice: task={MCQ.name}, not task={self.task}")
+        if self.task == MCQ.name and not self.questions:
+            check_options(self.question, options=self.options)
         if not self.video and self.audio:
             raise SettingsError("audio: replaces the sound of video=...; give a sound file alone as video=FILE")
         if self.audio and len(files_of(self.video)) > 1:
@@ -75,6 +94,35 @@ class AskSettings:
         for key in ("video", "audio", "font"):
             if getattr(self, key) and not Path(getattr(self, key)).is_file():
                 raise SettingsError(f"{key}={getattr(self, key)}: no such file")
+
+    def _check_many(self) -> None:
+        for key in ("question", "video", "audio", "options"):
+            if getattr(self, key):
+                raise SettingsError(f"{key}: stands in the lines of questions={self.questions}")
+        if not self.out:
+            raise SettingsError("out: must name the file of the answers, like out=answers.jsonl")
+        if not Path(self.questions).is_file():
+            raise SettingsError(f"questions={self.questions}: no such file")
+        if self.batch_prompts < 1:
+            raise SettingsError(f"batch_prompts={self.batch_prompts} must be at least 1")
+
+
+def check_options(question: str, *, options: Sequence[str]) -> None:
+    """Refuse a multiple choice without anything to choose from.
+
+    Raises:
+        SettingsError: neither options, nor a list of them in the question; or options that are no list of texts.
+    """
+    if not options and not lists_options(question):
+        raise SettingsError(
+            "options: a multiple choice needs some: options=red,blue, or lines like A.red and B.blue in the question; "
+            "without any ask with task=qa"
+        )
+    if options:
+        try:
+            with_options(question, options)
+        except RecordError as error:
+            raise SettingsError(f"options: {error.detail}") from None
 
 
 def read_words(words: list[str]) -> AskSettings:
@@ -204,14 +252,15 @@ def ask(settings: AskSettings, *, out: TextIO, err: TextIO) -> str:
     """
     import torch
 
+    from arcvideo.measuring.answering.ours import checkpoint_folder, trained_wording
     from arcvideo.media.sound import SAMPLE_RATE
     from arcvideo.model.disk.loading import load_model
     from arcvideo.processing import ArcVideoProcessor
     from arcvideo.sampling.sampler import banned_ids, stop_ids
 
-    folder = Path(settings.checkpoint)
+    folder = checkpoint_folder(Path(settings.checkpoint))
     processor = ArcVideoProcessor.from_pretrained(
-        folder, wording=settings.wording or trained_wording(folder), font=settings.font or None
+        folder, wording=settings.wording or trained_wording(folder) or None, font=settings.font or None
     )
     media = []
     files = files_of(settings.video)
@@ -257,18 +306,9 @@ def files_of(video: str) -> list[str]:
 
 
 def _question(settings: AskSettings) -> str:
-    """Return the question, the standard one of the task where none was given."""
-    return settings.question or TASKS[settings.task].question
-
-
-def trained_wording(checkpoint: Path) -> str:
-    """Return the wording that the stage beside the export was trained with; empty when nothing says so."""
-    from arcvideo.lineage.manifest import read_manifest
-
-    try:
-        return str(read_manifest(checkpoint.parent).config["data"]["wording"])
-    except (FileNotFoundError, ValueError, KeyError):
-        return ""
+    """Return the question with its options, the standard one of the task where none was given."""
+    question = settings.question or TASKS[settings.task].question
+    return with_options(question, settings.options) if settings.options else question
 
 
 def main(words: list[str] | None = None) -> int:
@@ -280,7 +320,13 @@ def main(words: list[str] | None = None) -> int:
         print(f"{__doc__}\n{words_help(AskSettings)}")
         return 0
     try:
-        ask(read_words(words), out=sys.stdout, err=sys.stderr)
+        settings = read_words(words)
+        if settings.questions:
+            from arcvideo.measuring.many import ask_many
+
+            print(ask_many(settings))
+        else:
+            ask(settings, out=sys.stdout, err=sys.stderr)
     except MediaError as error:
         print(f"error: video: {error}", file=sys.stderr)
         return 2
@@ -288,7 +334,8 @@ def main(words: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        again = "; the same command goes on from here" if any(word.startswith("questions=") for word in words) else ""
+        print(f"\ninterrupted{again}", file=sys.stderr)
         return 130
     return 0
 

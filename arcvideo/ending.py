@@ -6,11 +6,15 @@ import errno
 import os
 import re
 import sys
+import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
+
+from arcvideo.hidden import plain
 
 
 class Ended(Exception):
@@ -60,3 +64,22 @@ def told(error: Exception, *, folder: Path) -> str:
     where = getattr(error, "filename", None) or folder
     remedy = _REMEDIES.get(number)
     return f"{where}: {os.strerror(number)}{f'; {remedy}, then the same command continues' if remedy else ''}"
+
+
+def traced(folder: Path) -> str:
+    """Write the traceback of the error that is handled now; where it is, or nothing on a disk that takes no more."""
+    trace = folder / f"error-{os.environ.get('RANK', '0')}.txt"
+    try:
+        trace.parent.mkdir(parents=True, exist_ok=True)
+        trace.write_text(plain(traceback.format_exc()), encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        return ""
+    return f" (traceback in {trace})"
+
+
+def forget_errors(folder: Path, *, before: float) -> None:
+    """Remove the tracebacks of earlier processes from the folder of a stage that is finished now."""
+    for trace in folder.glob("error-*.txt"):
+        with suppress(OSError):
+            if trace.stat().st_mtime < before:
+                trace.unlink()

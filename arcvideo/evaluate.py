@@ -10,6 +10,7 @@ answers-*.jsonl, scores.json, predictions.jsonl and unread.jsonl. docs/evaluatio
   arms=all                also without sound, without picture, with another sound, a shifted one, without time stamps
   compare=A,B             paired differences of two measurements, with a picture
   rescore=DIR             score the answers of a measurement anew, without a model
+  lmms_logs=DIR           write a measurement in the shape of lmms-eval's logs, below out=
 
 torchrun --nproc_per_node 8 -m arcvideo.evaluate ... shares the clips among ranks.
 """
@@ -45,6 +46,10 @@ def run(settings: EvaluateSettings) -> str:
         found = compare(Path(settings.compare[0]), Path(settings.compare[1]), seed=settings.seed)
         text, picture = write_comparison(found, out=Path(settings.out))
         return f"{compare_text(found)}\n{text}, {picture}"
+    if settings.lmms_logs:
+        from arcvideo.measuring.lmms_logs import write_lmms_logs
+
+        return "\n".join(map(str, write_lmms_logs(Path(settings.lmms_logs), out=Path(settings.out))))
     from arcvideo.measuring.scores import score_folder, table_text
 
     if settings.rescore:

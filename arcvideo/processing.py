@@ -21,8 +21,8 @@ from arcvideo.media.clip import clip_of_frames, read_clip, to_media
 from arcvideo.messages import PLAIN_OPTIONS, Attached, file_bytes
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.disk.loading import CODE_FILE, load_config, share, write_code
+from arcvideo.model.disk.tokenizer import Template, load_templates, load_tokenizer, save_templates, save_tokenizer
 from arcvideo.model.disk.tokenizer import chat_template as own_template
-from arcvideo.model.disk.tokenizer import load_tokenizer, save_tokenizer
 from arcvideo.model.families.table import family_of
 from arcvideo.model.positions import replace_newlines, xd_positions
 from arcvideo.model.special import special_ids, template_of
@@ -53,7 +53,7 @@ class ArcVideoProcessor(ProcessorMixin):
         layout: MediaLayout | None = None,
         wording: str = "arc",
         font: str | None = None,
-        chat_template: str | None = None,
+        chat_template: Template | None = None,
     ) -> None:
         """Take the parts.
 
@@ -62,7 +62,7 @@ class ArcVideoProcessor(ProcessorMixin):
             layout: shapes the model reads; the released ones by default.
             wording: of the instruction suffixes, `arc` (the released one) or `brief`.
             font: TrueType file of the time stamps; the bundled one by default.
-            chat_template: of conversations; the model's own by default.
+            chat_template: of conversations, or several by name; the model's own by default.
         """
         super().__init__(tokenizer, chat_template=chat_template or own_template(family_of(tokenizer)))
         if wording not in WORDINGS:
@@ -81,18 +81,19 @@ class ArcVideoProcessor(ProcessorMixin):
         directory = Path(str(pretrained_model_name_or_path)) / kwargs.get("subfolder", "")
         path = directory / PROCESSOR_FILE
         stored = json.loads(path.read_text()) if path.is_file() else {}
-        choices = {name: kwargs.get(name) or stored.get(name) for name in ("wording", "font", "chat_template")}
+        choices = {name: kwargs.get(name) or stored.get(name) for name in ("wording", "font")}
+        # A directory that no processor wrote may hold the template of another model's processor.
+        choices["chat_template"] = kwargs.get("chat_template") or (load_templates(directory) if stored else None)
         layout = MediaLayout(**stored["layout"]) if "layout" in stored else None
         if layout is None or (directory / "config.json").is_file():
             model = load_config(directory).settings.layout
             if layout not in (None, model):
                 raise ValueError(f"{path} has {layout}, but the model beside it reads {model}")
             layout = model
-        return cls(
-            load_tokenizer(directory),
-            layout=layout,
-            **{name: value for name, value in choices.items() if value},
-        )
+        given = {name: value for name, value in choices.items() if value}
+        processor = cls(load_tokenizer(directory), layout=layout, **given)
+        processor.tokenizer.chat_template = processor.chat_template
+        return processor
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Write tokenizer, chat template, layout and wording; the directory works alone and beside a model's files."""
@@ -100,7 +101,7 @@ class ArcVideoProcessor(ProcessorMixin):
             raise ValueError("save the processor to a directory and upload that")
         directory = Path(save_directory)
         save_tokenizer(self.tokenizer, directory)
-        (directory / "chat_template.jinja").write_text(str(self.chat_template))
+        save_templates(self.chat_template or own_template(family_of(self.tokenizer)), directory)
         (directory / PROCESSOR_FILE).write_text(self.to_json_string())
         write_code(directory)
         share(directory)
@@ -228,9 +229,7 @@ class ArcVideoProcessor(ProcessorMixin):
         audio: Any = None,
         *,
         media: Media | Sequence[Media | Sequence[Media] | None] | None = None,
-        task: str = DEFAULT_TASK,
-        fps: float | None = None,
-        padding_side: str = "left",
+        task: str | None = None,
         **options: Any,
     ) -> BatchFeature:
         """Return a padded batch for `model.generate`: input_ids, attention_mask, position_ids and media.
@@ -244,10 +243,9 @@ class ArcVideoProcessor(ProcessorMixin):
                 float samples at 16 kHz.
             media: from `media`, in place of the three: for each question one, several in the order of its tags, or
                 None.
-            task: of all questions.
-            fps: frames a second of decoded frames.
-            padding_side: left to generate, right to train.
-            options: transformers' own, where they say what is done anyway.
+            task: of all questions; an open one by default.
+            options: `fps`, frames a second of decoded frames; `padding_side`, left to generate (the default) or right
+                to train; others of transformers, where they say what is done anyway.
 
         Returns:
             input_ids and attention_mask (B, L) int64, position_ids (B, 4, L) int64, media: the clips in order.
@@ -255,6 +253,7 @@ class ArcVideoProcessor(ProcessorMixin):
         Raises:
             ValueError: media for another number of questions, an option that asks for something else.
         """
+        fps, padding_side = options.pop("fps", None), options.pop("padding_side", None) or "left"
         chat.check_options(options, padding_side=padding_side)
         if text is None or not (isinstance(text, str) or all(isinstance(one, str) for one in text)):
             raise ValueError("text must be a question or a list of them; `apply_chat_template` takes conversations")
@@ -273,7 +272,7 @@ class ArcVideoProcessor(ProcessorMixin):
             found = [chat.attach(*row, fps=fps) for row in zip(*given.values(), strict=True)]
             shown = [[self._clip(one) for one in row] for row in found]
         rows = [
-            self._row(asked, media=(row,) if isinstance(row, Media) else tuple(row or ()), task=task)
+            self._row(asked, media=(row,) if isinstance(row, Media) else tuple(row or ()), task=task or DEFAULT_TASK)
             for asked, row in zip(questions, shown, strict=True)
         ]
         return self._batch(rows, left=padding_side == "left")

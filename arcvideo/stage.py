@@ -31,6 +31,7 @@ from arcvideo.objectives import load_objective
 from arcvideo.planning.cost import pack_cost
 from arcvideo.planning.settings import DataSettings
 from arcvideo.planning.shares import mixture_text
+from arcvideo.processes.activity import note
 from arcvideo.processes.ranks import World, barrier, join
 from arcvideo.processing import ArcVideoProcessor
 from arcvideo.runner.engine import Engine
@@ -92,6 +93,7 @@ def _setup(config: RunConfig, *, parent: Parent) -> _Setup:
     if config.threads:
         torch.set_num_threads(config.threads)
     world = join(hang_seconds=config.runner.hang_seconds)
+    note("loading weights and data")
     folder = config.stage_dir
     folder.mkdir(parents=True, exist_ok=True)
     if world.local_rank == 0:
@@ -145,6 +147,7 @@ def run_stage(config: RunConfig, *, parent: Parent, callbacks: Callbacks | None 
     """
     world = _finish(config, parent=parent, callbacks=callbacks)
     if config.evaluation.measures:
+        note("measuring the export")
         measure_export(config, world=world, parent=parent.identity)
     barrier(world=world)
 
@@ -159,6 +162,7 @@ def _finish(config: RunConfig, *, parent: Parent, callbacks: Callbacks | None) -
     frozen = frozen_hashes(ready.model, frozen=still) if world.first else {}
     table = trainable_table(ready.model, lrs=peak_lrs(ready.model.named_parameters(), settings=config.optimizer))
     model, result = _train(ready)
+    note("exporting")
     # What was frozen is told from what learned before the adapters go into the weights.
     frozen_after = frozen_hashes(model, frozen=still) if world.first else {}
     if adapters is not None:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -36,8 +35,8 @@ from safetensors import SafetensorError
 
 from arcvideo.compose import shown_text, stage_config
 from arcvideo.config import ConfigError, RunConfig, plain_dict, recorded_settings, typed
-from arcvideo.ending import Ended, told
-from arcvideo.hidden import hidden, plain
+from arcvideo.ending import Ended, forget_errors, told, traced
+from arcvideo.hidden import hidden
 from arcvideo.lineage.continued import continue_problems, continued_from
 from arcvideo.lineage.lock import agreed, alone_in, launch
 from arcvideo.lineage.manifest import finished, read_manifest
@@ -58,7 +57,7 @@ from arcvideo.overrides import (
 )
 from arcvideo.places import CONF_DIR, writable
 from arcvideo.plugins import in_submitit, join_job, option_of, plugin_problems, queue_again, sweep_words
-from arcvideo.processes.children import stop_with_status
+from arcvideo.processes.children import end_with_parent, stop_with_status
 from arcvideo.processes.terminal import one_voice, speak_plainly
 from arcvideo.report.closing import closing_text
 from arcvideo.sweep import (
@@ -92,7 +91,10 @@ def train(composed: DictConfig) -> float | None:
         if config.train_parents:
             train_parents(config, overrides=list(hydra_now.overrides.task), chosen=hydra_now.runtime.choices)
         rank, ranks, launched = launch()
-        with one_voice(config.stage_dir, rank=rank, ranks=ranks, job=launched):
+        if ranks > 1:
+            end_with_parent()  # a launcher that is killed cannot end its ranks
+        patience = config.runner.hang_seconds
+        with one_voice(config.stage_dir, rank=rank, ranks=ranks, job=launched, patience=patience):
             value = _run(config)
         if job is not None:
             job.done(value, error=_unmeasured(config) if job.optimizing and value is None else "")
@@ -183,13 +185,15 @@ def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float
         print(f"{config.stage_dir}: {doing}; loading torch, weights and data", flush=True)
     if word != "unmeasured":
         _record(config.stage_dir)
+    began = time.time()
     try:
         _work(config, parent=parent, word=word)
     except (ValueError, OSError, SafetensorError) as error:
         # One line is for whoever set something wrong; where it came from is for whoever looks closer.
-        raise ValueError(f"{told(error, folder=config.stage_dir)}{_traced(config.stage_dir)}") from error
+        raise ValueError(f"{told(error, folder=config.stage_dir)}{traced(config.stage_dir)}") from error
     done = finished(config.stage_dir)
     if done is not None and not launch()[0]:
+        forget_errors(config.stage_dir, before=began)
         said = closing_text(config.stage_dir, steps=done.steps, seconds=done.seconds, identity=done.identity)
         print(said, flush=True)
     return done.value(config.evaluation.optimized) if done else None
@@ -233,17 +237,6 @@ def _record(folder: Path) -> None:
     (place / ".hydra").mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():
         (place / ".hydra" / f"{name}.yaml").write_text(hidden(OmegaConf.to_yaml(part)), encoding="utf-8")
-
-
-def _traced(folder: Path) -> str:
-    """Write the traceback of the error that is handled now; where it is, or nothing on a disk that takes no more."""
-    trace = folder / f"error-{os.environ.get('RANK', '0')}.txt"
-    try:
-        trace.parent.mkdir(parents=True, exist_ok=True)
-        trace.write_text(plain(traceback.format_exc()), encoding="utf-8", errors="backslashreplace")
-    except OSError:
-        return ""
-    return f" (traceback in {trace})"
 
 
 def _find_shards(config: RunConfig) -> dict[str, list[Path]]:

@@ -11,6 +11,7 @@ from benchmarks.table import RESULTS, ratio_text
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 
 TITLES = {
+    "evaluate": "Evaluation",
     "grpo": "GRPO",
     "memory": "Memory of a row of the 7B",
     "model": "Model",
@@ -18,7 +19,10 @@ TITLES = {
     "runner": "Training loop",
     "scale": "Start at size",
     "slice": "A slice of the 7B",
+    "soak": "A long run of tiny steps",
 }
+COMMANDS = {"soak": "soak"}
+"""Result -> what `make` calls it, where that is not `bench-NAME`."""
 
 HEAD = """# Performance
 
@@ -72,12 +76,9 @@ def page(results: Path = RESULTS) -> str:
     for path in sorted(results.glob("*.json")):
         content = json.loads(path.read_text())
         machine, versions = content["machine"], content["versions"]
-        lines = [
-            f"## {TITLES.get(path.stem, path.stem.capitalize())} (`make bench-{path.stem}`)",
-            "",
-            *table_of(content),
-            "",
-        ]
+        command = COMMANDS.get(path.stem, f"bench-{path.stem}")
+        title = TITLES.get(path.stem, path.stem.capitalize())
+        lines = [f"## {title} (`make {command}`)", "", *table_of(content), ""]
         lines += [f"- {note}" for note in content["notes"]]
         words = ", ".join(f"{name} {number}" for name, number in versions.items())
         lines += [f"- measured on {machine['cpu']}, {machine['cores']} cores, Python {machine['python']}; {words}", ""]

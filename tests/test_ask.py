@@ -78,6 +78,19 @@ def test_summary_and_chapters_have_their_own_question(checkpoint, files):
         assert answer(checkpoint, f"video={files['video.mp4']}", f"task={task}")[0]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["question=Which?", "options=red,blue"], ["question=Which?\nA.red\nB.blue"], ["question=Which? (A) red (B) blue"]],
+)
+def test_a_multiple_choice_lists_its_options(checkpoint, words):
+    assert "option: " in answer(checkpoint, "task=mcq", *words)[1]
+
+
+def test_options_are_asked_as_they_are_trained(checkpoint):
+    given = answer(checkpoint, "task=mcq", "question=Which?", "options=red,blue", "max_new_tokens=12")[0]
+    assert given == answer(checkpoint, "task=mcq", "question=Which?\nA.red\nB.blue", "max_new_tokens=12")[0]
+
+
 def test_half_of_a_file_can_be_asked_about(checkpoint, files):
     both, video, sound = (
         answer(checkpoint, f"video={files['video.mp4']}", "question=x", f"modality={half}", "max_new_tokens=12")
@@ -115,6 +128,9 @@ def test_sampling_follows_the_seed(checkpoint):
         (["question=x", "stop_at_answer=perhaps"], "true or false"),
         (["question=x", "checkpoint=nowhere"], "checkpoint=nowhere: no such directory"),
         (["question"], "key=value"),
+        (["question=Which?", "task=mcq"], "options: a multiple choice needs some"),
+        (["question=Which?", "task=mcq", "options=red"], "options: "),
+        (["question=Which?", "options=red,blue"], "options: are those of a multiple choice"),
     ],
 )
 def test_mistakes_are_told_in_one_line(checkpoint, files, capsys, words, told):

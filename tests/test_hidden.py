@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import pty
@@ -85,6 +86,7 @@ def test_codes_that_steer_a_terminal_are_printed_as_escapes(colours: bool) -> No
     assert "\x1b" not in plain("\x1b[8mhidden\x1b[5;31m", colours=True).replace("\x1b[31m", "")
 
 
+@pytest.mark.slow
 def test_no_command_prints_a_code_of_the_data(tmp_path: Path) -> None:
     """Names, texts and reasons of a shard, as its commands and the check of it print them."""
     nasty = "a\x1b]0;owned\x07\x1b[31m\u202eb"
@@ -102,6 +104,26 @@ def test_no_command_prints_a_code_of_the_data(tmp_path: Path) -> None:
         # What moves the line of a progress bar is our own.
         assert not set("\x1b\x07\u202e") & set(said.replace("\x1b[A", "")), (command, said)
         assert "\\x1b" in said, command
+
+
+OWN_OUTPUT = {"decoding/probe.py", "decoding/worker.py"}
+"""Their parent reads what they write, and prints it through its own."""
+
+
+def test_every_command_speaks_plainly_before_it_does_anything() -> None:
+    """Whatever is printed, by whichever library: so no place where a string of the data is printed can be forgotten."""
+    commands = {}
+    for path in sorted((ROOT / "arcvideo").rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'":
+                commands[path.relative_to(ROOT / "arcvideo").as_posix()] = ast.unparse(node.body[0])
+    assert len(commands) > 10
+    silent = {name for name, first in commands.items() if "speak_plainly()" not in first}
+    assert silent - OWN_OUTPUT == {"__main__.py"}
+    # The installed command: its function does so itself, in front of the command it was asked for.
+    body = ast.parse((ROOT / "arcvideo" / "__main__.py").read_text(encoding="utf-8")).body
+    (main,) = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+    assert "speak_plainly()" in ast.unparse(main)
 
 
 def test_on_a_terminal_too(tmp_path: Path) -> None:

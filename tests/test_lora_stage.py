@@ -64,6 +64,7 @@ def test_checkpoints_hold_adapters_in_place_of_the_decoder(sft: Finished) -> Non
     assert all(".lora_" in name for name in names)
 
 
+@pytest.mark.slow
 def test_grpo_trains_adapters_against_the_parent_without_a_copy_of_it(
     small_world: SmallWorld, sft: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def test_the_best_capability_is_what_torch_uses_when_nobody_holds_it_down() -> N
     assert told.strip().lower() == best
 
 
+@pytest.mark.slow
 def test_a_cell_runs_under_its_own_kernels_and_threads_and_a_failure_decides_the_status(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

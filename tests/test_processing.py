@@ -117,3 +117,18 @@ def test_unknown_words_are_refused(processor, clip):
         processor.media(clip, modality="smell")
     with pytest.raises(ValueError, match="special_in_text"):
         processor.prompt("x<sep>y")
+
+
+def test_chat_templates_of_ones_own_come_back(processor, tmp_path):
+    for number, template in enumerate(["mine", {"default": "mine", "second": "other"}]):
+        own = ArcVideoProcessor(tokenizer(), layout=LAYOUT, chat_template=template)
+        own.save_pretrained(tmp_path / str(number))
+        back = ArcVideoProcessor.from_pretrained(tmp_path / str(number))
+        assert back.chat_template == back.tokenizer.chat_template == template
+
+
+def test_a_chat_template_is_never_written_elsewhere(processor, tmp_path):
+    own = ArcVideoProcessor(tokenizer(), layout=LAYOUT, chat_template={"default": "mine", "../../outside": "theirs"})
+    with pytest.raises(ValueError, match="outside"):
+        own.save_pretrained(tmp_path / "in" / "here")
+    assert not list(tmp_path.rglob("outside*"))

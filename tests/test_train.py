@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from arcvideo import train as train_module
+from arcvideo.config import plain_dict
+from arcvideo.lineage.manifest import Manifest, write_manifest
 from arcvideo.lineage.parents import Parent
 from arcvideo.lineage.state import State
 from arcvideo.overrides import merge_notes
@@ -182,3 +184,32 @@ def test_a_full_disk_is_one_line_naming_the_folder(tmp_path: Path, monkeypatch: 
         train_module._act(config, parent=parent, state=State(word="new"), word="new")
     assert str(told.value).startswith(str(config.stage_dir))
     assert "fills_the_disk" in (config.stage_dir / "error-0.txt").read_text()
+
+
+def test_the_traceback_of_an_earlier_error_is_gone_once_the_stage_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings("stage=sft", f"run_dir={tmp_path}")
+    parent = Parent(path=tmp_path, identity="0")
+    folder = config.stage_dir
+
+    def fails(*_: object, **__: object) -> None:
+        raise ValueError("a wrong setting")
+
+    def ends(*_: object, **__: object) -> None:
+        manifest = Manifest(
+            stage="sft", identity="0" * 64, parent="x", parent_path="x", code={}, data="x", config=plain_dict(config)
+        )
+        write_manifest(manifest, folder=folder)
+
+    monkeypatch.setattr("arcvideo.stage.run_stage", fails)
+    with pytest.raises(ValueError, match="a wrong setting"):
+        train_module._act(config, parent=parent, state=State(word="new"), word="new")
+    other = folder / "error-3.txt"  # of a job with more ranks
+    other.write_text("before")
+    assert (folder / "error-0.txt").exists()
+    for path in (other, folder / "error-0.txt"):
+        os.utime(path, (1, 1))
+    monkeypatch.setattr("arcvideo.stage.run_stage", ends)
+    train_module._act(config, parent=parent, state=State(word="interrupted"), word="interrupted")
+    assert not list(folder.glob("error-*.txt"))

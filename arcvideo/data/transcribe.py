@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from arcvideo.layout import MediaLayout
 from arcvideo.media.errors import MediaError
 from arcvideo.media.settings import MediaLimits
@@ -77,6 +79,9 @@ def _transcribe_shard(index: ShardIndex, *, model: Whisper, pool: MediaPool, out
         bytes_per_shard=1 << 62,
     )
     print(f"{said}{len(index.clips)} records, {len(unheard)} of them could not be heard")
+    several = len(np.unique(index.parts["clip"]))
+    if several:
+        print(f"{said}{several} records with several media got no transcript: it would not say of which it is")
     for error in unheard:
         print(f"  {error.reason}: {error.detail}")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from arcvideo.evaluation.answers import FULL, NO_SOUND, Answer
 from arcvideo.evaluation.bootstrap import Metric, interval
 from arcvideo.evaluation.predictions import Prediction
-from arcvideo.evaluation.settings import FORM, LOSS, EvaluationSettings, metric_names
+from arcvideo.evaluation.settings import FORM, LOSS, EvaluationSettings, metric_names, part_of
 from arcvideo.named import imported, path_of
 from arcvideo.structured import SettingsError
 from arcvideo.tasks import TASKS
@@ -107,19 +108,24 @@ def counts(metric: str, items: Sequence[Answer]) -> list[tuple[Prediction, Answe
 
 
 def measured(metric: str) -> tuple[Task | None, Measure]:
-    """Return a figure and its task; the form and a user's own are of all tasks.
+    """Return a figure under the name it is asked for, and its task; the form and a user's own are of all tasks.
 
     Raises:
         ValueError: a user's own that cannot be imported or called.
     """
-    found = ((task, measure) for task in TASKS.values() for measure in task.measures if measure.name == metric)
-    ours = next(found, None)
-    return ours or (None, _FORM if metric == FORM else _own(metric))
+    name, tag = part_of(metric)
+    found = ((task, measure) for task in TASKS.values() for measure in task.measures if measure.name == name)
+    task, measure = next(found, None) or (None, _FORM if name == FORM else _own(name))
+    return task, replace(measure, name=metric) if tag else measure
 
 
 def lower_is_better(name: str) -> bool:
     """Return whether less of a figure is better: of a loss, and of what its task says so of."""
     return name == LOSS or measured(name)[1].lower_is_better
+
+
+def _is_form(measure: Measure) -> bool:
+    return measure.score is _FORM.score
 
 
 def _own(name: str) -> Measure:
@@ -149,7 +155,9 @@ def _scored(function: Callable[[str, Truth], Any], *, name: str) -> Callable[[st
 
 def _predict(measure: Measure, *, task: Task | None, item: Answer, text: str) -> Prediction | None:
     """Score one answer; None when a user's own metric does not concern it."""
-    own = {} if task is not None or measure is _FORM else {"task": item.task, "tags": item.tags, "text": item.reference}
+    own = (
+        {} if task is not None or _is_form(measure) else {"task": item.task, "tags": item.tags, "text": item.reference}
+    )
     score = measure.score(text, {**own, **item.known})
     if own and score.weight == 0:
         return None
@@ -180,8 +188,10 @@ def metric_of(rows: Sequence[Prediction], *, chance: float, settings: Evaluation
 def _chosen(questions: Sequence[Listed], *, metric: str, limit: int) -> list[str]:
     """Return the keys of the questions that a metric is measured on."""
     task, measure = measured(metric)
+    _, tag = part_of(metric)
+    questions = [question for question in questions if not tag or tag in question.tags]
     if task is None:
-        found = [question for question in questions if question.instructed or measure is not _FORM]
+        found = [question for question in questions if question.instructed or not _is_form(measure)]
         tasks = dict.fromkeys(question.task for question in found)  # those the other metrics decode anyway
         return [one.key for task in tasks for one in evenly([one for one in found if one.task == task], limit=limit)]
     mine = [question for question in questions if question.task == task.name and measure.asks(question)]

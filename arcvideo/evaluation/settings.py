@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from arcvideo.named import brought, path_of
@@ -11,6 +12,21 @@ LOSS = "loss"
 """The held-out loss, as `evaluation.optimize` and, behind `eval/`, metrics.jsonl name it."""
 FORM = "format_valid"
 """The figure of all tasks: the share of answers that are one think and one answer block."""
+
+
+_TAGGED = re.compile(r"(?P<name>[^\[\]]+)\[(?P<tag>[^\[\]]+)\]")
+
+
+def part_of(metric: str) -> tuple[str, str]:
+    """Return a figure's name and the tag of the items it is over: `mcq_accuracy[needs:audio]`; no tag takes all."""
+    found = _TAGGED.fullmatch(metric)
+    return (found["name"], found["tag"]) if found else (metric, "")
+
+
+def is_metric(metric: str) -> bool:
+    """Return whether there is such a figure, with or without a tag behind it; nothing of a user's is imported."""
+    name, _ = part_of(metric)
+    return name in metric_names() or bool(path_of(name, kind="metrics"))
 
 
 def metric_names(*, on_request: bool = True) -> tuple[str, ...]:
@@ -31,8 +47,8 @@ class EvaluationSettings:
     """Held-out tar files: a path with {000..011} braces or * globs; empty or null skips evaluation."""
     metrics: list[str] = field(default_factory=lambda: list(metric_names(on_request=False)))
     """Which figures to report: those that tasks bring, or your own (entry points `arcvideo.metrics`, or
-    `package.module:function`) of an answer and its truth; one without items in the shards is left out. An empty list
-    skips them."""
+    `package.module:function`) of an answer and its truth; one without items in the shards is left out. A tag in
+    brackets takes the items of that tag alone: `mcq_accuracy[needs:audio]`. An empty list skips them."""
     items: int = 200
     """Items per metric, spread over the held-out set; 0 takes all."""
     style: str = "plain"
@@ -65,7 +81,7 @@ class EvaluationSettings:
         """Check values; the message names the key and the remedy."""
         object.__setattr__(self, "shards", self.shards or "")
         for name in self.metrics:
-            if name not in metric_names() and not path_of(name, kind="metrics"):
+            if not is_metric(name):
                 known = f"{', '.join([*metric_names(), *brought('metrics')])}, or package.module:function"
                 raise ValueError(f"evaluation.metrics has {name!r}, which is unknown; use: {known}")
         if self.style not in ("plain", "think"):

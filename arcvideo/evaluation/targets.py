@@ -9,6 +9,7 @@ from typing import Any
 
 from arcvideo.evaluation.bootstrap import Interval, paired_difference
 from arcvideo.evaluation.predictions import read_scores
+from arcvideo.evaluation.settings import part_of
 from arcvideo.tasks import TASKS
 
 Metrics = Mapping[str, Mapping[str, float]]
@@ -26,7 +27,7 @@ class Target:
     stage: str
     """Stage after which it is measured."""
     metric: str
-    """Name of the metric."""
+    """Name of the metric; with a tag in brackets it is over the items of that tag, `mcq_accuracy[needs:audio]`."""
     at_most: float | None = None
     """Largest value allowed."""
     at_least: float | None = None
@@ -124,7 +125,7 @@ def _against(found: Interval, *, target: Target, stage: str, strict: bool) -> tu
     """Return whether a difference to another stage is what the target asks for, and the words that say so."""
     mean, low, high = found
     text = f"minus {stage}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-    worst, best = (-high, -low) if target.metric in ERRORS else (low, high)
+    worst, best = (-high, -low) if part_of(target.metric)[0] in ERRORS else (low, high)
     if strict:
         return worst > 0, text
     if target.within is None:

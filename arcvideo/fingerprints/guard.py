@@ -128,8 +128,12 @@ def rows_of(printed: Printed) -> int:
 
 
 def _digests(indexes: Sequence[ShardIndex]) -> Iterator[tuple[str, bytes]]:
-    """Yield (key, content) of every clip that has media."""
+    """Yield (key, content) of every medium."""
     for index in indexes:
-        clips = index.clips
-        for row in np.flatnonzero(clips["media_size"] > 0):
+        clips, parts = index.clips, index.parts
+        several = np.zeros(len(clips), dtype=bool)
+        several[parts["clip"]] = True
+        for row in np.flatnonzero((clips["media_size"] > 0) & ~several):
             yield index.key(int(row)), clips["digest"][row].tobytes()
+        for part in parts:
+            yield index.key(int(part["clip"])), part["digest"].tobytes()

@@ -21,7 +21,7 @@ from arcvideo.shards.index import ShardIndex
 from arcvideo.shards.members import VIDEO
 from arcvideo.shards.seal import check, digests, sealed, unsealed
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".fingerprints"
 IN_FOLDER = ".arcvideo-fingerprints"
 _FILES = ("picture.npy", "sound.npy", "counts.npy")
@@ -33,7 +33,7 @@ class Printed:
 
     name: str
     keys: tuple[str, ...]
-    """What each clip is called."""
+    """What each clip is called: its record's key, with `.0`, `.1` ... where a record has several media."""
     prints: tuple[Prints, ...]
     unread: tuple[str, ...] = ()
     """`key: reason` of clips that could not be decoded; their fingerprints are empty."""
@@ -50,10 +50,13 @@ def print_shard(index: ShardIndex, *, workers: int = 1, again: bool = False) -> 
     found = None if again else read_shard(index)
     if found is not None:
         return found
-    keys = [index.key(row) for row in range(len(index.clips))]
+    counts = [index.media_count(row) for row in range(len(index.clips))]
+    places = [(row, part) for row, count in enumerate(counts) for part in range(max(1, count))]
+    keys = [index.key(row) + (f".{part}" if counts[row] > 1 else "") for row, part in places]
 
-    def load(row: int) -> tuple[bytes, bytes | None]:
-        return index.media_bytes(row) if index.clips[row]["media_size"] else (b"", None)
+    def load(clip: int) -> tuple[bytes, bytes | None]:
+        row, part = places[clip]
+        return index.media_bytes(row, part=part)
 
     return _make(
         shard_folder(index.shard), name=index.shard.name, digest=index.digest, keys=keys, load=load, workers=workers

@@ -91,13 +91,27 @@ def training_code(*, objective: str, feed: str = "", rewards: Iterable[str] = ()
         for path in (*named, path_of(sampler, kind="samplers"), *brought("tasks").values())
         if path
     ]
-    digests |= {module: _digest(path) for module in users if (path := source_file(module)) is not None}
-    return dict(sorted(digests.items()))
+    return dict(sorted((digests | _digests_of(users)).items()))
 
 
-def evaluation_code() -> dict[str, str]:
-    """Return module -> digest of everything whose code decides an evaluation."""
-    return {name: _digest(path) for name, path in _reached(EVALUATION, rooms=MEASURING).items()}
+def evaluation_code(*, metrics: Iterable[str] = ()) -> dict[str, str]:
+    """Return module -> digest of everything whose code decides an evaluation.
+
+    Args:
+        metrics: names of its figures; those of other packages count by their module's file, like the tasks they bring.
+            Without them it is what decides the answers.
+    """
+    digests = {name: _digest(path) for name, path in _reached(EVALUATION, rooms=MEASURING).items()}
+    own = [path for name in metrics if (path := path_of(name.partition("[")[0], kind="metrics"))]
+    if own or brought("tasks"):
+        users = [path.partition(":")[0] for path in (*own, *brought("tasks").values())]
+        digests = dict(sorted((digests | _digests_of(users)).items()))
+    return digests
+
+
+def _digests_of(modules: Iterable[str]) -> dict[str, str]:
+    """Return module -> digest of modules of other packages, as far as they are source files."""
+    return {module: _digest(path) for module in modules if (path := source_file(module)) is not None}
 
 
 def code_diff(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from arcvideo.files import write_whole
+from arcvideo.processes.activity import waiting
 from arcvideo.processes.launcher import launch_variables
 
 POLL_SECONDS = 1.0
@@ -53,7 +54,9 @@ def agreed(folder: Path, *, rank: int, job: str, word: str) -> Iterator[str]:
         word: rank 0's word; the others' is not looked at.
     """
     if rank:
-        yield _hear(folder, job=job)
+        with waiting("for the word of rank 0"):
+            said = _hear(folder, job=job)
+        yield said
         return
     path = _word_file(folder)
     write_whole(path, json.dumps({"job": job, "word": word}))

@@ -52,7 +52,8 @@ class Wanted:
     @property
     def evaluation(self) -> str:
         """Digest of how it is to be measured."""
-        return evaluation_digest(self.config["evaluation"], code=evaluation_code())
+        settings = self.config["evaluation"]
+        return evaluation_digest(settings, code=evaluation_code(metrics=settings.get("metrics") or ()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,8 @@ def wanted(config: Mapping[str, Any], *, parent: str) -> Wanted:
     code = training_code(objective=stage["objective"], feed=feed, rewards=rewards, sampler=grpo.get("sampler", ""))
     held_out: str | None = ""
     if chooses(config):
-        code = dict(sorted((code | evaluation_code()).items()))
+        measuring = evaluation_code(metrics=config["evaluation"]["metrics"])
+        code = dict(sorted((code | measuring).items()))
         source = {"held_out": {"shards": config["evaluation"]["shards"]}}
         held_out = _data_digest({**config["data"], "sources": source})
     return Wanted(

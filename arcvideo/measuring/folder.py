@@ -157,7 +157,7 @@ class Journal:
         """Open or begin; the half line of a process that was killed is cut off."""
         self.path = folder / f"answers-{rank}.jsonl"
         if self.path.exists():
-            _cut_half_line(self.path)
+            cut_half_line(self.path)
         self._file = self.path.open("a", encoding="ascii")
 
     def __enter__(self) -> Journal:
@@ -189,7 +189,8 @@ class Journal:
         self._file.flush()
 
 
-def _cut_half_line(path: Path) -> None:
+def cut_half_line(path: Path) -> None:
+    """Cut off what stands behind the last line end of a file."""
     with path.open("rb+") as file:
         end = file.seek(0, os.SEEK_END)
         while end:

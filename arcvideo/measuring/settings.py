@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from arcvideo.evaluation.answers import FULL, NO_SOUND
-from arcvideo.evaluation.settings import metric_names
-from arcvideo.named import brought, path_of
+from arcvideo.evaluation.settings import is_metric, metric_names
+from arcvideo.named import brought
 from arcvideo.planning.settings import WORDINGS
 from arcvideo.structured import SettingsError
 
@@ -43,7 +43,8 @@ class EvaluateSettings:
     arms: list[str] = field(default_factory=lambda: [FULL])
     """What is taken away or exchanged, each in turn; `all` takes every arm."""
     metrics: list[str] = field(default_factory=list)
-    """Figures; by default all that the questions' tasks have. Your own: package.module:function."""
+    """Figures; by default all that the questions' tasks have. Your own: package.module:function. With a tag in
+    brackets, `mcq_accuracy[needs:audio]`, over its items alone."""
     tasks: list[str] = field(default_factory=list)
     """Only these tasks; by default all."""
     items: int = 0
@@ -83,6 +84,8 @@ class EvaluateSettings:
     """Two folders of measurements: A,B prints A minus B, item by item; nothing is asked."""
     rescore: str = ""
     """Folder of a measurement whose answers are scored anew; nothing is asked."""
+    lmms_logs: str = ""
+    """Folder of a measurement that is written once more below out=, as lmms-eval writes its logs; nothing is asked."""
 
     def __post_init__(self) -> None:
         """Check values; the message names the key and the remedy."""
@@ -92,7 +95,7 @@ class EvaluateSettings:
             if arm not in ARMS:
                 raise SettingsError(f"arms has {arm!r}, which is unknown; use: {', '.join(ARMS)}, or all")
         for name in self.metrics:
-            if name not in metric_names() and not path_of(name, kind="metrics"):
+            if not is_metric(name):
                 known = ", ".join([*metric_names(), *brought("metrics")])
                 raise SettingsError(f"metrics has {name!r}, which is unknown; use: {known}, or package.module:function")
         if FULL not in self.arms:
@@ -107,7 +110,7 @@ class EvaluateSettings:
                 raise SettingsError(f"{key}={getattr(self, key)} must be at least {least}")
         if self.compare and len(self.compare) != 2:
             raise SettingsError("compare: give two folders of measurements, compare=A,B")
-        if not self.compare and not self.rescore:
+        if not self.compare and not self.rescore and not self.lmms_logs:
             self._check_measurement()
 
     def _check_measurement(self) -> None:

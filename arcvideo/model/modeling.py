@@ -131,11 +131,18 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
 
     def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
         """Choose the attention of the decoder; the towers know one way only, and their blocks just repeat the name."""
-        if isinstance(attn_implementation, str):
-            # They are no models of their own, which transformers would warn of at every call.
-            for name in self.config.sub_configs:
-                getattr(self.config, name)._attn_implementation_internal = attn_implementation
-        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+        parts = [getattr(self.config, name) for name in self.config.sub_configs]
+        before = [part._attn_implementation for part in parts]
+        try:
+            if isinstance(attn_implementation, str):
+                # They are no models of their own, which transformers would warn of at every call.
+                for part in parts:
+                    part._attn_implementation_internal = attn_implementation
+            super().set_attn_implementation(attn_implementation, *args, **kwargs)
+        except (ValueError, ImportError):
+            for part, name in zip(parts, before, strict=True):
+                part._attn_implementation_internal = name
+            raise
 
     def adopt(self, settings: ModelSettings) -> None:
         """Take over what settings say about computing: checkpointing, attention, fusion, corrections; sizes stay.

@@ -56,6 +56,18 @@ def _bind_to_parent(mask: set[int | signal.Signals], *, parent: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def end_with_parent(number: int = signal.SIGTERM, parent: int = 0) -> None:
+    """Have this process hear a signal when the one that started it dies, however that comes about.
+
+    Args:
+        number: SIGTERM for a run, which saves first; SIGKILL for a worker that has nothing of its own.
+        parent: the process that started this one, where it is known; it may have died already.
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, number)
+    if parent and os.getppid() != parent:
+        os.kill(os.getpid(), number)
+
+
 def stop_with_status() -> None:
     """From now on SIGTERM, SIGUSR1 and SIGHUP end this process at once with status 85, wherever it is.
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from arcvideo.processes.activity import waiting
 from arcvideo.processes.launcher import launch_variables
 
 
@@ -69,7 +70,8 @@ def join(*, hang_seconds: float = 1800.0) -> World:
         patience = timedelta(seconds=max(2 * hang_seconds, 3600))
         # A process alone needs no network: a store in memory cannot lose a race for a port.
         alone: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if size == 1 else {}
-        dist.init_process_group(backend, timeout=patience, device_id=device if cuda else None, **alone)
+        with waiting("for all ranks to come"):
+            dist.init_process_group(backend, timeout=patience, device_id=device if cuda else None, **alone)
     return World(rank=rank, local_rank=local, size=size, device=device)
 
 
@@ -103,16 +105,19 @@ def gather_json(value: Any, *, world: World) -> list[Any]:
     data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(world.device)
     length = torch.tensor([data.numel()], device=world.device)
     lengths = [torch.zeros_like(length) for _ in range(world.size)]
-    dist.all_gather(lengths, length)
+    with waiting():
+        dist.all_gather(lengths, length)
     longest = max(int(item) for item in lengths)
     padded = torch.zeros(longest, dtype=torch.uint8, device=world.device)
     padded[: data.numel()] = data
     parts = [torch.zeros_like(padded) for _ in range(world.size)]
-    dist.all_gather(parts, padded)
+    with waiting():
+        dist.all_gather(parts, padded)
     return [json.loads(bytes(part[: int(size)].cpu().numpy())) for part, size in zip(parts, lengths, strict=True)]
 
 
 def barrier(*, world: World) -> None:
     """Wait for the others."""
     if world.size > 1:
-        dist.barrier()
+        with waiting():
+            dist.barrier()

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from arcvideo.hidden import plain
+from arcvideo.processes.activity import LOST_EXIT_CODE, Activity, Seen, lost_line
 
 LOGS_NAME = "logs"
 """Folder inside a stage's folder."""
@@ -65,41 +66,59 @@ def speak_plainly() -> None:
 
 
 @contextmanager
-def one_voice(folder: Path, *, rank: int, ranks: int, job: str) -> Iterator[None]:
+def one_voice(folder: Path, *, rank: int, ranks: int, job: str, patience: float = 0.0) -> Iterator[None]:
     """Send what ranks other than the first print to `<folder>/logs/rank_N.log`, and show the first failure once.
 
     From then on the process's stdout and stderr, of C++ too, are that file. An error that leaves the block goes as a
     traceback into the rank's file; the rank that fails first says it in one line on the terminal, whichever it is; the
-    process ends with status 1. A process alone is left as it is.
+    process ends with status 1, or with 87 when it fails because another rank is gone without a word (killed from
+    outside): then the line says which, and what it was doing. A process alone is left as it is.
 
     Args:
         folder: of the stage.
         rank: of this process.
         ranks: how many there are.
         job: what the ranks of one launch have in common.
+        patience: seconds that a rank waits for others of which one does not answer at all; 0 for ever.
     """
     if ranks == 1:
         yield
         return
+    global _TERMINAL
     logs = folder / LOGS_NAME
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"rank_{rank}.log"
-    terminal = os.dup(2)
+    _TERMINAL = os.dup(2)
     if rank:
         _send_to(log)
-    try:
-        yield
-    except Exception as error:
-        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(plain(traceback.format_exc()))
-        if _is_first(logs, job=job):
-            line = _line(error)
-            where = "" if "traceback in" in line else f" (traceback in {log})"
-            os.write(terminal, f"error on rank {rank}: {plain(line)}{where}\n".encode(errors="backslashreplace"))
-        else:
-            # What follows from a peer's end, as C++ and Python tell it on the way out, hides the reason.
-            _send_to(log)
-        sys.exit(1)
+    with Activity(logs, rank=rank, ranks=ranks, say=to_person, patience=patience) as here:
+        try:
+            yield
+        except Exception as error:
+            with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(plain(traceback.format_exc()))
+            # What a collective says of a peer that is gone is C++'s; our own errors are of other kinds.
+            lost = here.lost() if isinstance(error, RuntimeError) else []
+            here.log(lost)
+            if _is_first(logs, job=job):
+                to_person(f"error on rank {rank}: {_told(error, lost=lost, log=log)}")
+            else:
+                # What follows from a peer's end, as C++ and Python tell it on the way out, hides the reason.
+                _send_to(log)
+            sys.exit(LOST_EXIT_CODE if lost else 1)
+
+
+_TERMINAL: int | None = None
+
+
+def to_person(text: str) -> None:
+    """Write a line to the terminal, also from a rank whose output goes to its log."""
+    os.write(2 if _TERMINAL is None else _TERMINAL, f"{plain(text)}\n".encode(errors="backslashreplace"))
+
+
+def _told(error: Exception, *, lost: list[Seen], log: Path) -> str:
+    line = lost_line(lost) if lost else _line(error)
+    return line if "traceback in" in line else f"{line} (traceback in {log})"
 
 
 def _send_to(log: Path) -> None:

@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from arcvideo.hidden import plain
+from arcvideo.processes.activity import HANG_EXIT_CODE, Seen, blame, here
 from arcvideo.processes.ranks import World
+from arcvideo.processes.terminal import to_person
 
-HANG_EXIT_CODE = 86
-"""Exit status of a run whose watchdog fired."""
 _GRACE = 10.0
 """Seconds that the first rank waits for the others' stacks."""
+_COLLECTIVE = "torch/distributed/distributed_c10d.py"
+"""In the stack of a rank that waits for the others."""
 _ARM_EVERY = 1.0
 """Least seconds between two settings of faulthandler's timer."""
 
@@ -62,6 +65,8 @@ class Watchdog:
         """Progress: what begins now, with which samples."""
         now = time.monotonic()
         self._where = (what, tuple(keys), now)
+        if (peers := here()) is not None:
+            peers.note(what, keys)
         # Arming starts a thread, which fast steps would feel.
         if self._seconds and now - self._armed >= _ARM_EVERY:
             self._armed = now
@@ -81,24 +86,39 @@ class Watchdog:
             self._folder.mkdir(parents=True, exist_ok=True)
             mine = self._folder / f"rank-{self._world.rank}.txt"
             with mine.with_suffix(".tmp").open("w") as file:
-                file.write(head + "\n")
+                file.write(plain(head) + "\n")  # keys are the data's, and somebody will look at it in a terminal
                 file.flush()
                 faulthandler.dump_traceback(file=file, all_threads=True)
             os.replace(mine.with_suffix(".tmp"), mine)
-        if self._world.first:
-            self._tell()
+        peers = here()
+        seen = peers.look() if peers is not None else []
+        if peers is not None:
+            peers.log(seen)
+        if peers.speaks(seen) if peers is not None else self._world.first:
+            self._tell(seen)
         else:
-            # Launchers end everybody as soon as one rank is gone: the first one must have spoken by then.
-            time.sleep(_GRACE / 2 + 1)
+            # Launchers end everybody as soon as one rank is gone: whoever speaks must have spoken by then.
+            time.sleep(_GRACE)
+        if peers is not None:
+            peers.leave()
         os._exit(HANG_EXIT_CODE)
 
-    def _tell(self) -> None:
+    def _tell(self, seen: Sequence[Seen]) -> None:
+        """Print the stacks of all ranks, then one line: who keeps the others waiting, and with what."""
         deadline = time.monotonic() + _GRACE / 2
         files = [self._folder / f"rank-{rank}.txt" for rank in range(self._world.size)]
-        while time.monotonic() < deadline and not all(file.exists() for file in files):
+        alive = [file for file, one in zip(files, seen, strict=True) if not one.silenced] if seen else files
+        while time.monotonic() < deadline and not all(file.exists() for file in alive):
             time.sleep(0.05)
         print(f"the run hangs (runner.hang_seconds={self._seconds:g}); stacks of all ranks:", file=sys.stderr)
+        waits = []
         for rank, file in enumerate(files):
             text = file.read_text() if file.exists() else f"rank {rank}: no answer, its process is gone or stuck\n"
+            waits += [rank] if _COLLECTIVE in text else []
             print(text, file=sys.stderr)
         sys.stderr.flush()
+        if seen:
+            who = blame(seen, waits=waits)
+            to_person(
+                f"error: {who}; no progress for {self._seconds:g} s (runner.hang_seconds), stacks in {self._folder}"
+            )

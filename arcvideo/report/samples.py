@@ -138,7 +138,8 @@ def _asked(metric: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Questi
     answers = []
     for name, row in rows:
         score = row["score"] / row["weight"]
-        lower = metric in _MEASURES and _MEASURES[metric].lower_is_better
+        measure = _MEASURES.get(metric.partition("[")[0])
+        lower = measure is not None and measure.lower_is_better
         answers.append(
             _answer(
                 row["prediction"], label=name, score=f"{score:.2f}", good=None if lower else score, timed=bool(span)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from arcvideo.report.page import write_page
@@ -76,7 +77,9 @@ def print_summary(summary: Mapping[str, Any], *, page: Path) -> None:
         console.print("the recipe sets no targets")
     for target in summary["targets"]:
         mark = "[green]met   [/]" if target["met"] else "[red]MISSED[/]"
-        console.print(f"{mark} {target['stage']}: {target['metric']} {target['reason']}", highlight=False)
+        console.print(
+            f"{mark} {target['stage']}: {escape(target['metric'])} {escape(target['reason'])}", highlight=False
+        )
 
 
 def _table(stages: Mapping[str, Cells], *, sets: Mapping[str, Mapping[str, str]]) -> Table:
@@ -88,7 +91,7 @@ def _table(stages: Mapping[str, Cells], *, sets: Mapping[str, Mapping[str, str]]
         table.add_column(stage, justify="right", no_wrap=True, overflow="ignore")
     for row in metric_rows(stages, sets=sets):
         chance = next(iter(row.cells.values()))["chance"]
-        table.add_row(row.title, f"{chance:.2f}", *(_cell(row.cells.get(stage)) for stage in stages))
+        table.add_row(escape(row.title), f"{chance:.2f}", *(_cell(row.cells.get(stage)) for stage in stages))
     return table
 
 
@@ -100,7 +103,7 @@ def _long_table(stages: Mapping[str, Cells], *, sets: Mapping[str, Mapping[str, 
     for row in metric_rows(stages, sets=sets):
         for number, (stage, cell) in enumerate(row.cells.items()):
             chance = f"{cell['chance']:.2f}"
-            table.add_row("" if number else row.title, stage, _cell(cell), "" if number else chance)
+            table.add_row("" if number else escape(row.title), stage, _cell(cell), "" if number else chance)
     return table
 
 

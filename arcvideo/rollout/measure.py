@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from arcvideo.processes.activity import waiting
 from arcvideo.rollout.rewards.score import Scores
 from arcvideo.sampling.groups import Group
 
@@ -57,7 +58,8 @@ def gathered(value: Any) -> list[Any]:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, value)
+    with waiting():
+        dist.all_gather_object(parts, value)
     return parts
 
 

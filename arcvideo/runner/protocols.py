@@ -53,6 +53,15 @@ class Course(Protocol):
         """Steps after which the weights were best, where those are to come out."""
         ...
 
+    @property
+    def bests(self) -> Sequence[int]:
+        """`best`, then those that were the best before it, newest first."""
+        ...
+
+    def take(self, step: int) -> None:
+        """Note that the weights after this step, one of `bests`, come out."""
+        ...
+
     def after(
         self, done: int, *, last: bool, say: Callable[[str], None], note: Callable[[str], None]
     ) -> dict[str, float]:
@@ -82,6 +91,10 @@ class NoCourse:
 
     over = False
     best = None
+    bests: Sequence[int] = ()
+
+    def take(self, step: int) -> None:
+        """Do nothing."""
 
     def after(
         self, done: int, *, last: bool, say: Callable[[str], None], note: Callable[[str], None]

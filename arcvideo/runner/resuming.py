@@ -7,6 +7,7 @@ from pathlib import Path
 
 from arcvideo.processes.ranks import World, gather_json
 from arcvideo.runner.engine import Engine
+from arcvideo.runner.protocols import Course
 from arcvideo.saving.checkpoint import Checkpoint, CheckpointError, CheckpointFolder, Unusable, read_checkpoint
 
 
@@ -40,25 +41,35 @@ def first_checkpoint(
     return found
 
 
-def take_best(best: int | None, *, done: int, folder: CheckpointFolder, engine: Engine) -> None:
+def take_best(course: Course, *, done: int, folder: CheckpointFolder, engine: Engine) -> None:
     """Put the best weights in place of the last, where those are to come out; every rank must call it.
 
+    Where their checkpoint could not be written, the best before them whose checkpoint is there are taken.
+
     Args:
-        best: steps after which they were best; None leaves the last.
+        course: knows the best.
         done: steps of the last.
         folder: has the checkpoint of the best.
         engine: holds the last.
 
     Raises:
-        CheckpointError: their checkpoint is not there.
+        CheckpointError: none of their checkpoints is there.
     """
+    best = course.best
     if best is None or best == done:
         return
-    found = folder.at(best)
+    # Rank 0 chooses, as above.
+    there = folder.first_usable(course.bests) if engine.world.first else None
+    step = gather_json(there, world=engine.world)[0]
+    found = folder.at(best if step is None else step)
     applied = found.state["steps_applied"]
     engine.load_state(weights=found.tensors("weights"), optimizer=found.tensors("optimizer"), steps_applied=applied)
+    course.take(found.step)
     if engine.world.first:
-        print(f"the weights after step {best} measured best and are taken (evaluation.best)", file=sys.stderr)
+        lost = "" if found.step == best else f"; those after step {best} were better, but could not be written"
+        print(
+            f"the weights after step {found.step} measured best and are taken (evaluation.best){lost}", file=sys.stderr
+        )
 
 
 def _of_another(path: Path) -> Checkpoint:

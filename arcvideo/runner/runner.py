@@ -27,12 +27,7 @@ from arcvideo.runner.settings import RunnerSettings, ScheduleSettings
 from arcvideo.saving.checkpoint import Checkpoint, CheckpointFolder
 from arcvideo.saving.randomness import random_state, restore_random_state, seed_all
 from arcvideo.tracking.callbacks import Callbacks
-from arcvideo.tracking.cost import (
-    MemoryUse,
-    accounting,
-    device_peak,
-    settings_of,
-)
+from arcvideo.tracking.cost import MemoryUse, accounting, device_peak, settings_of
 from arcvideo.tracking.log import RunLog
 from arcvideo.tracking.metrics import read_metrics
 from arcvideo.tracking.settings import LoggerSettings
@@ -91,7 +86,10 @@ class Runner:
         self.checkpoints = CheckpointFolder(
             folder / "checkpoints", keep_last=settings.keep_last, keep_every=settings.keep_every
         )
-        self._saver = Saver(engine, folder=self.checkpoints, identity=identity, failures=settings.save_failures)
+        self._saver = Saver(
+            engine, folder=self.checkpoints, identity=identity, failures=settings.save_failures,
+            patience=settings.hang_seconds or math.inf,
+        )  # fmt: skip
         self._rule = SpikeRule(z=settings.spike_z, window=settings.spike_window, clip_norm=engine.clip_norm)
         self._dog = Watchdog(seconds=settings.hang_seconds, folder=folder / "hang", world=engine.world)
         self._memory = MemoryUse(engine.device)
@@ -148,7 +146,7 @@ class Runner:
                 self._end_watch()
                 self._finish_saving(done)
                 if done == self.settings.steps or self.course.over:
-                    take_best(self.course.best, done=done, folder=self.checkpoints, engine=self.engine)
+                    take_best(self.course, done=done, folder=self.checkpoints, engine=self.engine)
             code = 0
         finally:
             if code:
@@ -315,7 +313,7 @@ class Runner:
     def save(self, done: int) -> None:
         """Begin the checkpoint of `done` finished steps, once; training may go on while it is written."""
         self._dog.note(f"saving after step {done}")
-        self.checkpoints.kept = self.course.best
+        self.checkpoints.kept = self.course.bests
         state = {
             "random": gather_json(random_state(), world=self.world),
             "steps_applied": self.engine.steps_applied,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from arcvideo.processes.activity import beside
 from arcvideo.processes.ranks import gather_json
 from arcvideo.runner.engine import Engine
 from arcvideo.saving.checkpoint import CheckpointError, CheckpointFolder, Share
@@ -69,7 +70,9 @@ def host_buffer(shape: torch.Size, *, locked: bool) -> Tensor:
 class Saver:
     """The checkpoints of a run on this rank; at most one is being written at a time."""
 
-    def __init__(self, engine: Engine, *, folder: CheckpointFolder, identity: str, failures: int = 0) -> None:
+    def __init__(
+        self, engine: Engine, *, folder: CheckpointFolder, identity: str, failures: int = 0, patience: float = 1800
+    ) -> None:
         """Prepare.
 
         Args:
@@ -77,9 +80,10 @@ class Saver:
             folder: where.
             identity: of the stage run.
             failures: so many failed writes in a row are reported and survived; the next one ends the run.
+            patience: seconds that the first rank waits for the others' shares of a checkpoint.
         """
         self.engine, self.folder, self.identity, self.failures = engine, folder, identity, failures
-        self.world = engine.world
+        self.world, self._patience = engine.world, patience
         self.saved_at = -1
         """Steps of the newest checkpoint that was begun, -1 for none."""
         self._copies = HostCopies(pinned=self.world.device.type == "cuda")
@@ -127,14 +131,17 @@ class Saver:
         self._thread.start()
 
     def _write(self, share: Share) -> None:
+        beside(f"writing its share of checkpoint step-{share.step}")
         try:
-            self.folder.write(share, give_up=self._give_up)
+            self.folder.write(share, give_up=self._give_up, patience=self._patience)
             self._whole.put(share.step)
         except OSError as error:
             self._error = str(error)
         except Exception as error:
             # Whatever it is, an error that ended here unseen would pass for a checkpoint.
             self._error = f"could not write checkpoint step-{share.step}: {type(error).__name__}: {error}"
+        finally:
+            beside("")
 
     def whole(self) -> list[int]:
         """Return the steps of checkpoints that were written since this was asked last; whole on the first rank."""

@@ -114,8 +114,9 @@ class CheckpointFolder:
             keep_every: those of steps divisible by it stay for good; 0 for none.
         """
         self.root, self.keep_last, self.keep_every = root, keep_last, keep_every
-        self.kept: int | None = None
-        """Step whose checkpoint stays, whatever comes behind it."""
+        self.kept: Sequence[int] = ()
+        """Of the checkpoints of these steps the first that is usable stays, whatever comes behind it: one that could
+        not be written takes the place of none."""
 
     def write(self, share: Share, *, give_up: Event | None = None, patience: float = 1800) -> None:
         """Write this rank's share of `step-N`; rank 0 then completes it and removes what need not be kept.
@@ -168,11 +169,11 @@ class CheckpointFolder:
         Counted in the order of writing and among those that can be resumed: after a restart behind damaged checkpoints
         the step numbers of the new ones are lower, and what cannot be resumed must not push out what can.
         """
-        usable = 0
+        usable, kept = 0, self.first_usable(self.kept)
         for step, path in sorted(self._by_step(), key=lambda found: (_written(found[1]), found[0]), reverse=True):
             if usable < self.keep_last:
                 usable += _is_usable(path)
-            elif step != self.kept and (not self.keep_every or step % self.keep_every):
+            elif step != kept and (not self.keep_every or step % self.keep_every):
                 shutil.rmtree(path, ignore_errors=True)
 
     def newest(self, *, say: Callable[[str], None] = lambda text: None) -> Checkpoint | None:
@@ -191,6 +192,10 @@ class CheckpointFolder:
             except Unusable as reason:
                 say(f"checkpoint {path} is passed over: {reason}")
         return None
+
+    def first_usable(self, steps: Sequence[int]) -> int | None:
+        """Return the first of these steps whose checkpoint can be resumed; None when none can."""
+        return next((step for step in steps if _is_usable(self.root / f"step-{step}")), None)
 
     def at(self, step: int) -> Checkpoint:
         """Return the checkpoint of this step.
@@ -366,8 +371,10 @@ def _other_shares(folder: Path, *, ranks: int, give_up: Event, patience: float) 
     for rank in range(1, ranks):
         part = folder / _PART.format(rank)
         while not part.exists():
-            if give_up.wait(0.01) or time.monotonic() > deadline:
+            if give_up.wait(0.01):
                 raise OSError(f"the share of rank {rank} did not arrive")
+            if time.monotonic() > deadline:
+                raise OSError(f"the share of rank {rank} did not arrive within {patience:g} s (runner.hang_seconds)")
         files |= json.loads(part.read_text())
         part.unlink()
     return files

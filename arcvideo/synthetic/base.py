@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 import tarfile
 import time
@@ -28,6 +30,8 @@ from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import special_ids
 from arcvideo.model.towers.features import store_of
+from arcvideo.places import CONF_DIR
+from arcvideo.processes.children import end_with_parent
 from arcvideo.processes.terminal import speak_plainly
 from arcvideo.progress import watched
 from arcvideo.seals import write_sums
@@ -92,9 +96,15 @@ def _known(folder: Path, *, layout: MediaLayout, workers: int) -> list[Known]:
         raise ValueError(f"{folder} has no train-*.tar: make them with `python -m arcvideo.synthetic --out {folder}`")
     members = [member for shard in shards for member in _members(shard)]
     jobs = [(name, content, truth, layout) for name, content, truth in members]
-    with ProcessPoolExecutor(max_workers=workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(max_workers=workers, initializer=_start, initargs=(os.getpid(),)) as pool:
         found = pool.map(_decode, jobs, chunksize=16)
         return list(watched(found, what="decoding", total=len(jobs), unit="clip"))
+
+
+def _start(parent: int) -> None:
+    """Begin a decoding process: it needs one thread, and nobody needs it without its parent."""
+    end_with_parent(signal.SIGKILL, parent=parent)
+    torch.set_num_threads(1)
 
 
 def _members(shard: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
@@ -136,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m arcvideo.synthetic.base", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="directory of train-*.tar")
     parser.add_argument("--out", type=Path, required=True, help="directory for the weights")
-    parser.add_argument("--model", type=Path, default=Path("conf/model/tiny.yaml"), help="sizes (%(default)s)")
+    parser.add_argument("--model", type=Path, default=CONF_DIR / "model" / "tiny.yaml", help="sizes (%(default)s)")
     parser.add_argument("--features", type=Path, help="also store the clips' tower outputs here")
     parser.add_argument("--vision-steps", type=int, default=420)
     parser.add_argument("--audio-steps", type=int, default=260)

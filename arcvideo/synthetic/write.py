@@ -7,6 +7,7 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from arcvideo.processes.children import end_with_parent
 from arcvideo.synthetic.encode import encode
 from arcvideo.synthetic.questions import letter_items, questions
 from arcvideo.synthetic.script import Script, draw_script
@@ -102,7 +104,9 @@ def _members(workers: int) -> Iterator[_Members]:
         yield lambda shard, seed: map(partial(_clip_members, shard.split, seed), _indices(shard))
         return
     # spawn: a forked child would inherit the threads and locks of whatever framework the caller has started.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    start = partial(end_with_parent, signal.SIGKILL, os.getpid())  # a killed parent cannot tell them to end
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=start) as pool:
         yield lambda shard, seed: pool.map(partial(_clip_members, shard.split, seed), _indices(shard), chunksize=_CHUNK)
 
 

@@ -37,8 +37,7 @@ def _sample(item: Mapping[str, Any], *, key: str, media_key: str | None, style: 
         raise RecordError(
             "bad_answer", f"the answer must be one of the letters {letters}, got {answer!r}: {letter.problem}"
         )
-    listed = "\n".join(f"{letter}.{option}" for letter, option in zip(letters, options, strict=True))
-    question = f"{_without_list(question, options=options)}\n{listed}"
+    question = f"{_without_list(question, options=options)}\n{_listed(options)}"
     return Sample(
         key=key,
         task="mcq",
@@ -57,6 +56,26 @@ def _draft(value: Any) -> dict[str, Any]:
             "bad_draft", f"'draft' of a multiple choice must be an object of options and answer: {value!r}"
         )
     return {**value, "draft": None}
+
+
+def with_options(question: str, options: Sequence[str] | Mapping[str, str]) -> str:
+    """Return a question with its options listed as they are trained.
+
+    Raises:
+        RecordError: `bad_options`: not 2 to 26 different texts.
+    """
+    texts = _options(list(options) if isinstance(options, tuple) else options)
+    return f"{_without_list(question, options=texts)}\n{_listed(texts)}"
+
+
+def lists_options(question: str) -> bool:
+    """Return whether a question lists options itself: an A before a B, as files write them."""
+    first = re.search(rf"(?:^|\s){_LABELS[0]}\s*\S", question)
+    return first is not None and re.search(rf"[\s,;]{_LABELS[1]}\s*\S", question[first.start() :]) is not None
+
+
+def _listed(options: Sequence[str]) -> str:
+    return "\n".join(f"{letter}.{option}" for letter, option in zip(ascii_uppercase, options, strict=False))
 
 
 def _options(value: Any) -> tuple[str, ...]:

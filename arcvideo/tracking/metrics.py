@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -21,6 +22,8 @@ from arcvideo.tracking.settings import LoggerSettings
 
 WANDB_WORDS = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 """What WANDB_MODE may say -> what it means; `run` and `dryrun` are its older words."""
+_WANDB = "https://api.wandb.ai"
+"""Where numbers go unless WANDB_BASE_URL says otherwise."""
 _PATIENCE = 30
 """Seconds W&B may take to start."""
 
@@ -112,7 +115,9 @@ class WandbMirror(BesideMirror):
             "config": dict(config),
             **_continued(self.run_id),
         }
-        super().__init__("W&B", None if mode == "disabled" else partial(_WandbRun, options, past))
+        server = os.environ.get("WANDB_BASE_URL") or _WANDB
+        advice = f" (server {server}; logger.wandb=offline asks none)" if mode == "online" else ""
+        super().__init__("W&B", None if mode == "disabled" else partial(_WandbRun, options, past), advice=advice)
 
 
 class _WandbRun:
@@ -123,6 +128,7 @@ class _WandbRun:
 
         sent = last_sent(Path(options["dir"]), run_id=options["id"]) if past else -1
         self._run = wandb.init(settings=_quiet(), **options)
+        _hide_in_logs()
         # Online, the server says where the run stands; of files only they themselves know.
         told = int(self._run.step) - 1 if options["mode"] == "online" else sent
         for line in past:
@@ -209,6 +215,7 @@ def _record_lineage(made: Artifact, *, used: Sequence[Artifact], options: Mappin
     import wandb
 
     run = wandb.init(settings=_quiet(), **options)
+    _hide_in_logs()
     for item in used:
         artifact = _artifact(item, make=wandb.Artifact)
         if options["mode"] == "offline":
@@ -247,8 +254,29 @@ def _continued(run_id: str | None) -> dict[str, Any]:
     return {"id": run_id, "resume": "allow"}
 
 
+class _Hiding(logging.Filter):
+    """Takes credentials, and values of the environment, out of what W&B writes into its own debug.log."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record pass, with its text hidden."""
+        record.msg, record.args = hidden(record.getMessage()), ()
+        return True
+
+
+_HIDING = _Hiding()
+
+
+def _hide_in_logs() -> None:
+    """Put the filter before the files of the run that has just begun; those of the modules come by the handlers."""
+    logger = logging.getLogger("wandb")
+    for place in (logger, *logger.handlers):
+        place.addFilter(_HIDING)  # once, however often it is asked
+
+
 def _quiet() -> Any:
     import wandb
+
+    _hide_in_logs()  # what it has to say while it starts
 
     return wandb.Settings(silent=True, console="off", init_timeout=_PATIENCE)
 

@@ -45,14 +45,15 @@ class BesideMirror:
     late = ""
     """What else is said of one that does not answer in time."""
 
-    def __init__(self, name: str, make: Callable[[], Mirror] | None) -> None:
+    def __init__(self, name: str, make: Callable[[], Mirror] | None, *, advice: str = "") -> None:
         """Start.
 
         Args:
             name: for messages.
             make: makes the mirror, in the thread; None for one that is off.
+            advice: said behind any failure: where it was sent to, and what to do.
         """
-        self.name, self._on = name, make is not None
+        self.name, self._on, self._advice = name, make is not None, advice
         self._todo: queue.Queue[Mapping[str, Any] | int] = queue.Queue(_WAITING)
         if make is None:
             return
@@ -93,9 +94,8 @@ class BesideMirror:
     def _give_up(self, error: Exception) -> None:
         if self._on:
             self._on = False
-            print(
-                f"{self.name} is off for this run, training goes on: {type(error).__name__}: {error}", file=sys.stderr
-            )
+            told = f"{type(error).__name__}: {error}{self._advice}"
+            print(f"{self.name} is off for this run, training goes on: {told}", file=sys.stderr)
 
 
 def open_mirrors(

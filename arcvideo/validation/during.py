@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,6 +40,17 @@ class PolicyEngine(Protocol):
     def precision(self) -> AbstractContextManager[Any]:
         """Return the arithmetic of a training forward."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Best:
+    """A measurement that was better than all before it."""
+
+    step: int
+    value: float
+    """Of the figure that chooses."""
+    known: Mapping[str, float]
+    """All that was measured, as the manifest names it."""
 
 
 class HeldOutCourse:
@@ -77,7 +88,8 @@ class HeldOutCourse:
         if settings.chooses and not there:
             raise ValueError(f"evaluation.optimize={name} chooses the weights, but no held-out item is measured by it")
         self._lower = name == LOSS or (there and lower_is_better(name))
-        self._best: tuple[int, float] | None = None
+        self._bests: list[_Best] = []
+        """Each better than the one before."""
         self._known: dict[str, float] = {}
         """Figures of the weights that come out as things stand."""
         self._since = 0
@@ -91,7 +103,17 @@ class HeldOutCourse:
     @property
     def best(self) -> int | None:
         """Steps after which the weights were best, where those are to come out."""
-        return self._best[0] if self.settings.best and self._best is not None else None
+        return next(iter(self.bests), None)
+
+    @property
+    def bests(self) -> list[int]:
+        """`best`, then those that were the best before it, newest first."""
+        return [one.step for one in reversed(self._bests)] if self.settings.best else []
+
+    def take(self, step: int) -> None:
+        """Note that the weights after this step come out, because no checkpoint of a better one is there."""
+        self._bests = [one for one in self._bests if one.step <= step]
+        self._known = dict(self._bests[-1].known)
 
     def after(
         self, done: int, *, last: bool, say: Callable[[str], None], note: Callable[[str], None]
@@ -142,8 +164,10 @@ class HeldOutCourse:
         value = found.get(f"eval/{self.settings.optimized}")
         sign = -1 if self._lower else 1
         # A figure that is missing or not a number is never better.
-        if value is not None and value == value and (self._best is None or sign * value > sign * self._best[1]):
-            self._best, self._since = (done, value), 0
+        better = not self._bests or (value is not None and sign * value > sign * self._bests[-1].value)
+        if value is not None and value == value and better:
+            self._bests.append(_Best(step=done, value=value, known=dict(found)))
+            self._since = 0
         else:
             self._since += 1
         if not self.settings.best or self.best == done:
@@ -155,12 +179,11 @@ class HeldOutCourse:
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs, JSON-able."""
-        return {"best": self._best and list(self._best), "since": self._since, "known": self._known}
+        return {"bests": [asdict(one) for one in self._bests], "since": self._since, "known": self._known}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from there; nothing is known of a run that did not measure."""
-        best = state.get("best")
-        self._best = (int(best[0]), float(best[1])) if best else None
+        self._bests = [_Best(**one) for one in state.get("bests", ())]
         self._since, self._known = int(state.get("since", 0)), dict(state.get("known", {}))
 
 

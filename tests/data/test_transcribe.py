@@ -12,6 +12,7 @@ from whisper.model import Whisper as Network
 
 from arcvideo.data.shards import main
 from arcvideo.shards.index import ensure_indexes
+from arcvideo.shards.write import Record, write_shards
 from tests.data import build
 
 
@@ -66,6 +67,19 @@ def test_file_that_takes_too_long_costs_its_row_only(
     assert "timeout: clip-00000: not decoded within 0.0001 s" in said
     old, new = (ensure_indexes(sorted((tmp_path / part).glob("*.tar")))[0] for part in ("in", "out"))
     assert [new.record(row) for row in range(2)] == [old.record(row) for row in range(2)]
+
+
+def test_a_record_with_several_media_is_left_alone_and_told(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = [{"task": "qa", "question": "<video> <video> Which?", "answer": "shapes"}]
+    record = Record(key="both", content={"items": items}, media={"0.mp4": build.mp4(1.0), "1.mp4": build.mp4(2.0)})
+    (path,) = write_shards([record], out=tmp_path / "in", name="two")
+    assert main(["transcribe", str(path), "--model", model, "--out", str(tmp_path / "out")]) == 0
+    assert "1 records with several media got no transcript" in capsys.readouterr().out
+    (index,) = ensure_indexes(sorted((tmp_path / "out").glob("*.tar")))
+    assert index.record(0)["items"] == items
+    assert index.media_count(0) == 2
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def serve_badly() -> None:
     probe._serve(MediaLimits())
 
 
+@pytest.mark.slow
 def test_hanging_and_dying_decoders_cost_one_file_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.wav"
     path.write_bytes(build.wav(1.0))

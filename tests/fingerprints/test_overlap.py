@@ -60,6 +60,20 @@ def shards(folder: Path, films: Sequence[bytes], *, name: str) -> Path:
     return path
 
 
+def test_every_medium_of_a_record_is_looked_at(tmp_path: Path, films: list[bytes]) -> None:
+    items = [{"task": "qa", "question": "<video> <video> Which?", "answer": "shapes"}]
+    both = Record(key="both", content={"items": items}, media={"0.mp4": films[0], "1.mp4": films[1]})
+    (path,) = write_shards([both], out=tmp_path / "two", name="two")
+    other = shards(tmp_path / "one", films[1:3], name="one")
+    (held,), (index,) = (ensure_indexes([shard], progress=False) for shard in (path, other))
+    with pytest.raises(ValueError, match=r"one-0 which is both there, byte for byte"):
+        refuse_overlap(data(one=other), held_out=str(path))
+    printed = print_shard(held)
+    assert printed.keys == ("both.0", "both.1")
+    pairs = [(one.first, one.second) for one in overlaps(printed.prints, print_shard(index).prints)]
+    assert pairs == [(1, 0)]
+
+
 def test_fingerprints_are_kept_beside_a_shard_while_its_content_is_the_same(tmp_path: Path, films: list[bytes]) -> None:
     path = shards(tmp_path, films[:2], name="a")
     (index,) = ensure_indexes([path], progress=False)

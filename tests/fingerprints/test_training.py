@@ -20,6 +20,7 @@ def train(world: SmallWorld, run_dir: Path, *words: str) -> None:
     rehearse(config, parent=parent, until=1)
 
 
+@pytest.mark.slow
 def test_a_stage_measured_on_its_own_clips_is_refused_unless_told(small_world: SmallWorld, tmp_path: Path) -> None:
     measured = f"evaluation.shards={small_world.data}/train-*.tar"
     with pytest.raises(ValueError, match=r"^data\.sources\.\w+: holds \d+ clips of evaluation\.shards, the first"):

@@ -164,3 +164,22 @@ def test_the_package_around_a_users_reward_is_not_run(tmp_path: Path, monkeypatc
         assert not {module for module in sys.modules if module.startswith(package)}
     for missing in ("own_rewards_outer.gone.spans", "own_rewards_outer.inner.spans.deeper", "own_rewards_gone.spans"):
         assert missing not in training_code(objective="grpo", rewards=[f"{missing}:f"])
+
+
+def test_a_change_in_an_own_metric_makes_its_measuring_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "my_figures_of_this_test.py"
+    source.write_text("def brief(text, truth):\n    return float(len(text) < 9)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "my_figures_of_this_test:brief"
+    without = evaluation_code()
+    before = evaluation_code(metrics=["mcq_accuracy", name])
+    assert before.keys() - without.keys() == {"my_figures_of_this_test"}
+    assert evaluation_code(metrics=["mcq_accuracy"]) == without
+    assert evaluation_code(metrics=[f"{name}[needs:audio]"]) == before
+    source.write_text("# words alone\ndef brief(text, truth):\n    return float(len(text) < 9)\n")
+    code._digest.cache_clear()
+    assert evaluation_code(metrics=[name]) == before
+    source.write_text("def brief(text, truth):\n    return float(len(text) < 5)\n")
+    code._digest.cache_clear()
+    after = evaluation_code(metrics=[name])
+    assert code_diff(before, after) == ["my_figures_of_this_test"]

@@ -137,3 +137,12 @@ def test_flex_attention_agrees_with_sdpa_on_cuda():
     model.set_attn_implementation("flex_attention")
     kept = inputs["attention_mask"].bool()
     torch.testing.assert_close(model(**inputs).logits[kept], expected[kept], atol=1e-4, rtol=1e-4)
+
+
+def test_an_unknown_implementation_changes_nothing():
+    model = small_model()
+    model.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match="foo"):
+        model.set_attn_implementation("foo")
+    parts = [getattr(model.config, name)._attn_implementation for name in model.config.sub_configs]
+    assert {model.config._attn_implementation, *parts} == {"eager"}

@@ -106,7 +106,7 @@ def test_a_trace_takes_the_place_of_the_formula(shard: Path, capsys: pytest.Capt
     assert "activ: traced" not in found[0]
 
 
-@pytest.mark.parametrize("stage", ["sft", "grpo"])
+@pytest.mark.parametrize("stage", ["sft", pytest.param("grpo", marks=pytest.mark.slow)])
 def test_the_largest_batch_runs_before_anything_has_trained(tmp_path: Path, stage: str) -> None:
     tiny = [f"run_dir={tmp_path}/none", "data.token_budget=600", "model.max_num_frame=2"]
     tiny.append("grpo.max_completion_length=20")

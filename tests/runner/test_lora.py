@@ -52,7 +52,10 @@ def test_adapters_learn_the_same_under_every_zero_stage(
     assert other["frozen"]
 
 
-@pytest.mark.parametrize(("stage", "precision", "dropout"), [(0, "fp32", 0.5), (2, "fp32", 0.0), (3, "bf16", 0.0)])
+@pytest.mark.parametrize(
+    ("stage", "precision", "dropout"),
+    [(0, "fp32", 0.5), (2, "fp32", 0.0), pytest.param(3, "bf16", 0.0, marks=pytest.mark.slow)],
+)
 def test_a_resumed_run_has_the_bits_of_a_straight_run(
     tmp_path: Path, world: World, stage: int, precision: str, dropout: float
 ) -> None:

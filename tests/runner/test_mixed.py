@@ -36,6 +36,7 @@ def check(schedules: list[tuple[int, Schedule]], *, ranks: int, root: Path) -> N
         assert gap < 1e-5, f"{case}: the gradient of {name} is off by {gap:.1e}"
 
 
+@pytest.mark.slow
 def test_two_ranks_with_random_modalities_get_the_gradients_of_one_process(tmp_path: Path) -> None:
     cases = [(stage, WORST) for stage in range(4)]
     cases += [(stage, drawn(seed, ranks=2)) for seed, stage in enumerate((0, 1, 2, 3, 3))]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from arcvideo.processes.activity import HANG_EXIT_CODE
 from arcvideo.processes.signals import REQUEUE_EXIT_CODE
-from arcvideo.processes.watchdog import HANG_EXIT_CODE
 from arcvideo.saving.checkpoint import CheckpointFolder
 from tests.runner.job import curve, ended, run_ranks, start_ranks
 from tests.runner.test_resume import wait_for_steps
@@ -40,6 +40,7 @@ def test_a_loss_of_infinity_leaves_every_bit_under_every_engine() -> None:
     refuse([*PLAIN, *OFFLOADED], ranks=4)
 
 
+@pytest.mark.slow
 def test_one_rank_reads_all_bits_the_others_half_and_only_the_first_gets_them_back() -> None:
     tasks = [{"do": "tests.runner.together:read_in_bf16", "stage": stage} for stage in (1, 2, 3)]
     for result in run_ranks(tasks, ranks=2):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +16,13 @@ from arcvideo.config import RunConfig, plain_dict
 from arcvideo.lineage.manifest import read_manifest
 from arcvideo.lineage.parents import resolve_parent
 from arcvideo.lineage.state import wanted
+from arcvideo.measuring.folder import read_answers
+from arcvideo.saving import checkpoint
 from arcvideo.saving.checkpoint import read_checkpoint
 from arcvideo.stage import rehearse, run_stage
 from tests.compose import settings
 from tests.conftest import SmallWorld
-from tests.test_stage import rows, run, weights
+from tests.test_stage import GRPO, rows, run, weights
 
 RUINOUS = ("optimizer.name=adamw", "optimizer.lr=0.5", "schedule.name=constant", "runner.liveness=false")
 """Each step makes the model worse, so that the first measurement is the best."""
@@ -29,6 +34,7 @@ def config_of(world: SmallWorld, run_dir: Path, *words: str) -> RunConfig:
     return settings("stage=sft", *world.overrides, f"run_dir={run_dir}", *words)
 
 
+@pytest.mark.slow
 def test_measuring_during_training_moves_no_bit_of_the_weights(small_world: SmallWorld, tmp_path: Path) -> None:
     quiet = run(config_of(small_world, tmp_path / "quiet", "evaluation.shards=''"))
     told = run(config_of(small_world, tmp_path / "told", "evaluation.every=2", "evaluation.loss_packs=2"))
@@ -131,3 +137,60 @@ def test_the_held_out_loss_is_a_number(small_world: SmallWorld, tmp_path: Path) 
     assert math.isfinite(few)
     assert math.isfinite(all_of_them)
     assert few != all_of_them
+
+
+def test_a_best_whose_checkpoint_could_not_be_written_leaves_the_best_before_it(
+    small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Step 2 measures best and the disk is full then; steps 3 and 4 are written again and push nothing out."""
+    losses = iter([3.0, 2.0, 4.0, 5.0])
+    monkeypatch.setattr("arcvideo.validation.loss.HeldOutLoss.of", lambda self, model: next(losses))
+    written = checkpoint._write_share
+
+    def full_at_2(folder: Path, share: checkpoint.Share) -> Any:
+        if share.step == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        return written(folder, share)
+
+    monkeypatch.setattr(checkpoint, "_write_share", full_at_2)
+    words = ("evaluation.every=1", "evaluation.metrics=[]", "evaluation.best=true", "runner.steps=4",
+             "runner.keep_last=1", "runner.save_every=1", "runner.save_failures=1",
+             "runner.liveness=false")  # fmt: skip
+    done = run(config_of(small_world, tmp_path, *words))
+    said = capfd.readouterr().err
+    assert "after step 1 measured best and are taken (evaluation.best); those after step 2 were better" in said
+    manifest = read_manifest(done.folder)
+    assert (manifest.metrics["eval/best_step"], manifest.value("loss")) == (1, 3.0)
+    assert {path.name for path in (done.folder / "checkpoints").glob("step-*")} == {"step-1", "step-4"}
+    saved = read_checkpoint(done.folder / "checkpoints" / "step-1").tensors("weights")
+    out = weights(done.folder / "export")
+    assert all(torch.equal(out[name], saved[name]) for name in saved)
+
+
+KINDS = {
+    "lora": ["stage=sft", "lora.rank=4", "lora.alpha=8", "optimizer.lr=0.01"],
+    "zero3": ["stage=sft", "engine=zero3", "optimizer.name=adamw", "optimizer.lr=0.01"],
+    "grpo": ["stage=grpo", *GRPO, "evaluation.style=think"],
+    "grpo_lora": ["stage=grpo", *GRPO, "lora.rank=4", "lora.alpha=8", "evaluation.style=think"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_training_is_measured_on_its_way(small_world: SmallWorld, tmp_path: Path, kind: str) -> None:
+    words = [*small_world.overrides, *KINDS[kind], "runner.steps=2", "evaluation.items=3", "evaluation.loss_packs=2",
+             "evaluation.metrics=[mcq_accuracy,grounding_miou]"]  # fmt: skip
+    quiet = run(settings(*words, f"run_dir={tmp_path / 'quiet'}", "evaluation.shards=''"))
+    told = run(settings(*words, f"run_dir={tmp_path / 'told'}", "evaluation.every=1"))
+    ours, theirs = (weights(one.folder / "export") for one in (told, quiet))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    measurements = told.folder / "evaluations"
+    assert {path.name for path in measurements.glob("step-*")} == {"step-1", "step-2"}
+    (finished,) = measurements.glob("held-out-*")
+    # The model in memory after the last step says what its export says.
+    after, before = (read_answers(folder).answers for folder in (finished, measurements / "step-2"))
+    assert len(after) > 3
+    assert {key: one.text for key, one in before.items()} == {key: one.text for key, one in after.items()}
+    lines = [line for line in rows(told.folder / "metrics.jsonl") if "train/loss" in line]
+    assert all("eval/mcq_accuracy" in line for line in lines)
+    assert all(("eval/loss" in line) == ("grpo" not in kind) for line in lines)

@@ -6,8 +6,8 @@ import base64
 import io
 import json
 import os
+import sys
 import time
-import urllib.error
 import urllib.request
 import wave
 from collections.abc import Iterable
@@ -18,7 +18,9 @@ import numpy as np
 from PIL import Image
 
 from arcvideo.evaluation.answers import Answer
+from arcvideo.hidden import hidden
 from arcvideo.measuring.answering import plain
+from arcvideo.measuring.answering.post import Unanswered, post_json
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.media.sound import SAMPLE_RATE
 from arcvideo.types import Clip
@@ -89,22 +91,23 @@ class Endpoint(plain.PlainModel):
         return plain.answer_of(one, text=text, tokens=tokens, finished=finished)
 
     def _reply(self, body: bytes) -> Any:
-        """Post, and again after a pause while the server is busy, broken off or silent."""
+        """Post, and again after a pause while the server is busy, silent or breaks off; every try is told."""
         reason = ""
         for number in range(self.tries):
             if number:
-                time.sleep(min(self.pause * 2 ** (number - 1), _MOST_PAUSE))
+                pause = min(self.pause * 2 ** (number - 1), _MOST_PAUSE)
+                told = f"endpoint={hidden(self.url)}: {reason}; again in {pause:g} s (try {number + 1} of {self.tries})"
+                print(told, file=sys.stderr, flush=True)
+                time.sleep(pause)
             try:
-                with urllib.request.urlopen(self._request(body), timeout=self.deadline) as reply:
-                    return json.loads(reply.read())
-            except urllib.error.HTTPError as error:
-                reason = f"status {error.code}: {error.read(300).decode(errors='replace')}"
-                if error.code not in RETRIED:
+                return post_json(self._request(body), seconds=self.deadline)
+            except Unanswered as error:
+                reason = str(error)
+                if error.status and error.status not in RETRIED:
                     break
-            except (OSError, ValueError) as error:
-                reason = str(error) or type(error).__name__
         raise EndpointError(
-            f"endpoint={self.url} gave no answer ({reason}); the same command goes on from here once it does"
+            f"endpoint={hidden(self.url)} gave no answer ({reason}): see that it runs, or give it longer with "
+            f"deadline=SECONDS (now {self.deadline:g}) or tries=N; the same command goes on from here once it does"
         )
 
     def _request(self, body: bytes) -> urllib.request.Request:

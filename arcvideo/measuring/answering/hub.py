@@ -46,8 +46,9 @@ class HubModel(plain.PlainModel):
             self.config = AutoConfig.from_pretrained(folder, **known)
             if importlib.util.find_spec("torchvision") is None:
                 raise SettingsError(
-                    f"checkpoint={folder}: transformers reads videos with torchvision: pip install torchvision, the "
-                    f"release that belongs to torch {torch.__version__}; or serve it and give endpoint=URL model=NAME"
+                    f"checkpoint={folder}: transformers reads videos with torchvision: pip install "
+                    f"'arcvideo[evaluate]', or torchvision alone, the release that belongs to torch "
+                    f"{torch.__version__}; or serve it and give endpoint=URL model=NAME"
                 )
             self.processor: Any = AutoProcessor.from_pretrained(folder, **known)
         except SettingsError:

@@ -67,7 +67,7 @@ class Ours:
             max_new_tokens=settings.max_new_tokens or tokens, temperature=0.0, batch_prompts=settings.batch_prompts
         )
         self.processor = ArcVideoProcessor.from_pretrained(
-            self.folder, wording=settings.wording or _wording(self.folder) or None, font=settings.font or None
+            self.folder, wording=settings.wording or trained_wording(self.folder) or None, font=settings.font or None
         )
         self.device = device
         self.dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -224,7 +224,8 @@ class Ours:
         )
 
 
-def _wording(folder: Path) -> str:
+def trained_wording(folder: Path) -> str:
+    """Return the wording that the stage of an export was trained with; empty when nothing says so."""
     try:
         return str(read_manifest(folder.parent).config["data"]["wording"]) if folder.name == EXPORT_NAME else ""
     except (FileNotFoundError, ValueError, KeyError):

@@ -6,6 +6,7 @@ Both are byte-level BPE over NFC text: any text survives encode and decode.
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,6 +44,8 @@ its word for it. Without it the tag would stay a word, and nothing would be seen
 
 RELEASED_FILE = "hunyuan.tiktoken"
 RELEASED_SPECIALS = 217
+TEMPLATE_FILE = "chat_template.jinja"
+MORE_TEMPLATES = "additional_chat_templates"
 
 
 def build_tiny_tokenizer(
@@ -119,6 +122,41 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
     """Write tokenizer.json and its configuration beside the weights."""
     tokenizer.save_pretrained(directory)
+
+
+Template = str | dict[str, str]
+"""A chat template, or several by name with one called `default`."""
+
+
+def save_templates(template: Template, directory: Path) -> None:
+    """Write chat templates where transformers looks for them.
+
+    Raises:
+        ValueError: a name that is not one of a file, or no template called `default`.
+    """
+    named = template if isinstance(template, dict) else {"default": template}
+    if "default" not in named:
+        raise ValueError(f"chat templates {', '.join(named)}: one must be called default")
+    for name in named:
+        if not re.fullmatch(r"[\w-]+", name):
+            raise ValueError(f"chat template {name!r}: a name is made of letters, digits, _ and -")
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / TEMPLATE_FILE).write_text(named["default"])
+    for name in named.keys() - {"default"}:
+        (directory / MORE_TEMPLATES).mkdir(exist_ok=True)
+        (directory / MORE_TEMPLATES / f"{name}.jinja").write_text(named[name])
+
+
+def load_templates(directory: Path) -> Template | None:
+    """Return the chat templates of a directory; None if it has none."""
+    if (directory / TEMPLATE_FILE).is_file():
+        default = (directory / TEMPLATE_FILE).read_text()
+    elif (directory / "chat_template.json").is_file():
+        default = str(json.loads((directory / "chat_template.json").read_text())["chat_template"])
+    else:
+        return None
+    more = {path.stem: path.read_text() for path in sorted((directory / MORE_TEMPLATES).glob("*.jinja"))}
+    return {"default": default, **more} if more else default
 
 
 def _byte_bpe(model: models.BPE, *, pieces: str) -> Tokenizer:

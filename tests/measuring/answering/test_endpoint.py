@@ -21,6 +21,7 @@ from arcvideo.measuring.read import Read
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.tasks import make_sample
 from arcvideo.types import Clip
+from tests.hostile import HEAD, hostile
 
 
 @contextmanager
@@ -108,3 +109,35 @@ def test_a_refusal_is_told_at_once_and_a_dead_server_after_all_tries() -> None:
     assert len(bodies) <= 2
     with pytest.raises(EndpointError, match="goes on from here"):
         next(iter(endpoint("http://127.0.0.1:9", tries=2).ask([clip()])))
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({"first": b""}, "no whole answer within 0.5 s"),
+        ({"first": HEAD + b"\r\n", "drip": b" "}, "no whole answer within 0.5 s"),
+        ({"first": HEAD, "drip": b"X: y\r\n"}, "no whole answer within 0.5 s"),
+        ({"first": HEAD + b'\r\n{"choices":', "close": True}, "broken off after 11 of 100000 bytes"),
+        ({"first": b"HTTP/1.1 200 OK\r\nContent-Len", "close": True}, "an answer that is no JSON|broken off"),
+        ({"first": b"HTTP/1.1 503 No\r\nContent-Length: 9\r\n\r\n", "drip": b"x"}, "status 503"),
+        ({"first": b"\x00\xff" * 40 + b"\r\n", "close": True}, "broken off"),
+    ],
+    ids=["silent", "drips", "drips headers", "closes in the body", "closes in the headers", "drips a refusal", "noise"],
+)  # fmt: skip
+def test_a_server_that_gives_no_whole_answer_is_left_after_the_deadline_and_every_try_is_told(
+    how: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with hostile(**how) as (url, asked):
+        asking = endpoint(url, tries=2, deadline=0.5)
+        with pytest.raises(EndpointError, match=told) as error:
+            asking._reply(b"{}")
+    assert len(asked) == 2
+    assert f"endpoint={url}/chat/completions gave no answer" in str(error.value)
+    assert "deadline=SECONDS" in str(error.value)
+    assert "(try 2 of 2)" in capsys.readouterr().err
+
+
+def test_a_password_in_the_address_is_not_told() -> None:
+    with hostile(b"", close=True) as (url, _), pytest.raises(EndpointError) as error:
+        endpoint(f"{url}?api_key=planted-0123456789", tries=1, deadline=5)._reply(b"{}")
+    assert "planted" not in str(error.value)

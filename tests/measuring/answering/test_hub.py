@@ -24,7 +24,8 @@ from tests.measuring.answering.hub_models import qwen_omni, qwen_vl
 
 TORCHVISION = importlib.util.find_spec("torchvision") is not None
 needs_torchvision = pytest.mark.skipif(
-    not TORCHVISION, reason="transformers reads videos with torchvision, which is not installed"
+    not TORCHVISION,
+    reason="transformers reads videos with torchvision, which is not installed (pip install 'arcvideo[evaluate]')",
 )
 CPU = torch.device("cpu")
 
@@ -149,5 +150,5 @@ def test_what_cannot_be_loaded_is_told_in_one_line_and_runs_nothing(
 @pytest.mark.skipif(TORCHVISION, reason="torchvision is installed")
 def test_a_missing_torchvision_is_named_with_its_remedy(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
-    with pytest.raises(ValueError, match=r"pip install torchvision"):
+    with pytest.raises(ValueError, match=r"pip install 'arcvideo\[evaluate\]'.*torch "):
         opened(tmp_path)
