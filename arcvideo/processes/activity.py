@@ -26,8 +26,10 @@ HANG_EXIT_CODE = 86
 """Exit status of a rank that has waited for `runner.hang_seconds`."""
 BEAT_SECONDS = 1.0
 """Between two beats of a rank that lives."""
-_LOOK_SECONDS = 3.0
-"""Without a beat in this time a rank does not answer."""
+_LOOK_SECONDS, _FAR_SECONDS = 3.0, 12.0
+"""Without a beat in this time a rank does not answer; the latter for one on another machine."""
+_SYNC_EVERY = 5
+"""Beats between two that are sure to leave this machine: a network disk keeps writes for half a minute."""
 _BYTES = 2048
 _AGAIN = "start the same command again: it continues from the newest checkpoint"
 
@@ -130,7 +132,8 @@ class Activity:
         seen = [self._seen(rank, first[rank], first[rank]) for rank in range(self.ranks)]
         if any(one.state in (GONE, STOPPED) and not one.ended for one in seen):
             return seen
-        time.sleep(_LOOK_SECONDS)
+        far = any(record and record["machine"] != self._who["machine"] for record in first)
+        time.sleep(_FAR_SECONDS if far else _LOOK_SECONDS)
         return [self._seen(rank, self._read(rank), first[rank], looked=True) for rank in range(self.ranks)]
 
     def lost(self) -> list[Seen]:
@@ -163,6 +166,9 @@ class Activity:
         while not self._end.wait(BEAT_SECONDS):
             self._beats += 1
             self._tell()
+            if self._beats % _SYNC_EVERY == 0 and self.ranks > 1:
+                with contextlib.suppress(OSError, TypeError):
+                    os.fsync(self._file)  # type: ignore[arg-type]
             now = time.monotonic()
             if not (self._waits and self.patience and self.ranks > 1):
                 heard.clear()

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
 import traceback
 import zlib
@@ -97,8 +98,9 @@ def one_voice(folder: Path, *, rank: int, ranks: int, job: str, patience: float 
         except Exception as error:
             with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(plain(traceback.format_exc()))
-            # What a collective says of a peer that is gone is C++'s; our own errors are of other kinds.
-            lost = here.lost() if isinstance(error, RuntimeError) else []
+            # What a collective says of a peer that is gone is C++'s; an error of our own keeps its words.
+            broken = isinstance(error, RuntimeError) and _TRANSPORT.search(str(error))
+            lost = here.lost() if broken else []
             here.log(lost)
             if _is_first(logs, job=job):
                 to_person(f"error on rank {rank}: {_told(error, lost=lost, log=log)}")
@@ -109,6 +111,7 @@ def one_voice(folder: Path, *, rank: int, ranks: int, job: str, patience: float 
 
 
 _TERMINAL: int | None = None
+_TRANSPORT = re.compile(r"gloo|nccl|connection|peer|socket|store|timed? ?out|broken pipe", re.IGNORECASE)
 
 
 def to_person(text: str) -> None:

@@ -5,7 +5,7 @@ exports, measures and writes its report; a sweep behind it trains the parent tha
 user starts it, in processes of its own. They are killed with SIGKILL, at any instant or just when something new lies on
 the disk: the process on top, one of those below it, or all at once. After every kill nothing may be left running, and
 the same command goes on. At the end the accounting and the bits of everything written equal those of a run that nobody
-touched.
+touched. The code must not change meanwhile: a stage that was begun with another one is refused, as it should be.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ from tests.runner.job import ROOT
 MARK = "ARCVIDEO_TORTURE"
 """Environment variable by which all that a command has started is found again, whoever its parent is now."""
 SHARE = 0.15
-"""A command is killed within this share of the time that an undisturbed run takes: some kills come in every part."""
+"""A command is killed within this share of the time that an undisturbed run takes: kills come in every part."""
+MORE = 1.5
+"""A command is killed within this share of the time of an undisturbed run, so that some kills come in every part."""
 PATIENCE = 120.0
 """Seconds in which everything below a killed command has to end."""
 AIMED = 0.6
@@ -176,16 +178,18 @@ def attempt(folder: Path, *, outcome: Outcome, chance: random.Random | None, ran
     Raises:
         AssertionError: a command failed by itself, or left a process behind.
     """
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe(ranks=ranks)))
-    mark = uuid.uuid4().hex
+    mark, longest, finished = uuid.uuid4().hex, outcome.longest, -1
     for command in commands(ranks=ranks):
         while True:
             process = started(command, folder=folder, mark=mark, ranks=ranks)
             killed = False
             try:
                 if chance is not None and outcome.kills < kills:
-                    newest = wait(process, folder=folder, chance=chance, longest=outcome.longest)
+                    longest = longest * MORE if finished == len(_kept(folder)) else outcome.longest
+                    finished = len(_kept(folder))
+                    newest = wait(process, folder=folder, chance=chance, longest=longest)
                     if process.poll() is None:
                         kill(process, mark=mark, chance=chance)
                         killed, outcome.kills = True, outcome.kills + 1
@@ -208,6 +212,12 @@ def attempt(folder: Path, *, outcome: Outcome, chance: random.Random | None, ran
                 break
             said = (folder / "said.txt").read_text(errors="replace")[-3000:]
             assert killed, f"after kill {outcome.kills} {command[2:4]} ended with {process.returncode}:\n{said}"
+
+
+def _kept(folder: Path) -> list[Path]:
+    """What a command that goes on does not make again."""
+    names = ("dataset.json", "meta.json", "base.json", "manifest.json")
+    return [path for name in names for path in folder.rglob(name) if ".tmp-" not in path.parent.name]
 
 
 def facts(folder: Path) -> dict[str, Any]:
