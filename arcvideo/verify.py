@@ -38,7 +38,7 @@ from arcvideo.rejection.journal import read_answers
 from arcvideo.saving.checkpoint import read_checkpoint
 from arcvideo.shards.columns import CONTENT
 from arcvideo.shards.index import ShardIndex, index_folder, open_index
-from arcvideo.shards.members import read_groups
+from arcvideo.shards.members import read_at, read_groups
 from arcvideo.shards.seal import unsealed
 
 T = TypeVar("T")
@@ -223,10 +223,9 @@ def _check_content(index: ShardIndex) -> None:
     if changed:
         raise ValueError(f"{len(changed)} clips are not as they were indexed, the first is {changed[0]}")
     content = hashlib.sha256()
-    with open(index.shard, "rb") as file:
-        for clip in index.clips:
-            file.seek(int(clip["json_offset"]))
-            content.update(hashlib.sha256(file.read(int(clip["json_size"]))).digest())
+    for clip in index.clips:
+        text = read_at(index.shard, offset=int(clip["json_offset"]), size=int(clip["json_size"]))
+        content.update(hashlib.sha256(text).digest())
     content.update(json.dumps([CONTENT, index.tasks, index.tagsets]).encode())
     for array in (index.clips, index.items, index.keys, index.parts):
         content.update(np.asarray(array).tobytes())

@@ -22,11 +22,11 @@ from arcvideo.data.transcribe import add_transcribe
 from arcvideo.layout import MediaLayout
 from arcvideo.media.errors import MediaError
 from arcvideo.media.read import media_digest
-from arcvideo.media.settings import ShardCacheSettings
 from arcvideo.planning.pack import best_fit
 from arcvideo.planning.repeated import repeated_keys
 from arcvideo.planning.settings import STYLES, WORDINGS
 from arcvideo.progress import watched
+from arcvideo.remote.settings import ShardCacheSettings
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ShardIndex, ensure_indexes
 from arcvideo.shards.members import Problem

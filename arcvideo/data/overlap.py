@@ -12,7 +12,7 @@ from typing import Any
 from arcvideo.fingerprints.guard import joined, told
 from arcvideo.fingerprints.match import overlaps
 from arcvideo.fingerprints.sidecar import Printed, print_folder, print_shard
-from arcvideo.media.settings import ShardCacheSettings
+from arcvideo.remote.settings import ShardCacheSettings
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ensure_indexes
 

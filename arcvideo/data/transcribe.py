@@ -11,8 +11,9 @@ import numpy as np
 
 from arcvideo.layout import MediaLayout
 from arcvideo.media.errors import MediaError
-from arcvideo.media.settings import MediaLimits, ShardCacheSettings
+from arcvideo.media.settings import MediaLimits
 from arcvideo.progress import watched
+from arcvideo.remote.settings import ShardCacheSettings
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ShardIndex, ensure_indexes
 from arcvideo.shards.members import read_at, read_groups

@@ -57,6 +57,10 @@ class FrameCache:
         """Return the key of a clip whose frames went through the cache, from its key without it."""
         return hashlib.sha256(f"{key} {self._how}".encode()).hexdigest()
 
+    def has(self, key: str) -> bool:
+        """Return whether the clip of `key` (of `self.key`) seems to be there."""
+        return self._path(key).is_file()
+
     def load(self, key: str) -> Media | None:
         """Return the clip of `key` (of `self.key`), or None when it is not there; a damaged file counts as not
         there.

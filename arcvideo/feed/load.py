@@ -27,6 +27,8 @@ from arcvideo.planning.families import Family
 from arcvideo.planning.settings import DataSettings
 from arcvideo.planning.sizes import frame_counts, frame_shares
 from arcvideo.planning.table import SourceTable
+from arcvideo.remote.reading import Span
+from arcvideo.remote.shards import is_url
 from arcvideo.render import cut_prompt, media_ids, render_branch, render_shared, render_whole, split_question
 from arcvideo.tasks import RecordError, make_pair, make_sample
 from arcvideo.types import Clip, Media, Sample
@@ -104,6 +106,26 @@ class Loader:
                 )
             )
         return prompts
+
+    def spans(self, family: Family) -> list[Span]:
+        """Return the parts of remote shards that hold the family's media; none of local ones."""
+        if not is_url(self.table.settings.shards) or not self.table.media_tokens[family.clip]:
+            return []
+        index, row = self.table.place(family.clip)
+        return [Span(path=index.shard, offset=offset, size=size) for offset, size in index.spans(row)]
+
+    def to_read(self, family: Family) -> list[Span]:
+        """Return those that will be read: none where frames or features are stored already."""
+        spans = self.spans(family)
+        parts = range(len(self._facts(family.clip))) if spans else ()
+        about: dict[str, Any] = {"modality": family.modality, "seed": family.seed}
+        return [] if all(self._is_here(self._expected(family.clip, part, **about)) for part in parts) else spans
+
+    def _is_here(self, expected: Media) -> bool:
+        """Return whether the medium is made without its file."""
+        if self.features is not None and self.settings.frames == "middle" and self.features.has(feature_key(expected)):
+            return True
+        return self.cache is not None and self.cache.has(expected.key)
 
     def _samples(self, clip: int, items: tuple[int, ...]) -> tuple[Sample, ...]:
         table = self.table

@@ -30,6 +30,8 @@ from arcvideo.planning.prompt_plan import PromptPlan, evaluation_families
 from arcvideo.planning.settings import DataSettings
 from arcvideo.planning.shares import mixture_report, realised, realised_prompts, with_passes
 from arcvideo.planning.table import SourceTable
+from arcvideo.remote.reading import forget, want
+from arcvideo.remote.shards import is_url
 from arcvideo.shards.members import Problem
 from arcvideo.types import Batch, Counts, StepData
 
@@ -255,6 +257,7 @@ class Source:
 
     def close(self) -> None:
         """Stop the background threads and processes."""
+        forget(None)
         if self._ahead is not None:
             self._ahead.close()
         if self._planner is not None:
@@ -266,16 +269,26 @@ class Source:
         if self._ahead is None:
             packs, places = self._planned(step, count)
             return self._joined([[self._attempt(family) for family in pack] for pack in packs], places)
+        if (step, count) not in self._ahead:  # what was read ahead was for other steps
+            forget(None)
         self._ahead.keep((number, count) for number in range(step, step + 1 + self._most_ahead))
         clips, last = 0, step + self.settings.prefetch_steps
         for number in range(step, step + 1 + self._most_ahead):
             packs, places = self._planned(number, count)
             if (number, count) not in self._ahead:
+                self._want(packs)
                 self._ahead.start((number, count), packs, join=partial(self._joined, places=places))
             clips += (number > step) * sum(self._has_media(family) for pack in packs for family in pack)
             if number >= last and clips >= self.settings.workers:
                 break
         return self._ahead.take((step, count))
+
+    def _want(self, packs: Sequence[Sequence[Family]]) -> None:
+        """Read what packs need of remote shards before their decoders ask for it."""
+        limit = self.settings.shard_cache.ahead
+        if limit and any(is_url(table.settings.shards) for table in self.tables):
+            needed = [self._loaders[family.source].to_read(family) for pack in packs for family in pack]
+            want([span for spans in needed for span in spans], limit=limit)
 
     @property
     def _most_ahead(self) -> int:
@@ -316,9 +329,9 @@ class Source:
         """Return what can be made of the family; any thread may ask."""
         table, loader = self.tables[family.source], self._loaders[family.source]
         key = table.key(family.clip)
-        if self.quarantine.unreadable(table.name, key):
-            return _Loaded(family=family, lost=True)
         try:
+            if self.quarantine.unreadable(table.name, key):
+                return _Loaded(family=family, lost=True)
             if self.supervised:
                 return _Loaded(family=family, rows=loader.rendered(family))
             return _Loaded(family=family, prompts=loader.prompts(family))
@@ -331,6 +344,8 @@ class Source:
                 shard=table.place(family.clip)[0].shard.name,
             )
             return _Loaded(family=family, problem=problem, lost=True)
+        finally:
+            forget(loader.spans(family))  # what was read ahead and not needed after all
 
     def _note(self, loaded: _Loaded, done: _Step) -> None:
         """Enter a family in the books of its step."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from arcvideo.fingerprints.match import Overlap, overlaps
 from arcvideo.fingerprints.sidecar import Printed, read_shard
-from arcvideo.media.settings import ShardCacheSettings
+from arcvideo.remote.settings import ShardCacheSettings
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ShardIndex, ensure_indexes
 

@@ -43,7 +43,7 @@ DECIDING = (
 )
 """Rooms whose modules decide weights; a new module in one of them counts, a new room has to be added here."""
 BYSTANDERS = {
-    "shards": ("remote", "locks", "write"),  # fetching, locking, writing shards: what is read counts by its digest
+    "shards": ("locks", "write"),  # locking, writing shards: what is read counts by its digest
     "rollout": ("log", "timeline"),
     # A checkpoint gives back what was saved bit for bit; the rest watches, counts, logs, or stops a run.
     "runner": ("facts", "liveness", "protocols", "resuming", "saving"),

@@ -14,8 +14,8 @@ from arcvideo.lineage.continued import continued_seal
 from arcvideo.lineage.identity import chooses, config_diff, diff_text, evaluation_digest, identity, relevant
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, finished
 from arcvideo.lineage.started import newest_checkpoint, read_started, record_start
-from arcvideo.media.settings import ShardCacheSettings
 from arcvideo.objectives import objective_row
+from arcvideo.remote.settings import ShardCacheSettings
 from arcvideo.seals import Damaged, check_sizes, digest_of
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import content_digest, open_index

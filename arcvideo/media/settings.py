@@ -65,23 +65,3 @@ class FrameCacheSettings:
     def __post_init__(self) -> None:
         if self.max_gib <= 0 or not 1 <= self.quality <= 100:
             raise ValueError("data.frame_cache: max_gib must be above 0 and quality in 1..100")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardCacheSettings:
-    """Where copies of remote shards are kept."""
-
-    path: str | None = None
-    """Folder, best on a local disk; null refuses URLs. Runs, ranks and workers may share it."""
-    max_gib: float = 200.0
-    """Size of the shards in it; the longest unused go first, and never one that a living process reads."""
-    stall_seconds: float = 60.0
-    """A download that brings less than a kilobyte a second for so long is given up, and begun again."""
-    retries: int = 3
-    """How often a download that stalled or broke off is begun again, after 1, 2, 4, ... seconds, each told."""
-
-    def __post_init__(self) -> None:
-        if self.max_gib <= 0:
-            raise ValueError(f"data.shard_cache.max_gib={self.max_gib}: must be above 0")
-        if self.stall_seconds <= 0 or self.retries < 0:
-            raise ValueError("data.shard_cache: stall_seconds must be above 0 and retries 0 or more")

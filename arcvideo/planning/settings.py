@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from arcvideo.media.settings import DECODERS, FrameCacheSettings, MediaLimits, ShardCacheSettings
+from arcvideo.media.settings import DECODERS, FrameCacheSettings, MediaLimits
+from arcvideo.remote.settings import ShardCacheSettings
 
 STYLES = ("plain", "think", "draft")
 LENGTH_WEIGHTINGS = ("token", "sqrt", "sample")

@@ -73,7 +73,7 @@ def films(keys: Iterable[str], *, shards: Sequence[str], config: Mapping[str, An
 
 
 def _indexes(shards: Sequence[str], *, cache: Mapping[str, Any] | None) -> Iterable[Any]:
-    from arcvideo.media.settings import ShardCacheSettings
+    from arcvideo.remote.settings import ShardCacheSettings
     from arcvideo.shards.expand import expand_shards
     from arcvideo.shards.index import open_index
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from arcvideo.media.errors import MediaError
 from arcvideo.media.frames import behind_picture
 from arcvideo.media.sound import SAMPLE_RATE
 from arcvideo.shards.items import checked_sample
-from arcvideo.shards.members import Group, Problem, as_utf8, read_at
+from arcvideo.shards.members import Group, Member, Problem, as_utf8
 from arcvideo.shards.record import RecordMedia, json_member, parse_record, record_media
 from arcvideo.tasks import RecordError
 from arcvideo.tasks.fields import check_times
@@ -27,6 +27,9 @@ FORMAT = 4
 
 CONTENT = 3
 """Raised whenever equal shards would mean other samples: the data of a stage are named by it."""
+
+TEXTS = "records.bin"
+"""File of an index with the records' JSON, one after the other: of remote shards, where each would be a request."""
 
 _MEDIUM = [
     ("media_offset", "<i8"), ("media_size", "<i8"), ("sound_offset", "<i8"), ("sound_size", "<i8"),
@@ -60,17 +63,22 @@ class Columns:
     keys: bytearray = field(default_factory=bytearray)
     tasks: dict[str, int] = field(default_factory=dict)
     tagsets: dict[tuple[str, ...], int] = field(default_factory=dict)
+    texts: bytearray | None = None
+    """The JSON of all clips, one after the other, where it is to be kept."""
     content: Any = field(default_factory=hashlib.sha256)
 
-    def add(self, group: Group, *, shard: Path, probed: Sequence[Probed | MediaError | None]) -> None:
+    def add(
+        self, group: Group, *, read: Callable[[Member], bytes], probed: Sequence[Probed | MediaError | None]
+    ) -> None:
         """One record: a clip with its items, or rows of the quarantine list.
 
         Args:
+            read: gives the bytes of the record's JSON.
             probed: what probing each of its media gave; None where there was nothing that could be probed.
         """
         try:
             source = json_member(group)
-            text = read_at(shard, offset=source.offset, size=source.size)
+            text = read(source)
             record = parse_record(text)
             media = record_media(group, record=record, probed=probed)
             items = record.get("items")
@@ -93,6 +101,8 @@ class Columns:
         self.clips.append((start, len(key), source.offset, source.size, *media.columns(), len(self.items), len(good)))
         self.items += good
         self.content.update(hashlib.sha256(text).digest())
+        if self.texts is not None:
+            self.texts += text
 
     def _item(self, item: Any, *, key: str, number: int, media: RecordMedia) -> tuple[Any, ...] | None:
         key = f"{key}/{number}"
@@ -120,6 +130,8 @@ class Columns:
         np.save(folder / "items.npy", items, allow_pickle=False)
         np.save(folder / "keys.npy", keys, allow_pickle=False)
         np.save(folder / "parts.npy", parts, allow_pickle=False)
+        if self.texts is not None:
+            (folder / TEXTS).write_bytes(self.texts)
         write_lines(folder / "quarantine.jsonl", map(asdict, self.problems))
         meta = {"digest": digest.hexdigest(), "tasks": list(self.tasks), "tagsets": tagsets}
         unheard = [

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import braceexpand
 
-from arcvideo.media.settings import ShardCacheSettings
-from arcvideo.shards.remote import ShardCache, is_url
+from arcvideo.remote.settings import ShardCacheSettings
+from arcvideo.remote.shards import ShardCache, is_url
 
 
 def expand_shards(pattern: str, *, cache: ShardCacheSettings | None = None, fetch: bool = True) -> list[Path]:
     """Return the tar files of a path or URL with {000..011} braces, or of a path with * globs, in order.
 
     Args:
-        cache: where copies of remote shards lie; None refuses URLs.
-        fetch: False gives the paths of such copies without looking whether they are there.
+        cache: where links to remote shards and parts of them lie; None refuses URLs.
+        fetch: False gives the paths of the links without looking whether they are there.
 
     Raises:
         ValueError: a `pipe:` command, a file that does not exist, a URL that cannot be fetched.
@@ -26,10 +27,13 @@ def expand_shards(pattern: str, *, cache: ShardCacheSettings | None = None, fetc
         raise ValueError("shards is empty: give the path of tar files, for example data/train-{000..007}.tar")
     if pattern.startswith(("pipe:", "file:")):
         raise ValueError(f"shards={pattern!r}: give paths or URLs of tar files; commands and file: are refused")
+    parts = list(braceexpand.braceexpand(os.path.expanduser(pattern)))
+    urls = [part for part in parts if part.startswith("pipe:") or is_url(part)]
+    remote = dict(zip(urls, _remote(urls, pattern=pattern, cache=cache, fetch=fetch), strict=True))
     paths: list[Path] = []
-    for part in braceexpand.braceexpand(os.path.expanduser(pattern)):
-        if part.startswith("pipe:") or is_url(part):
-            paths.append(_copy_of(part, pattern=pattern, cache=cache, fetch=fetch))
+    for part in parts:
+        if part in remote:
+            paths.append(remote[part])
             continue
         names = sorted(glob.glob(part)) if any(sign in part for sign in "*?[") else [part]
         local = [Path(name) for name in names if not name.endswith((".index", ".lock", ".sha256", ".fingerprints"))]
@@ -44,13 +48,17 @@ def expand_shards(pattern: str, *, cache: ShardCacheSettings | None = None, fetc
     return paths
 
 
-def _copy_of(url: str, *, pattern: str, cache: ShardCacheSettings | None, fetch: bool) -> Path:
+def _remote(urls: Sequence[str], *, pattern: str, cache: ShardCacheSettings | None, fetch: bool) -> list[Path]:
+    """Return the paths that stand for remote shards."""
+    if not urls:
+        return []
     try:
-        if url.startswith("pipe:"):
-            raise ValueError("commands are refused")
-        if "*" in url:
-            raise ValueError(f"{url}: a URL cannot be globbed; write {{000..011}} braces")
-        copies = ShardCache(cache or ShardCacheSettings())
-        return copies.fetch(url) if fetch else copies.path(url)
+        for url in urls:
+            if url.startswith("pipe:"):
+                raise ValueError("commands are refused")
+            if "*" in url:
+                raise ValueError(f"{url}: a URL cannot be globbed; write {{000..011}} braces")
+        shards = ShardCache(cache or ShardCacheSettings())
+        return shards.fetch_all(urls) if fetch else [shards.path(url) for url in urls]
     except ValueError as error:
         raise ValueError(f"shards={pattern!r}: {error}") from error

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
@@ -24,12 +24,14 @@ import numpy as np
 from arcvideo.decoding.probe import ProbePool
 from arcvideo.files import read_lines
 from arcvideo.progress import counted
-from arcvideo.shards.columns import CLIP, FORMAT, ITEM, PART, Columns
+from arcvideo.remote.links import read_link
+from arcvideo.shards.columns import CLIP, FORMAT, ITEM, PART, TEXTS, Columns
 from arcvideo.shards.locks import in_turns, locked
 from arcvideo.shards.members import Problem, read_at, read_groups
 from arcvideo.shards.record import parse_record, probe_jobs
 from arcvideo.shards.rows import mapped_npy
 from arcvideo.shards.seal import check, digests, sealed, unsealed
+from arcvideo.shards.streamed import streamed_columns
 
 _FILES = ("clips.npy", "items.npy", "keys.npy", "parts.npy", "quarantine.jsonl")
 
@@ -95,8 +97,24 @@ class ShardIndex:
 
     def record(self, row: int) -> dict[str, Any]:
         """Return the record's JSON, read from the shard."""
+        return parse_record(self.text(row))
+
+    def text(self, row: int) -> bytes:
+        """Return the record's JSON as it stands in the shard."""
         clip = self.clips[row]
-        return parse_record(read_at(self.shard, offset=int(clip["json_offset"]), size=int(clip["json_size"])))
+        offset, size = int(clip["json_offset"]), int(clip["json_size"])
+        if TEXTS not in self.meta["files"]:
+            return read_at(self.shard, offset=offset, size=size)
+        start = int(_text_starts(self.folder, self.digest)[row])
+        with open(self.folder / TEXTS, "rb") as file:
+            file.seek(start)
+            return file.read(size)
+
+    def spans(self, row: int) -> list[tuple[int, int]]:
+        """Return offset and size of what `media_bytes` reads of a record."""
+        ends = [(int(medium[f"{what}_offset"]), int(medium[f"{what}_size"])) for medium in self.media(row)
+                for what in ("media", "sound")]  # fmt: skip
+        return [(offset, size) for offset, size in ends if size]
 
     def media(self, row: int) -> list[np.void]:
         """Return the facts of each medium of a record, in order, as rows of PART or CLIP; none for text only."""
@@ -151,6 +169,13 @@ def _column(folder: Path, name: str, digest: str) -> np.ndarray:
     return column
 
 
+@lru_cache(maxsize=64)
+def _text_starts(folder: Path, digest: str) -> np.ndarray:
+    """Return (clips,) int64: where each record's JSON begins in its file."""
+    sizes = _column(folder, "clips", digest)["json_size"]
+    return np.cumsum(sizes) - sizes
+
+
 @lru_cache(maxsize=1 << 14)
 def _digest(folder: Path, *_: int) -> str:
     """Return what the meta.json that has this inode and time says; read once."""
@@ -191,7 +216,7 @@ def _check_meta(meta: Mapping[str, Any]) -> None:
     counts = all(type(meta.get(name)) is int for name in ("clips", "items", "parts", "quarantined", "unheard_clips"))
     if not texts or not all(isinstance(listed, list) for listed in tagsets or ()) or not counts:
         raise ValueError("meta.json is not of an index")
-    if not isinstance(meta.get("digest"), str) or set(meta["files"]) != set(_FILES):
+    if not isinstance(meta.get("digest"), str) or set(meta["files"]) - {TEXTS} != set(_FILES):
         raise ValueError("meta.json is not of an index")
 
 
@@ -203,7 +228,8 @@ def _tell(line: str) -> None:
 
 def seal_index(folder: Path, meta: Mapping[str, Any]) -> None:
     """Write `meta.json` of an index whose other files are complete, with their digests."""
-    (folder / "meta.json").write_text(sealed({**meta, "files": digests(folder, _FILES)}), encoding="utf-8")
+    files = [*_FILES, *([TEXTS] if (folder / TEXTS).exists() else [])]
+    (folder / "meta.json").write_text(sealed({**meta, "files": digests(folder, files)}), encoding="utf-8")
 
 
 def ensure_indexes(
@@ -303,15 +329,26 @@ def lock_file(shard: Path, *, place: str = "") -> Path:
 
 
 def _build(shard: Path, *, pool: ProbePool, progress: bool = False, place: str = "") -> None:
-    made_from = _made_from(shard)
+    made_from, link = _made_from(shard), read_link(shard)
+    if link is not None:
+        _publish(streamed_columns(shard, link, pool=pool, progress=progress), made_from, shard=shard, place=place)
+        return
     groups, problems = read_groups(shard)
     columns = Columns(problems=problems)
     jobs = [probe_jobs(group, shard=shard) for group in groups]
     probed = pool.map(chain.from_iterable(jobs))
     with counted(what=shard.name, total=len(groups), unit="clip", quiet=not progress) as advance:
         for group, own in zip(groups, jobs, strict=True):
-            columns.add(group, shard=shard, probed=list(islice(probed, len(own))))
+            columns.add(
+                group,
+                read=lambda member: read_at(shard, offset=member.offset, size=member.size),
+                probed=list(islice(probed, len(own))),
+            )
             advance(1)
+    _publish(columns, made_from, shard=shard, place=place)
+
+
+def _publish(columns: Columns, made_from: Mapping[str, Any], *, shard: Path, place: str) -> None:
     folder = index_folder(shard, place=place)
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -321,6 +358,9 @@ def _build(shard: Path, *, pool: ProbePool, progress: bool = False, place: str =
     scratch.rename(folder)
 
 
-def _made_from(shard: Path) -> dict[str, int]:
+def _made_from(shard: Path) -> dict[str, Any]:
+    link = read_link(shard)
+    if link is not None:
+        return {"format": FORMAT, **asdict(link.identity)}
     stat = shard.stat()
     return {"format": FORMAT, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}

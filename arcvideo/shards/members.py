@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from arcvideo.shards.tarwalk import Entry, Gap, walk
+from arcvideo.remote.links import read_link
+from arcvideo.remote.reading import opened_stream, read_range
+from arcvideo.remote.stream import Stream
+from arcvideo.shards.tarwalk import Entry, Gap, walk, walk_bytes
 
 _VIDEO = "mp4 m4v mov qt mkv webm avi gif mpg mpeg m2v vob ts mts m2ts wmv asf flv f4v 3gp 3g2 ogv mxf nut dv media"
 _AUDIO = "wav mp3 m4a m4b flac ogg oga opus aac aif aiff aifc wma ac3 amr mka mp2 mpga au caf w64 wv"
@@ -63,36 +66,68 @@ class Group:
     members: list[Member] = field(default_factory=list)
 
 
+class Grouping:
+    """Members of a tar sorted into records as they come."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, list[Group]] = {}
+        self._refused: dict[str, Problem] = {}
+        self._problems: list[Problem] = []
+        self._last: Group | None = None
+
+    def add(self, entry: Member | Problem) -> Group | None:
+        """Take in the next member; returns the group that ends before it, if one does."""
+        if isinstance(entry, Problem):
+            if entry.stage == "shard":
+                self._problems.append(entry)
+            else:
+                self._refused.setdefault(entry.key, entry)
+            return None
+        key, last = record_key(entry.name), self._last
+        if last is not None and last.key == key and all(member.extension != entry.extension for member in last.members):
+            last.members.append(entry)
+            return None
+        self._last = Group(key=key, members=[entry])
+        self._runs.setdefault(key, []).append(self._last)
+        return last
+
+    @property
+    def last(self) -> Group | None:
+        """The group that may still grow."""
+        return self._last
+
+    def records(self) -> tuple[list[Group], list[Problem]]:
+        """Return the groups that are records, in order, and what is wrong with the rest."""
+        good, problems = [], list(self._problems)
+        for key, groups in self._runs.items():
+            if key in self._refused:
+                continue
+            kept, why = _judged(groups)
+            problems += why
+            good += kept
+        return good, [*self._refused.values(), *problems]
+
+
 def read_groups(shard: Path) -> tuple[list[Group], list[Problem]]:
     """Return the records of a tar in order, and what is wrong with its members. Only headers are read.
 
     A key names one record: when it comes again, the first record is kept and each other one is a problem. A record
     whose members lie apart is one problem, and so is each record that dots in its name cut short.
     """
-    runs: dict[str, list[Group]] = {}
-    refused: dict[str, Problem] = {}
-    problems: list[Problem] = []
-    last: Group | None = None
-    for entry in _walk(shard, size=shard.stat().st_size):
-        if isinstance(entry, Problem):
-            if entry.stage == "shard":
-                problems.append(entry)
-            else:
-                refused.setdefault(entry.key, entry)
-            continue
-        key = record_key(entry.name)
-        if last is None or last.key != key or any(member.extension == entry.extension for member in last.members):
-            last = Group(key=key)
-            runs.setdefault(key, []).append(last)
-        last.members.append(entry)
-    good = []
-    for key, groups in runs.items():
-        if key in refused:
-            continue
-        kept, why = _judged(groups)
-        problems += why
-        good += kept
-    return good, [*refused.values(), *problems]
+    link = read_link(shard)
+    grouping = Grouping()
+    if link is None:
+        members = _checked_members(walk(shard), shard=shard, size=shard.stat().st_size)
+    else:
+        members = streamed_members(opened_stream(shard, link), shard=shard)
+    for entry in members:
+        grouping.add(entry)
+    return grouping.records()
+
+
+def streamed_members(stream: Stream, *, shard: Path) -> Iterator[Member | Problem]:
+    """Yield the members of a remote shard, and what is no member, as the stream comes to them."""
+    return _checked_members(walk_bytes(stream.pread, size=stream.size), shard=shard, size=stream.size)
 
 
 def _judged(groups: list[Group]) -> tuple[list[Group], list[Problem]]:
@@ -131,8 +166,8 @@ def record_key(name: str) -> str:
     return base if str(path.parent) == "." else f"{str(path.parent).rstrip('/')}/{base}"
 
 
-def _walk(shard: Path, *, size: int) -> Iterator[Member | Problem]:
-    for entry in walk(shard):
+def _checked_members(walked: Iterable[Entry | Gap], *, shard: Path, size: int) -> Iterator[Member | Problem]:
+    for entry in walked:
         if isinstance(entry, Gap):
             yield Problem(key=shard.name, stage="shard", reason=entry.reason, detail=entry.detail)
         # Hidden files, such as those that macOS puts beside each member, are no records to webdataset either.
@@ -183,7 +218,11 @@ def read_at(shard: Path, *, offset: int, size: int) -> bytes:
 
     Raises:
         OSError: the shard cannot be read or ends early.
+        ValueError: a remote shard changed since it was indexed, or cannot be read after all tries.
     """
+    link = read_link(shard)
+    if link is not None:
+        return read_range(shard, link, offset=offset, size=size)
     for pause in (*_PAUSES, None):
         try:
             data = _read(shard, offset=offset, size=size)

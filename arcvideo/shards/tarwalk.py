@@ -8,8 +8,9 @@ archives; here whatever is no member is a Gap with its place, and reading goes o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 BLOCK = 512
@@ -62,13 +63,23 @@ def walk(path: Path) -> Iterator[Entry | Gap]:
         OSError: the file cannot be read.
     """
     with open(path, "rb", buffering=0) as file:
-        yield from _Walk(file.fileno(), os.fstat(file.fileno()).st_size).entries()
+        descriptor = file.fileno()
+        yield from walk_bytes(partial(os.pread, descriptor), size=os.fstat(descriptor).st_size)
+
+
+def walk_bytes(pread: Callable[[int, int], bytes], *, size: int) -> Iterator[Entry | Gap]:
+    """Yield the same of a tar that lies elsewhere.
+
+    Args:
+        pread: gives up to so many bytes at a place; places ascend, but for a step back of a few MiB behind damage.
+        size: bytes of the tar.
+    """
+    yield from _Walk(pread, size).entries()
 
 
 @dataclass
 class _Walk:
-    file: int
-    """Descriptor."""
+    pread: Callable[[int, int], bytes]
     size: int
     at: int = 0
     """Where the next header is expected."""
@@ -137,7 +148,7 @@ class _Walk:
             if size > _EXTENDED:
                 fault = f"an extended header of {size} bytes, the limit is {_EXTENDED}"
             else:
-                fault = _extend(extended, os.pread(self.file, size, at + BLOCK), kind=kind) or fault
+                fault = _extend(extended, self.pread(size, at + BLOCK), kind=kind) or fault
             at += BLOCK + _padded(size)
         else:
             fault, kind = f"more than {_CHAIN} extended headers", b"?"
@@ -156,11 +167,11 @@ class _Walk:
         return entry
 
     def _block(self, at: int) -> bytes:
-        return os.pread(self.file, BLOCK, at)
+        return self.pread(BLOCK, at)
 
     def _nonzero(self, at: int) -> int:
         """Return where the first block from here begins that is not zero; the end of the file when there is none."""
-        while piece := os.pread(self.file, _PIECE, at):
+        while piece := self.pread(_PIECE, at):
             rest = piece.lstrip(b"\0")
             if rest:
                 return at + (len(piece) - len(rest)) // BLOCK * BLOCK
@@ -169,7 +180,7 @@ class _Walk:
 
     def _header(self, at: int) -> int:
         """Return where the next header from here begins; the end of the file when there is none."""
-        while piece := os.pread(self.file, _PIECE + BLOCK, at):
+        while piece := self.pread(_PIECE + BLOCK, at):
             place = piece.find(_MAGIC)
             while place >= 0:
                 start = place - _MAGIC_AT

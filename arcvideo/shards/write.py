@@ -1,4 +1,4 @@
-"""Writing shards, and opening remote ones: the only file that imports webdataset."""
+"""Writing shards, with webdataset's writer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -100,18 +100,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
-
-
-def url_schemes() -> list[str]:
-    """Return the schemes of URLs that webdataset opens without running what the URL says."""
-    from webdataset.gopen import gopen_schemes
-
-    return sorted(set(gopen_schemes) - {"__default__", "pipe", "file"})
-
-
-def open_url(url: str) -> IO[bytes]:
-    """Return a remote file as webdataset opens it; reading or closing raises OSError when it did not arrive whole."""
-    from webdataset.gopen import gopen
-
-    stream: IO[bytes] = gopen(url)
-    return stream

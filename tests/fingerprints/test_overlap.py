@@ -17,7 +17,7 @@ from arcvideo.fingerprints.descriptors import BANDS, SIDE, Prints
 from arcvideo.fingerprints.guard import refuse_overlap
 from arcvideo.fingerprints.match import overlaps
 from arcvideo.fingerprints.sidecar import print_shard, read_shard, shard_folder
-from arcvideo.media.settings import ShardCacheSettings
+from arcvideo.remote.settings import ShardCacheSettings
 from arcvideo.shards.index import ensure_indexes
 from arcvideo.shards.write import Record, write_shards
 from benchmarks.overlap import CHANGES, clips, printed

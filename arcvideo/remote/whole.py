@@ -1,4 +1,5 @@
-"""Remote shards: fetched whole through webdataset's opener into a folder of bounded size.
+"""Copies of remote shards in a folder of bounded size, for servers and schemes that give whole files only; the only
+file that imports webdataset's opener.
 
 A copy appears under its name only when it is complete, and its time follows from its content: the index beside it stays
 valid when the shard is removed and fetched again, and is made anew when the shard changed. Each process writes what it
@@ -12,7 +13,6 @@ import hashlib
 import os
 import re
 import select
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,9 +21,13 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlparse
 
-from arcvideo.media.settings import ShardCacheSettings
 from arcvideo.progress import counted
-from arcvideo.shards.write import open_url, url_schemes
+from arcvideo.remote.held import FOLDER
+from arcvideo.remote.links import link_or_none
+from arcvideo.remote.patience import Broken, Patience, Refused
+from arcvideo.remote.settings import ShardCacheSettings
+
+os.environ.setdefault("WDS_SECURE", "1")  # plain webdataset would run `pipe:` URLs
 
 _CHUNK = 1 << 20
 _END_MARK = 1024
@@ -44,61 +48,30 @@ _FINAL = {6, 22}
 _LEASES: dict[tuple[int, Path], _Lease] = {}
 
 
-def is_url(name: str) -> bool:
-    """Return whether a shard's name is to be fetched."""
-    return "://" in name
-
-
-class ShardCache:
+class WholeCopies:
     """Copies of remote shards in a folder; any number of processes may share it.
 
     The shards count towards `max_gib`, their indexes (kept when a shard goes) and the downloads under way do not.
     """
 
-    def __init__(self, settings: ShardCacheSettings) -> None:
-        """Open the folder; it is made when something is fetched.
-
-        Raises:
-            ValueError: no folder is set.
-        """
-        if settings.path is None:
-            raise ValueError("remote shards need a folder for their copies: set data.shard_cache.path")
-        self._root = Path(settings.path).expanduser().absolute()
+    def __init__(self, settings: ShardCacheSettings, *, root: Path) -> None:
+        self._root = root
         self._limit = int(settings.max_gib * 2**30)
         self._settings = settings
 
-    def path(self, url: str) -> Path:
-        """Return where the copy of a shard lies, or will lie.
-
-        Raises:
-            ValueError: no URL that a shard can be fetched from.
-        """
-        scheme = urlparse(url).scheme
-        if scheme not in url_schemes():
-            hint = "; webdataset opens s3:// when USE_AIS_FOR=s3 is set and `ais` installed" if scheme == "s3" else ""
-            raise ValueError(f"{url}: {scheme}:// cannot be opened{hint}; use one of {', '.join(url_schemes())}")
-        name = re.sub(r"[^\w.-]", "_", Path(urlparse(url).path).name) or "shard.tar"
-        return self._root / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
-
-    def fetch(self, url: str) -> Path:
-        """Return the copy of a shard, fetched unless it is there; kept until this process ends.
+    def fetch(self, url: str, path: Path) -> None:
+        """Write the copy of a shard unless it is there; it is kept until this process ends. Its lock must be held.
 
         Raises:
             ValueError: it cannot be fetched whole, or there is no room for it.
+            OSError: the folder cannot be used.
         """
-        path = self.path(url)
-        try:
-            self._root.mkdir(parents=True, exist_ok=True)
-            with _locked(path.with_name(f"{path.name}.fetch")):
-                with _locked(self._root / "cache.lock"):
-                    _lease(self._root).add(path.name)
-                    if path.is_file():
-                        os.utime(path, ns=(_now(path), path.stat().st_mtime_ns))
-                        return path
-                self._download(url, path)
-        except OSError as error:  # a full disk, a folder of somebody else
-            raise ValueError(f"data.shard_cache.path={self._root}: cannot be used: {error}") from error
-        return path
+        with locked(self._root / "cache.lock"):
+            _lease(self._root).add(path.name)
+            if path.is_file() and link_or_none(path) is None:
+                os.utime(path, ns=(_now(path), path.stat().st_mtime_ns))
+                return
+        self._download(url, path)
 
     def _download(self, url: str, path: Path) -> None:
         partial = path.with_name(f".{path.name}.partial")  # the lock leaves one writer
@@ -110,7 +83,7 @@ class ShardCache:
                     raise ValueError(f"{url}: does not end as a tar does: the download is cut short, or no tar file")
             # A time below 2**31 seconds that equal bytes share: file systems differ in what else they can store.
             os.utime(partial, ns=(_now(partial), int.from_bytes(content[:4], "big") // 2 * 10**9))
-            with _locked(self._root / "cache.lock"):
+            with locked(self._root / "cache.lock"):
                 self._make_room(partial.stat().st_size, url=url)
                 os.replace(partial, path)
         finally:
@@ -118,22 +91,19 @@ class ShardCache:
 
     def _patient(self, url: str, partial: Path) -> bytes:
         """Write what the URL gives, tried again a bounded number of times; returns its sha256."""
-        for tried in range(self._settings.retries + 1):
+        patience = Patience(url, settings=self._settings)
+        while True:
             with open(partial, "wb") as file:
                 try:
                     return _copy(url, file, limit=self._limit, patience=self._settings.stall_seconds)
-                except _BrokenOff as error:
-                    if error.final or tried == self._settings.retries:
-                        often = f" ({tried + 1} tries)" if tried else ""
-                        raise ValueError(f"{url}: cannot be fetched: {error}{often}") from error
-                    print(f"{url}: {error}; again in {2**tried} s", file=sys.stderr)
-            time.sleep(2**tried)
-        raise AssertionError("unreachable")
+                except Broken as error:
+                    patience.broken(error)
 
     def _make_room(self, size: int, *, url: str) -> None:
         """Remove what was not used for longest and is in nobody's lease."""
         used = _leased(self._root)
-        files = [(path.stat(), path) for path in self._root.glob("*.tar*") if path.is_file() and _is_copy(path)]
+        files = [(path.stat(), path) for path in self._root.iterdir() if path.is_file() and _is_copy(path)]
+        files += [(path.stat(), path) for path in self._root.glob(f"{FOLDER}/*/*.part")]
         total = size + sum(facts.st_size for facts, _ in files)
         for facts, path in sorted(files, key=lambda pair: pair[0].st_atime_ns):
             if total <= self._limit:
@@ -148,15 +118,6 @@ class ShardCache:
             )
 
 
-class _BrokenOff(Exception):
-    """A download that did not arrive."""
-
-    def __init__(self, detail: str, *, final: bool) -> None:
-        super().__init__(detail)
-        self.final = final
-        """Whether another try would end the same."""
-
-
 def _copy(url: str, file: IO[bytes], *, limit: int, patience: float) -> bytes:
     """Writes what the URL gives; returns its sha256.
 
@@ -169,7 +130,7 @@ def _copy(url: str, file: IO[bytes], *, limit: int, patience: float) -> bytes:
     content, size = hashlib.sha256(), 0
     name = Path(urlparse(url).path).name
     try:
-        stream = open_url(url)
+        stream = _open_url(url)
     except (OSError, ValueError) as error:
         raise ValueError(f"{url}: cannot be fetched: {error}") from error
     with counted(what=f"fetch {name}", total=None, unit="B") as advance:
@@ -183,11 +144,13 @@ def _copy(url: str, file: IO[bytes], *, limit: int, patience: float) -> bytes:
                 advance(len(chunk))
             stream.close()  # tells how the program behind it ended
         except TimeoutError as error:
-            raise _BrokenOff(f"stalled after {size} bytes: {error}", final=False) from error
+            raise Broken(f"stalled after {size} bytes: {error}") from error
         except OSError as error:
             if error.errno is not None:  # of our own disk
                 raise
-            raise _BrokenOff(_reason(error), final=_status(error) in _FINAL) from error
+            if _status(error) in _FINAL:
+                raise Refused(f"{url}: cannot be fetched: {_reason(error)}") from error
+            raise Broken(_reason(error)) from error
         finally:
             _end(stream)
     return content.digest()
@@ -238,7 +201,9 @@ def _reason(error: OSError) -> str:
 
 
 def _is_copy(path: Path) -> bool:
-    return re.match(r"[0-9a-f]{16}-", path.name) is not None and not path.name.endswith((".lock", ".fetch", ".index"))
+    if re.match(r"[0-9a-f]{16}-", path.name) is None or path.name.endswith((".lock", ".fetch", ".index")):
+        return False
+    return link_or_none(path) is None
 
 
 def _now(path: Path) -> int:
@@ -248,7 +213,8 @@ def _now(path: Path) -> int:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which is made."""
     with open(path, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -289,3 +255,18 @@ def _leased(root: Path) -> set[str]:
                 continue
             path.unlink()
     return names
+
+
+def url_schemes() -> list[str]:
+    """Return the schemes of URLs that webdataset opens without running what the URL says."""
+    from webdataset.gopen import gopen_schemes
+
+    return sorted(set(gopen_schemes) - {"__default__", "pipe", "file"})
+
+
+def _open_url(url: str) -> IO[bytes]:
+    """Return a remote file as webdataset opens it; reading or closing raises OSError when it did not arrive whole."""
+    from webdataset.gopen import gopen
+
+    stream: IO[bytes] = gopen(url)
+    return stream

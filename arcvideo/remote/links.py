@@ -1,0 +1,72 @@
+"""A link stands where the copy of a remote shard would: a small file that says which file elsewhere is meant.
+
+So a remote shard is a path like any other, which processes hand to each other. What it says of the remote file is what
+the index was made from; when that changes, a new link is written and the index is made anew.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from arcvideo.files import write_whole
+from arcvideo.hidden import hidden
+from arcvideo.remote.origin import Identity
+
+_MAGIC = b"arcvideo link to a remote shard\n"
+_LONGEST = 1 << 14
+"""Bytes of a link, at most."""
+
+
+_URLS: dict[Path, str] = {}
+"""Path of a link -> URL with its credentials, which no file holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """A remote file, as it was when somebody looked."""
+
+    url: str
+    identity: Identity
+
+
+def read_link(path: Path) -> Link | None:
+    """Return what a path links to; None for a file that is a shard itself.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    facts = path.stat()
+    if facts.st_size > _LONGEST:
+        return None
+    link = _read(path, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    return link if link is None or path not in _URLS else replace(link, url=_URLS[path])
+
+
+@lru_cache(maxsize=1 << 15)
+def _read(path: Path, *_: int) -> Link | None:
+    with open(path, "rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            return None
+        content = json.loads(file.read())
+    return Link(url=content["url"], identity=Identity(**content["identity"]))
+
+
+def write_link(path: Path, link: Link) -> None:
+    """Write a link, whole or not at all; without what its URL has of passwords and tokens."""
+    write_whole(path, _MAGIC.decode() + json.dumps(asdict(replace(link, url=hidden(link.url)))))
+
+
+def know(path: Path, url: str) -> None:
+    """Remember the whole URL of a link, for this process alone."""
+    _URLS[path] = url
+
+
+def link_or_none(path: Path) -> Link | None:
+    """Return what a path links to; None also where nothing is, or something else."""
+    try:
+        return read_link(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,50 @@
+"""How long something that fails is asked for again: a bounded number of tries, further and further apart, each told."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from arcvideo.remote.settings import ShardCacheSettings
+
+_LONGEST = 30.0
+"""Seconds between two tries."""
+_PROGRESS = 1 << 20
+"""Bytes after which tries and deadline count anew. A drip is no progress."""
+
+
+class Broken(Exception):
+    """An answer that did not arrive; another try may end better."""
+
+
+class Refused(ValueError):
+    """Something that no further try changes."""
+
+
+class Patience:
+    """What is left of the tries of one file, or of one range of it."""
+
+    def __init__(self, url: str, *, settings: ShardCacheSettings) -> None:
+        self._url, self._settings = url, settings
+        self._tries, self._since, self._came = 0, time.monotonic(), 0
+
+    def progress(self, size: int) -> None:
+        """Note bytes that arrived."""
+        self._came += size
+        if self._came >= _PROGRESS:
+            self._tries, self._since, self._came = 0, time.monotonic(), 0
+
+    def broken(self, error: Broken) -> None:
+        """Return when it is time for the next try.
+
+        Raises:
+            Refused: there is none.
+        """
+        self._tries += 1
+        waited = time.monotonic() - self._since
+        pause = min(2.0 ** (self._tries - 1), _LONGEST)
+        if self._tries > self._settings.retries or waited + pause > self._settings.deadline_seconds:
+            often = f" ({self._tries} tries in {waited:.0f} s)" if self._tries > 1 else ""
+            raise Refused(f"{self._url}: cannot be read: {error}{often}") from error
+        print(f"{self._url}: {error}; again in {pause:g} s", file=sys.stderr)
+        time.sleep(pause)

@@ -1,0 +1,199 @@
+"""Ranges of remote shards: from what is read ahead, from what is held on disk, or asked for now."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from arcvideo.hidden import hidden
+from arcvideo.remote.held import Held
+from arcvideo.remote.links import Link, read_link
+from arcvideo.remote.origin import Changed, NoRanges, Origin, origin_of
+from arcvideo.remote.patience import Broken, Patience, Refused
+from arcvideo.remote.settings import ShardCacheSettings
+from arcvideo.remote.stream import Stream
+
+_SETTINGS: dict[Path, ShardCacheSettings] = {}
+"""Folder of links -> how its files are read, as this process was told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """A range of a remote shard."""
+
+    path: Path
+    """Of the link."""
+    offset: int
+    size: int
+
+
+def use(settings: ShardCacheSettings, *, root: Path) -> None:
+    """Read what the links of a folder stand for with these settings, in this process."""
+    if _SETTINGS.get(root) != settings:
+        _SETTINGS[root] = settings
+        _held.cache_clear()
+
+
+def settings_of(path: Path) -> ShardCacheSettings:
+    """Return how the file that a link stands for is read."""
+    return _SETTINGS.get(path.parent) or ShardCacheSettings(path=str(path.parent))
+
+
+@lru_cache(maxsize=8)
+def _held(root: Path) -> Held:
+    settings = _SETTINGS.get(root) or ShardCacheSettings(path=str(root))
+    return Held(root, max_bytes=int(settings.max_gib * 2**30))
+
+
+@lru_cache(maxsize=1 << 12)
+def _origin(url: str, stall_seconds: float) -> Origin:
+    origin = origin_of(url, stall_seconds=stall_seconds)
+    assert origin is not None, "only what can be read by ranges has a link"
+    return origin
+
+
+def opened_stream(path: Path, link: Link, *, advance: Callable[[int], object] | None = None) -> Stream:
+    """Return the remote shard, to be read from front to back."""
+    settings = settings_of(path)
+    origin = _origin(link.url, settings.stall_seconds)
+    patience = Patience(link.url, settings=settings)
+    return Stream(origin, identity=link.identity, patience=patience, advance=advance)
+
+
+def confirm(path: Path, link: Link) -> None:
+    """Return when the remote file is still the one of the link.
+
+    Raises:
+        Changed: it is not; the link is removed, so that the next to open the shard looks anew.
+    """
+    settings = settings_of(path)
+    patience, origin = Patience(link.url, settings=settings), _origin(link.url, settings.stall_seconds)
+    while True:
+        try:
+            difference = link.identity.difference(origin.identity())
+            break
+        except Broken as error:
+            patience.broken(error)
+        except NoRanges as error:
+            raise Refused(f"{link.url}: its server does not give parts of files any more") from error
+    if difference:
+        raise changed(path, link, difference)
+
+
+def changed(path: Path, link: Link, difference: str) -> Changed:
+    """Return the error of a remote shard that is not what was indexed; its link is removed."""
+    path.unlink(missing_ok=True)
+    return Changed(
+        f"{link.url}: changed since it was indexed ({difference}); start again, it is then indexed anew, or put the "
+        "old file back"
+    )
+
+
+def read_range(path: Path, link: Link, *, offset: int, size: int) -> bytes:
+    """Return bytes of a remote shard, from what was read ahead or held where that is possible.
+
+    Raises:
+        Changed: it is not the file that was indexed.
+        Refused: it cannot be read, also after all tries.
+    """
+    coming = _COMING.take(Span(path=path, offset=offset, size=size))
+    return _range(path, link, offset=offset, size=size) if coming is None else coming
+
+
+def _range(path: Path, link: Link, *, offset: int, size: int) -> bytes:
+    held, name = _held(path.parent), _name(link)
+    data = held.load(name, offset=offset, size=size)
+    if data is None:
+        data = _asked(path, link, offset=offset, size=size)
+        held.save(name, data, offset=offset)
+    return data
+
+
+@lru_cache(maxsize=1 << 12)
+def _name(link: Link) -> str:
+    """Return the name of a remote file's parts on disk; another file under the same URL has another."""
+    return hashlib.sha256(repr((hidden(link.url), link.identity)).encode()).hexdigest()[:24]
+
+
+def _asked(path: Path, link: Link, *, offset: int, size: int) -> bytes:
+    settings = settings_of(path)
+    patience, origin = Patience(link.url, settings=settings), _origin(link.url, settings.stall_seconds)
+    data = bytearray()
+    while len(data) < size:
+        try:
+            for piece in origin.stream(offset + len(data), offset + size, of=link.identity):
+                data += piece
+                patience.progress(len(piece))
+        except Broken as error:
+            patience.broken(error)
+        except Changed as error:
+            raise changed(path, link, str(error)) from error
+        except Refused as error:
+            raise Refused(
+                f"{link.url}: cannot be read: {error}; once it can be, start again: the run goes on from its newest "
+                "checkpoint"
+            ) from error
+    return bytes(data)
+
+
+class _Coming:
+    """Ranges that are read before somebody asks, as many at once as the settings say, in the order of need."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wanted: OrderedDict[Span, None] = OrderedDict()
+        self._flying: dict[Span, Future[bytes | None]] = {}
+        self._limit = 0
+
+    def want(self, spans: Iterable[Span], *, limit: int) -> None:
+        with self._lock:
+            self._limit = limit
+            for span in spans:
+                if span not in self._flying:
+                    self._wanted[span] = None
+            self._start()
+
+    def take(self, span: Span) -> bytes | None:
+        """Return a range that is under way, when it is there; None when nobody wanted it, or nobody began it yet."""
+        with self._lock:
+            self._wanted.pop(span, None)
+            future = self._flying.pop(span, None)
+            self._start()
+        return None if future is None else future.result()
+
+    def forget(self, spans: Iterable[Span] | None) -> None:
+        with self._lock:
+            for span in [*self._wanted, *self._flying] if spans is None else spans:
+                self._wanted.pop(span, None)
+                self._flying.pop(span, None)
+            self._start()
+
+    def _start(self) -> None:
+        """Begin with what is wanted next; what nobody has taken yet counts too, so that memory is bounded."""
+        while self._wanted and len(self._flying) < self._limit:
+            span, _ = self._wanted.popitem(last=False)
+            future = self._flying[span] = Future()
+            # A thread that does not keep the process alive: it may be waiting for a server that has gone.
+            threading.Thread(target=_fly, args=(span, future), name="remote", daemon=True).start()
+
+
+def _fly(span: Span, future: Future[bytes | None]) -> None:
+    try:
+        link = read_link(span.path)
+        data = None if link is None else _range(span.path, link, offset=span.offset, size=span.size)
+        future.set_result(data)  # None of a whole copy
+    except BaseException as error:
+        future.set_exception(error)
+
+
+_COMING = _Coming()
+want = _COMING.want
+"""Read ranges ahead of need, several at once."""
+forget = _COMING.forget
+"""Give up ranges that were wanted and not taken; None gives up all."""
