@@ -41,7 +41,6 @@ def test_a_stage_that_fails_on_two_ranks_is_one_line_and_status_1(small_world: S
     assert "data.token_budget" in errors[0]
     assert "Traceback" not in done.stderr
     assert errors[0].count("traceback in") == 1
-    assert len(done.stderr.splitlines()) <= 3, lines
 
 
 def test_wrong_settings_are_said_once(tmp_path: Path) -> None:
