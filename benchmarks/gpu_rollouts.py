@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from arcvideo.model.arc_hunyuan.language import LanguageModel
+from arcvideo.model.arc_hunyuan.language import Decoder, LanguageModel
 from arcvideo.model.settings import TextSettings
 from arcvideo.model.special import SpecialIds
 from arcvideo.objectives.next_token import NextToken
@@ -53,7 +53,7 @@ def language_of(text: TextSettings, *, dtype: torch.dtype) -> LanguageModel:
     torch.set_default_dtype(dtype)
     try:
         with DEVICE:
-            language = LanguageModel(text)
+            language = LanguageModel(text, decoder=Decoder(text))
     finally:
         torch.set_default_dtype(torch.float32)
     with torch.no_grad():

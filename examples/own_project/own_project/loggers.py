@@ -14,8 +14,9 @@ class CsvLogger:
         self._file = (folder / "losses.csv").open("a" if start else "w", encoding="utf-8")
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Add a step."""
-        self._file.write(f"{values['step']},{values.get('train/loss', '')}\n")
+        """Add a step; what is measured behind the last one comes by itself, without a loss."""
+        if "train/loss" in values:
+            self._file.write(f"{values['step']},{values['train/loss']}\n")
 
     def close(self, *, exit_code: int) -> None:
         """Add how it ended."""
