@@ -61,8 +61,8 @@ class Held:
                     partial.unlink(missing_ok=True)
         except OSError as error:
             if not self._complained:
-                told = f"data.shard_cache.path={self._root.parent}: nothing more of remote shards is kept: {error}"
-                print(f"{told}; what is needed again is read again", file=sys.stderr)
+                warning = f"data.shard_cache.path={self._root.parent}: nothing more of remote shards is kept: {error}"
+                print(f"{warning}; what is needed again is read again", file=sys.stderr)
             self._complained = True
 
     def _path(self, name: str, *, offset: int, size: int) -> Path:
