@@ -252,16 +252,13 @@ def ask(settings: AskSettings, *, out: TextIO, err: TextIO) -> str:
     """
     import torch
 
-    from arcvideo.measuring.answering.ours import checkpoint_folder, trained_wording
+    from arcvideo.measuring.answering.ours import checkpoint_folder, trained_processor
     from arcvideo.media.sound import SAMPLE_RATE
-    from arcvideo.model.disk.loading import load_model
-    from arcvideo.processing import ArcVideoProcessor
+    from arcvideo.model.disk.loading import load_frozen
     from arcvideo.sampling.sampler import banned_ids, stop_ids
 
     folder = checkpoint_folder(Path(settings.checkpoint))
-    processor = ArcVideoProcessor.from_pretrained(
-        folder, wording=settings.wording or trained_wording(folder) or None, font=settings.font or None
-    )
+    processor = trained_processor(folder, wording=settings.wording, font=settings.font)
     media = []
     files = files_of(settings.video)
     for file in files:
@@ -271,10 +268,8 @@ def ask(settings: AskSettings, *, out: TextIO, err: TextIO) -> str:
         for note in notes(media[-1], seconds=clip.duration, layout=processor.layout, sound=sound):
             print(f"note: {file}: {note}" if len(files) > 1 else f"note: {note}", file=err)
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     inputs = processor(_question(settings), media=[media], task=settings.task)
-    model: Any = load_model(folder, dtype=dtype)
-    model.to(device)
+    model = load_frozen(folder, device=device)
     stop = stop_ids(processor.tokenizer)
     writer = TerminalWriter(processor.tokenizer, out=out, prompt_tokens=inputs["input_ids"].shape[1])
     sampling: Mapping[str, Any] = {"do_sample": False}

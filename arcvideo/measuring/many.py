@@ -18,11 +18,10 @@ from arcvideo.evaluation.answers import FULL, Answer
 from arcvideo.evaluation.evaluate import Asked, ask
 from arcvideo.files import json_line, parsed_lines
 from arcvideo.lineage.identity import folder_digest
-from arcvideo.measuring.answering.ours import checkpoint_folder, trained_wording
+from arcvideo.measuring.answering.ours import checkpoint_folder, trained_processor
 from arcvideo.measuring.folder import cut_half_line
 from arcvideo.media.errors import MediaError
-from arcvideo.model.disk.loading import load_model
-from arcvideo.processing import ArcVideoProcessor
+from arcvideo.model.disk.loading import load_frozen
 from arcvideo.progress import watched
 from arcvideo.sampling.encode import encoded
 from arcvideo.sampling.sampler import InProcessSampler
@@ -163,12 +162,8 @@ class _Asker:
     def __init__(self, settings: Settings, *, folder: Path) -> None:
         self.settings = settings
         self.root = Path(settings.questions).parent
-        self.processor = ArcVideoProcessor.from_pretrained(
-            folder, wording=settings.wording or trained_wording(folder) or None, font=settings.font or None
-        )
-        device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model: Any = load_model(folder, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
-        model.requires_grad_(False).to(device)
+        self.processor = trained_processor(folder, wording=settings.wording, font=settings.font)
+        model = load_frozen(folder, device=settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.sampler = InProcessSampler(model, tokenizer=self.processor.tokenizer)
 
     def answers(self, lines: Sequence[Line]) -> Iterator[dict[str, Any]]:

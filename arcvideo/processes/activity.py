@@ -315,17 +315,21 @@ def _machine() -> str:
 
 def _born(pid: int) -> str:
     """Return when a process began, in ticks; empty when it is not there."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+    stat = _stat(pid)
+    return "" if stat is None else stat[1]
 
 
 def _state(pid: int, *, born: str) -> str:
+    stat = _stat(pid)
+    if stat is None or stat[0] in "ZX" or stat[1] != born:
+        return GONE
+    return STOPPED if stat[0] in "Tt" else THERE
+
+
+def _stat(pid: int) -> tuple[str, str] | None:
+    """Return state and beginning of a process, as the system has them; None when it is not there."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return GONE
-    if fields[0] in "ZX" or fields[19] != born:
-        return GONE
-    return STOPPED if fields[0] in "Tt" else THERE
+        return fields[0], fields[19]
+    except (OSError, IndexError):
+        return None

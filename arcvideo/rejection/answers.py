@@ -17,7 +17,7 @@ from arcvideo.decoding.pool import MediaPool
 from arcvideo.feed.prompts import Prompt
 from arcvideo.files import write_whole
 from arcvideo.lineage.parents import resolve_parent
-from arcvideo.model.disk.loading import load_model
+from arcvideo.model.disk.loading import load_frozen
 from arcvideo.model.towers.features import store_of
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.planning.families import Family
@@ -55,8 +55,8 @@ def sample(settings: SampleSettings) -> dict[str, Any] | None:
     weights = resolve_parent(run_dir=folder, stage="", parent="", override=folder).identity
     processor = ArcVideoProcessor.from_pretrained(folder, wording=settings.wording or None)
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model: Any = load_model(folder, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
-    model.requires_grad_(False).to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device)
+    own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+    model = load_frozen(folder, device=own)
     features = _features(model, folder=settings.features)
     sampler = InProcessSampler(model, tokenizer=processor.tokenizer, features=features)
     with MediaPool(count=settings.workers) if settings.workers else nullcontext() as pool:

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlparse
 
-from arcvideo.remote.patience import Broken, Refused
+from arcvideo.remote.patience import SLOWEST, Broken, Refused
 
 FSSPEC = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "az": "adlfs", "abfs": "adlfs"}
 """Scheme -> the package with which fsspec reads it by ranges; no others, some of them unpack what they open."""
 _PIECE = 1 << 18
 _FSSPEC_PIECE = 8 << 20
-_SLOWEST = 1 << 10
-"""Bytes a second below which an answer counts as stalled."""
 _PASSING = {408, 425, 429}
 _FIRST = 512
 """Bytes that are asked for to learn what a file is."""
@@ -192,7 +190,7 @@ def _pieces(response: Any, size: int, *, stall_seconds: float) -> Iterator[bytes
             raise Broken(f"the answer ended early, after {got} of {size} bytes")
         got, came, waited = got + len(piece), came + len(piece), waited + time.monotonic() - begun
         if waited >= stall_seconds:
-            if came < _SLOWEST * waited:
+            if came < SLOWEST * waited:
                 raise Broken(f"stalled after {got} bytes: {came} bytes in {waited:.0f} s")
             came, waited = 0, 0.0
         yield piece

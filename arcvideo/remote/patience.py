@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from arcvideo.remote.settings import ShardCacheSettings
 
+SLOWEST = 1 << 10
+"""Bytes a second below which an answer counts as stalled."""
 _LONGEST = 30.0
 """Seconds between two tries."""
 _PROGRESS = 1 << 20
 """Bytes after which tries and deadline count anew. A drip is no progress."""
+
+T = TypeVar("T")
 
 
 class Broken(Exception):
@@ -33,6 +39,18 @@ class Patience:
         self._came += size
         if self._came >= _PROGRESS:
             self._tries, self._since, self._came = 0, time.monotonic(), 0
+
+    def answer(self, ask: Callable[[], T]) -> T:
+        """Return what is asked for, as soon as a try brings it.
+
+        Raises:
+            Refused: none does; and whatever else `ask` raises besides Broken.
+        """
+        while True:
+            try:
+                return ask()
+            except Broken as error:
+                self.broken(error)
 
     def broken(self, error: Broken) -> None:
         """Return when it is time for the next try.

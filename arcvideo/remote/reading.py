@@ -42,13 +42,16 @@ def use(settings: ShardCacheSettings, *, root: Path) -> None:
 
 def settings_of(path: Path) -> ShardCacheSettings:
     """Return how the file that a link stands for is read."""
-    return _SETTINGS.get(path.parent) or ShardCacheSettings(path=str(path.parent))
+    return _of_folder(path.parent)
+
+
+def _of_folder(root: Path) -> ShardCacheSettings:
+    return _SETTINGS.get(root) or ShardCacheSettings(path=str(root))
 
 
 @lru_cache(maxsize=8)
 def _held(root: Path) -> Held:
-    settings = _SETTINGS.get(root) or ShardCacheSettings(path=str(root))
-    return Held(root, max_bytes=int(settings.max_gib * 2**30))
+    return Held(root, max_bytes=int(_of_folder(root).max_gib * 2**30))
 
 
 @lru_cache(maxsize=1 << 12)
@@ -74,14 +77,10 @@ def confirm(path: Path, link: Link) -> None:
     """
     settings = settings_of(path)
     patience, origin = Patience(link.url, settings=settings), _origin(link.url, settings.stall_seconds)
-    while True:
-        try:
-            difference = link.identity.difference(origin.identity())
-            break
-        except Broken as error:
-            patience.broken(error)
-        except NoRanges as error:
-            raise Refused(f"{link.url}: its server does not give parts of files any more") from error
+    try:
+        difference = link.identity.difference(patience.answer(origin.identity))
+    except NoRanges as error:
+        raise Refused(f"{link.url}: its server does not give parts of files any more") from error
     if difference:
         raise changed(path, link, difference)
 

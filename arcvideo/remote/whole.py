@@ -24,7 +24,7 @@ from urllib.parse import urlparse
 from arcvideo.progress import counted
 from arcvideo.remote.held import FOLDER
 from arcvideo.remote.links import link_or_none
-from arcvideo.remote.patience import Broken, Patience, Refused
+from arcvideo.remote.patience import SLOWEST, Broken, Patience, Refused
 from arcvideo.remote.settings import ShardCacheSettings
 
 os.environ.setdefault("WDS_SECURE", "1")  # plain webdataset would run `pipe:` URLs
@@ -32,8 +32,6 @@ os.environ.setdefault("WDS_SECURE", "1")  # plain webdataset would run `pipe:` U
 _CHUNK = 1 << 20
 _END_MARK = 1024
 """Zero bytes that end every tar."""
-_SLOWEST = 1 << 10
-"""Bytes a second below which a download counts as stalled."""
 _CURL = {
     6: "the host is unknown",
     7: "the host does not answer",
@@ -91,13 +89,12 @@ class WholeCopies:
 
     def _patient(self, url: str, partial: Path) -> bytes:
         """Write what the URL gives, tried again a bounded number of times; returns its sha256."""
-        patience = Patience(url, settings=self._settings)
-        while True:
+
+        def copied() -> bytes:
             with open(partial, "wb") as file:
-                try:
-                    return _copy(url, file, limit=self._limit, patience=self._settings.stall_seconds)
-                except Broken as error:
-                    patience.broken(error)
+                return _copy(url, file, limit=self._limit, patience=self._settings.stall_seconds)
+
+        return Patience(url, settings=self._settings).answer(copied)
 
     def _make_room(self, size: int, *, url: str) -> None:
         """Remove what was not used for longest and is in nobody's lease."""
@@ -167,7 +164,7 @@ def _chunks(stream: Any, *, patience: float) -> Iterator[bytes]:
     while True:
         rest = begun + patience - time.monotonic()
         if rest <= 0:
-            if came < _SLOWEST * patience:
+            if came < SLOWEST * patience:
                 raise TimeoutError(f"{came} bytes in {patience:g} s")
             begun, came = time.monotonic(), 0
             continue

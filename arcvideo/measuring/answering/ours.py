@@ -23,7 +23,7 @@ from arcvideo.measuring.questions import Question
 from arcvideo.measuring.read import Read
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.media.clip import to_media
-from arcvideo.model.disk.loading import load_model
+from arcvideo.model.disk.loading import dtype_to_ask, load_frozen
 from arcvideo.model.special import special_ids
 from arcvideo.model.towers.features import FeatureStore, store_of
 from arcvideo.processing import ArcVideoProcessor
@@ -66,11 +66,9 @@ class Ours:
         self.sampling = Sampling(
             max_new_tokens=settings.max_new_tokens or tokens, temperature=0.0, batch_prompts=settings.batch_prompts
         )
-        self.processor = ArcVideoProcessor.from_pretrained(
-            self.folder, wording=settings.wording or trained_wording(self.folder) or None, font=settings.font or None
-        )
+        self.processor = trained_processor(self.folder, wording=settings.wording, font=settings.font)
         self.device = device
-        self.dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        self.dtype = dtype_to_ask(device)
         self.features_folder = settings.features
         self.weights = resolve_parent(run_dir=self.folder, stage="", parent="", override=self.folder).weights
         self.sampler: Any = None
@@ -96,8 +94,7 @@ class Ours:
 
     def load(self) -> None:
         """Load the weights."""
-        model: Any = load_model(self.folder, dtype=self.dtype)
-        model.requires_grad_(False).to(self.device)
+        model = load_frozen(self.folder, device=self.device)
         if self.features_folder:
             self.store = store_of(model, root=Path(self.features_folder))
         self.sampler = InProcessSampler(model, tokenizer=self.processor.tokenizer)
@@ -224,7 +221,14 @@ class Ours:
         )
 
 
-def trained_wording(folder: Path) -> str:
+def trained_processor(folder: Path, *, wording: str = "", font: str = "") -> ArcVideoProcessor:
+    """Return the processor of a checkpoint; without a wording it has that of the stage which trained it."""
+    return ArcVideoProcessor.from_pretrained(
+        folder, wording=wording or _trained_wording(folder) or None, font=font or None
+    )
+
+
+def _trained_wording(folder: Path) -> str:
     """Return the wording that the stage of an export was trained with; empty when nothing says so."""
     try:
         return str(read_manifest(folder.parent).config["data"]["wording"]) if folder.name == EXPORT_NAME else ""

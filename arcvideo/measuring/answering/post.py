@@ -110,14 +110,8 @@ class _Connection(http.client.HTTPConnection):
         self._deadline.watch(self.sock)
 
 
-class _Secure(http.client.HTTPSConnection):
-    def __init__(self, *args: Any, deadline: _Deadline, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self._deadline = deadline
-
-    def connect(self) -> None:
-        super().connect()
-        self._deadline.watch(self.sock)
+class _Secure(_Connection, http.client.HTTPSConnection):
+    """The same under TLS: the deadline watches what the connection below has made."""
 
 
 class _Http(urllib.request.HTTPHandler):

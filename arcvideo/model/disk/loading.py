@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,22 @@ def load_config(directory: Path) -> ArcVideoConfig:
     if (directory / "config.json").exists():
         return ArcVideoConfig.from_pretrained(directory, local_files_only=True)
     return ArcVideoConfig()
+
+
+def load_frozen(directory: Path, *, device: torch.device | str) -> Any:
+    """Return the model of a checkpoint directory to be asked on a device: nothing of it learns.
+
+    Raises:
+        ValueError: as `load_model`.
+    """
+    device = torch.device(device)
+    model: Any = load_model(directory, dtype=dtype_to_ask(device))
+    return model.requires_grad_(False).to(device)
+
+
+def dtype_to_ask(device: torch.device) -> torch.dtype:
+    """Return what a model that is only asked computes in: float32 on a CPU, bfloat16 elsewhere."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> ArcVideoForConditionalGeneration:

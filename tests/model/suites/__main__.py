@@ -78,11 +78,10 @@ def add_parameterized(folder: Path) -> Path:
 def place(source: Path, folder: Path) -> Path:
     """Copy the suites of a checkout or source distribution into a folder, ours among them; return its `tests`."""
     tests = folder / "suites" / "tests"
-    for part in (source / "tests").glob("test_*_common.py"):
-        tests.mkdir(parents=True, exist_ok=True)
-        shutil.copy(part, tests)
-    for part in (source / "tests").glob("test_*_mixin.py"):
-        shutil.copy(part, tests)
+    tests.mkdir(parents=True)
+    for kind in ("common", "mixin"):
+        for part in (source / "tests").glob(f"test_*_{kind}.py"):
+            shutil.copy(part, tests)
     for name in ("generation", "exporters", "utils"):
         if (source / "tests" / name).is_dir():
             shutil.copytree(source / "tests" / name, tests / name, dirs_exist_ok=True)

@@ -15,12 +15,11 @@ from tqdm import tqdm
 
 from arcvideo.evaluation.answers import FULL
 from arcvideo.evaluation.evaluate import Asked, ask
-from arcvideo.measuring.answering.ours import checkpoint_folder, evaluated_with, trained_wording
+from arcvideo.measuring.answering.ours import checkpoint_folder, evaluated_with, trained_processor
 from arcvideo.media.clip import read_clip
 from arcvideo.media.sound import SAMPLE_RATE
 from arcvideo.messages import file_bytes
-from arcvideo.model.disk.loading import load_model
-from arcvideo.processing import ArcVideoProcessor
+from arcvideo.model.disk.loading import load_frozen
 from arcvideo.sampling.sampler import InProcessSampler
 from arcvideo.sampling.settings import Sampling
 from arcvideo.tasks import DEFAULT_TASK
@@ -93,15 +92,11 @@ class ArcVideo(lmms):
         self.style = style or str(evaluated_with(folder).get("style", "think"))
         if self.style not in ("plain", "think"):
             raise ValueError(f"style={self.style!r}: choose plain or think")
-        self.processor = ArcVideoProcessor.from_pretrained(
-            folder, wording=wording or trained_wording(folder) or None, font=font or None
-        )
+        self.processor = trained_processor(folder, wording=wording, font=font)
         self.max_new_tokens = int(max_new_tokens)
         self.batch_prompts = int(batch_size) if str(batch_size).isdecimal() and int(batch_size) else 64
         self._device = torch.device(device or _own_device())
-        dtype = torch.float32 if self._device.type == "cpu" else torch.bfloat16
-        model: Any = load_model(folder, dtype=dtype)
-        model.requires_grad_(False).to(self._device)
+        model = load_frozen(folder, device=self._device)
         self.sampler = InProcessSampler(model, tokenizer=self.processor.tokenizer)
 
     @property
