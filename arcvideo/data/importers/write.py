@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from arcvideo.data.importers.drafts import Draft, ImportReport
-from arcvideo.decoding.probe import Extent, Probed, ProbeJob, ProbePool
+from arcvideo.decoding.pool import MediaPool
+from arcvideo.decoding.probe import Extent, Probed, ProbeJob
 from arcvideo.media.errors import MediaError
 from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, Problem
 from arcvideo.shards.write import Record, write_shards
@@ -72,9 +73,9 @@ def write_drafts(
         now = _Part()
 
     out.mkdir(parents=True, exist_ok=True)
-    with ProbePool(count=workers) as pool:
+    with MediaPool(count=workers) as pool:
         for_jobs, for_records = tee(rest)
-        probes = pool.map(job for draft in for_jobs for job in _jobs(draft))
+        probes = pool.examined(job for draft in for_jobs for job in _jobs(draft))
 
         def records() -> Iterator[Record]:
             for draft in for_records:
