@@ -78,6 +78,7 @@ class MediaPool:
         decoder: str = "pyav",
         window: Sequence[float] | None = None,
         bare: bool = False,
+        candidates: int = 0,
     ) -> Clip:
         """As `arcvideo.media.clip.read_clip`, in another process; waits for a free one.
 
@@ -89,7 +90,7 @@ class MediaPool:
 
         how: dict[str, Any] = {
             "name": name, "layout": layout, "policy": policy, "seed": seed, "font": font, "decoder": decoder,
-            "window": window, "bare": bare,
+            "window": window, "bare": bare, "candidates": candidates,
         }  # fmt: skip
         if not self._workers:
             return read_clip(data, sidecar_audio=sidecar_audio, limits=self._limits, **how)

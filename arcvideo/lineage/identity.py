@@ -71,8 +71,12 @@ def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
         settings["data"] = settings["data"] | {"sources": plain}
     cache = settings.get("data", {}).get("frame_cache")
     if cache is not None:
-        # Frames lose a little in the cache; where it lies and how large it is do not matter.
-        settings["data"] = settings["data"] | {"frame_cache": cache["quality"] if cache["path"] else None}
+        # What is stored decides the pixels; where it lies and how large it is do not matter.
+        decides = {"quality"} if settings["data"].get("frames") != "random" else {"quality", "candidates"}
+        if cache.get("form") == "raw":
+            decides.discard("quality")  # nothing is lost: the frames are those that decoding gives
+        kept = {name: cache[name] for name in sorted(decides & cache.keys())} if cache["path"] else {}
+        settings["data"] = settings["data"] | {"frame_cache": kept or None}
     return settings
 
 

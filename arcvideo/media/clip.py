@@ -33,6 +33,7 @@ def read_clip(
     decoder: str = "pyav",
     window: Sequence[float] | None = None,
     bare: bool = False,
+    candidates: int = 0,
 ) -> Clip:
     """Decode a video, a sound file or a still picture in this process.
 
@@ -45,13 +46,15 @@ def read_clip(
         decoder: of the picture, "pyav" or "torchcodec".
         window: seconds [start, end] of the file that are the clip; None takes all of it.
         bare: also give the frames without their stamps, all of them behind the stamped ones.
+        candidates: so many frames of each interval, in place of the one of `policy`.
 
     Raises:
         MediaError: the file is broken, empty or over a limit.
     """
     request = read_request(
-        name=name, layout=layout, policy=policy, seed=seed, font=font, decoder=decoder, window=window, bare=bare
-    )
+        name=name, layout=layout, policy=policy, seed=seed, font=font, decoder=decoder, window=window, bare=bare,
+        candidates=candidates,
+    )  # fmt: skip
     return as_clip(read_arrays(data, request=request, limits=limits or MediaLimits(), sidecar_audio=sidecar_audio))
 
 

@@ -37,6 +37,8 @@ class ReadRequest:
     """Seconds [start, end] of the file that are the clip; None takes all of it. Its times count from `start`."""
     bare: bool = False
     """Also give the frames without their stamps, all of them behind the stamped ones."""
+    candidates: int = 0
+    """Frames of each interval, evenly spaced, of which somebody will choose; 0 takes the one of `policy`."""
 
     def __post_init__(self) -> None:
         # Here, because inside the decoder a user's mistake would look like a broken file.
@@ -58,6 +60,7 @@ def read_request(
     decoder: str = "pyav",
     window: Sequence[float] | None = None,
     bare: bool = False,
+    candidates: int = 0,
 ) -> ReadRequest:
     """Return the plain form of how a file is read."""
     return ReadRequest(
@@ -70,6 +73,7 @@ def read_request(
         decoder=decoder,
         window=window,
         bare=bare,
+        candidates=candidates,
     )
 
 
@@ -79,7 +83,7 @@ class ClipArrays:
 
     key: str
     frames: np.ndarray | None
-    """(F, 3, S, S) uint8; 2 F of them with `ReadRequest.bare`."""
+    """(F, 3, S, S) uint8, with `candidates` so many times F of them; twice as many with `ReadRequest.bare`."""
     spans: np.ndarray
     """(F, 2) float32."""
     waveform: np.ndarray | None
@@ -144,6 +148,8 @@ def clip_key(digest: bytes, *, request: ReadRequest) -> str:
         how = (*how, request.decoder)
     if request.window is not None:
         how = (*how, "window", *map(float, request.window))
+    if request.candidates:
+        how = (*how, "candidates", request.candidates)
     return hashlib.sha256(repr(how).encode() + digest).hexdigest()
 
 
@@ -199,6 +205,7 @@ def _planned(facts: VideoFacts, request: ReadRequest) -> FramePlan:
         max_frames=request.max_frames,
         policy=request.policy,
         seed=request.seed,
+        candidates=request.candidates,
     )
 
 
@@ -217,7 +224,7 @@ class _Seen:
 
         def finish(frame: np.ndarray, slot: int) -> np.ndarray:
             stamped = frame.copy()
-            overlay.stamp(stamped, text=stamp_text(plan.spans[slot]), font=request.font)
+            overlay.stamp(stamped, text=stamp_text(plan.spans[slot // (request.candidates or 1)]), font=request.font)
             room[slot] = resize(stamped, size=side).transpose(2, 0, 1)
             if request.bare:
                 room[count + slot] = resize(frame, size=side).transpose(2, 0, 1)

@@ -101,7 +101,8 @@ class DataSettings:
     length_weighting: str = "sqrt"
     """Weight of an answer of n tokens: token (1 each, n in total), sqrt (1/sqrt(n) each), sample (1/n each)."""
     frames: str = "middle"
-    """Frame of each one-second interval: middle, or random (a new draw each epoch; no feature cache)."""
+    """Frame of each one-second interval: middle, or random (a new draw each epoch; no feature cache; with a frame cache
+    a draw among its candidates)."""
     decoder: str = "pyav"
     """Decoder of the picture: pyav, or torchcodec (an extra; it needs FFmpeg's libraries): the same frames, their
     pixels alike up to rounding. pyav refuses damaged pictures that torchcodec paints over."""
@@ -144,8 +145,6 @@ class DataSettings:
             )
         _one_of("data.wording", self.wording, WORDINGS)
         _one_of("data.over_budget", self.over_budget, OVER_BUDGET)
-        if self.frame_cache.path is not None and self.frames == "random":
-            raise ValueError("data.frame_cache.path needs data.frames=middle: random frames never come twice")
         for name in ("token_budget", "packs_per_step", "prefetch_steps", "min_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 1")
