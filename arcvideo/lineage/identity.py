@@ -72,11 +72,8 @@ def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
     cache = settings.get("data", {}).get("frame_cache")
     if cache is not None:
         # What is stored decides the pixels; where it lies and how large it is do not matter.
-        decides = {"quality"} if settings["data"].get("frames") != "random" else {"quality", "candidates"}
-        if cache.get("form") == "raw":
-            decides.discard("quality")  # nothing is lost: the frames are those that decoding gives
-        kept = {name: cache[name] for name in sorted(decides & cache.keys())} if cache["path"] else {}
-        settings["data"] = settings["data"] | {"frame_cache": kept or None}
+        kept = {name: cache[name] for name in ("form", "quality", "candidates") if name in cache}
+        settings["data"] = settings["data"] | {"frame_cache": kept if cache["path"] else None}
     return settings
 
 
