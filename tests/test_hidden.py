@@ -106,8 +106,8 @@ def test_no_command_prints_a_code_of_the_data(tmp_path: Path) -> None:
         assert "\\x1b" in said, command
 
 
-OWN_OUTPUT = {"decoding/probe.py", "decoding/worker.py"}
-"""Their parent reads what they write, and prints it through its own."""
+OWN_OUTPUT = {"decoding/worker.py"}
+"""Its parent reads what it writes, and prints it through its own."""
 
 
 def test_every_command_speaks_plainly_before_it_does_anything() -> None:

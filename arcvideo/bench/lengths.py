@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from arcvideo.decoding.probe import Extent, ProbeJob, ProbePool
+from arcvideo.decoding.pool import MediaPool
+from arcvideo.decoding.probe import Extent, ProbeJob
 from arcvideo.files import write_whole
 from arcvideo.media.errors import MediaError
 from arcvideo.progress import watched
@@ -33,8 +34,8 @@ def clip_lengths(paths: Iterable[Path], *, noted: Path) -> dict[Path, float | Re
     missing = [path for path in wanted if signs[path] not in durations]
     problems: dict[Path, float | RecordError] = {}
     jobs = [ProbeJob(main=Extent(path=path, name=str(path))) for path in missing]
-    with ProbePool(count=0 if len(missing) <= _FEW else min(os.cpu_count() or 1, 16)) as pool:
-        probes = zip(missing, pool.map(jobs), strict=True)
+    with MediaPool(count=0 if len(missing) <= _FEW else min(os.cpu_count() or 1, 16)) as pool:
+        probes = zip(missing, pool.examined(jobs), strict=True)
         for path, probed in watched(probes, what="lengths", total=len(missing), unit="file"):
             if isinstance(probed, MediaError):
                 problems[path] = RecordError("broken_media", f"{path}: {' '.join(str(probed).split())}")

@@ -8,8 +8,6 @@ from collections import deque
 from math import prod
 
 import numpy as np
-import torch
-from torch import Tensor
 
 _WASTE = 1.25
 """A piece may be so many times larger than what it is lent for."""
@@ -27,8 +25,8 @@ class Buffers:
         self._keep = keep
         self._lock = threading.Lock()
         # Filled by whichever thread drops an array, maybe in the middle of `lend`: so without a lock.
-        self._returned: deque[Tensor] = deque()
-        self._idle: list[Tensor] = []
+        self._returned: deque[np.ndarray] = deque()
+        self._idle: list[np.ndarray] = []
 
     def lend(self, shape: tuple[int, ...]) -> np.ndarray:
         """Return a contiguous uint8 array with anything in it.
@@ -37,18 +35,18 @@ class Buffers:
         """
         size = prod(shape)
         piece = self._piece(size)
-        array = piece.numpy()
+        # Over a memoryview, so that the base of each view is `array` and not what lies below.
+        array = np.frombuffer(piece.data, dtype=np.uint8)
         weakref.finalize(array, self._returned.append, piece).atexit = False
-        # A view's base is `array`, not what lies below, because that is no array.
         return array[:size].reshape(shape)
 
-    def _piece(self, size: int) -> Tensor:
+    def _piece(self, size: int) -> np.ndarray:
         with self._lock:
             while self._returned:
                 self._idle.append(self._returned.popleft())
-            fitting = [piece for piece in self._idle if size <= piece.numel() <= size * _WASTE]
-            chosen = min(fitting, key=Tensor.numel, default=None)
+            fitting = [piece for piece in self._idle if size <= piece.nbytes <= size * _WASTE]
+            chosen = min(fitting, key=lambda piece: piece.nbytes, default=None)
             self._idle = [piece for piece in self._idle if piece is not chosen]
-            while sum(piece.numel() for piece in self._idle) > self._keep:
+            while sum(piece.nbytes for piece in self._idle) > self._keep:
                 self._idle.pop(0)  # the one that lay idle for longest
-        return torch.empty(size, dtype=torch.uint8) if chosen is None else chosen
+        return np.empty(size, dtype=np.uint8) if chosen is None else chosen

@@ -1,48 +1,67 @@
-"""Decoding in processes that can be killed: a file that hangs or crashes a decoder costs one MediaError."""
+"""Media read in processes that can be killed: a file that hangs or crashes a decoder costs one MediaError."""
 
 from __future__ import annotations
 
 import json
 import os
 import queue
-import selectors
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
 
 from arcvideo.decoding import wire
-from arcvideo.decoding.tries import FROM_OUTSIDE, TRIES, TRIES_FROM_OUTSIDE
-from arcvideo.media.clip import as_clip, read_request
+from arcvideo.decoding.buffers import Buffers
+from arcvideo.decoding.probe import Probed, ProbeJob, examine
 from arcvideo.media.errors import MediaError
-from arcvideo.media.read import ClipArrays, ReadRequest
+from arcvideo.media.read import ClipArrays, ReadRequest, read_request
 from arcvideo.media.settings import Layout, MediaLimits
-from arcvideo.types import Clip
 
-_START_SECONDS = 120.0
-_PIECE = 1 << 20
+if TYPE_CHECKING:
+    from arcvideo.types import Clip
+
+FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+"""Signals that no file makes a decoder die of: somebody sent them, most often the kernel when memory ran out."""
+TRIES = 2
+"""Times that a file is read whose process crashes or does not answer: once could be the machine's fault."""
+TRIES_FROM_OUTSIDE = 6
+"""The same for a process that was ended from outside."""
 _PAUSE = 0.5
 """Seconds before a file is read again whose process was ended from outside, doubled each time: memory gets free."""
+_START_SECONDS = 120.0
+"""Time a new process has to import what it needs."""
+_COMMAND = (sys.executable, "-m", "arcvideo.decoding.worker")
+_LARGEST_ANSWER = 8 << 30
+"""Bytes of an answer where the memory of a process is not limited."""
+_AHEAD = 4
+"""Files per process that are being examined or wait for an earlier one."""
 
 
 class MediaPool:
-    """`count` decoding processes behind one `read_clip`, for use from any number of threads.
+    """`count` decoding processes, for use from any number of threads; with 0 all happens here, unprotected.
 
     Processes start when first needed, and again after one was killed or crashed.
     """
 
     def __init__(self, *, count: int = 1, limits: MediaLimits | None = None) -> None:
-        if count < 1:
-            raise ValueError(f"count={count}: a media pool needs at least one process")
+        if count < 0:
+            raise ValueError(f"count={count}: a media pool has 0 processes or more")
+        self._limits = limits or MediaLimits()
         self._idle: queue.LifoQueue[MediaWorker] = queue.LifoQueue()
-        self._workers = [MediaWorker(limits=limits or MediaLimits()) for _ in range(count)]
+        buffers = Buffers()
+        self._workers = [MediaWorker(limits=self._limits, lend=buffers.lend) for _ in range(count)]
         for worker in reversed(self._workers):
             self._idle.put(worker)
 
@@ -66,14 +85,64 @@ class MediaPool:
             MediaError: as there, and `timeout` past the deadline, `crashed` when the process died, both after the file
                 was read again in a new process: a good clip is not given up because somebody killed its decoder.
         """
-        request = read_request(
-            name=name, layout=layout, policy=policy, seed=seed, font=font, decoder=decoder, window=window, bare=bare
-        )
+        from arcvideo.media.clip import as_clip, read_clip  # torch, which those who only examine files do without
+
+        how: dict[str, Any] = {
+            "name": name, "layout": layout, "policy": policy, "seed": seed, "font": font, "decoder": decoder,
+            "window": window, "bare": bare,
+        }  # fmt: skip
+        if not self._workers:
+            return read_clip(data, sidecar_audio=sidecar_audio, limits=self._limits, **how)
+        request = read_request(**how)
         worker = self._idle.get()
         try:
-            return as_clip(_patient(worker, data, request=request, sidecar_audio=sidecar_audio))
+            return as_clip(worker.read(data, request=request, sidecar_audio=sidecar_audio))
         finally:
             self._idle.put(worker)
+
+    def examined(self, jobs: Iterable[ProbeJob | None]) -> Iterator[Probed | MediaError | None]:
+        """Yield what `arcvideo.decoding.probe.examine` gives for each job, in their order; None for a job that is None.
+
+        Who stops asking ends the processes that are busy.
+        """
+        if not self._workers:
+            yield from map(self._examined_here, jobs)
+            return
+        threads = ThreadPoolExecutor(len(self._workers), "examine")
+        waiting: deque[Future[Probed | MediaError | None]] = deque()
+        try:
+            for job in jobs:
+                waiting.append(threads.submit(self._examined, job))
+                while waiting and (waiting[0].done() or len(waiting) >= _AHEAD * len(self._workers)):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+            for worker in self._workers if waiting else ():
+                worker.abandon()
+            threads.shutdown()
+            for worker in self._workers:
+                worker.abandoned = False
+
+    def _examined(self, job: ProbeJob | None) -> Probed | MediaError | None:
+        if job is None:
+            return None
+        worker = self._idle.get()
+        try:
+            return worker.examine(job)
+        except MediaError as error:
+            return error
+        finally:
+            self._idle.put(worker)
+
+    def _examined_here(self, job: ProbeJob | None) -> Probed | MediaError | None:
+        try:
+            return None if job is None else examine(job, limits=self._limits)
+        except MediaError as error:
+            return error
+        except MemoryError:
+            return MediaError("too_large", f"{job.main.name if job else ''}: out of memory while decoding")
 
     def close(self) -> None:
         """End the processes; a later read starts new ones."""
@@ -90,76 +159,134 @@ class MediaPool:
 
 
 class MediaWorker:
-    """One decoding process and the parent's ends of its pipes; one request at a time."""
+    """One decoding process and the parent's end of the socket to it; one question at a time."""
 
-    def __init__(self, *, limits: MediaLimits) -> None:
+    def __init__(self, *, limits: MediaLimits, lend: wire.Lend | None = None) -> None:
+        """Start nothing yet.
+
+        Args:
+            limits: of each file.
+            lend: gives the memory of a clip; None takes new memory.
+        """
         self._limits = limits
+        self._lend = lend or Buffers(keep=0).lend
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
         self._log: IO[bytes] | None = None
         self._owner = 0
-        self.ended_by = 0
+        self.abandoned = False
+        """Nobody waits for an answer any more, so no question is asked."""
+        self._ended_by = 0
         """Signal that ended the last process which died, 0 for none."""
 
     def read(self, data: bytes, *, request: ReadRequest, sidecar_audio: bytes | None = None) -> ClipArrays:
-        """Return the clip, or the MediaError that the process met; a process that does not answer in time is killed."""
+        """Return the clip.
+
+        Raises:
+            MediaError: the one that the process met, or `timeout` or `crashed`, as often as a file is tried.
+            RuntimeError: the process does not start, which is no fault of the file.
+        """
         if len(data) > self._limits.max_bytes:  # not worth sending
             raise MediaError("too_large", f"{request.name}: {len(data)} bytes, the limit is {self._limits.max_bytes}")
+        question = wire.read_question(data, request=request, sidecar_audio=sidecar_audio)
+        return wire.answered_clip(*self._answer(question, name=request.name))
+
+    def examine(self, job: ProbeJob) -> Probed:
+        """Return what is to know of files.
+
+        Raises:
+            MediaError, RuntimeError: as `read` does.
+        """
+        return wire.answered_probe(self._answer(wire.probe_question(job), name=job.main.name)[0])
+
+    def close(self) -> None:
+        """End the process, if there is one, after the question that it is asked."""
         with self._lock:
-            process = self._started(request.name)
+            self._end()
+
+    def abandon(self) -> None:
+        """End the process in the middle of a question, which is not asked again; any thread may call it."""
+        self.abandoned = True
+        process = self._process
+        if process is not None and self._owner == os.getpid():
+            process.kill()
+
+    def _answer(self, question: wire.Message, *, name: str) -> tuple[dict[str, Any], np.ndarray]:
+        """Return the answer, asked again where the process crashed, was killed, or did not answer in time."""
+        tried = 0
+        while True:
+            try:
+                head, body = self._asked(question, name=name)
+                break
+            except MediaError as error:
+                outside = error.reason == "crashed" and self._ended_by in FROM_OUTSIDE
+                tried += 1
+                if self.abandoned or tried >= (TRIES_FROM_OUTSIDE if outside else TRIES):
+                    raise
+                if outside:
+                    time.sleep(_PAUSE * 2 ** (tried - 1))
+        error = wire.refused(head)
+        if error is not None:
+            raise error
+        return head, body
+
+    def _asked(self, question: wire.Message, *, name: str) -> tuple[dict[str, Any], np.ndarray]:
+        with self._lock:
+            peer = self._started(name)
             deadline = time.monotonic() + self._limits.deadline_seconds
             try:
-                for piece in wire.pack_request(data, request=request, sidecar_audio=sidecar_audio):
-                    _send(process, piece, deadline=deadline)
-                head_size, body_size = wire.LENGTHS.unpack(_receive(process, wire.LENGTHS.size, deadline=deadline))
-                head = _receive(process, head_size, deadline=deadline)
-                body = _receive(process, body_size, deadline=deadline)
-                if wire.is_last(head):
+                if self.abandoned:
+                    raise EOFError
+                wire.send(peer, question, deadline=deadline)
+                most = self._limits.max_memory_bytes or _LARGEST_ANSWER
+                head, body = wire.receive(peer, most=most, lend=self._lend, deadline=deadline)
+                if head.get("last"):
                     self._end()
             except TimeoutError:
                 self._end()
-                self.ended_by = 0
+                self._ended_by = 0
                 seconds = self._limits.deadline_seconds
-                raise MediaError("timeout", f"{request.name}: not decoded within {seconds} s") from None
-            except (BrokenPipeError, EOFError):
-                raise MediaError("crashed", f"{request.name}: the decoder died ({self._post_mortem()})") from None
+                raise MediaError("timeout", f"{name}: not decoded within {seconds} s") from None
+            except (ConnectionError, EOFError):
+                raise MediaError("crashed", f"{name}: the decoder died ({self._post_mortem()})") from None
             except BaseException:
-                self._end()  # an interrupt leaves a half-read answer in the pipe
+                self._end()  # an interrupt leaves a half-read answer in the socket
                 raise
-        return wire.unpack_reply(head, body)
+        return head, body
 
-    def close(self) -> None:
-        """End the process, if there is one."""
-        with self._lock:
+    def _started(self, name: str) -> socket.socket:
+        """Return the socket to the running process; after a fork the parent's process is left alone and a new one is
+        started.
+        """
+        if self._process is not None and self._owner == os.getpid():
+            assert self._socket is not None
+            if self._process.poll() is None:
+                return self._socket
             self._end()
-
-    def _started(self, name: str) -> subprocess.Popen[bytes]:
-        """Return the running process; after a fork the parent's process is left alone and a new one is started."""
-        if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
-            return self._process
-        if self._owner == os.getpid():
-            self._end()
+        # Not `multiprocessing`: it would run the user's script again, which may be what started us.
         root = str(Path(__file__).resolve().parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "arcvideo.decoding.worker", json.dumps(asdict(self._limits))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-            bufsize=0,
-        )
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [*_COMMAND, json.dumps(asdict(self._limits))],
+                stdin=theirs.fileno(),
+                stdout=self._log,
+                stderr=self._log,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+            )
         self._owner = os.getpid()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            os.set_blocking(pipe.fileno(), False)
         try:
-            _receive(self._process, len(wire.READY), deadline=time.monotonic() + _START_SECONDS)
-        except (EOFError, TimeoutError):
-            detail = self._post_mortem()
-            raise MediaError("crashed", f"{name}: the decoding process does not start ({detail})") from None
-        return self._process
+            wire.receive(self._socket, most=0, lend=self._lend, deadline=time.monotonic() + _START_SECONDS)
+        except (EOFError, TimeoutError, ConnectionError) as error:
+            how = self._post_mortem()
+            if self._ended_by:
+                raise MediaError("crashed", f"{name}: the decoder died while it started ({how})") from None
+            what = f"in {_START_SECONDS:g} s" if isinstance(error, TimeoutError) else f"({how})"
+            raise RuntimeError(f"the process that decodes media does not start {what}") from None
+        return self._socket
 
     def _end(self) -> None:
         process, self._process = self._process, None
@@ -167,9 +294,9 @@ class MediaWorker:
             return
         process.kill()
         process.wait()
-        for pipe in (process.stdin, process.stdout, self._log):
-            if pipe is not None:
-                pipe.close()
+        for end in (self._socket, self._log):
+            if end is not None:
+                end.close()
 
     def _post_mortem(self) -> str:
         """Return how the process ended and the last thing it printed."""
@@ -183,49 +310,6 @@ class MediaWorker:
         log.seek(0)
         lines = log.read().decode(errors="replace").strip().splitlines()
         self._end()
-        self.ended_by = max(0, -code)
+        self._ended_by = max(0, -code)
         how = signal.Signals(-code).name if code < 0 else f"exit {code}"
         return ": ".join([how, *lines[-1:]])
-
-
-def _patient(worker: MediaWorker, data: bytes, *, request: ReadRequest, sidecar_audio: bytes | None) -> ClipArrays:
-    """Return what the worker reads, tried again where its process crashed, was killed, or did not answer."""
-    tried = 0
-    while True:
-        try:
-            return worker.read(data, request=request, sidecar_audio=sidecar_audio)
-        except MediaError as error:
-            outside = error.reason == "crashed" and worker.ended_by in FROM_OUTSIDE
-            tried += 1
-            if error.reason not in ("crashed", "timeout") or tried >= (TRIES_FROM_OUTSIDE if outside else TRIES):
-                raise
-            if outside:
-                time.sleep(_PAUSE * 2 ** (tried - 1))
-
-
-def _send(process: subprocess.Popen[bytes], data: bytes, *, deadline: float) -> None:
-    assert process.stdin is not None
-    view = memoryview(data)
-    while view:
-        _wait(process.stdin, selectors.EVENT_WRITE, deadline=deadline)
-        view = view[os.write(process.stdin.fileno(), view[:_PIECE]) :]
-
-
-def _receive(process: subprocess.Popen[bytes], size: int, *, deadline: float) -> bytes:
-    assert process.stdout is not None
-    pieces = bytearray()
-    while len(pieces) < size:
-        _wait(process.stdout, selectors.EVENT_READ, deadline=deadline)
-        piece = os.read(process.stdout.fileno(), min(_PIECE, size - len(pieces)))
-        if not piece:
-            raise EOFError
-        pieces += piece
-    return bytes(pieces)
-
-
-def _wait(pipe: IO[bytes], event: int, *, deadline: float) -> None:
-    remaining = deadline - time.monotonic()
-    with selectors.DefaultSelector() as selector:
-        selector.register(pipe, event)
-        if remaining <= 0 or not selector.select(remaining):
-            raise TimeoutError

@@ -1,79 +1,160 @@
-"""How a clip travels between the decoding process and its parent: a JSON head, then raw bytes. No pickle.
+"""How a decoding process and its parent talk over a socket: a JSON head, then raw bytes. No pickle.
 
 A decoder that was taken over by a hostile file can send wrong numbers, but it cannot make the parent run code.
+
+It is a socket because its bytes are received straight into memory that was used before. Shared memory, new for each
+clip, took three times the CPU: fresh pages cost more than copies.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import socket
 import struct
+import time
+from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from arcvideo.decoding.probe import Extent, MediaFacts, Probed, ProbeJob
 from arcvideo.media.errors import REASONS, MediaError
 from arcvideo.media.read import ClipArrays, ReadRequest
 
-LENGTHS = struct.Struct("<QQ")
+Lend = Callable[[tuple[int, ...]], np.ndarray]
+"""Gives an uint8 array of a shape, with anything in it."""
+Message = tuple[dict[str, Any], list[np.ndarray]]
+"""A head, and what follows it: contiguous arrays, each read as bytes."""
+_LENGTHS = struct.Struct("<QQ")
 """Sizes of the head and of the body, before both."""
-READY = b"ready\n"
-_DTYPES = {"frames": np.uint8, "spans": np.float32, "waveform": np.float32}
+_LONGEST_HEAD = 1 << 20
+_DTYPES = {"spans": np.float32, "waveform": np.float32, "frames": np.uint8}
+"""Arrays of a clip as they travel, those of large items first, so that each begins at a multiple of its item."""
 
 
-def pack_request(data: bytes, *, request: ReadRequest, sidecar_audio: bytes | None) -> list[bytes]:
-    """Return the pieces to write, in order."""
-    head = {
-        "request": asdict(request),
-        "media": len(data),
-        "sidecar": None if sidecar_audio is None else len(sidecar_audio),
-    }
-    return _framed(head, [data, sidecar_audio or b""])
+def send(to: socket.socket, message: Message, *, deadline: float | None = None) -> None:
+    """Write a message.
 
-
-def unpack_request(head: bytes, body: bytes) -> tuple[bytes, ReadRequest, bytes | None]:
-    """Return (media, request, sidecar audio)."""
-    fields = json.loads(head)
-    split = fields["media"]
-    return body[:split], ReadRequest(**fields["request"]), None if fields["sidecar"] is None else body[split:]
-
-
-def pack_reply(reply: ClipArrays | MediaError, *, last: bool = False) -> list[bytes]:
-    """Return the pieces to write, in order; `last` tells that the process wants to be replaced."""
-    if isinstance(reply, MediaError):
-        return _framed({"reason": reply.reason, "detail": reply.detail, "last": last}, [])
-    arrays = {name: getattr(reply, name) for name in _DTYPES}
-    shapes = {name: list(array.shape) for name, array in arrays.items() if array is not None}
-    head = {"key": reply.key, "duration": reply.duration, "shapes": shapes, "last": last}
-    return _framed(head, [np.ascontiguousarray(arrays[name]).tobytes() for name in shapes])
-
-
-def is_last(head: bytes) -> bool:
-    """Return whether the process that replied wants to be replaced."""
-    return bool(json.loads(head)["last"])
-
-
-def unpack_reply(head: bytes, body: bytes) -> ClipArrays:
-    """Return the clip.
+    Args:
+        deadline: of `time.monotonic`.
 
     Raises:
-        MediaError: the one that the other side met.
+        TimeoutError, ConnectionError
     """
-    fields = json.loads(head)
-    if "reason" in fields:
-        reason = fields["reason"] if fields["reason"] in REASONS else "crashed"
-        raise MediaError(reason, str(fields["detail"]))
+    head, arrays = message
+    text = json.dumps(head).encode()
+    lengths = _LENGTHS.pack(len(text), sum(array.nbytes for array in arrays))
+    pieces: list[bytes | memoryview] = [lengths, text, *(array.data for array in arrays)]
+    for piece in pieces:
+        to.settimeout(_left(deadline))
+        to.sendall(piece)
+
+
+def receive(
+    source: socket.socket, *, most: int, lend: Lend, deadline: float | None = None
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Return a head and its body, (N,) uint8.
+
+    Args:
+        most: bytes that a body may have.
+        lend: gives the memory of the body.
+        deadline: of `time.monotonic`.
+
+    Raises:
+        EOFError: the other side is gone, or sends what it never would.
+        TimeoutError, ConnectionError
+    """
+    head_size, body_size = _LENGTHS.unpack(_filled(np.empty(_LENGTHS.size, np.uint8), source, deadline).data)
+    if head_size > _LONGEST_HEAD or body_size > most:
+        raise EOFError
+    text = _filled(np.empty(head_size, np.uint8), source, deadline).tobytes()
+    try:
+        head = json.loads(text)
+    except ValueError:
+        raise EOFError from None
+    return head, _filled(lend((body_size,)), source, deadline) if body_size else np.empty(0, np.uint8)
+
+
+def read_question(data: bytes, *, request: ReadRequest, sidecar_audio: bytes | None) -> Message:
+    """Ask for the clip in these bytes."""
+    parts = [data] if sidecar_audio is None else [data, sidecar_audio]
+    sizes = [len(part) for part in parts]
+    return {"request": asdict(request), "sizes": sizes}, [np.frombuffer(part, np.uint8) for part in parts if part]
+
+
+def read_asked(head: dict[str, Any], body: np.ndarray) -> tuple[bytes, ReadRequest, bytes | None]:
+    """Return (media, request, sidecar audio) of a `read_question`."""
+    media, *rest = head["sizes"]
+    sidecar = body[media:].tobytes() if rest else None
+    return body[:media].tobytes(), ReadRequest(**head["request"]), sidecar
+
+
+def probe_question(job: ProbeJob) -> Message:
+    """Ask for what is to know of these files."""
+    parts = (job.main, job.sound)
+    return {"extents": [None if part is None else {**vars(part), "path": str(part.path)} for part in parts]}, []
+
+
+def probe_asked(head: dict[str, Any]) -> ProbeJob:
+    """Return the job of a `probe_question`."""
+    main, sound = (row and Extent(**{**row, "path": Path(row["path"])}) for row in head["extents"])
+    return ProbeJob(main=main, sound=sound)
+
+
+def answer(result: ClipArrays | Probed | MediaError, *, last: bool) -> Message:
+    """Answer either question; `last` tells that the process wants to be replaced."""
+    if isinstance(result, MediaError):
+        return {"reason": result.reason, "detail": result.detail, "last": last}, []
+    if isinstance(result, Probed):
+        facts = {"facts": vars(result.facts), "uses_sound": result.uses_sound, "digest": result.digest.hex()}
+        return {**facts, "last": last}, []
+    arrays = {name: np.ascontiguousarray(array) for name in _DTYPES if (array := getattr(result, name)) is not None}
+    shapes = {name: array.shape for name, array in arrays.items()}
+    return {"key": result.key, "duration": result.duration, "shapes": shapes, "last": last}, list(arrays.values())
+
+
+def refused(head: dict[str, Any]) -> MediaError | None:
+    """Return the error that the other side met, if it did."""
+    if "reason" not in head:
+        return None
+    return MediaError(head["reason"] if head["reason"] in REASONS else "crashed", str(head["detail"]))
+
+
+def answered_clip(head: dict[str, Any], body: np.ndarray) -> ClipArrays:
+    """Return the clip; its arrays lie in the body."""
     arrays: dict[str, Any] = dict.fromkeys(_DTYPES)
     offset = 0
-    for name, shape in fields["shapes"].items():
-        count = math.prod(shape)
-        # copy: tensors made from it must own writable memory
-        arrays[name] = np.frombuffer(body, dtype=_DTYPES[name], count=count, offset=offset).reshape(shape).copy()
-        offset += arrays[name].nbytes
-    return ClipArrays(key=fields["key"], duration=fields["duration"], **arrays)
+    for name, shape in head["shapes"].items():
+        size = math.prod(shape) * np.dtype(_DTYPES[name]).itemsize
+        arrays[name] = body[offset : offset + size].view(_DTYPES[name]).reshape(shape)
+        offset += size
+    return ClipArrays(key=head["key"], duration=head["duration"], **arrays)
 
 
-def _framed(head: dict[str, Any], body: list[bytes]) -> list[bytes]:
-    text = json.dumps(head).encode()
-    return [LENGTHS.pack(len(text), sum(len(piece) for piece in body)), text, *body]
+def answered_probe(head: dict[str, Any]) -> Probed:
+    """Return what was found."""
+    digest = bytes.fromhex(head["digest"])
+    return Probed(facts=MediaFacts(**head["facts"]), uses_sound=head["uses_sound"], digest=digest)
+
+
+def _filled(room: np.ndarray, source: socket.socket, deadline: float | None) -> np.ndarray:
+    view = room.data
+    while view:
+        source.settimeout(_left(deadline))
+        count = source.recv_into(view)
+        if not count:
+            raise EOFError
+        view = view[count:]
+    return room
+
+
+def _left(deadline: float | None) -> float | None:
+    if deadline is None:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left

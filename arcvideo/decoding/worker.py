@@ -1,4 +1,7 @@
-"""The decoding process: `python -m arcvideo.decoding.worker`, fed by `arcvideo.decoding.pool`. Imports no torch."""
+"""The decoding process: `python -m arcvideo.decoding.worker`, asked by `arcvideo.decoding.pool`. Imports no torch.
+
+It answers two questions: what clip these bytes are, and what is to know of these files.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,17 @@ import faulthandler
 import json
 import os
 import resource
+import signal
+import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
+
+import numpy as np
 
 from arcvideo.decoding import wire
+from arcvideo.decoding.probe import Probed, examine
 from arcvideo.media.errors import MediaError
 from arcvideo.media.read import ClipArrays, read_arrays
 from arcvideo.media.settings import MediaLimits
@@ -23,29 +31,34 @@ _FULL = 0.5
 _STATM = Path("/proc/self/statm")
 
 
-def serve(source: BinaryIO, sink: BinaryIO, *, limits: MediaLimits) -> None:
-    """Answers requests until the parent closes the pipe."""
-    sink.write(wire.READY)
-    sink.flush()
-    while lengths := source.read(wire.LENGTHS.size):
-        head_size, body_size = wire.LENGTHS.unpack(lengths)
-        head, body = source.read(head_size), source.read(body_size)
+def serve(parent: socket.socket, *, limits: MediaLimits) -> None:
+    """Answer questions until the parent closes its end."""
+    wire.send(parent, ({"ready": True}, []))
+    while True:
+        try:
+            head, body = wire.receive(parent, most=sys.maxsize, lend=lambda shape: np.empty(shape, np.uint8))
+        except EOFError:
+            return
         faulthandler.dump_traceback_later(limits.deadline_seconds + _ORPHAN_SECONDS, exit=True)
-        reply = _answer(head, body, limits)
+        result = _result(head, body, limits=limits)
         faulthandler.cancel_dump_traceback_later()
-        for piece in wire.pack_reply(reply, last=_is_full(limits)):
-            sink.write(piece)
-        sink.flush()
+        wire.send(parent, wire.answer(result, last=_is_full(limits)))
 
 
-def _answer(head: bytes, body: bytes, limits: MediaLimits) -> ClipArrays | MediaError:
-    data, request, sidecar = wire.unpack_request(head, body)
+def _result(head: dict[str, Any], body: np.ndarray, *, limits: MediaLimits) -> ClipArrays | Probed | MediaError:
+    name = "a file"
     try:
+        if "extents" in head:
+            job = wire.probe_asked(head)
+            name = job.main.name
+            return examine(job, limits=limits)
+        data, request, sidecar = wire.read_asked(head, body)
+        name = request.name
         return read_arrays(data, request=request, limits=limits, sidecar_audio=sidecar)
     except MediaError as error:
         return error
     except MemoryError:
-        return MediaError("too_large", f"{request.name}: needs more memory than {limits.max_memory_bytes} bytes")
+        return MediaError("too_large", f"{name}: needs more memory than {limits.max_memory_bytes} bytes")
 
 
 def _is_full(limits: MediaLimits) -> bool:
@@ -63,15 +76,14 @@ def _volunteer() -> None:
 
 
 def main() -> None:
-    """Take the limits as JSON from the command line."""
+    """Take the limits as JSON from the command line, and the socket to the parent as standard input."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     limits = MediaLimits(**json.loads(sys.argv[1]))
     _volunteer()
     if limits.max_memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (limits.max_memory_bytes, limits.max_memory_bytes))
-    # Replies go to a private copy of the pipe: whatever a library prints must not end up among them.
-    sink = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    serve(sys.stdin.buffer, sink, limits=limits)
+    with socket.socket(fileno=os.dup(0)) as parent, suppress(ConnectionError):
+        serve(parent, limits=limits)
 
 
 if __name__ == "__main__":

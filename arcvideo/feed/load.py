@@ -18,9 +18,9 @@ from arcvideo.feed.collate import Rendered
 from arcvideo.feed.prompts import Prompt
 from arcvideo.layout import MediaLayout
 from arcvideo.media.audio import fit_waveform, silent_seconds
-from arcvideo.media.clip import read_clip, read_request, to_media
+from arcvideo.media.clip import read_clip, to_media
 from arcvideo.media.errors import MediaError
-from arcvideo.media.read import clip_key
+from arcvideo.media.read import clip_key, read_request
 from arcvideo.model.special import special_ids
 from arcvideo.model.towers.features import feature_key
 from arcvideo.planning.families import Family

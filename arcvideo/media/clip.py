@@ -14,7 +14,7 @@ from arcvideo.media.audio import fit_waveform, mel_chunks, silent_seconds
 from arcvideo.media.frames import plan_frames, stamp_text
 from arcvideo.media.overlay import stamp
 from arcvideo.media.picture import keeps_to
-from arcvideo.media.read import ClipArrays, ReadRequest, read_arrays, resize
+from arcvideo.media.read import ClipArrays, read_arrays, read_request, resize
 from arcvideo.media.settings import Layout, MediaLimits
 from arcvideo.media.sound import SAMPLE_RATE
 from arcvideo.types import Clip, Media
@@ -55,37 +55,11 @@ def read_clip(
     return as_clip(read_arrays(data, request=request, limits=limits or MediaLimits(), sidecar_audio=sidecar_audio))
 
 
-def read_request(
-    *,
-    name: str,
-    layout: Layout,
-    policy: str = "middle",
-    seed: int = 0,
-    font: str | None = None,
-    decoder: str = "pyav",
-    window: Sequence[float] | None = None,
-    bare: bool = False,
-) -> ReadRequest:
-    """Return the plain form of how a file is read."""
-    return ReadRequest(
-        name=name,
-        image_size=layout.image_size,
-        max_frames=layout.max_frames,
-        policy=policy,
-        seed=seed,
-        font=font,
-        decoder=decoder,
-        window=window,
-        bare=bare,
-    )
-
-
 def as_clip(arrays: ClipArrays) -> Clip:
-    """Return the same clip with tensors; frames become channels-first."""
-    frames = arrays.frames
+    """Return the same clip with tensors, in the same memory."""
     return Clip(
         key=arrays.key,
-        frames=None if frames is None else torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))),
+        frames=None if arrays.frames is None else torch.from_numpy(arrays.frames),
         frame_times=torch.from_numpy(arrays.spans),
         waveform=None if arrays.waveform is None else torch.from_numpy(arrays.waveform),
         duration=arrays.duration,
@@ -135,7 +109,7 @@ def clip_of_frames(
     for index, span in zip(plan.indices, plan.spans, strict=True):
         frame = np.array(frames[index])
         stamp(frame, text=stamp_text(span), font=font)
-        seen.append(resize(frame, size=layout.image_size))
+        seen.append(resize(frame, size=layout.image_size).transpose(2, 0, 1))
     digest = hashlib.sha256(repr((fps, None if times is None else list(times), layout, font)).encode())
     for part in (*frames, *(() if waveform is None else (waveform,))):
         digest.update(repr(part.shape).encode() + np.ascontiguousarray(part).tobytes())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image
@@ -15,7 +15,7 @@ from arcvideo.media.decode import decode
 from arcvideo.media.errors import MediaError
 from arcvideo.media.frames import FramePlan, check_policy, plan_frames, stamp_text, time_spans
 from arcvideo.media.picture import Selection, VideoFacts
-from arcvideo.media.settings import DECODERS, MediaLimits
+from arcvideo.media.settings import DECODERS, Layout, MediaLimits
 from arcvideo.media.sound import SAMPLE_RATE
 
 
@@ -48,13 +48,38 @@ class ReadRequest:
             raise ValueError(f"window {self.window}: must be [start, end] in seconds, start before end")
 
 
+def read_request(
+    *,
+    name: str,
+    layout: Layout,
+    policy: str = "middle",
+    seed: int = 0,
+    font: str | None = None,
+    decoder: str = "pyav",
+    window: Sequence[float] | None = None,
+    bare: bool = False,
+) -> ReadRequest:
+    """Return the plain form of how a file is read."""
+    return ReadRequest(
+        name=name,
+        image_size=layout.image_size,
+        max_frames=layout.max_frames,
+        policy=policy,
+        seed=seed,
+        font=font,
+        decoder=decoder,
+        window=window,
+        bare=bare,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClipArrays:
     """A Clip in numpy."""
 
     key: str
     frames: np.ndarray | None
-    """(F, S, S, 3) uint8; 2 F of them with `ReadRequest.bare`."""
+    """(F, 3, S, S) uint8; 2 F of them with `ReadRequest.bare`."""
     spans: np.ndarray
     """(F, 2) float32."""
     waveform: np.ndarray | None
@@ -70,8 +95,8 @@ def read_arrays(
     Raises:
         MediaError: when any part cannot be read as it should be.
     """
-    choose = partial(_selection, request=request)
-    decoded = decode(data, name=request.name, choose=choose, limits=limits, decoder=request.decoder)
+    seen = _Seen(request)
+    decoded = decode(data, name=request.name, choose=seen.selection, limits=limits, decoder=request.decoder)
     if sidecar_audio is not None:
         sound = decode(sidecar_audio, name=f"audio of {request.name}", choose=_no_picture, limits=limits)
         if sound.waveform is None:
@@ -86,9 +111,7 @@ def read_arrays(
     else:
         duration = _shown(decoded.facts, request)[1].duration
         spans = _plan(decoded.facts, request).spans
-        frames = np.stack(decoded.frames)
-        if request.bare:
-            frames = np.concatenate([frames[:, 0], frames[:, 1]])
+        frames = seen.frames
     return ClipArrays(
         key=clip_key(media_digest(data, sidecar_audio=sidecar_audio), request=request),
         frames=frames,
@@ -179,16 +202,29 @@ def _planned(facts: VideoFacts, request: ReadRequest) -> FramePlan:
     )
 
 
-def _selection(facts: VideoFacts, *, request: ReadRequest) -> Selection:
-    plan = _plan(facts, request)
+class _Seen:
+    """The frames that the model sees, written where they stay as soon as they are decoded."""
 
-    def finish(frame: np.ndarray, slot: int) -> np.ndarray:
-        stamped = frame.copy()
-        overlay.stamp(stamped, text=stamp_text(plan.spans[slot]), font=request.font)
-        seen = resize(stamped, size=request.image_size)
-        return np.stack([seen, resize(frame, size=request.image_size)]) if request.bare else seen
+    def __init__(self, request: ReadRequest) -> None:
+        self._request = request
+        self.frames: np.ndarray | None = None
 
-    return Selection(indices=plan.indices, finish=finish)
+    def selection(self, facts: VideoFacts) -> Selection:
+        """Return what to take, and make room for it."""
+        request, plan = self._request, _plan(facts, self._request)
+        count, side = len(plan.indices), request.image_size
+        room = np.empty((2 * count if request.bare else count, 3, side, side), dtype=np.uint8)
+
+        def finish(frame: np.ndarray, slot: int) -> np.ndarray:
+            stamped = frame.copy()
+            overlay.stamp(stamped, text=stamp_text(plan.spans[slot]), font=request.font)
+            room[slot] = resize(stamped, size=side).transpose(2, 0, 1)
+            if request.bare:
+                room[count + slot] = resize(frame, size=side).transpose(2, 0, 1)
+            return room[slot]
+
+        self.frames = room
+        return Selection(indices=plan.indices, finish=finish)
 
 
 def _no_picture(facts: VideoFacts) -> Selection:

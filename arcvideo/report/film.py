@@ -107,7 +107,7 @@ def _film(clip: Any) -> Film:
     if clip.frames is not None:
         count = min(FRAMES, len(clip.frames))
         chosen = [int((place + 0.5) * len(clip.frames) / count) for place in range(count)]
-        frames = tuple(_jpeg(clip.frames[number]) for number in chosen)
+        frames = tuple(_jpeg(clip.frames[number].transpose(1, 2, 0)) for number in chosen)
     return Film(duration=float(clip.duration), frames=frames, sound=_peaks(clip.waveform))
 
 

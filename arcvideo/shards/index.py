@@ -21,7 +21,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from arcvideo.decoding.probe import ProbePool
+from arcvideo.decoding.pool import MediaPool
 from arcvideo.files import read_lines
 from arcvideo.progress import counted
 from arcvideo.remote.links import read_link
@@ -249,7 +249,7 @@ def ensure_indexes(
     by_shard = {shard: open_index(shard, place=place) for shard in shards}
     stale = [shard for shard, index in by_shard.items() if index is None]
     bar = counted(what="index", total=len(stale), unit="shard", quiet=not progress or not stale)
-    with bar as advance, ProbePool(count=workers) as pool:
+    with bar as advance, MediaPool(count=workers) as pool:
         in_turns(
             stale,
             done=lambda shard: open_index(shard, place=place) is not None,
@@ -316,11 +316,11 @@ def content_digest(sources: Iterable[tuple[str, Sequence[ShardIndex]]]) -> str:
     return digest.hexdigest()
 
 
-def build_index(shard: Path, *, pool: ProbePool | None = None) -> None:
+def build_index(shard: Path, *, pool: MediaPool | None = None) -> None:
     """Write `<shard>.index/`, whole or not at all; several processes may ask for the same one."""
     with locked(lock_file(shard)):
         if open_index(shard) is None:  # no other process was faster
-            _build(shard, pool=pool or ProbePool())
+            _build(shard, pool=pool or MediaPool(count=0))
 
 
 def lock_file(shard: Path, *, place: str = "") -> Path:
@@ -328,7 +328,7 @@ def lock_file(shard: Path, *, place: str = "") -> Path:
     return index_folder(shard, place=place).with_suffix(".lock")
 
 
-def _build(shard: Path, *, pool: ProbePool, progress: bool = False, place: str = "") -> None:
+def _build(shard: Path, *, pool: MediaPool, progress: bool = False, place: str = "") -> None:
     made_from, link = _made_from(shard), read_link(shard)
     if link is not None:
         _publish(streamed_columns(shard, link, pool=pool, progress=progress), made_from, shard=shard, place=place)
@@ -336,7 +336,7 @@ def _build(shard: Path, *, pool: ProbePool, progress: bool = False, place: str =
     groups, problems = read_groups(shard)
     columns = Columns(problems=problems)
     jobs = [probe_jobs(group, shard=shard) for group in groups]
-    probed = pool.map(chain.from_iterable(jobs))
+    probed = pool.examined(chain.from_iterable(jobs))
     with counted(what=shard.name, total=len(groups), unit="clip", quiet=not progress) as advance:
         for group, own in zip(groups, jobs, strict=True):
             columns.add(

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from arcvideo.decoding.probe import Extent, Probed, ProbeJob, ProbePool
+from arcvideo.decoding.pool import MediaPool
+from arcvideo.decoding.probe import Extent, Probed, ProbeJob
 from arcvideo.media.errors import MediaError
 from arcvideo.progress import counted
 from arcvideo.remote.links import Link
@@ -22,7 +23,7 @@ from arcvideo.shards.members import OTHER, Group, Grouping, Member, Problem, str
 from arcvideo.shards.record import probe_jobs
 
 
-def streamed_columns(shard: Path, link: Link, *, pool: ProbePool, progress: bool) -> Columns:
+def streamed_columns(shard: Path, link: Link, *, pool: MediaPool, progress: bool) -> Columns:
     """Return what the index of a remote shard holds, with the records' JSON.
 
     Raises:
@@ -48,7 +49,7 @@ def streamed_columns(shard: Path, link: Link, *, pool: ProbePool, progress: bool
 class _Passing:
     """Records between the stream and the processes that examine them; their media lie in files meanwhile."""
 
-    def __init__(self, stream: Stream, *, shard: Path, scratch: Path, pool: ProbePool) -> None:
+    def __init__(self, stream: Stream, *, shard: Path, scratch: Path, pool: MediaPool) -> None:
         self._stream, self._shard, self._scratch, self._pool = stream, shard, scratch, pool
         self._grouping = Grouping()
         self._texts: dict[int, bytes] = {}
@@ -59,7 +60,7 @@ class _Passing:
     def columns(self) -> Columns:
         examined: dict[int, list[Probed | MediaError | None]] = {}
         answers: list[Probed | MediaError | None] = []
-        for answer in self._pool.map(self._jobs()):
+        for answer in self._pool.examined(self._jobs()):
             answers.append(answer)
             group, jobs = self._examined[0]
             if len(answers) == jobs:

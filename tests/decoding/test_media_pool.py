@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from arcvideo.decoding.pool import MediaPool
-from arcvideo.decoding.tries import TRIES
+from arcvideo.decoding.pool import TRIES, MediaPool
 from arcvideo.media.clip import read_clip
 from arcvideo.media.errors import MediaError
 from arcvideo.media.settings import MediaLimits
@@ -38,6 +37,21 @@ def test_another_process_reads_the_very_same_clip(pool, short_video, layout):
     assert torch.equal(there.frame_times, here.frame_times)
     assert torch.equal(there.waveform, here.waveform)
     assert there.duration == here.duration
+
+
+def test_clips_that_are_kept_are_not_written_over_by_later_ones(pool, short_video, layout):
+    kept = [pool.read_clip(short_video, name="a.mp4", layout=layout, policy="random", seed=n) for n in range(4)]
+    for number, clip in enumerate(kept):
+        here = read_clip(short_video, name="a.mp4", layout=layout, policy="random", seed=number)
+        assert torch.equal(clip.frames, here.frames)
+        assert torch.equal(clip.waveform, here.waveform)
+
+
+def test_a_pool_without_processes_reads_here(pool, short_video, layout):
+    here = MediaPool(count=0).read_clip(short_video, name="a.mp4", layout=layout, window=(0.5, 1.5))
+    there = pool.read_clip(short_video, name="a.mp4", layout=layout, window=(0.5, 1.5))
+    assert here.key == there.key
+    assert torch.equal(here.frames, there.frames)
 
 
 def test_absent_halves_and_sidecars_travel(pool, short_video, layout):
@@ -145,13 +159,14 @@ def test_closing_ends_the_process(layout):
     assert process.returncode is not None
 
 
-def test_the_process_imports_no_torch():
-    code = "import sys, arcvideo.decoding.worker; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["worker", "pool"])  # who only examines files does without, too
+def test_neither_the_process_nor_who_starts_it_imports_torch(module):
+    code = f"import sys, arcvideo.decoding.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_nonsense_limits_are_refused_by_name():
     with pytest.raises(ValueError, match="deadline_seconds"):
         MediaLimits(deadline_seconds=0)
-    with pytest.raises(ValueError, match="count=0"):
-        MediaPool(count=0)
+    with pytest.raises(ValueError, match="count=-1"):
+        MediaPool(count=-1)

@@ -13,7 +13,8 @@ from arcvideo.data.importers.drafts import ImportReport
 from arcvideo.data.importers.ledger import Ledger, Part, draft_state
 from arcvideo.data.importers.sources import Medium, Opened, label_of, opened, size_of, unchanged
 from arcvideo.data.importers.spool import Draft
-from arcvideo.decoding.probe import Extent, Probed, ProbeJob, ProbePool
+from arcvideo.decoding.pool import MediaPool
+from arcvideo.decoding.probe import Extent, Probed, ProbeJob
 from arcvideo.media.errors import MediaError
 from arcvideo.shards.columns import CLIP, ITEM
 from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, Problem
@@ -63,7 +64,7 @@ def write_drafts(
         advance(one.drafts)
 
     rest = ledger.unfinished(drafts, each=kept)
-    with ProbePool(count=workers) as pool:
+    with MediaPool(count=workers) as pool:
         examined = _examined(rest, pool=pool)
         try:
             waiting = next(examined, None)
@@ -124,10 +125,10 @@ class _Ready:
                 one.close()
 
 
-def _examined(drafts: Iterator[Draft], *, pool: ProbePool) -> Generator[_Ready, None, None]:
+def _examined(drafts: Iterator[Draft], *, pool: MediaPool) -> Generator[_Ready, None, None]:
     """Yield drafts in order with what their media are; a few are open at a time."""
     for_jobs, in_order = tee(map(_ready, drafts))
-    probes = pool.map(job for ready in for_jobs for job in _jobs(ready))
+    probes = pool.examined(job for ready in for_jobs for job in _jobs(ready))
     for ready in in_order:
         ready.probed = list(islice(probes, len(ready.media)))
         try:
