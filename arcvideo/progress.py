@@ -34,7 +34,13 @@ def watched(items: Iterable[T], *, what: str, total: int, unit: str, log: TextIO
 
 @contextmanager
 def counted(
-    *, what: str, total: int | None, unit: str, quiet: bool = False, log: TextIO | None = None
+    *,
+    what: str,
+    total: int | None,
+    unit: str,
+    quiet: bool = False,
+    log: TextIO | None = None,
+    seconds: float = SECONDS,
 ) -> Iterator[Callable[[int], None]]:
     """Yield a function that is told how many items were finished since its last call.
 
@@ -44,10 +50,11 @@ def counted(
         unit: what an item is called; `B` for bytes.
         quiet: tell nothing.
         log: where to tell it; None is stderr.
+        seconds: least time between two lines of a log.
     """
     log = log or sys.stderr
     if quiet or not log.isatty():
-        yield (lambda count: None) if quiet else lines(what=what, total=total, unit=unit, log=log)
+        yield (lambda count: None) if quiet else lines(what=what, total=total, unit=unit, log=log, seconds=seconds)
         return
     with tqdm(total=total, desc=what, unit=unit, unit_scale=unit == "B", file=log, leave=False) as bar:
         yield lambda count: bar.update(count) and None

@@ -62,7 +62,7 @@ FRAMEWORKS = {
     "mlflow": {"tracking/mirrors.py"},
     "swanlab": {"tracking/mirrors.py"},
     "trackio": {"tracking/mirrors.py"},
-    "webdataset": {"shards/write.py", "remote/whole.py"},
+    "webdataset": {"remote/whole.py"},
     "requests": {"remote/origin.py"},
     "fsspec": {"remote/origin.py"},
     "whisper": {"media/audio.py", "model/towers/audio.py"},

@@ -8,24 +8,30 @@ import hashlib
 import json
 import os
 import shutil
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import braceexpand
 
-from arcvideo.data.importers import IMPORTERS, Draft, ImportReport, ImportRequest
+from arcvideo.data.importers import IMPORTERS, Draft, Drafts, ImportReport, ImportRequest
 from arcvideo.data.importers.conversations import MetaEntry, meta_entries
-from arcvideo.data.importers.write import write_drafts
+from arcvideo.data.importers.ledger import SUFFIX, Ledger, source_state
+from arcvideo.data.importers.sources import check_stills, is_there, label_of, size_of
+from arcvideo.data.importers.write import room_needed, write_drafts
 from arcvideo.files import write_lines
+from arcvideo.media.errors import MediaError
 from arcvideo.progress import counted
 from arcvideo.shards.index import ensure_indexes
 from arcvideo.shards.members import Problem
 
 META = "arc-meta"
 HELD_OUT = "held-out"
+_LINE_SECONDS = 10.0
+"""Between two lines about progress in a log."""
 
 
 def add_import(commands: Any) -> None:
@@ -50,7 +56,9 @@ def add_import(commands: Any) -> None:
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--name", default="shard", help="shards are called NAME-000000.tar, ...")
     command.add_argument("--per-shard", type=int, default=1000, help="records of a shard")
-    command.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that examine media")
+    command.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes that examine media, at most one a core"
+    )
     command.set_defaults(run=_import)
 
 
@@ -75,7 +83,6 @@ def _import(options: argparse.Namespace) -> int:
             outside=options.outside,
             encoding=options.encoding,
             columns=_columns(options.map),
-            staging=options.out / f".{options.name}.staged",
         )
         _import_one(options, request, kind=options.format, name=options.name)
         return 0
@@ -129,95 +136,149 @@ def _mixture_line(out: Path, entry: MetaEntry) -> str:
 
 def _import_one(options: argparse.Namespace, request: ImportRequest, *, kind: str, name: str) -> None:
     report = ImportReport()
+    drafts = IMPORTERS[kind](request, report=report)
+    if options.dry_run:
+        _show_plan(drafts, report=report)
+        return
+    paths: list[Path] = []
     try:
-        drafts = list(IMPORTERS[kind](request, report=report))
-        sizes = {path: path.stat().st_size for draft in drafts for path in _files(draft) if path.is_file()}
-        if options.dry_run:
-            _show_plan(drafts, sizes=sizes, report=report)
-            return
-        paths: list[Path] = []
-        try:
-            _check_room(options.out, size=sum(sizes.values()))
-            for part, chosen in _parts(drafts, name=name, share=held_out_share(options.held_out)):
-                paths += _written(options, chosen, name=part, report=report)
-        except ValueError:
+        ledgers = [
+            Ledger(options.out / f"{part}{SUFFIX}", request=_asked(options, request, kind=kind))
+            for part in _parts(drafts, name=name, share=held_out_share(options.held_out))
+        ]
+        _check_room(options, drafts, ledgers=ledgers)
+        for number, ledger in enumerate(ledgers):
+            paths += _written(options, drafts, held_out=number == 1, ledger=ledger, report=report)
+    except BaseException as error:  # also when no row can be used: then the list is wanted most
+        with suppress(OSError):  # on a full disk what was wrong before matters more
+            _list_problems(options.out, name=name, report=report)
+        if isinstance(error, ValueError):
             print_problems(report.problems)
-            raise
-        finally:  # also when no row can be used: then it is wanted most
-            options.out.mkdir(parents=True, exist_ok=True)
-            write_lines(options.out / f"{name}.quarantine.jsonl", map(asdict, report.problems))
-    finally:
-        if request.staging is not None:
-            shutil.rmtree(request.staging, ignore_errors=True)
+        raise
+    _list_problems(options.out, name=name, report=report)
     print(f"{report.rows} rows: {report.used} used in {len(paths)} shards, {len(report.problems)} quarantined")
     assert report.rows == report.used + len(report.problems)
     _print_remarks(report)
     print_problems(report.problems)
-    ensure_indexes(paths, workers=options.workers)
+    ensure_indexes(paths, workers=_workers(options))
 
 
-def _files(draft: Draft) -> list[Path]:
-    return [path for path in (draft.media, draft.sound, *draft.more) if path is not None]
+def _list_problems(out: Path, *, name: str, report: ImportReport) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    write_lines(out / f"{name}.quarantine.jsonl", map(asdict, report.problems))
 
 
-def _parts(drafts: Sequence[Draft], *, name: str, share: float) -> list[tuple[str, list[Draft]]]:
-    """Return (name of the shards, drafts): all, or those to train on and those held out, chosen by their keys alone."""
-    held = [draft for draft in drafts if is_held_out(draft.key, share=share)]
+def _asked(options: argparse.Namespace, request: ImportRequest, *, kind: str) -> dict[str, Any]:
+    """Return what decides which shards an import writes, as its ledger keeps it."""
+    return {
+        "format": kind,
+        "annotations": source_state(request.annotations),
+        "task": request.task,
+        "map": dict(request.columns),
+        "encoding": request.encoding,
+        "outside": request.outside,
+        "audio": request.audio is not None,
+        "held-out": held_out_share(options.held_out),
+        "per-shard": options.per_shard,
+    }
+
+
+def _workers(options: argparse.Namespace) -> int:
+    """Return how many processes examine media: more than cores would only wait for each other."""
+    return min(int(options.workers), len(os.sched_getaffinity(0)))
+
+
+def _parts(drafts: Drafts, *, name: str, share: float) -> list[str]:
+    """Return the names of the shards: one, or that of those to train on and that of those held out."""
     if not share:
-        return [(name, list(drafts))]
-    if not held or len(held) == len(drafts):
+        return [name]
+    held = sum(is_held_out(draft.key, share=share) for draft in drafts)
+    if not held or held == len(drafts):
         raise ValueError(f"--held-out {share:.0%} of {len(drafts)} clips leaves one side without any; change the share")
-    return [
-        (name, [draft for draft in drafts if not is_held_out(draft.key, share=share)]),
-        (f"{name}-{HELD_OUT}", held),
-    ]
+    return [name, f"{name}-{HELD_OUT}"]
 
 
-def _written(options: argparse.Namespace, drafts: Sequence[Draft], *, name: str, report: ImportReport) -> list[Path]:
-    with counted(what=f"import {name}", total=len(drafts), unit="clip") as advance:
+def _side(options: argparse.Namespace, drafts: Drafts, *, held_out: bool) -> Iterator[Draft]:
+    """Yield the drafts that are held out, or the others."""
+    share = held_out_share(options.held_out)
+    return (draft for draft in drafts if is_held_out(draft.key, share=share) == held_out)
+
+
+def _written(
+    options: argparse.Namespace, drafts: Drafts, *, held_out: bool, ledger: Ledger, report: ImportReport
+) -> list[Path]:
+    name = ledger.path.name.removesuffix(SUFFIX)
+    total = len(drafts)
+    if held_out_share(options.held_out):
+        total = sum(1 for _ in _side(options, drafts, held_out=held_out))
+    with ledger, counted(what=f"import {name}", total=total, unit="clip", seconds=_LINE_SECONDS) as advance:
         return write_drafts(
-            drafts,
-            out=options.out,
+            _side(options, drafts, held_out=held_out),
+            ledger=ledger,
             name=name,
             per_shard=options.per_shard,
-            workers=options.workers,
+            workers=_workers(options),
             report=report,
             advance=advance,
         )
 
 
-def _check_room(out: Path, *, size: int) -> None:
-    """Say how much disk the shards need, and complain before the first byte when there is less."""
-    out.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(out).free
-    written = sum(path.stat().st_size for path in out.glob("*.tar"))
-    print(f"disk     {size / 2**30:.2f} GiB of media to copy, {free / 2**30:.2f} GiB free in {out}")
-    if size > free + written:
+def _check_room(options: argparse.Namespace, drafts: Drafts, *, ledgers: Sequence[Ledger]) -> None:
+    """Say how much disk the rest of the shards needs, and complain before the first byte when there is less."""
+    out: Path = options.out
+    need, clips = 0, 0
+    for number, ledger in enumerate(ledgers):
+        for draft in islice(_side(options, drafts, held_out=number == 1), ledger.drafts, None):
+            need += room_needed(draft)
+            clips += 1
+    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
+    torn = (path.stat().st_size for ledger in ledgers for path in ledger.torn())
+    free = shutil.disk_usage(existing).free + sum(torn)
+    print(f"disk     {_gib(need)} needed at most for {clips} clips, {_gib(free)} free in {out}")
+    if need > free:
         raise ValueError(
-            f"--out {out}: {size / 2**30:.1f} GiB of media do not fit on {free / 2**30:.1f} GiB; choose another disk"
+            f"--out {out}: {_gib(need)} needed, {_gib(free)} free: make room for {_gib(need - free)}, or choose "
+            "another disk"
         )
 
 
-def _show_plan(drafts: Sequence[Draft], *, sizes: Mapping[Path, int], report: ImportReport) -> None:
-    """What an import would use, without reading media."""
-    used, examples = 0, list[str]()
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _show_plan(drafts: Drafts, *, report: ImportReport) -> None:
+    """Print what an import would use, without reading media."""
+    used, clips, size, examples = 0, 0, 0, list[str]()
     for draft in drafts:
-        missing = [path for path in _files(draft)[:1] if path not in sizes]
-        for label in draft.labels if missing else ():
-            report.refuse(label, reason="no_media", detail=f"{missing[0]}: no such file")
-        if not missing:
-            used += len(draft.items)
-            examples += [
-                f"  {label}: {json.dumps(item)[:150]}" for label, item in zip(draft.labels, draft.items, strict=True)
-            ]
-    clips = sum(not draft.media or draft.media in sizes for draft in drafts)
+        media = [medium for medium in (draft.media, draft.sound, *draft.more) if medium is not None]
+        reason = _why_not(draft)
+        for label in draft.labels if reason else ():
+            report.refuse(label, reason="no_media", detail=reason)
+        if not reason:
+            used, clips = used + len(draft.items), clips + 1
+            pairs = zip(draft.labels, draft.items, strict=True)
+            examples += [f"  {label}: {json.dumps(item)[:150]}" for label, item in islice(pairs, 3 - len(examples))]
+        size += sum(map(size_of, media))
     print(f"{report.rows} rows: {used} would be used in {clips} clips, {len(report.problems)} would not")
-    print(f"disk     {sum(sizes.values()) / 2**30:.2f} GiB of media; whether they decode, only an import tells")
-    print("\n".join(examples[:3]))
-    for reason, count in Counter(problem.reason for problem in report.problems).most_common():
+    print(f"disk     {_gib(size)} of media; whether they decode, only an import tells")
+    print("\n".join(examples))
+    for reason, count in report.problems.reasons.most_common():
         print(f"{count:>8} x {reason}")
-        print_problems([problem for problem in report.problems if problem.reason == reason][:2])
+        print_problems(islice((problem for problem in report.problems if problem.reason == reason), 2))
     _print_remarks(report)
+
+
+def _why_not(draft: Draft) -> str:
+    """Return why the media of a draft are of no use, as far as that is seen without decoding; "" for nothing."""
+    try:
+        for medium in (draft.media, *draft.more):
+            if medium is not None and not is_there(medium):
+                return f"{label_of(medium)}: no such file"
+            if medium is not None:
+                check_stills(medium)
+    except MediaError as error:
+        return error.detail
+    return ""
 
 
 def _print_remarks(report: ImportReport) -> None:
@@ -227,10 +288,13 @@ def _print_remarks(report: ImportReport) -> None:
         print(f"warning: {report.loose_tags} questions have <video> without a newline behind it; accepted")
 
 
-def print_problems(problems: Sequence[Problem], *, most: int = 20) -> None:
+def print_problems(problems: Iterable[Problem], *, most: int = 20) -> None:
     """The first problems, a line each; signs that would steer a terminal are shown as escapes."""
-    for problem in problems[:most]:
-        line = f"  {problem.key}: {problem.reason}: {problem.detail}"
-        print("".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line))
-    if len(problems) > most:
-        print(f"  ... and {len(problems) - most} more")
+    count = 0
+    for problem in problems:
+        count += 1
+        if count <= most:
+            line = f"  {problem.key}: {problem.reason}: {problem.detail}"
+            print("".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line))
+    if count > most:
+        print(f"  ... and {count - most} more")

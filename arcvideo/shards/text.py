@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +19,7 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _GZIP = b"\x1f\x8b"
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def encoding_of(start: bytes) -> str:
@@ -114,9 +116,10 @@ def whole(text: str) -> str:
     Raises:
         RecordError: `broken_text`: it holds half a character, or bytes that are not in its file's encoding.
     """
-    bad = next((sign for sign in text if "\ud800" <= sign <= "\udfff"), None)
-    if bad is None:
+    half = _HALF.search(text)
+    if half is None:
         return text
+    bad = half[0]
     if "\udc80" <= bad <= "\udcff":
         detail = f"byte 0x{ord(bad) - 0xDC00:02x} is not UTF-8; name the file's encoding, like --encoding cp1252"
     else:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 
 from arcvideo.data.importers import IMPORTERS, Draft, ImportReport, ImportRequest
+from arcvideo.data.importers.ledger import Ledger
+from arcvideo.data.importers.sources import Opened
 from arcvideo.data.importers.write import write_drafts
 from arcvideo.data.shards import main
 from arcvideo.shards.index import ensure_indexes
@@ -142,15 +145,16 @@ def test_a_span_behind_the_end_of_its_clip_is_refused(media: Path, tmp_path: Pat
 
 
 def write(drafts: list[Draft], out: Path, *, workers: int = 0, report: ImportReport | None = None) -> list[Path]:
-    return write_drafts(
-        drafts,
-        out=out,
-        name="shard",
-        per_shard=2,
-        workers=workers,
-        report=report or ImportReport(),
-        advance=lambda count: None,
-    )
+    with Ledger(out / "shard.import.jsonl", request={}) as ledger:
+        return write_drafts(
+            drafts,
+            ledger=ledger,
+            name="shard",
+            per_shard=2,
+            workers=workers,
+            report=report or ImportReport(),
+            advance=lambda count: None,
+        )
 
 
 def seven(folder: Path) -> list[Draft]:
@@ -167,14 +171,14 @@ def seven(folder: Path) -> list[Draft]:
 def test_stopped_import_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drafts = seven(tmp_path)
     whole = write(drafts, tmp_path / "whole")
-    real = Path.read_bytes
+    real = Opened.pieces
 
-    def fails(path: Path) -> bytes:
-        if path.name == "c5.wav":
+    def fails(self: Opened) -> Iterator[bytes]:
+        if self.path.name == "c5.wav":
             raise KeyboardInterrupt
-        return real(path)
+        return real(self)
 
-    monkeypatch.setattr(Path, "read_bytes", fails)
+    monkeypatch.setattr(Opened, "pieces", fails)
     with pytest.raises(KeyboardInterrupt):
         write(drafts, tmp_path / "parts")
     monkeypatch.undo()
@@ -191,7 +195,7 @@ def test_stopped_import_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: p
 def test_another_import_into_the_same_folder_is_refused(tmp_path: Path) -> None:
     drafts = seven(tmp_path)
     write(drafts, tmp_path / "out")
-    with pytest.raises(ValueError, match="another import"):
+    with pytest.raises(ValueError, match="changed since shard-000000"):
         write(list(islice(drafts, 1, None)), tmp_path / "out")
 
 

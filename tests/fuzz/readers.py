@@ -132,7 +132,7 @@ def read_annotations(data: bytes, folder: Path) -> None:
     else:
         place.write_bytes(data[1:])
     report = ImportReport()
-    request = ImportRequest(annotations=(place,), videos=videos, staging=folder / "staged", columns={})
+    request = ImportRequest(annotations=(place,), videos=videos, columns={})
     try:
         drafts = list(IMPORTERS[kind](request, report=report))
     except Exception as error:

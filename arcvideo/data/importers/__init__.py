@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from arcvideo.data.importers.captions import import_activitynet, import_charades_sta, import_webvid
 from arcvideo.data.importers.conversations import import_arc, import_sharegpt
-from arcvideo.data.importers.drafts import Draft, ImportReport, ImportRequest
+from arcvideo.data.importers.drafts import Draft, Drafts, ImportReport, ImportRequest
 from arcvideo.data.importers.folders import import_records, import_transcripts
 from arcvideo.data.importers.rewarded import import_sharegpt4video, import_video_r1
 from arcvideo.data.importers.tables import table_importers
 
-IMPORTERS: dict[str, Callable[..., Iterator[Draft]]] = {
+IMPORTERS: dict[str, Callable[..., Drafts]] = {
     "activitynet": import_activitynet,
     "arc": import_arc,
     "charades-sta": import_charades_sta,
@@ -29,4 +29,4 @@ IMPORTERS: dict[str, Callable[..., Iterator[Draft]]] = {
 }
 """Format name -> its reader: (ImportRequest, report=ImportReport) -> Drafts."""
 
-__all__ = ["IMPORTERS", "Draft", "ImportReport", "ImportRequest"]
+__all__ = ["IMPORTERS", "Draft", "Drafts", "ImportReport", "ImportRequest"]

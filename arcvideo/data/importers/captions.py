@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from arcvideo.data.importers.drafts import (
-    Draft,
     Drafting,
+    Drafts,
     ImportReport,
     ImportRequest,
     existing,
     found_media,
     media_key,
     media_path,
-    whole_json,
 )
+from arcvideo.data.importers.parts import json_parts
 from arcvideo.shards.text import open_text, rows, whole
 from arcvideo.tasks import RecordError
 
@@ -26,7 +26,7 @@ GROUNDING_QUESTION = "When does this happen in the video: {}"
 _CHARADES = re.compile(r"(?P<video>\S+) (?P<start>[\d.]+) (?P<end>[\d.]+)##(?P<sentence>.+)")
 
 
-def import_webvid(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
+def import_webvid(request: ImportRequest, *, report: ImportReport) -> Drafts:
     """Return captions of a WebVid CSV (columns videoid, name, and page_dir if the folder has such sub-folders).
 
     Raises:
@@ -59,7 +59,7 @@ def _webvid_media(row: Mapping[str, Any], *, request: ImportRequest) -> Path:
     return flat
 
 
-def import_charades_sta(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
+def import_charades_sta(request: ImportRequest, *, report: ImportReport) -> Drafts:
     """Time spans of Charades-STA lines `VIDEO START END##sentence`.
 
     Raises:
@@ -86,7 +86,7 @@ def import_charades_sta(request: ImportRequest, *, report: ImportReport) -> Iter
     return drafting.drafts()
 
 
-def import_activitynet(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
+def import_activitynet(request: ImportRequest, *, report: ImportReport) -> Drafts:
     """ActivityNet-Captions files {video: {"duration", "timestamps", "sentences"}}: for each video the time span of each
     sentence, and all sentences in order of time as chapters.
 
@@ -96,10 +96,10 @@ def import_activitynet(request: ImportRequest, *, report: ImportReport) -> Itera
     request.media_folder()
     drafting = Drafting(report=report, audio=request.audio)
     for path in existing(request.annotations):
-        content = whole_json(path, encoding=request.encoding)
-        if not isinstance(content, dict):
-            raise ValueError(f"{path}: an ActivityNet-Captions file is one object with a key for each video")
-        for video, entry in content.items():
+        for part in json_parts(path, encoding=request.encoding):
+            if not isinstance(part, tuple):
+                raise ValueError(f"{path}: an ActivityNet-Captions file is one object with a key for each video")
+            video, entry = part
             try:
                 media = found_media(video, request=request)
                 events = _events(entry)

@@ -11,30 +11,28 @@ and sounds; a picture and a sound alone are one clip.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from arcvideo.data.importers.dialects import Named, Talk, read_talk
 from arcvideo.data.importers.drafts import (
-    Draft,
     Drafting,
+    Drafts,
     ImportReport,
     ImportRequest,
     json_rows,
     media_key,
     media_path,
-    staged,
     whole_json,
 )
-from arcvideo.media.errors import MediaError
-from arcvideo.media.still import video_of_stills
+from arcvideo.data.importers.sources import Medium, Stills, is_there
 from arcvideo.render import MEDIA_TAG
 from arcvideo.tasks import RecordError
 
 
-def import_arc(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
+def import_arc(request: ImportRequest, *, report: ImportReport) -> Drafts:
     """Return the records of ARC annotation files. Rows about the same video become items of one record.
 
     Raises:
@@ -43,7 +41,7 @@ def import_arc(request: ImportRequest, *, report: ImportReport) -> Iterator[Draf
     return _import(request, report=report, needs_media=True)
 
 
-def import_sharegpt(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
+def import_sharegpt(request: ImportRequest, *, report: ImportReport) -> Drafts:
     """Return the records of ShareGPT files. Rows without media become text-only records.
 
     Raises:
@@ -91,7 +89,7 @@ def meta_entries(path: Path, *, task: str, encoding: str | None = None) -> list[
     return entries
 
 
-def _import(request: ImportRequest, *, report: ImportReport, needs_media: bool) -> Iterator[Draft]:
+def _import(request: ImportRequest, *, report: ImportReport, needs_media: bool) -> Drafts:
     if request.task not in ("summary", "qa"):
         raise ValueError(f"--task {request.task}: conversations become items of the task summary or qa")
     request.media_folder()
@@ -105,7 +103,7 @@ def _import(request: ImportRequest, *, report: ImportReport, needs_media: bool) 
             media = [_medium(name, request=request) for name in talk.media]
             sound = None if talk.sound is None else media_path(talk.sound, request=request)
             for path in (*media[1:], *([] if sound is None else [sound])):
-                if not path.is_file():
+                if not is_there(path):
                     raise RecordError("no_media", f"{path}: no such file")
             item = {**conversation_item(talk, task=request.task), "id": row.get("id", place)}
             known_as = _known_as(talk, media, label=label, request=request)
@@ -120,28 +118,24 @@ def _import(request: ImportRequest, *, report: ImportReport, needs_media: bool) 
     return drafting.drafts()
 
 
-def _medium(named: Named, *, request: ImportRequest) -> Path:
-    """Return the file of a medium; of frames a video of them, in the staging folder."""
+def _medium(named: Named, *, request: ImportRequest) -> Medium:
+    """Return the file of a medium, or the frames of a video."""
     if isinstance(named, str):
         return media_path(named, request=request)
     paths = [media_path(name, request=request) for name in named.names]
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise RecordError("no_media", f"{missing[0]}: no such file")
-    try:
-        data = video_of_stills([path.read_bytes() for path in paths], times=named.times)
-    except (MediaError, OSError) as error:
-        raise RecordError("no_media", f"frames {paths[0]}, ...: {error}") from error
-    return staged(data, name=f"{paths[0].stem}.mov", request=request)
+    return Stills(paths=tuple(paths), times=named.times)
 
 
-def _known_as(talk: Talk, media: Sequence[Path], *, label: str, request: ImportRequest) -> str:
+def _known_as(talk: Talk, media: Sequence[Medium], *, label: str, request: ImportRequest) -> str:
     """Return what the record is called: as its first file, or as the row where it is none of a folder or one of
     several.
     """
     if not talk.media:
         return f"text-{label}"
-    if isinstance(talk.media[0], str) and len(media) == 1:
+    if isinstance(media[0], Path) and len(media) == 1:
         return media_key(media[0], request=request)
     return f"row-{label}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 import re
 import unicodedata
@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arcvideo.data.importers.parts import json_parts
+from arcvideo.data.importers.sources import Cell, Medium, label_of, place_of
+from arcvideo.data.importers.spool import Draft, Problems, Spool
 from arcvideo.shards.items import check_renders, checked_sample
 from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, Problem
 from arcvideo.shards.text import json_of, open_text, read_text, whole
@@ -20,8 +23,6 @@ from arcvideo.tasks import RecordError
 
 _LONGEST = 240
 """Bytes of a part of a path: file systems take 255, and what is made of the name is a little longer."""
-_Place = str | tuple[Path, ...]
-"""What a record is about: its media, or its name."""
 _DOTS = str.maketrans({".": "_"})
 
 
@@ -31,7 +32,7 @@ class ImportReport:
 
     rows: int = 0
     used: int = 0
-    problems: list[Problem] = field(default_factory=list)
+    problems: Problems = field(default_factory=Problems)
     ignored: Counter[str] = field(default_factory=Counter)
     """What was left out of rows that are used -> in how many of them."""
     loose_tags: int = 0
@@ -60,8 +61,6 @@ class ImportRequest:
     """Of text files; None looks at their first bytes and takes UTF-8 otherwise."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Field -> column of the format `table`."""
-    staging: Path | None = None
-    """Folder for media that lie inside of the annotations; it is emptied when the import is done."""
 
     def media_folder(self) -> Path:
         """Return the folder of the media.
@@ -77,37 +76,13 @@ class ImportRequest:
         return self.videos
 
 
-@dataclass(frozen=True, kw_only=True)
-class Draft:
-    """A record whose media have not been looked at yet."""
-
-    key: str
-    items: tuple[Mapping[str, Any], ...]
-    labels: tuple[str, ...]
-    """What each item is called in the list of problems."""
-    media: Path | None
-    """None for text only."""
-    sound: Path | None = None
-    """Sound that is used when `media` has none."""
-    names_sound: bool = False
-    """Whether a row names that sound, so that leaving it out is worth a word."""
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of the record."""
-    more: tuple[Path, ...] = ()
-    """Media that are shown behind the first."""
-
-
 @dataclass(kw_only=True)
 class Drafting:
     """Collects items by the media they are about, and checks each before it is kept."""
 
     report: ImportReport
     audio: Path | None = None
-    _items: dict[_Place, list[Mapping[str, Any]]] = field(default_factory=dict)
-    _labels: dict[_Place, list[str]] = field(default_factory=dict)
-    _media: dict[_Place, tuple[Path | None, str, tuple[Path, ...]]] = field(default_factory=dict)
-    _extra: dict[_Place, Mapping[str, Any]] = field(default_factory=dict)
-    _sounds: dict[_Place, Path] = field(default_factory=dict)
+    _spool: Spool = field(default_factory=Spool)
 
     def add(
         self,
@@ -115,10 +90,10 @@ class Drafting:
         *,
         label: str,
         name: str,
-        media: Path | None,
-        sound: Path | None = None,
+        media: Medium | None,
+        sound: Medium | None = None,
         extra: Mapping[str, Any] | None = None,
-        more: Sequence[Path] = (),
+        more: Sequence[Medium] = (),
     ) -> None:
         """Keep an item; items about the same media become one record.
 
@@ -134,49 +109,39 @@ class Drafting:
             RecordError: the item cannot become a sample.
         """
         check_renders(checked_sample(item, key=label, has_media=media is not None, media_count=1 + len(more)))
-        place = name if media is None else (media, *more)
-        if sound is not None and self._sounds.setdefault(place, sound) != sound:
-            raise RecordError("several_media", f"an earlier row gives {media} another sound, {self._sounds[place]}")
-        self._items.setdefault(place, []).append(item)
-        self._labels.setdefault(place, []).append(label)
-        self._media.setdefault(place, (media, name, tuple(more)))
-        self._extra.setdefault(place, extra or {})
+        media_in_order = () if media is None else (media, *more)
+        place = json.dumps([place_of(medium) for medium in media_in_order] or name)
+        if sound is not None and (earlier := self._spool.sound(place, first=sound)) != sound:
+            raise RecordError("several_media", f"an earlier row gives {media} another sound, {label_of(earlier)}")
+        self._spool.add(item, label=label, name=name, place=place, media=media_in_order, extra=extra or {})
 
-    def drafts(self) -> Iterator[Draft]:
-        """Yield the records, in the order in which their first items came."""
-        taken: set[str] = set()
-        for place, items in self._items.items():
-            media, name, more = self._media[place]
-            yield Draft(
-                key=_free(record_name(name), taken=taken),
-                items=tuple(items),
-                labels=tuple(self._labels[place]),
-                media=media,
-                sound=self._sound(place, media),
-                more=more,
-                names_sound=place in self._sounds,
-                extra=self._extra[place],
-            )
+    def drafts(self) -> Drafts:
+        """Return the records, in the order in which their first items came."""
+        self._spool.name_records(record_name)
+        return Drafts(spool=self._spool, audio=self.audio)
 
-    def _sound(self, place: _Place, media: Path | None) -> Path | None:
-        if media is None:
-            return None
-        return self._sounds.get(place) or sound_beside(media.stem, folder=self.audio)
+
+@dataclass(frozen=True, kw_only=True)
+class Drafts:
+    """Records that were drafted; they may be gone through several times, and are read from disk each time."""
+
+    spool: Spool
+    audio: Path | None
+    """Folder of sounds."""
+
+    def __len__(self) -> int:
+        return len(self.spool)
+
+    def __iter__(self) -> Iterator[Draft]:
+        return self.spool.drafts(sound_of=self._sound)
+
+    def _sound(self, media: Medium) -> Path | None:
+        return sound_beside(media.stem, folder=self.audio) if isinstance(media, Path) else None
 
 
 def record_name(name: str) -> str:
     """Return a record key: relative, and without dots, because keys end at the first dot of a name."""
     return "/".join(part.translate(_DOTS) for part in name.replace("\\", "_").split("/") if part) or "_"
-
-
-def _free(name: str, *, taken: set[str]) -> str:
-    """Return the name, or the name with the first number that makes it new."""
-    free, number = name, 1
-    while free in taken:
-        number += 1
-        free = f"{name}_{number}"
-    taken.add(free)
-    return free
 
 
 def media_path(name: Any, *, request: ImportRequest) -> Path:
@@ -199,15 +164,13 @@ def media_path(name: Any, *, request: ImportRequest) -> Path:
     return _spelled(path)
 
 
-def staged(data: bytes, *, name: str, request: ImportRequest) -> Path:
-    """Return a file of these bytes, until the import is done."""
-    assert request.staging is not None
-    stem = re.sub(r"[^\w-]", "_", Path(name).stem) or "clip"
-    path = request.staging / f"{stem}-{hashlib.sha256(data).hexdigest()[:12]}{Path(name).suffix.lower() or '.media'}"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return path
+def key_of(medium: Medium, *, request: ImportRequest) -> str:
+    """Return what the record of a medium is called: as its file in the folder, or as the file that a table holds."""
+    if isinstance(medium, Path):
+        return media_key(medium, request=request)
+    assert isinstance(medium, Cell)
+    stem = re.sub(r"[^\w-]", "_", Path(medium.name).stem) or "clip"
+    return f"{stem}-{medium.sha256[:12]}"
 
 
 def _spelled(path: Path) -> Path:
@@ -292,7 +255,7 @@ def _line_rows(path: Path, *, request: ImportRequest, report: ImportReport) -> I
 
 
 def _list_rows(path: Path, *, request: ImportRequest, report: ImportReport) -> Iterator[tuple[str, Any]]:
-    for number, row in enumerate(whole_json(path, encoding=request.encoding)):
+    for number, row in enumerate(json_parts(path, encoding=request.encoding)):
         report.rows += 1
         yield f"entry {number}", row
 

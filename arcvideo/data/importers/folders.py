@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from arcvideo.data.importers.drafts import (
-    Draft,
     Drafting,
+    Drafts,
     ImportReport,
     ImportRequest,
     existing,
@@ -22,7 +22,7 @@ from arcvideo.tasks import RecordError
 _OWN_FIELDS = ("key", "media", "items", "text_only")
 
 
-def import_records(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
+def import_records(request: ImportRequest, *, report: ImportReport) -> Drafts:
     """Return records of docs/data-format.md, one a line, with `media` naming the file, or a list of files in the order
     in which they are shown: {"key", "media", "items", ...}.
 
@@ -61,7 +61,7 @@ def import_records(request: ImportRequest, *, report: ImportReport) -> Iterator[
     return drafting.drafts()
 
 
-def import_transcripts(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
+def import_transcripts(request: ImportRequest, *, report: ImportReport) -> Drafts:
     """Sound files with their transcripts: `x.wav` beside `x.txt`, or LibriSpeech's `*.trans.txt` of `x TEXT` lines.
 
     The annotations are folders, searched with all their sub-folders; every sound file without a transcript and every

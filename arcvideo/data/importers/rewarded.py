@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from arcvideo.data.importers.drafts import Draft, Drafting, ImportReport, ImportRequest, json_rows
+from arcvideo.data.importers.drafts import Drafting, Drafts, ImportReport, ImportRequest, json_rows
 from arcvideo.data.importers.tables import add_row
 from arcvideo.tasks import RecordError
 
@@ -16,7 +16,7 @@ _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _TAGS = re.compile(r"<(?:video|image)>\n?")
 
 
-def import_video_r1(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
+def import_video_r1(request: ImportRequest, *, report: ImportReport) -> Drafts:
     """Return rows {"problem", "solution", "path", "options", "process"}: a problem with options becomes mcq, another
     qa; the answer stands in `<answer>` of the solution, reasoning in `<think>` of `process` or of the solution.
 
@@ -47,7 +47,7 @@ def _problem(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def import_sharegpt4video(request: ImportRequest, *, report: ImportReport) -> Iterator[Draft]:
+def import_sharegpt4video(request: ImportRequest, *, report: ImportReport) -> Drafts:
     """Return rows {"video_path", "captions": [{"idx", "content"}]}: the caption of the whole video, which has the index
     -1.
 

@@ -7,6 +7,7 @@ Video columns of Hugging Face datasets hold the file itself or its path.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -14,18 +15,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from arcvideo.data.importers.columnar import ARROW, PARQUET, columnar_rows, file_of
 from arcvideo.data.importers.drafts import (
-    Draft,
     Drafting,
+    Drafts,
     ImportReport,
     ImportRequest,
     existing,
     found_media,
     json_objects,
-    media_key,
+    key_of,
     media_path,
-    staged,
 )
+from arcvideo.data.importers.sources import Cell, Medium
 from arcvideo.shards.text import open_text, whole
 from arcvideo.tasks import RecordError
 
@@ -64,13 +66,9 @@ TABLES: dict[str, dict[str, str]] = {
     "daily-omni": {"video": "video_id", "question": "Question", "options": "Choice", "answer": "Answer"},
 }
 """Public set -> its columns."""
-_PARQUET = (".parquet", ".pq")
-_ARROW = (".arrow", ".feather", ".ipc")
 
 
-def import_table(
-    request: ImportRequest, *, report: ImportReport, columns: Mapping[str, str] | None = None
-) -> Iterator[Draft]:
+def import_table(request: ImportRequest, *, report: ImportReport, columns: Mapping[str, str] | None = None) -> Drafts:
     """Return one item of each row, by the columns it has: options -> mcq, start and end -> grounding, a question -> qa,
     a caption -> caption, a transcript -> asr.
 
@@ -101,7 +99,7 @@ def import_table(
     return drafting.drafts()
 
 
-def table_importers() -> dict[str, Callable[..., Iterator[Draft]]]:
+def table_importers() -> dict[str, Callable[..., Drafts]]:
     """Format -> reader, of `table` and of the sets whose columns are known."""
     return {"table": import_table} | {name: partial(import_table, columns=map_) for name, map_ in TABLES.items()}
 
@@ -123,9 +121,8 @@ def add_row(cells: Mapping[str, Any], *, label: str, drafting: Drafting, request
     main, beside = (media, sound) if media is not None else (sound, None)
     if main is None:
         raise RecordError("no_media", "the row names no media file")
-    staged = request.staging is not None and main.is_relative_to(request.staging)
-    key = main.stem if staged else media_key(main, request=request)
-    drafting.add({**_item(cells), "id": label}, label=label, name=key, media=main, sound=beside)
+    name = key_of(main, request=request)
+    drafting.add({**_item(cells), "id": label}, label=label, name=name, media=main, sound=beside)
 
 
 def _item(cells: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,18 +174,16 @@ def _seconds(value: Any) -> Any:
     return value
 
 
-def _media(value: Any, *, request: ImportRequest) -> Path | None:
+def _media(value: Any, *, request: ImportRequest) -> Medium | None:
     """Return the file that a cell names or holds; a name without a type is looked for."""
+    if isinstance(value, Cell):
+        return value
     if value in (None, "", []):
         return None
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
     if isinstance(value, Mapping):
-        if isinstance(value.get("bytes"), bytes):
-            return staged(value["bytes"], name=str(value.get("path") or ""), request=request)
         value = value.get("path")
-    if isinstance(value, bytes):
-        return staged(value, name="", request=request)
     path = media_path(value, request=request)
     return path if path.is_file() or path.suffix else found_media(str(value), request=request)
 
@@ -213,8 +208,10 @@ def _mapping(row: Mapping[str, Any], *, path: Path, given: Mapping[str, str], gu
 
 def _rows(path: Path, *, request: ImportRequest, report: ImportReport) -> Iterator[tuple[str, Mapping[str, Any]]]:
     kind = path.suffix.lower()
-    if kind in (*_PARQUET, *_ARROW):
-        yield from _columnar(path, report=report)
+    if kind in (*PARQUET, *ARROW):
+        for number, row in columnar_rows(path):
+            report.rows += 1
+            yield f"row {number + 1}", {name: _cell(value, path, number, name) for name, value in row.items()}
     elif kind in (".csv", ".tsv"):
         with open_text(path, encoding=request.encoding, newline="") as file:
             rows = csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ",")
@@ -225,28 +222,11 @@ def _rows(path: Path, *, request: ImportRequest, report: ImportReport) -> Iterat
         yield from json_objects(path, request=request, report=report)
 
 
-def _columnar(path: Path, *, report: ImportReport) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the rows of a Parquet or Arrow file, a few at a time: they may hold videos."""
-    try:
-        import pyarrow
-        from pyarrow import ipc, parquet
-    except ImportError as error:
-        raise ValueError(f"{path}: needs pyarrow (pip install pyarrow)") from error
-    number = 0
-    try:
-        if path.suffix.lower() in _PARQUET:
-            batches = parquet.ParquetFile(path).iter_batches(batch_size=16)
-        else:
-            source = pyarrow.memory_map(str(path))
-            try:
-                reader = ipc.open_file(source)
-                batches = (reader.get_batch(place) for place in range(reader.num_record_batches))
-            except pyarrow.ArrowInvalid:  # what Hugging Face datasets keep on disk is a stream
-                batches = iter(ipc.open_stream(pyarrow.memory_map(str(path))))
-        for batch in batches:
-            for place in range(batch.num_rows):
-                report.rows += 1
-                number += 1
-                yield f"row {number}", {name: batch.column(name)[place].as_py() for name in batch.schema.names}
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: cannot be read after row {number}: {error}") from None
+def _cell(value: Any, table: Path, row: int, column: str) -> Any:
+    """Return the value of a cell; of one that holds a file, where it is."""
+    found = file_of(value)
+    if found is None:
+        return value
+    data, name = found
+    digest = hashlib.sha256(data).hexdigest()
+    return Cell(table=table, row=row, column=column, name=name, size=len(data), sha256=digest)

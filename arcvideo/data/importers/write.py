@@ -1,193 +1,239 @@
-"""Drafts -> shards: media are examined in parallel, bytes are copied untouched, and a stopped import goes on."""
+"""Drafts -> shards: media are examined in parallel and copied once, and a stopped import goes on."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+import errno
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice, tee
 from pathlib import Path
 from typing import Any
 
-from arcvideo.data.importers.drafts import Draft, ImportReport
+from arcvideo.data.importers.drafts import ImportReport
+from arcvideo.data.importers.ledger import Ledger, Part, draft_state
+from arcvideo.data.importers.sources import Medium, Opened, label_of, opened, size_of, unchanged
+from arcvideo.data.importers.spool import Draft
 from arcvideo.decoding.pool import MediaPool
 from arcvideo.decoding.probe import Extent, Probed, ProbeJob
 from arcvideo.media.errors import MediaError
+from arcvideo.shards.columns import CLIP, ITEM
 from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, Problem
-from arcvideo.shards.write import Record, write_shards
+from arcvideo.shards.write import Content, Record, ShardWriter, json_text, tar_size
 from arcvideo.tasks.fields import RecordError, check_times
 
-
-@dataclass(kw_only=True)
-class _Part:
-    """What went into one shard; a line of the ledger."""
-
-    shard: str = ""
-    drafts: int = 0
-    """Drafts looked at, used or not."""
-    used: int = 0
-    """Rows used."""
-    digest: str = ""
-    """Of the drafts and of the sizes of their files."""
-    problems: list[dict[str, str]] = field(default_factory=list)
+BYTES_PER_SHARD = 1 << 30
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def write_drafts(
-    drafts: Sequence[Draft],
+    drafts: Iterable[Draft],
     *,
-    out: Path,
+    ledger: Ledger,
     name: str,
     per_shard: int,
     workers: int,
     report: ImportReport,
     advance: Callable[[int], Any],
+    bytes_per_shard: int = BYTES_PER_SHARD,
 ) -> list[Path]:
-    """Write the records whose media can be read; the paths of all shards.
+    """Write the records whose media can be read; the paths of all shards, beside the ledger.
 
-    Every finished shard is a line of `out/<name>.import.jsonl`. When the same import is started again, they are kept
-    and the rest is written: the shards are those of an import that was never stopped, byte for byte.
+    When the same import is started again, finished shards are kept and the rest is written: the shards are those of an
+    import that was never stopped, byte for byte, whatever `workers` is.
 
     Args:
+        ledger: of these shards, open.
         name: shards are called `<name>-000000.tar`, ...
+        per_shard: records of a shard.
         workers: processes that examine media; 0 does it here.
         report: rows used and problems are added to it.
         advance: called with the number of drafts done since the last call.
+        bytes_per_shard: a shard is full after them, too.
 
     Raises:
-        ValueError: `out` holds the beginning of another import; no record can be used.
+        ValueError: a draft of a finished shard changed; no record can be used; the disk is full.
     """
-    ledger = out / f"{name}.import.jsonl"
-    parts = _finished(ledger, drafts=drafts, out=out)
-    advance(sum(part.drafts for part in parts))
-    rest = islice(drafts, sum(part.drafts for part in parts), None)
-    now = _Part()
+    out, part = ledger.path.parent, Part()
 
-    def finish(path: Path) -> None:
-        nonlocal now
-        now.shard = path.name
-        parts.append(now)
-        with open(ledger, "a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(now)) + "\n")
-        now = _Part()
+    def count(one: Part) -> None:
+        report.used += one.used
+        report.problems.extend(Problem(**problem) for problem in one.problems)
 
-    out.mkdir(parents=True, exist_ok=True)
+    def kept(one: Part) -> None:
+        count(one)
+        advance(one.drafts)
+
+    rest = ledger.unfinished(drafts, each=kept)
     with MediaPool(count=workers) as pool:
-        for_jobs, for_records = tee(rest)
-        probes = pool.examined(job for draft in for_jobs for job in _jobs(draft))
-
-        def records() -> Iterator[Record]:
-            for draft in for_records:
-                results = list(islice(probes, 1 + len(draft.more)))
-                record, result = _record(draft, results, part=now), results[0]
-                if draft.names_sound and isinstance(result, Probed) and not result.uses_sound:
-                    report.ignored["sound beside a video that has its own"] += len(draft.items)
-                now.drafts += 1
-                now.digest = _digest(now.digest, draft)
-                advance(1)
-                if record is not None:
-                    yield record
-
+        examined = _examined(rest, pool=pool)
         try:
-            write_shards(records(), out=out, name=name, per_shard=per_shard, first=len(parts), finished=finish)
+            waiting = next(examined, None)
+            while waiting is not None:
+                number = len(ledger.parts)
+                with ShardWriter(out / f"{name}-{number:06d}.tar") as shard:
+                    while waiting is not None and shard.records < per_shard and shard.size < bytes_per_shard:
+                        _add(waiting, shard=shard, part=part, report=report)
+                        advance(1)
+                        waiting = next(examined, None)
+                    if not shard.records:
+                        break
+                    fact = shard.complete()
+                    part.shard, part.size, part.sha256 = shard.path.name, fact["size"], fact["sha256"]
+                    ledger.add(part)
+                    count(part)
+                    part = Part()
+                    shard.publish()
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise ValueError(
+                f"--out {out}: the disk is full ({error.strerror}); {len(ledger.parts)} shards are finished and stay: "
+                "make room and start the same command again"
+            ) from error
         finally:
-            for part in [*parts, now]:
-                report.used += part.used
-                report.problems += [Problem(**problem) for problem in part.problems]
-    return [out / part.shard for part in parts]
+            examined.close()
+            count(part)
+    if not ledger.parts:
+        raise ValueError(f"nothing to write to {out}: there are no records")
+    return [out / one.shard for one in ledger.parts]
 
 
-def _jobs(draft: Draft) -> list[ProbeJob | None]:
-    """Return what to examine, one for each medium; None where there is nothing."""
-    return [_job(draft.media, sound=draft.sound), *(_job(path, sound=None) for path in draft.more)]
+def room_needed(draft: Draft) -> int:
+    """Return the bytes that a draft takes in a shard and its index, at most."""
+    sizes = {"json": len(json_text({**draft.extra, "items": draft.items}, has_media=draft.media is not None))}
+    for number, medium in enumerate((draft.media, draft.sound, *draft.more)):
+        if medium is not None:
+            sizes[f"{number}.{_type(medium, known=VIDEO | AUDIO | IMAGE, other='media')}"] = size_of(medium)
+    index = CLIP.itemsize * len(sizes) + ITEM.itemsize * len(draft.items) + len(draft.key.encode("utf-8", "replace"))
+    return tar_size(draft.key, sizes) + index
 
 
-def _job(media: Path | None, *, sound: Path | None) -> ProbeJob | None:
-    if media is None or not media.is_file():
-        return None
-    beside = None if sound is None else Extent(path=sound, name=sound.name)
-    return ProbeJob(main=Extent(path=media, name=media.name), sound=beside)
+@dataclass(kw_only=True)
+class _Ready:
+    """A draft whose files are open."""
+
+    draft: Draft
+    state: str
+    """As it was when its files were opened."""
+    media: list[Opened | MediaError | None]
+    sound: Opened | MediaError | None
+    probed: Sequence[Probed | MediaError | None] = ()
+
+    def close(self) -> None:
+        for one in (*self.media, self.sound):
+            if isinstance(one, Opened):
+                one.close()
 
 
-def _record(draft: Draft, probes: Sequence[Probed | MediaError | None], *, part: _Part) -> Record | None:
-    """Return the record with the bytes of its media, or None and a problem for each of its rows."""
-    try:
-        media = {} if draft.media is None else _media(draft, draft.media, probes[0])
-        if draft.more:
-            several = [
-                media,
-                *(_media(draft, path, probed) for path, probed in zip(draft.more, probes[1:], strict=True)),
-            ]
-            media = {f"{number}.{kind}": data for number, of in enumerate(several) for kind, data in of.items()}
-    except (MediaError, OSError) as error:
-        reason = getattr(error, "reason", "unreadable")
-        part.problems += [asdict(_problem(label, reason=reason, detail=str(error))) for label in draft.labels]
-        return None
-    seconds = max((probed.facts.duration for probed in probes if isinstance(probed, Probed)), default=0.0)
-    items = []
-    for item, label in zip(draft.items, draft.labels, strict=True):
+def _examined(drafts: Iterator[Draft], *, pool: MediaPool) -> Generator[_Ready, None, None]:
+    """Yield drafts in order with what their media are; a few are open at a time."""
+    for_jobs, in_order = tee(map(_ready, drafts))
+    probes = pool.examined(job for ready in for_jobs for job in _jobs(ready))
+    for ready in in_order:
+        ready.probed = list(islice(probes, len(ready.media)))
         try:
-            check_times(item, seconds=seconds)
-            items.append(item)
-        except RecordError as error:
-            part.problems.append(asdict(_problem(label, reason=error.reason, detail=error.detail)))
+            yield ready
+        finally:
+            ready.close()
+
+
+def _ready(draft: Draft) -> _Ready:
+    media = [None if medium is None else _opened(medium) for medium in (draft.media, *draft.more)]
+    sound = None if draft.sound is None else _opened(draft.sound)
+    return _Ready(draft=draft, state=draft_state(draft), media=media, sound=sound)
+
+
+def _opened(medium: Medium) -> Opened | MediaError:
+    try:
+        return opened(medium)
+    except MediaError as error:
+        return error
+
+
+def _jobs(ready: _Ready) -> Iterator[ProbeJob | None]:
+    """Yield what to examine, one for each medium; None where there is nothing."""
+    for number, medium in enumerate(ready.media):
+        if not isinstance(medium, Opened):
+            yield None
+            continue
+        sound = _extent(ready.sound) if number == 0 and isinstance(ready.sound, Opened) else None
+        yield ProbeJob(main=_extent(medium), sound=sound)
+
+
+def _extent(medium: Opened) -> Extent:
+    name = medium.medium.name if isinstance(medium.medium, Path) else label_of(medium.medium)
+    return Extent(path=medium.path, name=name)
+
+
+def _add(ready: _Ready, *, shard: ShardWriter, part: Part, report: ImportReport) -> None:
+    """Write the record of a draft, or a problem for each of its rows."""
+    draft = ready.draft
+    part.drafts += 1
+    part.states.append(ready.state)
+    items, refused = [], []
+    try:
+        media = _media(ready)
+        seconds = max((probed.facts.duration for probed in ready.probed if isinstance(probed, Probed)), default=0.0)
+        for item, label in zip(draft.items, draft.labels, strict=True):
+            try:
+                check_times(item, seconds=seconds)
+                items.append(item)
+            except RecordError as error:
+                refused.append(_problem(label, reason=error.reason, detail=error.detail))
+        if items:
+            content = {**draft.extra, "items": items}
+            shard.add(Record(key=draft.key, content=content, media=media, confirm=lambda: _confirm(ready)))
+    except MediaError as error:
+        items, refused = [], [_problem(label, reason=error.reason, detail=error.detail) for label in draft.labels]
     part.used += len(items)
-    return Record(key=draft.key, content={**draft.extra, "items": items}, media=media) if items else None
+    part.problems += refused
+    first = ready.probed[0]
+    if draft.names_sound and isinstance(first, Probed) and not first.uses_sound:
+        report.ignored["sound beside a video that has its own"] += len(draft.items)
 
 
-def _media(draft: Draft, path: Path, probed: Probed | MediaError | None) -> dict[str, bytes]:
-    if isinstance(probed, MediaError):
-        raise probed
-    if probed is None:
-        raise MediaError("no_media", f"{path}: no such file")
-    media = {_type(path, known=VIDEO | AUDIO | IMAGE, other="media"): path.read_bytes()}
-    if probed.uses_sound and path == draft.media:
-        assert draft.sound is not None
-        media[_type(draft.sound, known=AUDIO, other="mka")] = draft.sound.read_bytes()
-    return media
+def _media(ready: _Ready) -> dict[str, Content]:
+    """Return the files of a record by the names they have in a shard.
+
+    Raises:
+        MediaError: one cannot be used.
+    """
+    clips: list[dict[str, Content]] = []
+    for number, (medium, probed) in enumerate(zip(ready.media, ready.probed, strict=True)):
+        if medium is None:
+            continue
+        for one in (medium, probed):
+            if isinstance(one, MediaError):
+                raise one
+        assert isinstance(medium, Opened)
+        assert isinstance(probed, Probed)
+        clips.append({_type(medium.medium, known=VIDEO | AUDIO | IMAGE, other="media"): medium})
+        if isinstance(ready.sound, MediaError) and number == 0 and not probed.facts.sound_samples:
+            raise ready.sound  # with a sound of its own the picture does not need it
+        if probed.uses_sound:
+            assert number == 0
+            assert isinstance(ready.sound, Opened)
+            clips[-1][_type(ready.sound.medium, known=AUDIO, other="mka")] = ready.sound
+    if len(clips) < 2:
+        return clips[0] if clips else {}
+    return {f"{number}.{kind}": file for number, clip in enumerate(clips) for kind, file in clip.items()}
 
 
-def _type(path: Path, *, known: Collection[str], other: str) -> str:
+def _confirm(ready: _Ready) -> None:
+    """Complain when what was copied is not what was examined, or a file was changed meanwhile."""
+    for number, (medium, probed) in enumerate(zip(ready.media, ready.probed, strict=True)):
+        if isinstance(medium, Opened) and isinstance(probed, Probed):
+            sounds = [ready.sound] if number == 0 and probed.uses_sound and isinstance(ready.sound, Opened) else []
+            unchanged([medium, *sounds], digest=probed.digest)
+    if draft_state(ready.draft) != ready.state:
+        raise MediaError("unreadable", f"{ready.draft.key}: its files changed while it was imported; import it again")
+
+
+def _type(medium: Medium, *, known: Collection[str], other: str) -> str:
     """Return the extension to store a file under; what it is, its content says."""
-    extension = path.suffix.lower().lstrip(".")
+    extension = medium.suffix.lower().lstrip(".")
     return extension if extension in known else other
 
 
-def _problem(label: str, *, reason: str, detail: str) -> Problem:
-    return Problem(key=label, stage="import", reason=reason, detail=detail)
-
-
-def _digest(before: str, draft: Draft) -> str:
-    """Return chains a draft, and the sizes of its files, onto the digest of those before it."""
-    paths = (draft.media, draft.sound, *draft.more)
-    sizes = [path.stat().st_size if path is not None and path.is_file() else -1 for path in paths]
-    named = [str(draft.media), str(draft.sound), *map(str, draft.more)]
-    text = json.dumps([before, draft.key, draft.items, draft.extra, *named, sizes])
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _finished(ledger: Path, *, drafts: Sequence[Draft], out: Path) -> list[_Part]:
-    """Return the parts that an earlier, stopped import left complete."""
-    if not ledger.exists():
-        return []
-    parts: list[_Part] = []
-    place = 0
-    for line in ledger.read_text(encoding="utf-8").split("\n"):
-        try:
-            part = _Part(**json.loads(line))
-        except (ValueError, TypeError):
-            break  # cut short by the stop
-        digest = ""
-        for draft in drafts[place : place + part.drafts]:
-            digest = _digest(digest, draft)
-        if digest != part.digest or not (out / part.shard).is_file():
-            raise ValueError(
-                f"{ledger} tells of another import, or its files changed: give an empty --out, or delete it"
-            )
-        parts.append(part)
-        place += part.drafts
-    scratch = ledger.with_name(f".{ledger.name}.partial")
-    scratch.write_text("".join(json.dumps(asdict(part)) + "\n" for part in parts))
-    os.replace(scratch, ledger)
-    return parts
+def _problem(label: str, *, reason: str, detail: str) -> dict[str, str]:
+    return asdict(Problem(key=label, stage="import", reason=reason, detail=detail))
