@@ -3,15 +3,18 @@
 The peer does what most training scripts do: PyAV decodes every frame in order, the sampled ones go through PIL (stamp,
 resize), the sound through the resampler and Whisper's log-mel, and a Hugging Face style collator pads ids and builds a
 dense attention mask. Both sides use two workers, the same sampling rule and the same stamps, and are compared bit by
-bit first.
+bit first. A second peer is webdataset's loader of the same frames, kept as JPEG. The floor of decoding is libav giving
+the very frames that are needed and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import os
 import statistics
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,13 +24,13 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+import webdataset
 import whisper
 from PIL import Image
 
 from arcvideo.decoding.cache import FrameCache
 from arcvideo.decoding.pool import MediaPool
 from arcvideo.feed.collate import Rendered, collate
-from arcvideo.layout import MediaLayout
 from arcvideo.media import overlay
 from arcvideo.media.clip import to_media
 from arcvideo.media.frames import plan_frames, stamp_text
@@ -35,45 +38,14 @@ from arcvideo.media.settings import FrameCacheSettings
 from arcvideo.model.disk.tokenizer import build_tiny_tokenizer
 from arcvideo.render import render_branch, render_prefix, special_ids
 from arcvideo.types import Media, Sample, Turn
+from benchmarks.clip import FPS, HEIGHT, LAYOUT, SECONDS, WIDTH, cpu, floor_rows, make_clip
 from benchmarks.table import Row, interleaved, report
 
-LAYOUT = MediaLayout()
-SECONDS, FPS, WIDTH, HEIGHT, RATE = 30, 30, 1280, 720, 48_000
 WORKERS = 2
 WARM_PASSES = 5
 """Readings of all cached clips per figure: one takes about a second, too short beside half a minute of the peer's."""
+FORMS = ("jpeg", "raw")
 Padded = dict[str, torch.Tensor]
-
-
-def make_clip(path: Path, *, seed: int) -> int:
-    """Write a clip of moving texture and a chirp, unless it is there; returns its size in bytes."""
-    if not path.exists():
-        partial = path.with_suffix(".partial.mp4")
-        _write_clip(partial, seed=seed)
-        partial.rename(path)
-    return path.stat().st_size
-
-
-def _write_clip(path: Path, *, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    texture = np.asarray(
-        Image.fromarray(rng.integers(0, 255, (90, 160, 3), dtype=np.uint8)).resize((2 * WIDTH, HEIGHT + 200))
-    )
-    with av.open(str(path), "w") as file:
-        video = file.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": "23"})
-        video.width, video.height, video.pix_fmt, video.gop_size = WIDTH, HEIGHT, "yuv420p", 60
-        audio = file.add_stream("aac", rate=RATE, layout="stereo")
-        for number in range(SECONDS * FPS):
-            left, top = (number * (1 + seed % 3)) % WIDTH, int(100 + 99 * np.sin(number / 40))
-            pixels = np.ascontiguousarray(texture[top : top + HEIGHT, left : left + WIDTH])
-            file.mux(video.encode(av.VideoFrame.from_ndarray(pixels)))
-        file.mux(video.encode(None))
-        times = np.arange(SECONDS * RATE) / RATE
-        sound = np.stack([np.sin(2 * np.pi * (200 + 40 * channel + 30 * times) * times) for channel in (1, 2)]) * 0.3
-        frame = av.AudioFrame.from_ndarray(sound.astype(np.float32), format="fltp", layout="stereo")
-        frame.sample_rate = RATE
-        file.mux(audio.encode(frame))
-        file.mux(audio.encode(None))
 
 
 def peer_media(path: str) -> tuple[np.ndarray, np.ndarray]:
@@ -133,11 +105,55 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def write_jpegs(clips: Sequence[Media], *, folder: Path, quality: int) -> str:
+    """Write webdataset's shards of the frames, as the cache keeps them; returns their pattern."""
+    folder.mkdir()
+    for number in range(WORKERS):
+        with tarfile.open(folder / f"{number}.tar", "w") as tar:
+            for place, media in list(enumerate(clips))[number::WORKERS]:
+                assert media.pixels is not None
+                assert media.mel is not None
+                files = {"mel.npy": _npy(media.mel.numpy())}
+                for slot, frame in enumerate(media.pixels.permute(0, 2, 3, 1).numpy()):
+                    stream = io.BytesIO()
+                    Image.fromarray(frame).save(stream, "JPEG", quality=quality, subsampling="4:2:0", optimize=True)
+                    files[f"{slot:03d}.jpg"] = stream.getvalue()
+                for name, data in files.items():
+                    entry = tarfile.TarInfo(f"{place:06d}.{name}")
+                    entry.size = len(data)
+                    tar.addfile(entry, io.BytesIO(data))
+    return str(folder / f"{{0..{WORKERS - 1}}}.tar")
+
+
+def _npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def joined(sample: dict[str, object]) -> tuple[str, torch.Tensor, torch.Tensor]:
+    """What webdataset decoded of a clip: its key, frames (F, S, S, 3) and mel."""
+    names = sorted(name for name in sample if name.endswith(".jpg"))
+    frames = torch.from_numpy(np.stack([sample[name] for name in names]))  # type: ignore[arg-type]
+    return str(sample["__key__"]), frames, torch.from_numpy(sample["mel.npy"])  # type: ignore[arg-type]
+
+
+def jpeg_loader(pattern: str) -> torch.utils.data.DataLoader:
+    """webdataset's own way, in processes that live on from one pass to the next."""
+    data = webdataset.WebDataset(pattern, shardshuffle=False).decode("rgb8").map(joined)
+    return torch.utils.data.DataLoader(
+        data, batch_size=None, num_workers=WORKERS, persistent_workers=True, worker_init_fn=_one_thread
+    )
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
 def clip_rows(paths: Sequence[Path], *, folder: Path, tokenizer: object, rounds: int) -> tuple[list[Row], list[str]]:
-    """Cold and warm against the peer, with equality checked first."""
+    """Cold and warm against the peers, with equality checked first."""
     names = [str(path) for path in paths]
-    cache = FrameCache(FrameCacheSettings(path=str(folder / "cache")), layout=LAYOUT)
-    keys = [cache.key(path.name) for path in paths]
+    caches = {form: FrameCache(FrameCacheSettings(path=str(folder / form), form=form), layout=LAYOUT) for form in FORMS}
     with (
         MediaPool(count=WORKERS) as pool,
         ThreadPoolExecutor(WORKERS) as threads,
@@ -147,17 +163,14 @@ def clip_rows(paths: Sequence[Path], *, folder: Path, tokenizer: object, rounds:
         def cold_one(path: Path) -> Media:
             return to_media(pool.read_clip(path.read_bytes(), name=path.name, layout=LAYOUT), layout=LAYOUT)
 
-        def warm_one(key: str) -> Media:
-            media = cache.load(key)
-            assert media is not None, f"{key} is missing from the cache"
-            return media
+        def warm_clips(form: str) -> list[Media]:
+            clips = list(threads.map(caches[form].load, [caches[form].key(path.name) for path in paths]))
+            assert None not in clips, "a clip is missing from the cache"
+            return clips  # type: ignore[return-value]
 
         def packed(clips: Sequence[Media]) -> None:
             rows = [sample_row(media, tokenizer=tokenizer) for media in clips]
             collate(rows, specials=special_ids(tokenizer), weighting="sqrt")
-
-        def warm() -> None:
-            packed(list(threads.map(warm_one, keys)))
 
         def peer() -> None:
             clips = list(processes.map(peer_media, names))
@@ -165,47 +178,90 @@ def clip_rows(paths: Sequence[Path], *, folder: Path, tokenizer: object, rounds:
             for row in rows:  # batches of one: dense masks of twenty clips would not fit
                 padded([np.concatenate([row.prefix, row.branches[0].ids])])
 
-        ours, theirs = cold_one(paths[0]), peer_media(names[0])
-        equal = np.array_equal(ours.pixels.permute(0, 2, 3, 1).numpy(), theirs[0])  # type: ignore[union-attr]
-        drift = float(np.abs(ours.mel.numpy() - theirs[1]).max())  # type: ignore[union-attr]
-        lost = np.abs(ours.pixels.numpy().astype(int) - cache.save(keys[0], ours).pixels.numpy()).mean()  # type: ignore[union-attr]
-        first = [cache.save(key, media) for key, media in zip(keys, threads.map(cold_one, paths), strict=True)]
-        again = list(threads.map(warm_one, keys))
-        same = all(
-            torch.equal(one.pixels, other.pixels) and torch.equal(one.mel, other.mel)  # type: ignore[arg-type]
-            for one, other in zip(first, again, strict=True)
+        def loaded() -> None:
+            packed([stand_in(frames) for _, frames, _ in loader])
+
+        decoded = list(threads.map(cold_one, paths))
+        theirs = peer_media(names[0])
+        assert decoded[0].pixels is not None
+        equal = np.array_equal(decoded[0].pixels.permute(0, 2, 3, 1).numpy(), theirs[0])
+        drift = float(np.abs(decoded[0].mel.numpy() - theirs[1]).max())  # type: ignore[union-attr]
+        for cache in caches.values():
+            for path, media in zip(paths, decoded, strict=True):
+                cache.save(cache.key(path.name), media)
+        same = {"raw": all(map(_alike, decoded, warm_clips("raw")))}
+        loader = jpeg_loader(write_jpegs(decoded, folder=folder / "tars", quality=FrameCacheSettings().quality))
+        kept = warm_clips("jpeg")
+        others = {int(key): (frames, mel) for key, frames, mel in loader}
+        same["jpeg"] = all(
+            torch.equal(media.pixels.permute(0, 2, 3, 1), frames) and torch.equal(media.mel, mel)  # type: ignore[union-attr, arg-type]
+            for media, (frames, mel) in zip(kept, (others[number] for number in range(len(kept))), strict=True)
         )
-        del first, again
+        lost = np.mean([np.abs(one.pixels.numpy().astype(int) - other.pixels.numpy()).mean()  # type: ignore[union-attr]
+                        for one, other in zip(decoded[:2], kept[:2], strict=True)])  # fmt: skip
+        share = _share_of_jpeg(folder / "tars", cache=caches["jpeg"], key=caches["jpeg"].key(paths[0].name))
+        del decoded, kept, others
         list(processes.map(peer_media, names[:WORKERS]))  # starts the peer's processes; ours have started
         seconds = interleaved(
             {
                 "peer": lambda: timed(peer),
                 "cold": lambda: timed(lambda: packed(list(threads.map(cold_one, paths)))),
-                "warm": lambda: timed(lambda: [warm() for _ in range(WARM_PASSES)]) / WARM_PASSES,
+                "webdataset": lambda: timed(lambda: [loaded() for _ in range(WARM_PASSES)]) / WARM_PASSES,
+                **{
+                    form: lambda form=form: timed(lambda: [packed(warm_clips(form)) for _ in range(WARM_PASSES)])  # type: ignore[misc]
+                    / WARM_PASSES
+                    for form in FORMS
+                },
             },
             rounds=rounds,
             warm_up=0,
-        )
+        )  # fmt: skip
     best = {name: len(paths) / statistics.median(figures) for name, figures in seconds.items()}
-    rows = [
-        Row(metric=f"{name}, clips/s", ours=best[side], baseline=best["peer"], ratio=best[side] / best["peer"],
-            target=target, equal=checked)
-        for name, side, target, checked in (
-            ("decode to batch, cold", "cold", 1.5, equal and drift < 1e-4),
-            ("decode to batch, warm frame cache", "warm", 40.0, same),
+    sides = [("decode to batch, cold", "cold", "peer", 1.5, equal and drift < 1e-4)]
+    for form in FORMS:
+        sides.append((f"decode to batch, warm frame cache, {form}", form, "peer", 40.0, same[form]))
+        sides.append(
+            (f"the same against webdataset's loader of JPEG frames, {form}", form, "webdataset", 2.0, same[form])
         )
+    rows = [
+        Row(metric=f"{name}, clips/s", ours=best[side], baseline=best[other], ratio=best[side] / best[other],
+            target=target, equal=checked)
+        for name, side, other, target, checked in sides
     ]  # fmt: skip
     spread = "; ".join(
         f"{side} {', '.join(f'{figure:.2f}' for figure in figures)}" for side, figures in seconds.items()
     )
+    sizes = {form: sum(file.stat().st_size for file in (folder / form).glob("??/*")) / len(paths) for form in FORMS}
     return rows, [
-        f"frames are equal: {equal}; log-mels differ by {drift:.1e} at most; "
-        f"cached frames are the same each time, and {lost:.1f} levels of 255 from decoded ones on average",
+        f"frames are equal: {equal}; log-mels differ by {drift:.1e} at most; cached frames are the same each time: "
+        f"JPEG ones those that webdataset reads, {lost:.1f} levels of 255 from decoded ones on average, raw ones the "
+        "decoded ones",
+        f"Pillow decoding the JPEGs takes {share:.0%} of the CPU of reading a clip of JPEG frames from the cache",
+        f"a clip in the cache: {', '.join(f'{form} {size / 1e6:.1f} MB' for form, size in sizes.items())}",
         f"seconds of each round: {spread}",
     ]
 
 
-def stand_in(pixels: np.ndarray) -> Media:
+def _alike(one: Media, other: Media) -> bool:
+    return torch.equal(one.pixels, other.pixels) and torch.equal(one.mel, other.mel)  # type: ignore[arg-type]
+
+
+def _share_of_jpeg(tars: Path, *, cache: FrameCache, key: str) -> float:
+    """Return the share of CPU of reading a clip of the cache that decoding its JPEGs takes, the least of five each."""
+    with tarfile.open(tars / "0.tar") as tar:
+        entries = [entry for entry in tar.getmembers() if entry.name.startswith("000000.") and "jpg" in entry.name]
+        jpegs = [tar.extractfile(entry).read() for entry in entries]  # type: ignore[union-attr]
+
+    def decode() -> None:
+        for jpeg in jpegs:
+            with Image.open(io.BytesIO(jpeg)) as image:
+                image.load()
+
+    alone, whole = (min(cpu(work) for _ in range(5)) for work in (decode, lambda: cache.load(key)))
+    return alone / whole
+
+
+def stand_in(pixels: np.ndarray | torch.Tensor) -> Media:
     return Media(key="peer", frame_count=len(pixels), seconds=len(pixels), has_video=True, has_audio=True)
 
 
@@ -242,12 +298,14 @@ def main() -> int:
             sizes = list(threads.map(lambda number: make_clip(paths[number], seed=number), range(options.clips)))
         rate = statistics.mean(sizes) * 8 / SECONDS / 1e6
         rows, notes = clip_rows(paths, folder=folder, tokenizer=tokenizer, rounds=options.rounds)
-        cached = sum(file.stat().st_size for file in (folder / "cache").glob("??/*")) / options.clips / 1e6
+        floors = floor_rows(clips, rounds=options.rounds)
     notes += [
         f"{options.clips} clips of {SECONDS} s, {WIDTH}x{HEIGHT}, {FPS} fps, H.264 + AAC at {rate:.2f} Mbit/s; "
-        f"{WORKERS} workers; frames of {LAYOUT.image_size} px; {cached:.1f} MB a clip in the cache",
+        f"{WORKERS} workers; frames of {LAYOUT.image_size} px",
+        "CPU of a clip: the least of the rounds, one thread, a key frame each 5 s; ours has the sound and its mel, too",
+        f"load of the machine when it ended: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; rounds alternate",
     ]
-    return report("data", [*rows, collate_row(tokenizer=tokenizer)], notes=notes)
+    return report("data", [*rows, *floors, collate_row(tokenizer=tokenizer)], notes=notes)
 
 
 if __name__ == "__main__":
