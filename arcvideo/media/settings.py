@@ -64,8 +64,8 @@ class FrameCacheSettings:
     max_gib: float = 50.0
     """Size of the folder; the clips that were not read for longest are removed first."""
     form: str = "jpeg"
-    """How frames are stored: jpeg (small; a little is lost) or raw (the very pixels, read several times faster, and
-    about ten times as large: 1.2 MB a frame of 640 px)."""
+    """How frames are stored: jpeg (small; a little is lost) or raw (the very pixels, read about five times faster, and
+    about eight times as large: 1.2 MB a frame of 640 px)."""
     quality: int = 90
     """JPEG quality of the stored frames, at half the colour resolution, as video has it."""
     candidates: int = 4
