@@ -48,8 +48,9 @@ NEIGHBOURS = {
     # The parity command also compares preprocessing with the reference.
     ("model", "media"): {"audio", "frames", "overlay", "read"},
     ("model", "render"): {"*"},
-    # What trainers of others get as `loss` is computed as ours is, a few rows in fp32 at a time.
-    ("model", "objectives"): {"logprobs"},
+    # What trainers of others get as `loss` is computed as ours is, a few rows in fp32 at a time; what an objective asks
+    # of targets is answered by the head.
+    ("model", "objectives"): {"logprobs", "scores"},
     ("processing", "messages"): {"*"},
 }
 """(room, neighbour on the same floor) -> the neighbour's modules it may import."""

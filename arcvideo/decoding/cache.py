@@ -1,7 +1,9 @@
-"""A disk cache of decoded clips: frames as JPEG at the model's resolution, log-mel as it is.
+"""A disk cache of decoded clips: frames at the model's resolution, as JPEG or as they are, and the log-mel as it is.
 
 JPEG loses a little, so what the cache gives back is the same every time, but not what decoding alone gives: a clip that
 is met for the first time is written and read back, and its key says so (no feature store mixes the two up).
+
+Of a clip whose frames are drawn at random some candidates of each interval are kept; a visit reads those that it drew.
 """
 
 from __future__ import annotations
@@ -9,19 +11,21 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import json
 import os
 import re
+import struct
 import sys
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -34,6 +38,25 @@ _SHARE_BETWEEN_SCANS = 16
 """A writer counts the folder again after writing this part of the limit: what others wrote, it does not see before."""
 _PIECE = 1 << 16
 """Bytes of a frame that are copied at a time."""
+_SUMMED = 512
+"""Words of eight bytes that are added up before their CRC is taken: six times as fast as a CRC of all bytes."""
+_DTYPES = {"F32": np.float32, "I64": np.int64, "U8": np.uint8}
+"""Types of a safetensors file that occur here."""
+
+
+class _DamagedError(Exception):
+    """A file is not what was written."""
+
+
+def draw(*, seed: int, intervals: int, candidates: int) -> list[int]:
+    """Return the slot of one frame of each interval, where the candidates of one interval lie behind the other's."""
+    rng = np.random.default_rng([seed & 0xFFFFFFFFFFFFFFFF, intervals, candidates])
+    return (np.arange(intervals) * candidates + rng.integers(0, candidates, size=intervals)).tolist()
+
+
+def drawn_key(key: str, slots: Sequence[int]) -> str:
+    """Return the key of a clip of which these frames were drawn, from the key of its file."""
+    return hashlib.sha256(f"{key} {list(slots)}".encode()).hexdigest()
 
 
 class FrameCache:
@@ -46,9 +69,10 @@ class FrameCache:
     def __init__(self, settings: FrameCacheSettings, *, layout: Layout) -> None:
         assert settings.path is not None
         self._root = Path(settings.path)
-        self._quality = settings.quality
+        self._quality = settings.quality if settings.form == "jpeg" else None
         self._limit = int(settings.max_gib * 2**30)
-        self._how = f"jpeg{settings.quality}-{layout.mel_bins}-{layout.audio_positions}-{layout.max_seconds}"
+        form = "raw" if self._quality is None else f"jpeg{self._quality}"
+        self._how = f"{form}-{layout.mel_bins}-{layout.audio_positions}-{layout.max_seconds}"
         self._unscanned = self._limit  # so that the first write looks at what is there
         self._buffers = Buffers()
         self._complained = False
@@ -61,31 +85,35 @@ class FrameCache:
         """Return whether the clip of `key` (of `self.key`) seems to be there."""
         return self._path(key).is_file()
 
-    def load(self, key: str) -> Media | None:
-        """Return the clip of `key` (of `self.key`), or None when it is not there; a damaged file counts as not
-        there.
+    def load(self, key: str, *, slots: Sequence[int] | None = None) -> Media | None:
+        """Return the clip of `key` (of `self.key`), or None when it is not there; a damaged file counts as not there.
+
+        Args:
+            key: of the file.
+            slots: the frames that are wanted, of those stored; None is all of them.
         """
         path = self._path(key)
         try:
-            facts, tensors = _read(path)
+            with open(path, "rb", buffering=0) as file:
+                stored = _Stored(file.fileno())
+                pixels = self._pixels(stored, slots=slots)
             os.utime(path)
         except FileNotFoundError:
             return None
-        except (SafetensorError, OSError):
+        except (_DamagedError, OSError):
             path.unlink(missing_ok=True)
             return None
-        frames = tensors.get("jpeg")
         return Media(
             key=key,
-            frame_count=int(facts["frame_count"]),
-            seconds=int(facts["seconds"]),
-            has_video=frames is not None,
-            has_audio="mel" in tensors,
-            pixels=None if frames is None else self._decoded(frames, tensors["ends"]),
-            mel=tensors.get("mel"),
+            frame_count=int(stored.facts["frame_count"]),
+            seconds=int(stored.facts["seconds"]),
+            has_video=pixels is not None,
+            has_audio=stored.mel is not None,
+            pixels=pixels,
+            mel=stored.mel,
         )
 
-    def save(self, key: str, media: Media) -> Media:
+    def save(self, key: str, media: Media, *, slots: Sequence[int] | None = None) -> Media:
         """Store a decoded clip and give back what `load` will give.
 
         Raises:
@@ -93,7 +121,7 @@ class FrameCache:
         """
         tensors: dict[str, Tensor] = {}
         if media.pixels is not None:
-            tensors["jpeg"], tensors["ends"] = _encoded(media.pixels, quality=self._quality)
+            tensors["frames"], tensors["places"] = _packed(media.pixels, quality=self._quality)
         if media.mel is not None:
             tensors["mel"] = media.mel.contiguous()
         if not tensors:
@@ -106,14 +134,20 @@ class FrameCache:
             if not self._complained:
                 print(f"data.frame_cache.path={self._root}: is full, nothing more is cached: {error}", file=sys.stderr)
             self._complained = True
-        pixels = None if media.pixels is None else self._decoded(tensors["jpeg"], tensors["ends"])
-        return replace(media, key=key, pixels=pixels)
+        if media.pixels is None:
+            return replace(media, key=key)
+        rows = range(len(media.pixels)) if slots is None else slots
+        if self._quality is None:
+            return replace(media, key=key, pixels=media.pixels if slots is None else media.pixels[list(rows)])
+        data = tensors["frames"].numpy().data
+        return replace(media, key=key, pixels=self._decoded([data[i:j] for i, j, _ in tensors["places"][list(rows)]]))
 
     def _write(self, path: Path, tensors: dict[str, Tensor], *, media: Media) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{uuid.uuid4().hex}.partial")
-        facts = {"frame_count": str(media.frame_count), "seconds": str(media.seconds)}
-        facts["crc32"] = _checksum(facts, tensors)
+        side = 0 if media.pixels is None else media.pixels.shape[-1]
+        facts = {"frame_count": str(media.frame_count), "seconds": str(media.seconds), "side": str(side)}
+        facts["check"] = _check_of_all({name: tensor.numpy() for name, tensor in tensors.items()}, facts)
         try:
             save_file(tensors, partial, metadata=facts)
             # safetensors writes for its owner alone; a cache is shared as far as the umask says.
@@ -123,15 +157,27 @@ class FrameCache:
         finally:
             partial.unlink(missing_ok=True)
 
-    def _decoded(self, jpeg: Tensor, ends: Tensor) -> Tensor:
+    def _pixels(self, stored: _Stored, *, slots: Sequence[int] | None) -> Tensor | None:
+        """Return (F, 3, S, S) uint8 of the wanted frames; None of a clip without any."""
+        if stored.places is None:
+            return None
+        places = stored.places if slots is None else stored.places[list(slots)]
+        if self._quality is not None:
+            return self._decoded([stored.frame(place) for place in places])
+        side = int(stored.facts["side"])
+        frames = self._buffers.lend((len(places), 3, side, side))
+        for frame, place in zip(frames, places, strict=True):
+            stored.frame(place, into=frame)
+        return torch.from_numpy(frames)
+
+    def _decoded(self, jpegs: Sequence[memoryview]) -> Tensor:
         """Return (F, 3, S, S) uint8, channels last in memory: as JPEG gives them and convolutions like them."""
-        data, frames, start = jpeg.numpy().data, None, 0
-        for number, end in enumerate(ends.tolist()):
-            with Image.open(io.BytesIO(data[start:end]), formats=["JPEG"]) as image:
+        frames = None
+        for number, jpeg in enumerate(jpegs):
+            with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
                 if frames is None:
-                    frames = self._buffers.lend((len(ends), image.height, image.width, 3))
+                    frames = self._buffers.lend((len(jpegs), image.height, image.width, 3))
                 _unpack(image, into=frames[number])
-            start = end
         assert frames is not None
         return torch.from_numpy(frames).permute(0, 3, 1, 2)
 
@@ -158,38 +204,89 @@ class FrameCache:
         return self._root / key[:2] / f"{key}{_SUFFIX}"
 
 
+class _Stored:
+    """An open file of a clip; of its frames only those are read that somebody asks for.
+
+    Its layout is that of safetensors, read here so that frames come straight to where they stay: (N,) uint8 `frames`,
+    (F, 3) int64 `places` of their first byte, the one behind their last, and their check, and (C, M, T) float32 `mel`.
+    """
+
+    def __init__(self, file: int) -> None:
+        """Read all but the frames.
+
+        Raises:
+            _DamagedError: they are not what was written.
+        """
+        self._file = file
+        (size,) = struct.unpack("<Q", self._read(8, at=0).data)
+        if size > os.fstat(file).st_size:
+            raise _DamagedError("its header is cut")
+        try:
+            header = json.loads(bytes(self._read(size, at=8)))
+            self.facts: dict[str, str] = header.pop("__metadata__")
+            self._starts = {name: 8 + size + row["data_offsets"][0] for name, row in header.items()}
+            shapes = {name: (_DTYPES[row["dtype"]], row["shape"]) for name, row in header.items()}
+            arrays = {
+                name: self._read(np.empty(shape, dtype).nbytes, at=self._starts[name]).view(dtype).reshape(shape)
+                for name, (dtype, shape) in shapes.items() if name != "frames"
+            }  # fmt: skip
+            whole = self.facts["check"] == _check_of_all(arrays, self.facts)
+        except (ValueError, KeyError, TypeError, AttributeError, MemoryError):
+            raise _DamagedError("its header is not what was written") from None
+        if not whole:
+            raise _DamagedError("its content is not what was written")
+        self.places: np.ndarray | None = arrays.get("places")
+        self.mel: Tensor | None = torch.from_numpy(arrays["mel"]) if "mel" in arrays else None
+
+    def frame(self, place: np.ndarray, *, into: np.ndarray | None = None) -> memoryview:
+        """Return the bytes of a frame, which are read into an array where one is given.
+
+        Raises:
+            _DamagedError: they are not what was written.
+        """
+        start, end, check = place.tolist()
+        data = self._read(end - start, at=self._starts["frames"] + start, into=into)
+        if _check(data) != check:
+            raise _DamagedError("its frames are not what was written")
+        return data.data
+
+    def _read(self, size: int, *, at: int, into: np.ndarray | None = None) -> np.ndarray:
+        room = np.empty(size, np.uint8) if into is None else into.reshape(-1)
+        if size != room.size or os.preadv(self._file, [room.data], at) != size:
+            raise _DamagedError("it is cut")
+        return room
+
+
 def check_cached(path: Path) -> None:
-    """Compare a stored clip with its checksum.
+    """Compare a stored clip with its checks.
 
     Raises:
         ValueError: it is damaged.
         OSError: it cannot be read.
     """
     try:
-        _read(path)
-    except SafetensorError as error:
+        with open(path, "rb", buffering=0) as file:
+            stored = _Stored(file.fileno())
+            for place in stored.places if stored.places is not None else ():
+                stored.frame(place)
+    except _DamagedError as error:
         raise ValueError(f"is damaged ({error})") from None
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Return what a file says of its clip, and its tensors; SafetensorError when they are not what was written."""
-    with safe_open(path, framework="pt") as file:
-        facts = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    if facts.get("crc32") != _checksum(facts, tensors):
-        raise SafetensorError("its content is not what was written")
-    return facts, tensors
+def _check_of_all(arrays: Mapping[str, np.ndarray], facts: Mapping[str, str]) -> str:
+    """Return the check of everything in a file but its frames, whose own checks are among their places."""
+    rows = [[name, str(array.dtype), list(array.shape), _check(array)] for name, array in sorted(arrays.items())
+            if name != "frames"]  # fmt: skip
+    told = {name: value for name, value in facts.items() if name != "check"}
+    return f"{zlib.crc32(json.dumps([told, rows], sort_keys=True).encode()):08x}"
 
 
-def _checksum(facts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """Return the CRC-32 of everything in a file, 8 hex digits: against bad disks and cut writes, not against an
-    attacker.
-    """
-    crc = zlib.crc32(f"{facts.get('frame_count')} {facts.get('seconds')}".encode())
-    for name, tensor in sorted(tensors.items()):
-        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
-        crc = zlib.crc32(tensor.numpy().view(np.uint8).data, crc)
-    return f"{crc:08x}"
+def _check(array: np.ndarray) -> int:
+    """Return 32 bits that tell whether bytes are those written: against bad disks and cut writes, not an attacker."""
+    data = array.reshape(-1).view(np.uint8)
+    whole = data.size // (8 * _SUMMED) * 8 * _SUMMED
+    sums = data[:whole].view(np.uint64).reshape(-1, _SUMMED).sum(axis=1, dtype=np.uint64)
+    return zlib.crc32(data[whole:].data, zlib.crc32(sums.data))
 
 
 def _is_full(error: OSError | SafetensorError) -> bool:
@@ -202,17 +299,30 @@ def _is_full(error: OSError | SafetensorError) -> bool:
     return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def _encoded(pixels: Tensor, *, quality: int) -> tuple[Tensor, Tensor]:
-    """Return (bytes,) uint8 of all frames, one JPEG after the other, and (F,) int64 where each ends."""
-    parts = []
-    for frame in pixels.permute(0, 2, 3, 1).numpy():
-        stream = io.BytesIO()
-        # Half the colour resolution, as the video itself has it: twice as fast to read as full. Fitted Huffman tables
-        # change no pixel; they cost half as much again to write, once, and leave less to read.
-        Image.fromarray(frame).save(stream, "JPEG", quality=quality, subsampling="4:2:0", optimize=True)
-        parts.append(stream.getvalue())
-    joined = np.frombuffer(b"".join(parts), dtype=np.uint8).copy()
-    return torch.from_numpy(joined), torch.tensor([len(part) for part in parts]).cumsum(0)
+def _packed(pixels: Tensor, *, quality: int | None) -> tuple[Tensor, Tensor]:
+    """Return (N,) uint8 of all frames, one after the other, and (F, 3) int64: start, end, check of each.
+
+    Equal neighbours, such as the candidates of a still picture, lie at one place.
+    """
+    parts: list[np.ndarray] = []
+    places: list[tuple[int, int, int]] = []
+    end = 0
+    for number, frame in enumerate(pixels):
+        if not number or not torch.equal(frame, pixels[number - 1]):
+            data = np.frombuffer(_jpeg(frame, quality=quality), np.uint8) if quality else frame.numpy().reshape(-1)
+            parts.append(data)
+            start, end = end, end + data.size
+        places.append((start, end, _check(parts[-1])))
+    return torch.from_numpy(np.concatenate(parts)), torch.tensor(places)
+
+
+def _jpeg(frame: Tensor, *, quality: int) -> bytes:
+    stream = io.BytesIO()
+    # Half the colour resolution, as the video itself has it: twice as fast to read as full. Fitted Huffman tables
+    # change no pixel; they cost half as much again to write, once, and leave less to read.
+    image = Image.fromarray(frame.permute(1, 2, 0).numpy())
+    image.save(stream, "JPEG", quality=quality, subsampling="4:2:0", optimize=True)
+    return stream.getvalue()
 
 
 def _unpack(image: Image.Image, *, into: np.ndarray) -> None:

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arcvideo.decoding.cache import FrameCache
+from arcvideo.decoding.cache import FrameCache, draw, drawn_key
 from arcvideo.feed.collate import Rendered
 from arcvideo.feed.prompts import Prompt
 from arcvideo.layout import MediaLayout
 from arcvideo.media.audio import fit_waveform, silent_seconds
 from arcvideo.media.clip import read_clip, to_media
 from arcvideo.media.errors import MediaError
-from arcvideo.media.read import clip_key, read_request
+from arcvideo.media.read import ReadRequest, clip_key, read_request
 from arcvideo.model.special import special_ids
 from arcvideo.model.towers.features import feature_key
 from arcvideo.planning.families import Family
@@ -119,13 +119,14 @@ class Loader:
         spans = self.spans(family)
         parts = range(len(self._facts(family.clip))) if spans else ()
         about: dict[str, Any] = {"modality": family.modality, "seed": family.seed}
-        return [] if all(self._is_here(self._expected(family.clip, part, **about)) for part in parts) else spans
+        return [] if all(self._is_here(family.clip, part, **about) for part in parts) else spans
 
-    def _is_here(self, expected: Media) -> bool:
+    def _is_here(self, clip: int, part: int, *, modality: str, seed: int) -> bool:
         """Return whether the medium is made without its file."""
+        expected = self._expected(clip, part, modality=modality, seed=seed)
         if self.features is not None and self.settings.frames == "middle" and self.features.has(feature_key(expected)):
             return True
-        return self.cache is not None and self.cache.has(expected.key)
+        return self.cache is not None and self.cache.has(self._key(clip, part, seed=seed))
 
     def _samples(self, clip: int, items: tuple[int, ...]) -> tuple[Sample, ...]:
         table = self.table
@@ -174,7 +175,7 @@ class Loader:
         if self.features is not None and self.settings.frames == "middle" and self.features.has(feature_key(expected)):
             patches, speech = self.features.load(feature_key(expected))
             return replace(expected, patches=patches, speech=speech)
-        media = self._decoded(clip, part, key=expected.key, seed=seed)
+        media = self._decoded(clip, part, expected=expected, seed=seed)
         if (media.frame_count, media.seconds) != (expected.frame_count, expected.seconds):
             raise MediaError(
                 "corrupt",
@@ -205,16 +206,39 @@ class Loader:
             seconds = silent_seconds(
                 frame_count=frames, duration=duration, max_frames=layout.max_frames, max_seconds=layout.max_seconds
             )
-        request = read_request(
-            name="", layout=layout, policy=self.settings.frames, seed=seed, decoder=self.settings.decoder
-        )
-        key = clip_key(row["digest"].tobytes(), request=request)
-        if self.cache is not None:
-            key = self.cache.key(key)
+        key, slots = self._key(clip, part, seed=seed), self._slots(frames, seed=seed)
+        key = key if slots is None else drawn_key(key, slots)
         whole = Media(
             key=key, frame_count=frames, seconds=seconds, has_video=bool(row["has_video"]), has_audio=samples > 0
         )
         return shown(whole, modality=modality)
+
+    def _candidates(self) -> int:
+        """Return how many frames of an interval are kept, 0 where each visit decodes its own."""
+        drawn = self.cache is not None and self.settings.frames == "random"
+        return self.settings.frame_cache.candidates if drawn else 0
+
+    def _slots(self, frames: int, *, seed: int) -> list[int] | None:
+        """Return which of the candidates this visit drew; None without any."""
+        candidates = self._candidates()
+        return draw(seed=seed, intervals=frames, candidates=candidates) if candidates else None
+
+    def _request(self, clip: int, part: int, *, seed: int) -> ReadRequest:
+        candidates = self._candidates()
+        return read_request(
+            name="",
+            layout=self._layout(clip, part),
+            policy="middle" if candidates else self.settings.frames,
+            seed=seed,
+            decoder=self.settings.decoder,
+            resize=self.settings.resize,
+            candidates=candidates,
+        )
+
+    def _key(self, clip: int, part: int, *, seed: int) -> str:
+        """Return the key of the medium as it is decoded, or of its file in the cache."""
+        key = clip_key(self._facts(clip)[part]["digest"].tobytes(), request=self._request(clip, part, seed=seed))
+        return key if self.cache is None else self.cache.key(key)
 
     def _layout(self, clip: int, part: int) -> MediaLayout:
         """Return the layout with the frames that the plan grants this medium."""
@@ -224,8 +248,9 @@ class Loader:
         cut = share < frame_counts(facts[part]["duration"], max_frames=limit)
         return replace(self.layout, max_frames=share if cut else limit)
 
-    def _decoded(self, clip: int, part: int, *, key: str, seed: int) -> Media:
+    def _decoded(self, clip: int, part: int, *, expected: Media, seed: int) -> Media:
         """Return the medium; families of one clip that are loaded at once wait for one decoding of it."""
+        key = expected.key
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
@@ -236,7 +261,7 @@ class Loader:
         if others is not None:
             return others.result()
         try:
-            media = self._stored(clip, part, key=key, seed=seed)
+            media = self._stored(clip, part, expected=expected, seed=seed)
         except BaseException as error:
             mine.set_exception(error)
             raise
@@ -251,29 +276,30 @@ class Loader:
                 del self._loading[key]
         return media
 
-    def _stored(self, clip: int, part: int, *, key: str, seed: int) -> Media:
+    def _stored(self, clip: int, part: int, *, expected: Media, seed: int) -> Media:
         """From the frame cache, or decoded and written there."""
-        media = self.cache.load(key) if self.cache is not None else None
+        if self.cache is None:
+            return self._fresh(clip, part, seed=seed)
+        key, slots = self._key(clip, part, seed=seed), self._slots(expected.frame_count, seed=seed)
+        media = self.cache.load(key, slots=slots)
         if media is None:
-            media = self._fresh(clip, part, seed=seed)
-            if self.cache is not None:
-                media = self.cache.save(key, media)
-        return media
+            media = self.cache.save(key, self._fresh(clip, part, seed=seed), slots=slots)
+        return replace(media, key=expected.key)
 
     def _fresh(self, clip: int, part: int, *, seed: int) -> Media:
-        (index, row), layout = self.table.place(clip), self._layout(clip, part)
+        (index, row), request = self.table.place(clip), self._request(clip, part, seed=seed)
         data, sound = index.media_bytes(row, part=part)
+        layout = self._layout(clip, part)
         decoded = self.read(
             data,
             name=f"{self.table.key(clip)} in {index.shard.name}",
             layout=layout,
-            policy=self.settings.frames,
+            policy=request.policy,
             seed=seed,
             sidecar_audio=sound,
-            decoder=self.settings.decoder,
-        )
-        request = read_request(
-            name="", layout=layout, policy=self.settings.frames, seed=seed, decoder=self.settings.decoder
+            decoder=request.decoder,
+            resize=request.resize,
+            candidates=request.candidates,
         )
         if decoded.key != clip_key(index.media(row)[part]["digest"].tobytes(), request=request):
             detail = f"{self.table.key(clip)} in {index.shard.name}: its bytes are not those that were indexed"

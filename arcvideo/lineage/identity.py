@@ -71,8 +71,9 @@ def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
         settings["data"] = settings["data"] | {"sources": plain}
     cache = settings.get("data", {}).get("frame_cache")
     if cache is not None:
-        # Frames lose a little in the cache; where it lies and how large it is do not matter.
-        settings["data"] = settings["data"] | {"frame_cache": cache["quality"] if cache["path"] else None}
+        # What is stored decides the pixels; where it lies and how large it is do not matter.
+        kept = {name: cache[name] for name in ("form", "quality", "candidates") if name in cache}
+        settings["data"] = settings["data"] | {"frame_cache": kept if cache["path"] else None}
     return settings
 
 

@@ -17,7 +17,8 @@ class FramePlan:
     """Frames to take and the time each stands for."""
 
     indices: tuple[int, ...]
-    """Positions in presentation order, one per interval; a very slow video repeats some."""
+    """Positions in presentation order, one per interval, or all candidates of one after the other's; a very slow video
+    repeats some."""
     spans: tuple[tuple[float, float], ...]
     """Seconds [start, end) of each interval."""
 
@@ -31,8 +32,9 @@ def plan_frames(
     seed: int = 0,
     times: np.ndarray | None = None,
     duration: float | None = None,
+    candidates: int = 0,
 ) -> FramePlan:
-    """Return one frame per interval, a pure function of its arguments.
+    """Return one frame per interval, or several, a pure function of its arguments.
 
     Args:
         frame_count: frames in the stream.
@@ -42,6 +44,7 @@ def plan_frames(
         times: (frame_count,) ascending seconds of the frames when their rate is not constant: they decide which
             frames an interval has, where the released code would take frame k for second k / fps.
         duration: seconds; None means frame_count / fps.
+        candidates: take so many frames of each interval, evenly spaced, in place of the one of `policy`.
     """
     check_policy(policy)
     if frame_count < 1 or not (math.isfinite(fps) and fps > 0):
@@ -51,6 +54,9 @@ def plan_frames(
     indices = []
     for span in spans:
         start, end = _frames_in(span, frame_count=frame_count, fps=fps, times=times)
+        if candidates:
+            indices += [start + (2 * number + 1) * (end - start) // (2 * candidates) for number in range(candidates)]
+            continue
         indices.append(int(rng.integers(start, end)) if rng is not None else min((start + end) // 2, end - 1))
     return FramePlan(indices=tuple(indices), spans=spans)
 

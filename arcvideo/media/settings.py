@@ -7,6 +7,10 @@ from typing import Protocol
 
 DECODERS = ("pyav", "torchcodec")
 """Decoders of the picture."""
+RESIZERS = ("pillow", "swscale")
+"""Who makes frames of the model's size."""
+FORMS = ("jpeg", "raw")
+"""Forms of stored frames."""
 
 
 class Layout(Protocol):
@@ -59,9 +63,17 @@ class FrameCacheSettings:
     """Folder, best on a local disk; null decodes every time. Runs, ranks and workers may share it."""
     max_gib: float = 50.0
     """Size of the folder; the clips that were not read for longest are removed first."""
+    form: str = "jpeg"
+    """How frames are stored: jpeg (small; a little is lost) or raw (the very pixels, read several times faster, and
+    about ten times as large: 1.2 MB a frame of 640 px)."""
     quality: int = 90
     """JPEG quality of the stored frames, at half the colour resolution, as video has it."""
+    candidates: int = 4
+    """With data.frames=random, frames kept of each interval, evenly spaced; every visit draws among them. A clip takes
+    so many times the room."""
 
     def __post_init__(self) -> None:
-        if self.max_gib <= 0 or not 1 <= self.quality <= 100:
-            raise ValueError("data.frame_cache: max_gib must be above 0 and quality in 1..100")
+        if self.max_gib <= 0 or not 1 <= self.quality <= 100 or self.candidates < 1:
+            raise ValueError("data.frame_cache: max_gib must be above 0, quality in 1..100, candidates 1 or more")
+        if self.form not in FORMS:
+            raise ValueError(f"data.frame_cache.form={self.form!r}: choose one of {', '.join(FORMS)}")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, DynamicCache, PreTrainedModel
 
+from arcvideo.model.arc_hunyuan.head import as_head, score
 from arcvideo.model.attention import Plan
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.disk.weights import check_fit
@@ -28,6 +29,7 @@ from arcvideo.model.settings import ModelSettings, check
 from arcvideo.model.towers.audio import AudioEncoder, audio_projector
 from arcvideo.model.towers.features import FeatureStore
 from arcvideo.model.towers.fused import ArcVideoMediaMixin
+from arcvideo.objectives.scores import Ask
 from arcvideo.types import Media, Segments
 
 
@@ -121,7 +123,7 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
 
     def set_output_embeddings(self, new_embeddings: Any) -> None:
         """Take another head, which `tie_weights` ties to the embedding."""
-        self.language_model.lm_head = new_embeddings
+        self.language_model.lm_head = as_head(new_embeddings)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Return the embedding with another number of rows; the head follows it, and so do the settings."""
@@ -184,6 +186,7 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
         duration: int | Tensor | None = None,
         segments: Segments | None = None,
         target_positions: Tensor | None = None,
+        ask: Ask | None = None,
         supervised_only: bool = False,
         features: FeatureStore | None = None,
         num_items_in_batch: Tensor | int | None = None,
@@ -207,6 +210,7 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
                 or (C * M, T), and the seconds of it that count; all of them by default.
             segments: how a packed row is cut; one plain segment by default.
             target_positions: (T,) positions of a packed row whose logits are wanted.
+            ask: about the targets at these positions: `scores` in place of `logits`.
             supervised_only: compute logits (T, V) only at the T positions whose next label is supervised.
             features: disk cache of tower outputs.
             num_items_in_batch: targets of all micro-batches of a step: the loss is the sum over their number.
@@ -220,7 +224,7 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
             input_ids,
             inputs_embeds,
             batch_only={"past_key_values": past_key_values, "attention_mask": attention_mask, "use_cache": use_cache},
-            packed_only={"segments": segments, "target_positions": target_positions},
+            packed_only={"segments": segments, "target_positions": target_positions, "ask": ask},
             has_media=bool(media) or pixel_values is not None,
         )
         cache = DynamicCache(config=self.config) if use_cache and past_key_values is None else past_key_values
@@ -240,14 +244,25 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
         positions = four_axes(position_ids, shape=shape)
         hidden = self.language_model.model(inputs_embeds, positions=positions, plan=plan, cache=cache, trace=trace)
         kept = target_positions if target_positions is not None else logits_to_keep
-        loss, logits = self._scores(hidden, labels, kept=kept, few=supervised_only, count=num_items_in_batch)
-        output = ArcVideoOutput(
-            loss=loss, logits=logits, past_key_values=cache, last_hidden_state=hidden, **seen_states(trace)
+        found: dict[str, Any] = self._found(
+            hidden, labels, ask=ask, kept=kept, few=supervised_only, count=num_items_in_batch
         )
+        output = ArcVideoOutput(past_key_values=cache, last_hidden_state=hidden, **found, **seen_states(trace))
         named = self.config.return_dict if return_dict is None else return_dict
         return output if named else output.to_tuple()
 
-    def _scores(
+    def _found(
+        self, hidden: Tensor, labels: Tensor | None, *, ask: Ask | None, kept: int | Tensor, **how: Any
+    ) -> dict[str, Tensor | None]:
+        """Return scores of the targets at the kept positions where something is asked, else loss and logits."""
+        if ask is None:
+            loss, logits = self._logits(hidden, labels, kept=kept, **how)
+            return {"loss": loss, "logits": logits}
+        chosen = hidden.index_select(0, kept) if isinstance(kept, Tensor) else hidden[slice(-kept, None)]
+        words = self.settings.text.vocab_size
+        return {"scores": score(self.language_model.lm_head, chosen, ask=ask, words=words)}
+
+    def _logits(
         self,
         hidden: Tensor,
         labels: Tensor | None,

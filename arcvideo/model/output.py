@@ -19,6 +19,8 @@ class ArcVideoOutput(ModelOutput):
     """Scalar mean cross-entropy; only with `labels`."""
     logits: Tensor | None = None
     """(T, V) at the targets asked for, else (L, V) of a packed row or (B, L, V) of a batch."""
+    scores: Tensor | None = None
+    """(1 + n, T) log-probabilities of targets and figures beside them; only with `ask`, and then no logits."""
     past_key_values: Any = None
     """The cache that was passed in or made by `use_cache`."""
     hidden_states: tuple[Tensor, ...] | None = None

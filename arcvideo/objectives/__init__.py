@@ -1,4 +1,4 @@
-"""Objectives: from logits at targets and a Batch to a summed Loss. Importing this file does not import torch."""
+"""Objectives: from scores of the targets, or their logits, and a Batch to a summed Loss. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ class ObjectiveRow:
     """All that the rest of the house has to know of an objective, before its code is loaded."""
 
     loss: str
-    """`module:Class`; built as `Class(settings, **options)` and called as `objective(logits, batch)`."""
+    """`module:Class`; built as `Class(settings, **options)` and called as `objective(scores, batch)` if it has `ask`,
+    else as `objective(logits, batch)`."""
     settings: str
     """The group of `RunConfig` that the class gets."""
     feed: str

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from arcvideo.objectives.logprobs import token_entropy, token_logprobs
 from arcvideo.objectives.loss import Loss
+from arcvideo.objectives.scores import Ask, Scores, scores_in
 from arcvideo.objectives.settings import DpoSettings
 from arcvideo.types import Batch
 
@@ -67,16 +67,21 @@ class Dpo:
     def __init__(self, settings: DpoSettings | None = None) -> None:
         self.settings = settings or DpoSettings()
 
-    def __call__(self, logits: Tensor, batch: Batch) -> Loss:
+    def ask(self, batch: Batch) -> Ask:
+        """Return what the loss and its metrics need."""
+        return Ask(ids=batch.target_ids, figures=("right", "entropy", "mean_logit"))
+
+    def __call__(self, given: Tensor | Scores, batch: Batch) -> Loss:
         """Return summed loss of one packed row.
 
         Args:
-            logits: (T, V) at the targets.
+            given: scores, or (T, V) logits at the targets.
             batch: of a source with pairs; extra holds `ref_logprobs` (T,).
         """
         if "ref_logprobs" not in batch.extra:
             raise ValueError("objective dpo needs batch.extra['ref_logprobs']; use a reference source")
-        tokens = token_logprobs(logits, target_ids=batch.target_ids, temperature=1.0)
+        scored = scores_in(given, ask=self.ask(batch))
+        tokens = scored.logprobs
         if len(batch.keys) % 2:  # a row without weight, in place of pairs whose media could not be read
             return Loss(total=(tokens * batch.target_weights).sum())
         weights = _per_pair(batch.target_weights, batch=batch).sum(dim=1)
@@ -86,7 +91,7 @@ class Dpo:
             lengths=_per_pair(torch.ones_like(tokens), batch=batch).detach(),
         )
         total = (pair_losses(scores, settings=self.settings) * weights).sum()
-        return Loss(total=total, metrics=_metrics(logits, batch=batch, scores=scores, settings=self.settings))
+        return Loss(total=total, metrics=_metrics(scored, batch=batch, scores=scores, settings=self.settings))
 
 
 def _per_pair(values: Tensor, *, batch: Batch) -> Tensor:
@@ -97,15 +102,17 @@ def _per_pair(values: Tensor, *, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def _metrics(
-    logits: Tensor, *, batch: Batch, scores: PairScores, settings: DpoSettings
+    scored: Scores, *, batch: Batch, scores: PairScores, settings: DpoSettings
 ) -> dict[str, tuple[Tensor | float, Tensor | float]]:
     """Return sums and counts under TRL's names."""
     pairs, count = float(len(scores.logps)), float(len(batch.target_ids))
     rewards = settings.beta * scores.logratios
     margins = rewards[:, 0] - rewards[:, 1]
     chosen = (batch.target_samples % 2 == 0).float()
-    mean_logits = logits.mean(dim=-1, dtype=torch.float32)
-    right = (logits.argmax(dim=-1) == batch.target_ids).float()
+    mean_logits, right, entropy = scored.mean_logit, scored.right, scored.entropy
+    assert mean_logits is not None
+    assert right is not None
+    assert entropy is not None
     return {
         "rewards/chosen": (rewards[:, 0].sum(), pairs),
         "rewards/rejected": (rewards[:, 1].sum(), pairs),
@@ -116,5 +123,5 @@ def _metrics(
         "logits/chosen": ((mean_logits * chosen).sum(), chosen.sum()),
         "logits/rejected": ((mean_logits * (1 - chosen)).sum(), (1 - chosen).sum()),
         "mean_token_accuracy": ((right * chosen).sum(), chosen.sum()),
-        "entropy": (token_entropy(logits, temperature=1.0).sum(), count),
+        "entropy": (entropy.sum(), count),
     }

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from arcvideo.objectives.agreement import agreeing, gap_pairs, judged
-from arcvideo.objectives.logprobs import token_entropy, token_logprobs
 from arcvideo.objectives.loss import Loss
+from arcvideo.objectives.scores import Ask, Scores, scores_in
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.types import Batch
 
@@ -225,14 +225,18 @@ class Grpo:
     def __init__(self, settings: GrpoSettings | None = None) -> None:
         self.settings = settings or GrpoSettings()
 
-    def __call__(self, logits: Tensor, batch: Batch) -> Loss:
+    def ask(self, batch: Batch) -> Ask:
+        """Return what the loss and its metrics need."""
+        return Ask(ids=batch.target_ids, temperature=self.settings.temperature, figures=("entropy",))
+
+    def __call__(self, given: Tensor | Scores, batch: Batch) -> Loss:
         """Return summed loss of one packed row of groups.
 
         Without `old_logprobs` the policy is still the one that sampled: the old log-probabilities are those of this
         very forward, and tokens about which it and the sampler disagree are left out and counted for `judge`.
 
         Args:
-            logits: (T, V) at the targets.
+            given: scores, or (T, V) logits at the targets.
             batch: extra holds `advantages` (samples,), `old_logprobs` or `sampled_logprobs` (T,), `ref_logprobs` (T,)
                 unless beta is 0, and optionally `loss_mask` (T,).
         """
@@ -242,7 +246,9 @@ class Grpo:
             raise ValueError(
                 f"objective grpo needs batch.extra {missing}; use a rollout source, not a plain data source"
             )
-        logprobs = token_logprobs(logits, target_ids=batch.target_ids, temperature=settings.temperature)
+        scores = scores_in(given, ask=self.ask(batch))
+        logprobs, entropy = scores.logprobs, scores.entropy
+        assert entropy is not None
         mask = extra.get("loss_mask", torch.ones_like(batch.target_weights))
         old, gaps = extra.get("old_logprobs"), {}
         if old is None:
@@ -259,7 +265,6 @@ class Grpo:
             settings=settings,
             mask=mask,
         )
-        entropy = token_entropy(logits, temperature=settings.temperature)
         return Loss(total=loss.total, metrics={**loss.metrics, **gaps, "entropy": ((entropy * mask).sum(), mask.sum())})
 
     def judge(self, pairs: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from arcvideo.objectives.logprobs import token_logprobs
 from arcvideo.objectives.loss import Loss
+from arcvideo.objectives.scores import Ask, Scores, scores_in
 from arcvideo.objectives.settings import NextTokenSettings
 from arcvideo.types import Batch
 
@@ -17,19 +16,22 @@ class NextToken:
     def __init__(self, settings: NextTokenSettings | None = None) -> None:
         self.settings = settings or NextTokenSettings()
 
-    def __call__(self, logits: Tensor, batch: Batch) -> Loss:
+    def ask(self, batch: Batch) -> Ask:
+        """Return what the loss and its metrics need."""
+        return Ask(ids=batch.target_ids, figures=("right",) if self.settings.log_accuracy else ())
+
+    def __call__(self, given: Tensor | Scores, batch: Batch) -> Loss:
         """Return summed loss of the batch.
 
         Args:
-            logits: (T, V), the row of each target's position, any float dtype.
+            given: scores, or (T, V) logits, the row of each target's position, any float dtype.
             batch: its target_ids and target_weights are read.
         """
-        losses = -token_logprobs(logits, target_ids=batch.target_ids, temperature=1.0)
+        scores = scores_in(given, ask=self.ask(batch))
+        losses = -scores.logprobs
         total = (losses * batch.target_weights).sum()
         metrics: dict[str, tuple[Tensor | float, Tensor | float]] = {}
-        if self.settings.log_accuracy:
-            with torch.no_grad():
-                right = (logits.argmax(dim=-1) == batch.target_ids).sum().float()
-            metrics["token_accuracy"] = (right, float(batch.target_ids.numel()))
+        if scores.right is not None:
+            metrics["token_accuracy"] = (scores.right.sum().float(), float(batch.target_ids.numel()))
         metrics["token_loss"] = (losses.detach().sum(), float(batch.target_ids.numel()))
         return Loss(total=total, metrics=metrics)

@@ -17,8 +17,8 @@ FRAMES_TOGETHER = 64
 """Frames that the vision tower reads at once (`model/towers/media.py`)."""
 SEPARATE = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_and_up_proj": ("gate_proj", "up_proj")}
 """Fused layer -> what it is in families that do not fuse."""
-LOSS_BYTES = 4 * 4 * (1 << 25)
-"""Of logits in fp32 at one time (`objectives/grpo.py`): themselves, log-probabilities and the gradients of both."""
+LOGITS = 1 << 25
+"""Logits that exist at one time (`model/arc_hunyuan/head.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,9 @@ class Activations:
     """Bytes at the moments that may be the worst of a step."""
 
     loss: float
-    """At the loss: everything kept of layers and towers, and the logits."""
+    """At the loss: everything kept of layers and towers, and what the head makes."""
     decoder: float
-    """At the last layer's backward: the same without the logits, and that layer computed anew."""
+    """At the last layer's backward: the same, of the head a tied weight's gradient, and that layer computed anew."""
     towers: float
     """At the backward of projectors and towers, when the decoder's are gone."""
 
@@ -76,11 +76,19 @@ def activations(config: RunConfig, *, row: Row) -> Activations:
     biggest = 2 * w * text.intermediate_size * text.hidden_size if learning.llm else 0
     end = _norm(text.hidden_size, w=w, learns=learning.llm) * tokens + w * text.hidden_size * (tokens + targets)
     return Activations(
-        # Logits and their gradient whole, in fp32 a few rows at a time.
-        loss=kept * tokens + media + end + 2 * w * targets * text.vocab_size + LOSS_BYTES,
+        loss=kept * tokens + media + end + tied + _head(text, targets=targets, w=w),
         decoder=(kept + anew + passing) * tokens + media + tied + biggest,
         towers=media + 3 * tied + _tower_backward(config, frames=row.frames, w=w) + inputs * tokens,
     )
+
+
+def _head(text: TextSettings, *, targets: int, w: int) -> int:
+    """Made by the backward of scoring, its weight's gradient aside: in fp32 a block of words' logits, what the hidden
+    states have of gradient so far and what the block adds to it, for which the logits' slopes are rounded.
+    """
+    block = targets * min(LOGITS // max(targets, text.hidden_size), text.vocab_size)
+    states = 4 * targets * text.hidden_size
+    return states + max((4 + (w if w < 4 else 0)) * block, w * block + states)
 
 
 def _learning(config: RunConfig) -> _Learning:

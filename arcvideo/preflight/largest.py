@@ -27,13 +27,14 @@ from arcvideo.model.disk.loading import load_model
 from arcvideo.model.disk.lora import add_adapters
 from arcvideo.model.disk.tokenizer import load_tokenizer
 from arcvideo.objectives.next_token import NextToken
+from arcvideo.objectives.scores import forward_of, loss_of
 from arcvideo.planning.cost import pack_cost
 from arcvideo.preflight.made import batch_of, model_of, objective_of
 from arcvideo.preflight.row import fullest_row
 from arcvideo.processes.terminal import speak_plainly
 from arcvideo.runner.trainable import PREFIXES, train_only, trained_modules
 from arcvideo.tracking.cost import MemoryUse, is_out_of_memory, peak_memory
-from arcvideo.types import Batch, model_inputs
+from arcvideo.types import Batch
 
 
 def largest_batch(source: Source) -> Batch:
@@ -64,7 +65,7 @@ def run_largest(config: RunConfig) -> str:
     use, began = MemoryUse(device), time.monotonic()
     use.before()
     try:
-        (objective or NextToken())(model(**model_inputs(batch)).logits, batch).total.backward()
+        loss_of(objective or NextToken(), batch, run=forward_of(model)).total.backward()
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise use.explain(error, batch=batch) from error

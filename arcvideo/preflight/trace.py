@@ -26,11 +26,11 @@ from arcvideo.config import RunConfig
 from arcvideo.model import attention, plans
 from arcvideo.model.attention import FlexPlan
 from arcvideo.model.plans import kernel_of
+from arcvideo.objectives.scores import forward_of, loss_of
 from arcvideo.preflight.made import batch_of, drop_gradients, model_of, objective_of
 from arcvideo.preflight.row import Row, fullest_row
 from arcvideo.processes.terminal import speak_plainly
 from arcvideo.sampling.prefill import PREFILL_TOKENS
-from arcvideo.types import model_inputs
 
 META = torch.device("meta")
 GIB = 1 << 30
@@ -202,10 +202,8 @@ def trace_row(config: RunConfig, *, row: Row) -> Traced:
     held = Held()
     with held, fused_attention():
         moved = batch.to(META)
-        logits = model(**model_inputs(moved)).logits
-        total = objective_of(config)(logits, moved).total
+        total = loss_of(objective_of(config), moved, run=forward_of(model)).total
         after_forward = held.now
-        del logits
         total.backward()
     return Traced(tokens=batch.input_ids.numel(), peak=held.peak, held=after_forward, calls=held.calls)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from arcvideo.feed.collate import collate, collate_groups
 from arcvideo.model.special import SpecialIds
 from arcvideo.objectives.grpo import advantages, completion_weights
-from arcvideo.objectives.logprobs import token_logprobs
+from arcvideo.objectives.scores import Ask
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.measure import ZERO_STD, gathered
 from arcvideo.sampling.groups import Group
@@ -122,5 +122,6 @@ def gains_of(rewards: Tensor, *, tasks: Sequence[str], settings: GrpoSettings) -
 
 def forward_logprobs(model: Any, batch: Batch, *, temperature: float) -> Tensor:
     """Return (T,) float32 log-probs of the targets, on CPU."""
-    output = model(**model_inputs(batch))
-    return token_logprobs(output.logits, target_ids=batch.target_ids, temperature=temperature).cpu()
+    output = model(**model_inputs(batch), ask=Ask(ids=batch.target_ids, temperature=temperature))
+    logprobs: Tensor = output.scores[0]
+    return logprobs.cpu()

@@ -61,9 +61,10 @@ class _Policy(nn.Module):
         self._precision = precision
 
     def forward(self, **inputs: Any) -> Tensor:
+        """Return logits, or with `ask` the rows of `Scores.of`."""
         # In here, because DeepSpeed switches off an autocast that it finds around its own forward on CUDA.
         with self._precision():
-            return self.model(**inputs).logits
+            return getattr(self.model(**inputs), "scores" if "ask" in inputs else "logits")
 
 
 class Engine:
@@ -82,7 +83,7 @@ class Engine:
         """Hand the trained part of `model` to DeepSpeed.
 
         Args:
-            model: requires_grad is already set (`train_only`); its forward returns an object with `logits`.
+            model: requires_grad is already set (`train_only`); its forward returns an object with `logits` or `scores`.
             world: from `ranks.join()`.
             settings: DeepSpeed's own keys.
             optimizer: rates and kind.
@@ -141,7 +142,7 @@ class Engine:
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self._autocast else nullcontext()
 
     def __call__(self, **inputs: Any) -> Tensor:
-        """Return logits at the target positions, (T, V)."""
+        """Return logits at the target positions, (T, V), or with `ask` the (1 + n, T) rows of `Scores.of`."""
         return self._policy.forward(**inputs) if self._direct else self._deepspeed(**inputs)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:

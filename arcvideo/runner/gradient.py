@@ -6,16 +6,18 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from arcvideo.objectives.scores import loss_of
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.protocols import Objective
 from arcvideo.tracking.cost import MemoryUse, is_out_of_memory
 from arcvideo.tracking.metrics import Sums
-from arcvideo.types import Batch, model_inputs
+from arcvideo.types import Batch
 
 
 @contextmanager
@@ -88,7 +90,7 @@ def add_gradients(
         try:
             with repeatable(deterministic):
                 batch = batch.to(engine.device)
-                loss = objective(engine(**model_inputs(batch), **extra), batch)
+                loss = loss_of(objective, batch, run=partial(engine, **extra))
                 engine.backward(loss.total / weight, last=number == len(batches) - 1)
         except RuntimeError as error:
             if is_out_of_memory(error):

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
-
 from arcvideo.objectives.loss import Loss
 from arcvideo.types import Batch, Counts, StepData
 
@@ -35,8 +33,8 @@ class HeldRollouts(Protocol):
 class Objective(Protocol):
     """What is minimised."""
 
-    def __call__(self, logits: Tensor, batch: Batch) -> Loss:
-        """Return summed loss of one micro-batch; logits are (T, V)."""
+    def __call__(self, given: Any, batch: Batch) -> Loss:
+        """Return summed loss of one micro-batch, given (T, V) logits, or `Scores` if it has a method `ask`."""
         ...
 
 

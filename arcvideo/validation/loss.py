@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from arcvideo.objectives.loss import Loss
+from arcvideo.objectives.scores import forward_of, loss_of
 from arcvideo.processes.ranks import gather_json
 from arcvideo.runner.protocols import Objective
-from arcvideo.types import model_inputs
 from arcvideo.validation.asking import Reading
 
 
@@ -47,7 +46,7 @@ class HeldOutLoss:
                 weight = float(batch.target_weights.double().sum())
                 if weight:
                     moved = batch.to(device)
-                    loss: Loss = self.objective(model(**model_inputs(moved), features=self.features).logits, moved)
+                    loss = loss_of(self.objective, moved, run=forward_of(model, features=self.features))
                     totals.append(float(loss.total))
                     weights.append(weight)
         parts = gather_json([totals, weights], world=self.world)

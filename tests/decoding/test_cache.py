@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from arcvideo.decoding.cache import FrameCache
+from arcvideo.decoding.cache import FrameCache, check_cached, draw
 from arcvideo.layout import MediaLayout
 from arcvideo.media.settings import FrameCacheSettings
 from arcvideo.types import Media
@@ -36,7 +36,15 @@ def media(number: int, *, frames: int = 3, sound: bool = True) -> Media:
     )
 
 
-def cache(folder: Path, **settings: float) -> FrameCache:
+def moving(frames: int) -> Media:
+    """As `media`, every frame another one."""
+    still = media(1, frames=frames, sound=False)
+    assert still.pixels is not None
+    pixels = torch.stack([frame.roll(5 * number, dims=-1) for number, frame in enumerate(still.pixels)])
+    return replace(still, pixels=pixels)
+
+
+def cache(folder: Path, **settings: float | str) -> FrameCache:
     return FrameCache(FrameCacheSettings(path=str(folder), **settings), layout=LAYOUT)  # type: ignore[arg-type]
 
 
@@ -50,13 +58,17 @@ def same(one: Media | None, other: Media | None) -> bool:
     )
 
 
-def test_first_and_later_readings_are_the_same_bits(tmp_path: Path) -> None:
-    store = cache(tmp_path)
+FORMS = pytest.mark.parametrize("form", ["jpeg", "raw"])
+
+
+@FORMS
+def test_first_and_later_readings_are_the_same_bits(tmp_path: Path, form: str) -> None:
+    store = cache(tmp_path, form=form)
     key = store.key("clip")
     assert store.load(key) is None
     first = store.save(key, media(1))
     assert same(first, store.load(key))
-    assert same(first, cache(tmp_path).load(key))
+    assert same(first, cache(tmp_path, form=form).load(key))
 
 
 def test_frames_lose_little_and_sound_nothing(tmp_path: Path) -> None:
@@ -76,10 +88,58 @@ def test_frames_are_those_of_a_plain_jpeg_reader(tmp_path: Path, side: int) -> N
     assert kept is not None
     (file,) = tmp_path.glob("??/*.clip")
     stored = load_file(file)
-    jpeg, ends = stored["jpeg"].numpy().tobytes(), stored["ends"].tolist()
-    for frame, start, end in zip(kept, [0, *ends], ends, strict=False):
+    jpeg = stored["frames"].numpy().tobytes()
+    for frame, (start, end, _) in zip(kept, stored["places"].tolist(), strict=True):
         plain = np.asarray(Image.open(io.BytesIO(jpeg[start:end])))
         assert np.array_equal(frame.permute(1, 2, 0).numpy(), plain)
+
+
+def test_raw_frames_are_the_very_pixels(tmp_path: Path) -> None:
+    store, whole = cache(tmp_path, form="raw"), media(2)
+    assert same(store.save(store.key("clip"), whole), replace(whole, key=store.key("clip")))
+    assert same(store.load(store.key("clip")), replace(whole, key=store.key("clip")))
+
+
+@FORMS
+def test_frames_that_were_drawn_are_those_of_the_whole_clip(tmp_path: Path, form: str) -> None:
+    store, candidates = cache(tmp_path, form=form), replace(moving(8), frame_count=2)
+    whole = store.save(store.key("clip"), candidates).pixels
+    assert whole is not None
+    for slots in ([0, 4], [3, 7], [2, 5]):
+        drawn = store.load(store.key("clip"), slots=slots)
+        assert drawn is not None
+        assert (drawn.frame_count, torch.equal(drawn.pixels, whole[slots])) == (2, True)  # type: ignore[arg-type]
+        assert same(cache(tmp_path / "cold", form=form).save(store.key("clip"), candidates, slots=slots), drawn)
+
+
+def test_a_draw_is_one_candidate_of_each_interval_and_its_seed_alone_decides() -> None:
+    draws = [draw(seed=seed, intervals=50, candidates=4) for seed in range(40)]
+    assert draws == [draw(seed=seed, intervals=50, candidates=4) for seed in range(40)]
+    assert len({tuple(slots) for slots in draws}) == 40
+    assert all([slot // 4 for slot in slots] == list(range(50)) for slots in draws)
+    assert {slot % 4 for slots in draws for slot in slots} == {0, 1, 2, 3}
+
+
+def test_candidates_of_a_still_picture_take_the_room_of_one(tmp_path: Path) -> None:
+    still = replace(media(1, frames=1), frame_count=1)
+    assert still.pixels is not None
+    for name, pixels in (("one", still.pixels), ("four", still.pixels.expand(4, -1, -1, -1))):
+        store = cache(tmp_path / name, form="raw")
+        store.save(store.key("clip"), replace(still, pixels=pixels))
+    one, four = (file.stat().st_size for name in ("one", "four") for file in (tmp_path / name).glob("??/*.clip"))
+    assert four - one < still.pixels.nbytes / 2
+
+
+def test_damage_in_a_frame_that_was_not_drawn_is_found_by_who_looks_at_all(tmp_path: Path) -> None:
+    store = cache(tmp_path, form="raw")
+    store.save(store.key("clip"), replace(moving(4), frame_count=1))
+    (file,) = tmp_path.glob("??/*.clip")
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert store.load(store.key("clip"), slots=[0]) is not None
+    with pytest.raises(ValueError, match="is damaged"):
+        check_cached(file)
+    assert store.load(store.key("clip"), slots=[3]) is None
 
 
 def test_absent_halves_stay_absent(tmp_path: Path) -> None:
@@ -93,8 +153,9 @@ def test_absent_halves_stay_absent(tmp_path: Path) -> None:
 def test_other_quality_or_mel_is_another_clip(tmp_path: Path) -> None:
     wider = MediaLayout(image_size=64, mel_bins=128, audio_positions=400)
     settings = FrameCacheSettings(path=str(tmp_path))
-    stores = [cache(tmp_path), cache(tmp_path, quality=80), FrameCache(settings, layout=wider)]
-    assert len({store.key("clip") for store in stores} | {"clip"}) == 4
+    stores = [cache(tmp_path), cache(tmp_path, quality=80), cache(tmp_path, form="raw")]
+    stores.append(FrameCache(settings, layout=wider))
+    assert len({store.key("clip") for store in stores} | {"clip"}) == 5
 
 
 def test_damaged_file_is_replaced(tmp_path: Path) -> None:
@@ -108,9 +169,10 @@ def test_damaged_file_is_replaced(tmp_path: Path) -> None:
     assert same(store.save(key, media(1)), first)
 
 
-@pytest.mark.parametrize("place", [0.2, 0.5, 0.8, 0.999])
-def test_a_single_flipped_bit_is_noticed(tmp_path: Path, place: float) -> None:
-    store = cache(tmp_path)
+@FORMS
+@pytest.mark.parametrize("place", [0.0005, 0.2, 0.5, 0.8, 0.999])
+def test_a_single_flipped_bit_is_noticed(tmp_path: Path, place: float, form: str) -> None:
+    store = cache(tmp_path, form=form)
     key = store.key("clip")
     first = store.save(key, media(1))
     (file,) = tmp_path.glob("??/*.clip")

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -199,6 +200,38 @@ def test_frame_cache_gives_the_same_tensors_cold_and_warm(pattern: str, tmp_path
             for name in ("pixels", "mel"):
                 first, second = getattr(a, name), getattr(b, name)
                 assert (first is None and second is None) or torch.equal(first, second)
+
+
+@pytest.mark.parametrize("form", ["jpeg", "raw"])
+def test_random_frames_from_the_cache_are_the_same_in_any_order_and_new_each_epoch(
+    pattern: str, tmp_path: Path, form: str
+) -> None:
+    def opened(**about: Any) -> Source:
+        cache = FrameCacheSettings(path=str(tmp_path), form=form, candidates=3)
+        return source(build.settings(pattern, packs_per_step=2, frames="random", frame_cache=cache, **about))
+
+    def shown(data: Source, steps: Iterable[int]) -> dict[int, list[Media]]:
+        return {step: [media for batch in data.batches(step).batches for media in batch.media] for step in steps}
+
+    first = opened()
+    epoch = first.steps_per_epoch
+    cold = shown(first, range(epoch))
+    files = {file: file.stat().st_ino for file in tmp_path.glob("??/*.clip")}
+    second = shown(first, range(epoch, 2 * epoch))
+    warm = shown(opened(workers=2), reversed(range(2 * epoch)))
+    for step, medias in {**cold, **second}.items():
+        for one, other in zip(medias, warm[step], strict=True):
+            assert one.key == other.key
+            assert (one.pixels is None) == (other.pixels is None)
+            assert one.pixels is None or torch.equal(one.pixels, other.pixels)  # type: ignore[arg-type]
+    assert {file: file.stat().st_ino for file in tmp_path.glob("??/*.clip")} == files  # nothing was decoded again
+    keys = [{media.key for medias in some.values() for media in medias} for some in (cold, second)]
+    assert keys[0] != keys[1]
+    pixels = [
+        {media.pixels.numpy().tobytes() for medias in some.values() for media in medias if media.pixels is not None}
+        for some in (cold, second)
+    ]
+    assert pixels[0] != pixels[1]
 
 
 def test_rank_that_lost_everything_gets_a_row_without_weight(tmp_path: Path) -> None:

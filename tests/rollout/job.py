@@ -79,7 +79,7 @@ def make_engine(world: World, *, stage: int, checkpoint_layers: bool = False, li
     model = make_model()
     model.activation_checkpointing = "full" if checkpoint_layers else "none"
     if likely:
-        model.language_model.lm_head.register_forward_hook(likely_end)
+        likely_end(model)
     zero = {"stage": stage, "reduce_bucket_size": 5000, "allgather_bucket_size": 5000}
     if stage == 3:
         zero["stage3_param_persistence_threshold"] = 100

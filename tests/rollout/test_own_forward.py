@@ -13,6 +13,7 @@ from torch import Tensor
 from arcvideo.objectives import OBJECTIVES, objective_row
 from arcvideo.objectives.agreement import GAP, OUTLIERS, judged
 from arcvideo.objectives.grpo import Grpo
+from arcvideo.objectives.scores import forward_of, loss_of
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.processes.ranks import join
 from arcvideo.rollout.source import RolloutSource
@@ -21,7 +22,7 @@ from arcvideo.runner.settings import RunnerSettings, ScheduleSettings
 from arcvideo.tracking.metrics import merge, read_metrics
 from arcvideo.types import StepData
 from tests.rollout import job
-from tests.rollout.test_source import SETTINGS, make_source, policy_logits
+from tests.rollout.test_source import SETTINGS, make_source
 from tests.rollout.world import tokenizer
 
 NO_REFERENCE = replace(SETTINGS, beta=0.0)
@@ -33,7 +34,7 @@ def updated(source: RolloutSource, data: StepData, *, lr: float) -> tuple[dict[s
     model.zero_grad()
     pairs: list[dict[str, list[float]]] = []
     for batch in data.batches:
-        loss = objective(policy_logits(model, batch), batch)
+        loss = loss_of(objective, batch, run=forward_of(model))
         loss.total.backward()
         pairs.append({name: [float(total), float(count)] for name, (total, count) in loss.metrics.items()})
     told = merge(pairs) | dict(data.metrics) | objective.judge(pairs)

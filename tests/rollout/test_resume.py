@@ -35,7 +35,7 @@ class Twins(Prompts):
 
 
 def make_source(model: Any, *, prompts: Prompts | None = None) -> RolloutSource:
-    model.language_model.lm_head.register_forward_hook(likely_end)
+    likely_end(model)
     return RolloutSource(prompts or Prompts(), engine=Engine(model=model), tokenizer=tokenizer(), settings=AGAIN)
 
 

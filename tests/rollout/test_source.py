@@ -11,6 +11,7 @@ import torch
 
 from arcvideo.feed.prompts import StepPrompts
 from arcvideo.objectives.grpo import Grpo
+from arcvideo.objectives.scores import forward_of, loss_of
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.rollout.rewards.builtin import answer_format
 from arcvideo.rollout.source import RolloutSource
@@ -47,7 +48,7 @@ class Prompts:
 
 def make_source(settings: GrpoSettings = SETTINGS, **options: Any) -> RolloutSource:
     model = make_model()
-    model.language_model.lm_head.register_forward_hook(likely_end)
+    likely_end(model)
     return RolloutSource(Prompts(), engine=Engine(model=model), tokenizer=tokenizer(), settings=settings, **options)
 
 
@@ -59,7 +60,7 @@ def train_step(source: RolloutSource, data: StepData, *, lr: float = 0.05) -> tu
     weight = sum(float(batch.target_weights.sum()) for batch in batches)
     total, sums = 0.0, {}
     for batch in batches:
-        loss = objective(policy_logits(model, batch), batch)
+        loss = loss_of(objective, batch, run=forward_of(model))
         (loss.total / weight).backward()
         total += float(loss.total.detach()) / weight
         for name, (value, count) in loss.metrics.items():
@@ -266,7 +267,8 @@ def test_prompts_that_could_not_be_read_leave_empty_rows(monkeypatch: pytest.Mon
     )
     batches = source.batches(0).batches
     assert [len(batch.target_weights.nonzero()) > 0 for batch in batches] == [readable > 0, readable > 2]
-    losses = [Grpo(SETTINGS)(policy_logits(source.engine.model, batch), batch).total.detach() for batch in batches]
+    run = forward_of(source.engine.model)
+    losses = [loss_of(Grpo(SETTINGS), batch, run=run).total.detach() for batch in batches]
     assert all(loss.isfinite() for loss in losses)
     assert float(sum(losses)) == pytest.approx(0.0, abs=1e-4)  # centred advantages at ratio one
 

@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed import distributed_c10d
 
+from arcvideo.model.arc_hunyuan import head as heads
 from arcvideo.objectives.next_token import NextToken
+from arcvideo.objectives.scores import loss_of
 from arcvideo.processes.ranks import World, gather_json
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.runner import Runner
@@ -78,9 +80,12 @@ def whole_gradients(engine: Engine) -> dict[str, Tensor]:
 def mixed_step(*, world: World, stage: int, schedule: Schedule, gradients: str) -> dict[str, Any]:
     """Forward and backward of a schedule; writes the gradients and returns the collectives of each rank.
 
+    The head takes a few words at a time.
+
     Returns:
         `towers` and `projectors`: per rank the collectives of each call; `rows`: per rank those of each micro-batch.
     """
+    heads.AT_ONCE = 32 * 20
     model = real_model()
     engine = Engine(model, world=world, settings=engine_keys(stage), optimizer=OptimizerSettings(), clip_norm=0.0)
     objective, rows = NextToken(), rows_of(schedule, rank=world.rank)
@@ -93,7 +98,7 @@ def mixed_step(*, world: World, stage: int, schedule: Schedule, gradients: str) 
     ):
         for number, row in enumerate(rows):
             before = collectives()
-            loss = objective(engine(**model_inputs(row)), row)
+            loss = loss_of(objective, row, run=engine)
             engine.backward(loss.total, last=number == len(rows) - 1)
             counts["rows"].append(collectives() - before)
     found = whole_gradients(engine)

@@ -14,6 +14,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from arcvideo.model.arc_hunyuan.head import Head
 from arcvideo.model.attention import Plan, attend, attend_openly
 from arcvideo.model.fused import kernel
 from arcvideo.model.norms import RMSNorm, rms_norm
@@ -186,4 +187,4 @@ class LanguageModel(nn.Module):
     def __init__(self, settings: TextSettings, *, decoder: nn.Module) -> None:
         super().__init__()
         self.model: Any = decoder
-        self.lm_head = nn.Linear(settings.hidden_size, settings.vocab_size, bias=False)
+        self.lm_head = Head(settings.hidden_size, settings.vocab_size, bias=False)
