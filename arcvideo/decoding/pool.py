@@ -76,6 +76,7 @@ class MediaPool:
         sidecar_audio: bytes | None = None,
         font: str | None = None,
         decoder: str = "pyav",
+        resize: str = "pillow",
         window: Sequence[float] | None = None,
         bare: bool = False,
         candidates: int = 0,
@@ -90,7 +91,7 @@ class MediaPool:
 
         how: dict[str, Any] = {
             "name": name, "layout": layout, "policy": policy, "seed": seed, "font": font, "decoder": decoder,
-            "window": window, "bare": bare, "candidates": candidates,
+            "resize": resize, "window": window, "bare": bare, "candidates": candidates,
         }  # fmt: skip
         if not self._workers:
             return read_clip(data, sidecar_audio=sidecar_audio, limits=self._limits, **how)

@@ -231,6 +231,7 @@ class Loader:
             policy="middle" if candidates else self.settings.frames,
             seed=seed,
             decoder=self.settings.decoder,
+            resize=self.settings.resize,
             candidates=candidates,
         )
 
@@ -297,6 +298,7 @@ class Loader:
             seed=seed,
             sidecar_audio=sound,
             decoder=request.decoder,
+            resize=request.resize,
             candidates=request.candidates,
         )
         if decoded.key != clip_key(index.media(row)[part]["digest"].tobytes(), request=request):

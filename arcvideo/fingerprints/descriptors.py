@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from arcvideo.media.decode import decode
-from arcvideo.media.picture import Selection, VideoFacts
+from arcvideo.media.picture import Selection, Size, VideoFacts
 from arcvideo.media.settings import MediaLimits
 from arcvideo.media.sound import SAMPLE_RATE
 
@@ -65,7 +65,7 @@ def _frames(facts: VideoFacts) -> Selection:
     return Selection(indices=tuple(int(index) for index in np.clip(places, 0, facts.frame_count - 1)), finish=_shrunk)
 
 
-def _shrunk(frame: np.ndarray, slot: int) -> np.ndarray:
+def _shrunk(frame: np.ndarray, slot: int, size: Size) -> np.ndarray:
     """Return (SIDE * SIDE * 3,) uint8: the mean of each cell."""
     height, width = frame.shape[:2]
     rows = np.linspace(0, height, SIDE + 1).astype(np.int64)

@@ -31,6 +31,7 @@ def read_clip(
     limits: MediaLimits | None = None,
     font: str | None = None,
     decoder: str = "pyav",
+    resize: str = "pillow",
     window: Sequence[float] | None = None,
     bare: bool = False,
     candidates: int = 0,
@@ -44,6 +45,7 @@ def read_clip(
         sidecar_audio: a second file whose sound is used instead of the file's own.
         font: TrueType file of the time stamp; None takes the bundled one.
         decoder: of the picture, "pyav" or "torchcodec".
+        resize: who makes frames of the layout's size, "pillow" or "swscale".
         window: seconds [start, end] of the file that are the clip; None takes all of it.
         bare: also give the frames without their stamps, all of them behind the stamped ones.
         candidates: so many frames of each interval, in place of the one of `policy`.
@@ -52,8 +54,8 @@ def read_clip(
         MediaError: the file is broken, empty or over a limit.
     """
     request = read_request(
-        name=name, layout=layout, policy=policy, seed=seed, font=font, decoder=decoder, window=window, bare=bare,
-        candidates=candidates,
+        name=name, layout=layout, policy=policy, seed=seed, font=font, decoder=decoder, resize=resize,
+        window=window, bare=bare, candidates=candidates,
     )  # fmt: skip
     return as_clip(read_arrays(data, request=request, limits=limits or MediaLimits(), sidecar_audio=sidecar_audio))
 

@@ -131,5 +131,5 @@ def _decode_still(data: bytes, *, name: str, choose: Choose, limits: MediaLimits
     frame = read_still(data, name=name, limits=limits)
     facts = VideoFacts(frame_count=1, fps=1.0, duration=1.0)
     chosen = choose(facts)
-    frames = [chosen.finish(frame, slot) for slot in range(len(chosen.indices))]
+    frames = [chosen.finish(frame, slot, frame.shape[:2]) for slot in range(len(chosen.indices))]
     return Decoded(facts=facts, frames=frames, waveform=None)

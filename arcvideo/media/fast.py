@@ -72,5 +72,5 @@ def fast_frames(
             return None
         for slot, pixels in enumerate(decoded.data.numpy(), start=first):
             check_pixels(pixels.shape[1], pixels.shape[0], name=name, limits=limits)
-            frames.append(chosen.finish(pixels, slot))
+            frames.append(chosen.finish(pixels, slot, pixels.shape[:2]))
     return frames

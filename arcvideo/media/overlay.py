@@ -27,6 +27,17 @@ def stamp(frame: np.ndarray, *, text: str, font: str | None = None) -> None:
     frame[top : top + patch.shape[0], left : left + patch.shape[1]] = patch
 
 
+def stamp_scaled(frame: np.ndarray, *, text: str, size: tuple[int, int], font: str | None = None) -> None:
+    """Draw as `stamp` does into a frame that was resized already.
+
+    Args:
+        frame: (S, S, 3) uint8, written into.
+        size: (height, width) that it had.
+    """
+    patch, left, top = _scaled_patch(text, size, len(frame), font or str(FONT))
+    frame[top : top + patch.shape[0], left : left + patch.shape[1]] = patch
+
+
 def check_font(font: str | None) -> None:
     """Refuse a font file that cannot be drawn with."""
     _face(font or str(FONT), 12)
@@ -48,6 +59,18 @@ def _patch(text: str, width: int, height: int, font: str) -> tuple[np.ndarray, i
     rows = max(box_height, int(inked[-1]) + 1 if inked.size else 0)
     left, top = width - (x1 - x0) - _MARGIN - _PAD, _MARGIN - _PAD
     return patch[: min(rows, max(0, height - top)), max(0, -left) :], max(0, left), top
+
+
+@lru_cache(maxsize=4096)
+def _scaled_patch(text: str, size: tuple[int, int], side: int, font: str) -> tuple[np.ndarray, int, int]:
+    """Return the box as it looks in the resized frame, to whole pixels, and where its top left corner goes."""
+    height, width = size
+    patch, left, top = _patch(text, width, height, font)
+    x0, x1 = (round(x * side / width) for x in (left, left + patch.shape[1]))
+    y0, y1 = (round(y * side / height) for y in (top, top + patch.shape[0]))
+    if not patch.size or x0 == x1 or y0 == y1:
+        return np.empty((0, 0, 3), np.uint8), 0, 0
+    return np.asarray(Image.fromarray(patch).resize((x1 - x0, y1 - y0), Image.Resampling.BICUBIC)), x0, y0
 
 
 @lru_cache(maxsize=64)

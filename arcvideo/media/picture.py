@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import av
 import numpy as np
@@ -38,7 +39,11 @@ class VideoFacts:
     """(frame_count,) float64 seconds from the first frame, when frames do not come at a constant rate."""
 
 
-def _as_it_is(frame: np.ndarray, slot: int) -> np.ndarray:
+Size = tuple[int, int]
+"""Height and width of an upright frame of the file."""
+
+
+def _as_it_is(frame: np.ndarray, slot: int, size: Size) -> np.ndarray:
     return frame
 
 
@@ -48,8 +53,10 @@ class Selection:
 
     indices: tuple[int, ...]
     """Positions in presentation order; one may stand in several slots."""
-    finish: Callable[[np.ndarray, int], np.ndarray] = _as_it_is
-    """(frame (H, W, 3) uint8, slot) -> what is kept; must not write into the frame."""
+    finish: Callable[[np.ndarray, int, Size], np.ndarray] = _as_it_is
+    """(frame (H, W, 3) uint8, slot, size in the file) -> what is kept; must not write into the frame."""
+    side: int = 0
+    """Ask for frames of this height and width, made by swscale as they are converted; who cannot gives whole ones."""
 
 
 Choose = Callable[[VideoFacts], Selection]
@@ -149,7 +156,8 @@ def decode_frames(
         slots.setdefault(timeline.ticks[index], []).append(slot)
     frames: dict[int, np.ndarray] = {}
     for time, frame in _frames_at(packets, stream, wanted=set(slots), name=name, limits=limits, strict=strict):
-        frames |= {slot: chosen.finish(frame, slot) for slot in slots[time]}
+        pixels, size = _upright(frame, threads=limits.decode_threads, side=chosen.side)
+        frames |= {slot: chosen.finish(pixels, slot, size) for slot in slots[time]}
     if len(frames) < len(chosen.indices):
         missing = len(chosen.indices) - len(frames)
         raise MediaError("corrupt", f"{name}: {missing} of {len(chosen.indices)} wanted frames do not decode")
@@ -224,12 +232,11 @@ def _facts(stream: VideoStream, ticks: tuple[int, ...], *, last: int, name: str,
 
 def _frames_at(
     packets: list[av.Packet], stream: VideoStream, *, wanted: set[int], name: str, limits: MediaLimits, strict: bool
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (time stamp, RGB frame) of the wanted time stamps, each once.
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yield (time stamp, frame) of the wanted time stamps, each once.
 
     Not decoded are: what lies between the last wanted frame of a closed group of pictures and the next group with a
-    wanted one, and frames that no other frame refers to. Neither changes anything in the others. Only the wanted
-    ones are converted to RGB.
+    wanted one, and frames that no other frame refers to. Neither changes anything in the others.
     """
     codec, skip = stream.codec_context, strict and can_skip_unreferenced(stream)
     groups = list(_groups([packet for packet in packets if packet.size], starts=restart_points(packets, stream)))
@@ -257,7 +264,7 @@ def _frames_at(
                 check_pixels(frame.width, frame.height, name=name, limits=limits)
                 awaited.remove(shown)
                 taken = taken or not frame.key_frame
-                yield shown, _upright(frame, threads=limits.decode_threads)
+                yield shown, frame
             if strict and not awaited:
                 break
         if not strict:
@@ -294,20 +301,24 @@ def _decoded(
         raise MediaError("corrupt", f"{name}: the picture data is damaged ({error.strerror})") from error
 
 
-def _upright(frame: av.VideoFrame, *, threads: int) -> np.ndarray:
+def _upright(frame: av.VideoFrame, *, threads: int, side: int) -> tuple[np.ndarray, Size]:
     """Return (H, W, 3) uint8, turned and mirrored as the file's display matrix says (phones write vertical video
-    turned).
+    turned), and the size that it has in the file; with a side, (side, side, 3).
     """
+    how: dict[str, Any] = {"threads": threads}
+    if side:
+        how |= {"width": side, "height": side, "interpolation": "BICUBIC"}
     if _is_transparent(frame.format):
-        pixels = on_white(frame.reformat(format="rgba", threads=threads).to_ndarray())
+        pixels = on_white(frame.reformat(format="rgba", **how).to_ndarray())
     else:
-        pixels = frame.reformat(format="rgb24", threads=threads).to_ndarray()
+        pixels = frame.reformat(format="rgb24", **how).to_ndarray()
     a, b, c, d = display_matrix(frame)
+    size = (frame.height, frame.width) if abs(a) >= abs(b) else (frame.width, frame.height)
     if abs(a) >= abs(b):
         turned = pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
     else:
         turned = pixels.transpose(1, 0, 2)[:: -1 if b < 0 else 1, :: -1 if c < 0 else 1]
-    return np.ascontiguousarray(turned)
+    return np.ascontiguousarray(turned), size
 
 
 def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:

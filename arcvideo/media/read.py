@@ -14,8 +14,8 @@ from arcvideo.media import overlay
 from arcvideo.media.decode import decode
 from arcvideo.media.errors import MediaError
 from arcvideo.media.frames import FramePlan, check_policy, plan_frames, stamp_text, time_spans
-from arcvideo.media.picture import Selection, VideoFacts
-from arcvideo.media.settings import DECODERS, Layout, MediaLimits
+from arcvideo.media.picture import Selection, Size, VideoFacts
+from arcvideo.media.settings import DECODERS, RESIZERS, Layout, MediaLimits
 from arcvideo.media.sound import SAMPLE_RATE
 
 
@@ -33,6 +33,8 @@ class ReadRequest:
     """TrueType file of the time stamp; None takes the bundled one."""
     decoder: str = "pyav"
     """Decoder of the picture."""
+    resize: str = "pillow"
+    """Who makes frames of the model's size."""
     window: Sequence[float] | None = None
     """Seconds [start, end] of the file that are the clip; None takes all of it. Its times count from `start`."""
     bare: bool = False
@@ -46,6 +48,8 @@ class ReadRequest:
         overlay.check_font(self.font)
         if self.decoder not in DECODERS:
             raise ValueError(f"decoder {self.decoder!r}: choose one of {', '.join(DECODERS)}")
+        if self.resize not in RESIZERS:
+            raise ValueError(f"resize {self.resize!r}: choose one of {', '.join(RESIZERS)}")
         if self.window is not None and not (len(self.window) == 2 and 0 <= self.window[0] < self.window[1]):
             raise ValueError(f"window {self.window}: must be [start, end] in seconds, start before end")
 
@@ -58,6 +62,7 @@ def read_request(
     seed: int = 0,
     font: str | None = None,
     decoder: str = "pyav",
+    resize: str = "pillow",
     window: Sequence[float] | None = None,
     bare: bool = False,
     candidates: int = 0,
@@ -71,6 +76,7 @@ def read_request(
         seed=seed,
         font=font,
         decoder=decoder,
+        resize=resize,
         window=window,
         bare=bare,
         candidates=candidates,
@@ -146,6 +152,8 @@ def clip_key(digest: bytes, *, request: ReadRequest) -> str:
     )
     if request.decoder != "pyav":
         how = (*how, request.decoder)
+    if request.resize != "pillow":
+        how = (*how, request.resize)
     if request.window is not None:
         how = (*how, "window", *map(float, request.window))
     if request.candidates:
@@ -155,6 +163,8 @@ def clip_key(digest: bytes, *, request: ReadRequest) -> str:
 
 def resize(frame: np.ndarray, *, size: int) -> np.ndarray:
     """Return (size, size, 3) uint8: antialiased bicubic; the aspect ratio is not kept."""
+    if frame.shape[:2] == (size, size):
+        return frame  # what Pillow gives, too
     return np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC))
 
 
@@ -222,16 +232,19 @@ class _Seen:
         count, side = len(plan.indices), request.image_size
         room = np.empty((2 * count if request.bare else count, 3, side, side), dtype=np.uint8)
 
-        def finish(frame: np.ndarray, slot: int) -> np.ndarray:
-            stamped = frame.copy()
-            overlay.stamp(stamped, text=stamp_text(plan.spans[slot // (request.candidates or 1)]), font=request.font)
+        def finish(frame: np.ndarray, slot: int, size: Size) -> np.ndarray:
+            stamped, text = frame.copy(), stamp_text(plan.spans[slot // (request.candidates or 1)])
+            if frame.shape[:2] == size:
+                overlay.stamp(stamped, text=text, font=request.font)
+            else:
+                overlay.stamp_scaled(stamped, text=text, size=size, font=request.font)
             room[slot] = resize(stamped, size=side).transpose(2, 0, 1)
             if request.bare:
                 room[count + slot] = resize(frame, size=side).transpose(2, 0, 1)
             return room[slot]
 
         self.frames = room
-        return Selection(indices=plan.indices, finish=finish)
+        return Selection(indices=plan.indices, finish=finish, side=side if request.resize == "swscale" else 0)
 
 
 def _no_picture(facts: VideoFacts) -> Selection:

@@ -7,6 +7,8 @@ from typing import Protocol
 
 DECODERS = ("pyav", "torchcodec")
 """Decoders of the picture."""
+RESIZERS = ("pillow", "swscale")
+"""Who makes frames of the model's size."""
 FORMS = ("jpeg", "raw")
 """Forms of stored frames."""
 
