@@ -18,6 +18,7 @@ from arcvideo.model.arc_hunyuan.language import Decoder, LanguageModel
 from arcvideo.model.settings import TextSettings
 from arcvideo.model.special import SpecialIds
 from arcvideo.objectives.next_token import NextToken
+from arcvideo.objectives.scores import loss_of
 from arcvideo.preflight.machine import BANDWIDTH
 from arcvideo.processes.ranks import join
 from arcvideo.runner.engine import Engine
@@ -28,7 +29,6 @@ from arcvideo.sampling.graph import Graphs
 from arcvideo.sampling.roofline import bytes_per_turn, tokens_per_second
 from arcvideo.sampling.settings import Sampling
 from arcvideo.sampling.step import TokenStep
-from arcvideo.types import model_inputs
 from benchmarks import grpo as group_updates
 from benchmarks.gpu_steps import CUDA, DEVICE, GIB, Size, peak_gib, seconds, settings_of, tried, wait
 from benchmarks.slice import batch_of, model_of, slice_of
@@ -226,7 +226,7 @@ def training(folder: str, name: str, resume: str, last: str, page: str) -> None:
     losses, took = [], 0.0
     for _ in range(first, int(last)):
         began = time.perf_counter()
-        total = NextToken()(running(**model_inputs(batch)), batch).total / batch.target_weights.sum()
+        total = loss_of(NextToken(), batch, run=running).total / batch.target_weights.sum()
         running.backward(total, last=True)
         running.step()
         wait()

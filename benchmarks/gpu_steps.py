@@ -25,9 +25,10 @@ from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import SpecialIds
 from arcvideo.objectives.next_token import NextToken
+from arcvideo.objectives.scores import forward_of, loss_of
 from arcvideo.preflight.trace import Row, trace_row
 from arcvideo.tracking.cost import useful_flops
-from arcvideo.types import Batch, model_inputs
+from arcvideo.types import Batch
 from benchmarks.slice import TRAIN, batch_of, model_of, slice_of
 
 GIB = 1 << 30
@@ -229,7 +230,7 @@ def backends(size: Size) -> dict[str, Any]:
 
 def _gradients(model: ArcVideoForConditionalGeneration, batch: Batch) -> list[Tensor]:
     model.zero_grad()
-    (NextToken()(model(**model_inputs(batch)).logits, batch).total / batch.target_weights.sum()).backward()
+    (loss_of(NextToken(), batch, run=forward_of(model)).total / batch.target_weights.sum()).backward()
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
@@ -277,7 +278,7 @@ def sft(size: Size) -> dict[str, Any]:
     predicted: dict[str, Any] = {}
 
     def both() -> None:
-        (NextToken()(model(**model_inputs(batch)).logits, batch).total / batch.target_weights.sum()).backward()
+        (loss_of(NextToken(), batch, run=forward_of(model)).total / batch.target_weights.sum()).backward()
 
     ways = {"full": ("full", "none"), "selective": ("selective", "none")}
     if CUDA:  # compiling takes most of a minute of a rehearsal and tells nothing there

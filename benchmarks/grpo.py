@@ -24,9 +24,10 @@ from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import AudioSettings, ModelSettings, TextSettings, VisionSettings
 from arcvideo.objectives.grpo import Grpo
-from arcvideo.objectives.logprobs import token_logprobs
+from arcvideo.objectives.scores import forward_of, loss_of
 from arcvideo.objectives.settings import GrpoSettings
-from arcvideo.types import Batch, Segments, model_inputs
+from arcvideo.rollout.rows import forward_logprobs
+from arcvideo.types import Batch, Segments
 from benchmarks.grpo_trl import step_rows
 from benchmarks.table import Row, interleaved, median_ratio, ratio_spread, report
 
@@ -131,14 +132,10 @@ def lay_out(generations: int, *, prompt: int = PROMPT, completion: int = COMPLET
     return Sides(shared=shared, copies=copies, single=single)
 
 
-def logits(model: ArcVideoForConditionalGeneration, batch: Batch) -> Tensor:
-    return model(**model_inputs(batch)).logits
-
-
 def logprobs_of(model: ArcVideoForConditionalGeneration, batch: Batch) -> Tensor:
     """Log-probabilities of the targets, without a graph."""
     with torch.no_grad():
-        return token_logprobs(logits(model, batch), target_ids=batch.target_ids, temperature=1.0)
+        return forward_logprobs(model, batch, temperature=1.0).to(batch.target_ids.device)
 
 
 def one_update(model: ArcVideoForConditionalGeneration, batches: list[Batch]) -> Tensor:
@@ -147,7 +144,7 @@ def one_update(model: ArcVideoForConditionalGeneration, batches: list[Batch]) ->
     for batch in batches:
         old = logprobs_of(model, batch)
         batch.extra["old_logprobs"] = old  # type: ignore[index]
-        objective(logits(model, batch), batch).total.backward()
+        loss_of(objective, batch, run=forward_of(model)).total.backward()
         found.append(old)
     return torch.cat(found)
 

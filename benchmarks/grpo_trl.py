@@ -32,6 +32,7 @@ from arcvideo.model.settings import AudioSettings, ModelSettings, TextSettings, 
 from arcvideo.model.special import special_ids
 from arcvideo.model.towers.media import FRAMES_PER_CALL, normalize_pixels
 from arcvideo.objectives.grpo import Grpo
+from arcvideo.objectives.scores import loss_of
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.processes.ranks import join
 from arcvideo.processing import ArcVideoProcessor
@@ -39,7 +40,7 @@ from arcvideo.render import render_branch, render_prefix
 from arcvideo.rollout.source import RolloutSource
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.settings import OptimizerSettings
-from arcvideo.types import Media, Sample, Turn, model_inputs
+from arcvideo.types import Media, Sample, Turn
 from benchmarks.table import Row, median_ratio
 
 PROMPTS, GENERATIONS, FRAMES, COMPLETION = 2, 8, 24, 32
@@ -239,7 +240,7 @@ class OurSteps:
         batches = self.source.batches(number).batches
         weight = sum(float(batch.target_weights.sum()) for batch in batches)
         for place, batch in enumerate(batches):
-            loss = self.objective(self.engine(**model_inputs(batch)), batch)
+            loss = loss_of(self.objective, batch, run=self.engine)
             self.engine.backward(loss.total / weight, last=place == len(batches) - 1)
         self.engine.set_lr(1.0)
         return self.engine.step().grad_norm

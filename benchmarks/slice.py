@@ -19,6 +19,7 @@ from arcvideo.model.positions import replace_newlines, video_ids, xd_positions
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import SpecialIds
 from arcvideo.objectives.next_token import NextToken
+from arcvideo.objectives.scores import loss_of
 from arcvideo.processes.ranks import World, join
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.settings import OptimizerSettings
@@ -116,7 +117,7 @@ def step_of(
     first, norm, seconds = float("nan"), float("nan"), float("nan")
     for number in range(steps):
         began = time.perf_counter()
-        total = NextToken()(running(**model_inputs(batch)), batch).total / batch.target_weights.sum()
+        total = loss_of(NextToken(), batch, run=running).total / batch.target_weights.sum()
         running.backward(total, last=True)
         outcome = running.step()
         if cuda:

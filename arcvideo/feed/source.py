@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from threading import Thread, current_thread
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from arcvideo.planning.prompt_plan import PromptPlan, evaluation_families
 from arcvideo.planning.settings import DataSettings
 from arcvideo.planning.shares import mixture_report, realised, realised_prompts, with_passes
 from arcvideo.planning.table import SourceTable
-from arcvideo.remote.reading import forget, want
+from arcvideo.remote.reading import forget, halt, want
 from arcvideo.remote.shards import is_url
 from arcvideo.shards.members import Problem
 from arcvideo.types import Batch, Counts, StepData
@@ -131,6 +132,8 @@ class Source:
         # Threads read, cut mels and render; decoding itself runs in processes that can be killed, also with workers=0.
         self._media = MediaPool(count=max(1, settings.workers), limits=settings.limits)
         self._ahead: Ahead[Family, _Loaded, _Step] | None = None
+        self._readers: set[Thread] = set()
+        self._closing = False
         self._planner: ThreadPoolExecutor | None = None
         if settings.workers:
             self._ahead = Ahead(workers=settings.workers, load=self._attempt)
@@ -259,7 +262,10 @@ class Source:
         """Stop the background threads and processes."""
         forget(None)
         if self._ahead is not None:
+            self._closing = True  # seen by threads that begin now; the others are halted
+            halt(tuple(self._readers))
             self._ahead.close()
+            forget(None)  # what the last of them wanted meanwhile
         if self._planner is not None:
             self._planner.shutdown(wait=True, cancel_futures=True)
         self._media.close()
@@ -327,6 +333,10 @@ class Source:
 
     def _attempt(self, family: Family) -> _Loaded:
         """Return what can be made of the family; any thread may ask."""
+        if self._ahead is not None:
+            self._readers.add(current_thread())
+            if self._closing:
+                halt([current_thread()])
         table, loader = self.tables[family.source], self._loaders[family.source]
         key = table.key(family.clip)
         try:

@@ -13,6 +13,8 @@ import zlib
 from contextlib import suppress
 from pathlib import Path
 
+from arcvideo.remote.links import is_copy
+
 FOLDER = "members"
 _SUFFIX = ".part"
 _SHARE_BETWEEN_SCANS = 32
@@ -49,7 +51,8 @@ class Held:
         path = self._path(name, offset=offset, size=len(data))
         partial = path.with_name(f".{uuid.uuid4().hex}.partial")
         try:
-            self._make_room(len(data) + _CHECKSUM)
+            if not self._make_room(len(data) + _CHECKSUM):
+                return
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with open(partial, "wb") as file:
@@ -68,22 +71,30 @@ class Held:
     def _path(self, name: str, *, offset: int, size: int) -> Path:
         return self._root / name / f"{offset}-{size}{_SUFFIX}"
 
-    def _make_room(self, size: int) -> None:
-        """Remove what was not used for longest, so that the folder with `size` more bytes is below its limit."""
+    def _make_room(self, size: int) -> bool:
+        """Remove what was not used for longest, so that parts and whole copies with `size` more bytes are below the
+        limit; whether they are. A copy may be in use by anybody: copies make way for each other alone.
+        """
         with self._lock:
             self._unscanned += size
             if self._unscanned < self._limit // _SHARE_BETWEEN_SCANS:
-                return
-            self._unscanned = 0
+                return True
             files = []
             for path in self._root.glob(f"*/*{_SUFFIX}"):
                 with suppress(OSError):  # another process made room too
                     facts = path.stat()
                     files.append((facts.st_mtime_ns, facts.st_size, path))
             total = size + self._limit // _SHARE_BETWEEN_SCANS + sum(file for _, file, _ in files)
+            for copy in self._root.parent.iterdir():
+                with suppress(OSError):
+                    total += copy.stat().st_size if is_copy(copy) else 0
             for _, file, path in sorted(files):
                 if total <= self._limit:
                     break
                 with suppress(OSError):
                     path.unlink()
                 total -= file
+            if total > self._limit:
+                return False  # and the next looks again
+            self._unscanned = 0
+            return True

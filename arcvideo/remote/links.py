@@ -7,6 +7,7 @@ the index was made from; when that changes, a new link is written and the index 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -70,3 +71,10 @@ def link_or_none(path: Path) -> Link | None:
         return read_link(path)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def is_copy(path: Path) -> bool:
+    """Return whether a file in the folder of links is the whole copy of a shard."""
+    if re.match(r"[0-9a-f]{16}-", path.name) is None or path.name.endswith((".lock", ".fetch", ".index")):
+        return False
+    return path.is_file() and link_or_none(path) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -27,11 +28,23 @@ class Refused(ValueError):
     """Something that no further try changes."""
 
 
+class Ended(Exception):
+    """Nobody waits for the answer any more."""
+
+
 class Patience:
     """What is left of the tries of one file, or of one range of it."""
 
-    def __init__(self, url: str, *, settings: ShardCacheSettings) -> None:
+    def __init__(self, url: str, *, settings: ShardCacheSettings, ended: threading.Event | None = None) -> None:
+        """Begin with all tries.
+
+        Args:
+            url: for messages.
+            settings: how often and how long.
+            ended: set when nobody waits any more; it ends a pause at once. None for never.
+        """
         self._url, self._settings = url, settings
+        self._ended = ended or threading.Event()
         self._tries, self._since, self._came = 0, time.monotonic(), 0
 
     def progress(self, size: int) -> None:
@@ -57,6 +70,7 @@ class Patience:
 
         Raises:
             Refused: there is none.
+            Ended: nobody waits for it.
         """
         self._tries += 1
         waited = time.monotonic() - self._since
@@ -65,4 +79,5 @@ class Patience:
             often = f" ({self._tries} tries in {waited:.0f} s)" if self._tries > 1 else ""
             raise Refused(f"{self._url}: cannot be read: {error}{often}") from error
         print(f"{self._url}: {error}; again in {pause:g} s", file=sys.stderr)
-        time.sleep(pause)
+        if self._ended.wait(pause):
+            raise Ended

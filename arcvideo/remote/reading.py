@@ -10,12 +10,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from weakref import WeakSet
 
 from arcvideo.hidden import hidden
 from arcvideo.remote.held import Held
 from arcvideo.remote.links import Link, read_link
 from arcvideo.remote.origin import Changed, NoRanges, Origin, origin_of
-from arcvideo.remote.patience import Broken, Patience, Refused
+from arcvideo.remote.patience import Broken, Ended, Patience, Refused
 from arcvideo.remote.settings import ShardCacheSettings
 from arcvideo.remote.stream import Stream
 
@@ -100,16 +101,18 @@ def read_range(path: Path, link: Link, *, offset: int, size: int) -> bytes:
     Raises:
         Changed: it is not the file that was indexed.
         Refused: it cannot be read, also after all tries.
+        Ended: this thread was told to wait no longer.
     """
-    coming = _COMING.take(Span(path=path, offset=offset, size=size))
-    return _range(path, link, offset=offset, size=size) if coming is None else coming
+    span = Span(path=path, offset=offset, size=size)
+    data = (_COMING.take(span) or _Flight(span, link=link)).landed()
+    return _range(span, link, ended=threading.Event()) if data is None else data
 
 
-def _range(path: Path, link: Link, *, offset: int, size: int) -> bytes:
-    held, name = _held(path.parent), _name(link)
+def _range(span: Span, link: Link, *, ended: threading.Event) -> bytes:
+    held, name, offset, size = _held(span.path.parent), _name(link), span.offset, span.size
     data = held.load(name, offset=offset, size=size)
     if data is None:
-        data = _asked(path, link, offset=offset, size=size)
+        data = _asked(span, link, ended=ended)
         held.save(name, data, offset=offset)
     return data
 
@@ -120,9 +123,11 @@ def _name(link: Link) -> str:
     return hashlib.sha256(repr((hidden(link.url), link.identity)).encode()).hexdigest()[:24]
 
 
-def _asked(path: Path, link: Link, *, offset: int, size: int) -> bytes:
+def _asked(span: Span, link: Link, *, ended: threading.Event) -> bytes:
+    path, offset, size = span.path, span.offset, span.size
     settings = settings_of(path)
-    patience, origin = Patience(link.url, settings=settings), _origin(link.url, settings.stall_seconds)
+    patience = Patience(link.url, settings=settings, ended=ended)
+    origin = _origin(link.url, settings.stall_seconds)
     data = bytearray()
     while len(data) < size:
         try:
@@ -147,7 +152,7 @@ class _Coming:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._wanted: OrderedDict[Span, None] = OrderedDict()
-        self._flying: dict[Span, Future[bytes | None]] = {}
+        self._flying: dict[Span, _Flight] = {}
         self._limit = 0
 
     def want(self, spans: Iterable[Span], *, limit: int) -> None:
@@ -158,37 +163,87 @@ class _Coming:
                     self._wanted[span] = None
             self._start()
 
-    def take(self, span: Span) -> bytes | None:
-        """Return a range that is under way, when it is there; None when nobody wanted it, or nobody began it yet."""
+    def take(self, span: Span) -> _Flight | None:
+        """Return a range that is under way; None when nobody wanted it, or nobody began it yet."""
         with self._lock:
             self._wanted.pop(span, None)
-            future = self._flying.pop(span, None)
+            flight = self._flying.pop(span, None)
             self._start()
-        return None if future is None else future.result()
+        return flight
 
     def forget(self, spans: Iterable[Span] | None) -> None:
         with self._lock:
             for span in [*self._wanted, *self._flying] if spans is None else spans:
                 self._wanted.pop(span, None)
-                self._flying.pop(span, None)
+                flight = self._flying.pop(span, None)
+                if flight is not None:
+                    flight.ended.set()
             self._start()
 
     def _start(self) -> None:
         """Begin with what is wanted next; what nobody has taken yet counts too, so that memory is bounded."""
         while self._wanted and len(self._flying) < self._limit:
             span, _ = self._wanted.popitem(last=False)
-            future = self._flying[span] = Future()
-            # A thread that does not keep the process alive: it may be waiting for a server that has gone.
-            threading.Thread(target=_fly, args=(span, future), name="remote", daemon=True).start()
+            self._flying[span] = _Flight(span)
 
 
-def _fly(span: Span, future: Future[bytes | None]) -> None:
-    try:
-        link = read_link(span.path)
-        data = None if link is None else _range(span.path, link, offset=span.offset, size=span.size)
-        future.set_result(data)  # None of a whole copy
-    except BaseException as error:
-        future.set_exception(error)
+class _Flight:
+    """A range that is being read by a thread of its own, so that whoever waits for it can stop waiting.
+
+    The thread does not keep the process alive: it may be waiting for a server that has gone.
+    """
+
+    def __init__(self, span: Span, *, link: Link | None = None) -> None:
+        self._span, self._link = span, link
+        self._future: Future[bytes | None] = Future()
+        self.ended = threading.Event()
+        """Set when nobody waits for it any more: it is given up before its next try."""
+        threading.Thread(target=self._fly, name="remote", daemon=True).start()
+
+    def landed(self) -> bytes | None:
+        """Return the range when it is there; None for a path that is a whole copy.
+
+        Raises:
+            Ended: this thread was told to wait no longer.
+        """
+        here, ready = threading.current_thread(), threading.Event()
+        with _waiting_lock:
+            if here not in _halted:
+                _waiting[here] = ready
+                self._future.add_done_callback(lambda _: ready.set())
+        try:
+            if here in _waiting:
+                ready.wait()
+        finally:
+            with _waiting_lock:
+                _waiting.pop(here, None)
+            if not self._future.done():
+                self.ended.set()
+        if not self._future.done():
+            raise Ended
+        return self._future.result()
+
+    def _fly(self) -> None:
+        try:
+            link = self._link or read_link(self._span.path)
+            data = None if link is None else _range(self._span, link, ended=self.ended)
+            self._future.set_result(data)
+        except BaseException as error:
+            self._future.set_exception(error)
+
+
+_waiting: dict[threading.Thread, threading.Event] = {}
+_waiting_lock = threading.Lock()
+_halted: WeakSet[threading.Thread] = WeakSet()
+
+
+def halt(threads: Iterable[threading.Thread]) -> None:
+    """Let threads wait for remote shards no longer, now and later: what they read ends with Ended at once."""
+    with _waiting_lock:
+        for thread in threads:
+            _halted.add(thread)
+            if thread in _waiting:
+                _waiting[thread].set()
 
 
 _COMING = _Coming()

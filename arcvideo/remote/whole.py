@@ -23,7 +23,7 @@ from urllib.parse import urlparse
 
 from arcvideo.progress import counted
 from arcvideo.remote.held import FOLDER
-from arcvideo.remote.links import link_or_none
+from arcvideo.remote.links import is_copy, link_or_none
 from arcvideo.remote.patience import SLOWEST, Broken, Patience, Refused
 from arcvideo.remote.settings import ShardCacheSettings
 
@@ -99,7 +99,7 @@ class WholeCopies:
     def _make_room(self, size: int, *, url: str) -> None:
         """Remove what was not used for longest and is in nobody's lease."""
         used = _leased(self._root)
-        files = [(path.stat(), path) for path in self._root.iterdir() if path.is_file() and _is_copy(path)]
+        files = [(path.stat(), path) for path in self._root.iterdir() if is_copy(path)]
         files += [(path.stat(), path) for path in self._root.glob(f"{FOLDER}/*/*.part")]
         total = size + sum(facts.st_size for facts, _ in files)
         for facts, path in sorted(files, key=lambda pair: pair[0].st_atime_ns):
@@ -195,12 +195,6 @@ def _reason(error: OSError) -> str:
     if not status or "curl" not in str(error):
         return str(error)
     return _CURL.get(status, f"its program ended with status {status}")
-
-
-def _is_copy(path: Path) -> bool:
-    if re.match(r"[0-9a-f]{16}-", path.name) is None or path.name.endswith((".lock", ".fetch", ".index")):
-        return False
-    return link_or_none(path) is None
 
 
 def _now(path: Path) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
 from arcvideo.feed.prompts import Prompt
+from arcvideo.model.arc_hunyuan.head import exact_logits
 from arcvideo.model.positions import next_position, replace_newlines, xd_positions
 from arcvideo.model.special import SpecialIds
 from arcvideo.render import Ids
@@ -75,9 +76,15 @@ def prefill(model: Any, prompts: Sequence[Prompt], *, features: Any = None) -> P
         cache = fork(cache, rows=rows, room=mask.shape[1])
         mask = torch.cat([first.mask[rows], mask], dim=1)
     output = model(
-        input_ids=questions.ids, position_ids=questions.positions, attention_mask=mask.long(), past_key_values=cache
+        input_ids=questions.ids,
+        position_ids=questions.positions,
+        attention_mask=mask.long(),
+        past_key_values=cache,
+        logits_to_keep=1,
     )
-    logits = output.logits[torch.arange(len(prompts), device=device), questions.mask.sum(dim=1) - 1].float()
+    # The rows end at different places, and only there is a token drawn.
+    last = output.last_hidden_state[torch.arange(len(prompts), device=device), questions.mask.sum(dim=1) - 1]
+    logits = exact_logits(model.language_model.lm_head, last).float()
     return Prefilled(cache=cache, logits=logits, mask=mask, next_positions=questions.nexts)
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from arcvideo.model.arc_hunyuan.head import exact_logits
 from arcvideo.model.arc_hunyuan.language import Decoder, DecoderLayer, LanguageModel, rope_tables
 from arcvideo.model.norms import RMSNorm
 from arcvideo.sampling.forked import ForkedCache
@@ -99,7 +100,7 @@ class TokenStep:
             gate_up: Tensor = layer.mlp.gate_and_up_proj(_norm(x, layer.post_attention_layernorm))
             a, b = gate_up.chunk(2, dim=-1)
             x = _added(x, layer.mlp.down_proj, a * nnf.silu(b))
-        return self._language.lm_head(_norm(x, decoder.norm)).float()
+        return exact_logits(self._language.lm_head, _norm(x, decoder.norm)).float()
 
     def _attend(self, x: Tensor, layer: nn.Module, *, number: int, cos: Tensor, sin: Tensor) -> Tensor:
         """Return (R, H * h): attention of a layer before its output projection."""

@@ -6,8 +6,10 @@ import os
 import re
 import shutil
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ import torch
 from arcvideo.feed.source import Source
 from arcvideo.remote.held import Held
 from arcvideo.remote.links import read_link
-from arcvideo.remote.reading import confirm, opened_stream
+from arcvideo.remote.patience import Ended
+from arcvideo.remote.reading import confirm, forget, halt, opened_stream
 from arcvideo.remote.settings import ShardCacheSettings
 from arcvideo.remote.shards import ShardCache
 from arcvideo.shards.expand import expand_shards
@@ -278,3 +281,62 @@ def test_a_stream_can_step_back(served: Served, tmp_path: Path) -> None:
     for at in (0, 5000, 100, len(data) - 10, 7, len(data) + 5):
         assert stream.pread(600, at) == data[at : at + 600]
     confirm(path, link)
+
+
+def test_the_end_of_a_source_interrupts_what_waits_for_its_next_try(served: Served, tmp_path: Path) -> None:
+    shards = cache(tmp_path, retries=10_000, deadline_seconds=1e6)  # whoever waits for the tries waits for days
+    settings = build.settings(f"{served.address}/{NAMES[0]}", workers=2, shard_cache=shards)
+    source = Source(settings, layout=build.LAYOUT, tokenizer=build.tokenizer(), seed=0)
+    before = len(served.asked)
+    served.faults += [busy] * 1000
+    step = threading.Thread(target=suppressed, args=(source.batches, 0), daemon=True)
+    step.start()
+    while len(served.asked) < before + 2 or not source._readers:
+        time.sleep(0.01)
+    threads = list(source._readers)
+    source.close()
+    step.join()
+    assert threads
+    assert not any(thread.is_alive() for thread in threads)
+    forget(None)  # of the step that was being begun meanwhile
+
+
+def suppressed(work: Any, *given: Any) -> None:
+    """Do something, whatever becomes of it."""
+    with suppress(BaseException):
+        work(*given)
+
+
+def test_a_thread_that_was_halted_waits_for_nothing_and_others_go_on(served: Served, tmp_path: Path) -> None:
+    path = opened(served, tmp_path)
+    (index,) = ensure_indexes([path], progress=False)
+    errors: list[BaseException] = []
+
+    def halted() -> None:
+        halt([threading.current_thread()])
+        try:
+            index.media_bytes(0)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=halted)
+    thread.start()
+    thread.join()
+    assert [type(error) for error in errors] == [Ended]
+    assert index.media_bytes(0)[0]
+
+
+def test_parts_and_whole_copies_together_stay_below_the_limit(tmp_path: Path) -> None:
+    copy = tmp_path / "0123456789abcdef-shard.tar"
+    copy.write_bytes(bytes(60_000))
+    held = Held(tmp_path, max_bytes=100_000)
+    for number in range(20):
+        held.save("a", bytes([number]) * 10_000, offset=number)
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert sum(path.stat().st_size for path in files) <= 100_000
+    assert copy.exists()
+    assert held.load("a", offset=19, size=10_000) == bytes([19]) * 10_000
+    copy.write_bytes(bytes(99_000))
+    held.save("a", bytes(10_000), offset=30)
+    assert held.load("a", offset=30, size=10_000) is None  # copies that are in use leave no room
+    assert copy.exists()

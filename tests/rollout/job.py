@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from arcvideo.feed.prompts import StepPrompts
+from arcvideo.objectives.agreement import GAP, OUTLIERS
 from arcvideo.objectives.grpo import Grpo
 from arcvideo.objectives.settings import GrpoSettings
-from arcvideo.processes.ranks import World, join
+from arcvideo.processes.ranks import World, gather_json, join
 from arcvideo.rollout.source import RolloutSource
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.runner import Runner
@@ -114,6 +116,48 @@ def train(
     }
 
 
+def own(folder: str, *, world: World, stage: int, own_forward: bool, wrong: int | None = None) -> dict[str, Any]:
+    """Three updates, one a rollout; each rank's every bit of the weights, and what the run says of the sampler.
+
+    Args:
+        stage: of ZeRO.
+        own_forward: old log-probabilities come from the update's own forward.
+        wrong: step in which the sampler of the last rank is off by a nat about every token.
+    """
+    settings = replace(SETTINGS, num_iterations=1, max_refills=0)
+    engine = make_engine(world, stage=stage)
+    source = RolloutSource(
+        Stream(world), engine=engine, tokenizer=tokenizer(), settings=settings, own_forward=own_forward
+    )
+    if wrong is not None and world.rank == world.size - 1:
+        sample = source._sampler.sample
+        calls = iter(range(1000))
+
+        def off(*arguments: Any, **options: Any) -> list[Any]:
+            by = float(next(calls) == wrong)
+            return [
+                replace(group, completions=tuple(replace(one, logprobs=one.logprobs - by) for one in group.completions))
+                for group in sample(*arguments, **options)
+            ]
+
+        source._sampler.sample = off  # type: ignore[method-assign]
+    runner = Runner(
+        engine=engine, source=source, held=source, objective=Grpo(settings), train=["llm"], folder=Path(folder),
+        identity="tiny", schedule=ScheduleSettings(name="constant"),
+        settings=RunnerSettings(steps=3, save_every=1, liveness=False, log_every=1000),
+    )  # fmt: skip
+    refused = ""
+    try:
+        runner.run()
+    except ValueError as error:
+        refused = str(error)
+    names = ("train/loss", "train/grad_norm", "train/entropy", f"train/{GAP}", f"train/{OUTLIERS}")
+    weights = {name: sha256(part.numpy().tobytes()).hexdigest() for name, part in engine.weights()}
+    lines = read_metrics(Path(folder) / "metrics.jsonl")
+    found = {"curve": [[line[name] for name in names] for line in lines], "weights": weights, "refused": refused}
+    return {**found, "others": gather_json([weights, refused], world=world)}
+
+
 def gradient(*, world: World, stage: int, checkpoint_layers: bool) -> dict[str, float]:
     """How far the gradient of shared rows through DeepSpeed is from that of full copies through torch, relative."""
     from deepspeed.utils import safe_get_full_grad
@@ -176,7 +220,7 @@ def main() -> None:
     """Do the tasks given as JSON; rank 0 writes the results."""
     torch.set_num_threads(1)
     world = join()
-    kinds = {"train": train, "gradient": gradient}
+    kinds = {"train": train, "own": own, "gradient": gradient}
     done = []
     for task in json.loads(sys.argv[1]):
         kind = task.pop("kind")

@@ -173,3 +173,43 @@ def test_a_run_trains_to_the_same_bits_and_books_the_same_gaps(tmp_path: Path) -
     assert outliers_of_one == outliers
     assert len(lines) == 3
     assert all(torch.equal(weight, two[name]) for name, weight in one.items())
+
+
+@pytest.fixture(scope="module")
+def among_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], dict[str, Any]]:
+    """(ZeRO stage, way) -> three updates of two ranks."""
+    folder = tmp_path_factory.mktemp("own")
+    ways: dict[str, dict[str, Any]] = {
+        "two": {"own_forward": False}, "one": {"own_forward": True}, "wrong": {"own_forward": True, "wrong": 1},
+    }  # fmt: skip
+    cases = [(stage, way) for stage in (0, 3) for way in ways]
+    tasks = [
+        {"kind": "own", "folder": str(folder / f"{stage}-{way}"), "stage": stage, **ways[way]} for stage, way in cases
+    ]
+    return dict(zip(cases, job.run_ranks(tasks, ranks=2, results=folder / "results.json"), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 3])
+def test_two_ranks_train_to_the_bits_of_two_forwards(among_ranks: dict[Any, Any], stage: int) -> None:
+    two, one = among_ranks[stage, "two"], among_ranks[stage, "one"]
+    assert (two["refused"], one["refused"]) == ("", "")
+    assert one["weights"] == two["weights"]
+    assert len(one["curve"]) == 3
+    for here, there in zip(one["curve"], two["curve"], strict=True):
+        assert here[:3] == there[:3]
+        assert here[3:] == pytest.approx(there[3:], rel=1e-5, abs=1e-9)  # gaps are added up in another order
+    assert [weights for weights, _ in one["others"]] == [one["weights"]] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 3])
+def test_what_one_rank_finds_of_the_sampler_stops_all_before_the_weights_move(
+    among_ranks: dict[Any, Any], stage: int
+) -> None:
+    found, sane = among_ranks[stage, "wrong"], among_ranks[stage, "one"]
+    for _, refused in found["others"]:
+        assert "disagree by more than grpo.max_logprob_gap" in refused
+    assert found["curve"] == sane["curve"][:1]  # the first update is that of the run without a wrong sampler
+    assert found["weights"] != sane["weights"]
+    assert len({tuple(weights.items()) for weights, _ in found["others"]}) == 1
