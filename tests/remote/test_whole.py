@@ -64,8 +64,8 @@ def served(tmp_path: Path) -> Iterator[tuple[str, Path, Counter[str]]]:
     thread.join()
 
 
-def cache(tmp_path: Path, *, max_gib: float = 1.0) -> ShardCacheSettings:
-    return ShardCacheSettings(path=str(tmp_path / "cache"), max_gib=max_gib)
+def cache(tmp_path: Path, *, max_gib: float = 1.0, retries: int = 8) -> ShardCacheSettings:
+    return ShardCacheSettings(path=str(tmp_path / "cache"), max_gib=max_gib, retries=retries)
 
 
 def test_remote_shards_are_fetched_once_and_hold_what_the_local_ones_hold(
@@ -119,7 +119,7 @@ def test_what_cannot_be_fetched_whole_is_one_error_with_key_and_url(
     data = (folder / "shard-000000.tar").read_bytes()
     (folder / "short-0.tar").write_bytes(data)
     (folder / "cut.tar").write_bytes(data[: len(data) // 2])
-    settings = build.settings(f"{address}/{name}", shard_cache=cache(tmp_path))
+    settings = build.settings(f"{address}/{name}", shard_cache=cache(tmp_path, retries=2))
     with pytest.raises(ValueError, match=rf"data\.sources\.tiny: shards=.*{address}/{name}: .*{why}"):
         open_mixture(settings, layout=build.LAYOUT, tokenizer=build.tokenizer())
     assert not list((tmp_path / "cache").glob("*.tar*[!h]"))
