@@ -293,3 +293,12 @@ def test_settings_are_read_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_repository_holds_no_large_file_but_its_fixtures() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a clone")
+    files = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+    large = [str(file.relative_to(ROOT)) for file in files if file.is_file() and file.stat().st_size > 1 << 20]
+    assert [name for name in large if not name.startswith("tests/fixtures/parity/")] == []

@@ -108,8 +108,8 @@ class DataSettings:
     pixels alike up to rounding. pyav refuses damaged pictures that torchcodec paints over."""
     resize: str = "pillow"
     """Who makes frames of the model's size: pillow (the pixels of the released code), or swscale, straight from what
-    the decoder gives, in a third of the time: 1 level of 255 away on average in a recording, up to 80 at edges of
-    colour."""
+    the decoder gives, in a third of the time, with other roundings and half the colour resolution throughout: about 1
+    level of 255 away on average in a camera's recording, 4 to 7 in noise, and far more at edges of strong colour."""
     wording: str = "arc"
     """Instruction suffixes: arc (the released ones, verbatim) or brief (few tokens, for small models)."""
     over_budget: str = "error"
