@@ -8,7 +8,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo pilot test test-slow test-all test-gpu gpu-day machines torture torture-pipeline soak fuzz check format docs clean bench-data bench-evaluate bench-grpo bench-memory bench-model bench-plan
+.PHONY: help env demo pilot test test-slow test-all test-gpu gpu-day machines torture torture-pipeline soak fuzz check format docs clean bench-data bench-evaluate bench-grpo bench-memory bench-model bench-plan bench-remote bench-scale
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -109,6 +109,8 @@ bench-grpo: $(VENV)/ready  ## GRPO with a shared prompt against full copies, and
 
 bench-plan: $(VENV)/ready  ## Planning a million samples: fill, balance, time, memory
 	$(BIN)/python -m benchmarks.plan
+bench-remote: $(VENV)/ready  ## Clips of remote shards by ranges, against copies and streams, with a slow server
+	$(BIN)/python -m benchmarks.remote
 bench-scale: $(VENV)/ready  ## First batch of a hundred million samples, at any place; needs 25 GiB of disk
 	$(BIN)/python -m benchmarks.scale
 

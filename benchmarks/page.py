@@ -16,6 +16,7 @@ TITLES = {
     "memory": "Memory of a row of the 7B",
     "model": "Model",
     "plan": "Planning",
+    "remote": "Remote shards",
     "runner": "Training loop",
     "scale": "Start at size",
     "slice": "A slice of the 7B",

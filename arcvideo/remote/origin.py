@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlparse
@@ -22,7 +23,8 @@ _FSSPEC_PIECE = 8 << 20
 _PASSING = {408, 425, 429}
 _FIRST = 512
 """Bytes that are asked for to learn what a file is."""
-_LOCAL = threading.local()
+_IDLE: dict[int, deque[Any]] = {}
+"""Process -> connections that wait to be used again."""
 T = TypeVar("T")
 
 
@@ -93,7 +95,7 @@ class _Http:
     stall_seconds: float
 
     def identity(self) -> Identity:
-        with self._asked(0, _FIRST) as response:
+        with _session() as session, self._asked(session, 0, _FIRST) as response:
             if response.status_code == 200:
                 raise NoRanges
             identity = _told(response)
@@ -104,7 +106,7 @@ class _Http:
         return identity
 
     def stream(self, start: int, end: int, *, of: Identity) -> Iterator[bytes]:
-        with self._asked(start, end) as response:
+        with _session() as session, self._asked(session, start, end) as response:
             now = _told(response)
             if response.status_code == 416 or now is None:
                 if response.status_code == 200:
@@ -116,11 +118,11 @@ class _Http:
                 raise Broken(f"the server gives {response.headers['Content-Range']} instead of what was asked for")
             yield from _pieces(response, end - start, stall_seconds=self.stall_seconds)
 
-    def _asked(self, start: int, end: int) -> Any:
+    def _asked(self, session: Any, start: int, end: int) -> Any:
         import requests
 
         try:
-            response = _session().get(
+            response = session.get(
                 self.url,
                 headers={"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"},
                 stream=True,
@@ -142,13 +144,22 @@ class _Http:
         raise Refused(f"the server refused it (HTTP {code}{why and ': '}{why})")
 
 
-def _session() -> Any:
-    """Return this thread's connections; a forked child opens its own."""
+@contextmanager
+def _session() -> Iterator[Any]:
+    """Yield connections that nobody else uses meanwhile: those of an earlier answer where there are any, for a new one
+    costs several times the way to the server; a forked child opens its own.
+    """
     import requests
 
-    if getattr(_LOCAL, "process", 0) != os.getpid():
-        _LOCAL.process, _LOCAL.session = os.getpid(), requests.Session()
-    return _LOCAL.session
+    idle = _IDLE.setdefault(os.getpid(), deque())
+    try:
+        session = idle.pop()
+    except IndexError:
+        session = requests.Session()
+    try:
+        yield session
+    finally:
+        idle.append(session)
 
 
 def _broken(error: Exception) -> Exception:

@@ -29,6 +29,8 @@ class Served:
     """Bytes of each file."""
     asked: list[tuple[str, int, int]] = field(default_factory=list)
     """File, start and end of each request that was answered with bytes."""
+    connections: int = 0
+    """Opened by clients."""
     faults: list[Fault] = field(default_factory=list)
     """Of the next requests, one each; the first 512 bytes of a file, by which it is looked at, do not count."""
     at_once: int = 0
@@ -41,6 +43,11 @@ class Served:
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     served: Served
+
+    def setup(self) -> None:
+        super().setup()
+        with self.served.lock:
+            self.served.connections += 1
 
     def do_GET(self) -> None:
         name = Path(self.path.partition("?")[0]).name

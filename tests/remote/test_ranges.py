@@ -21,7 +21,7 @@ from arcvideo.feed.source import Source
 from arcvideo.remote.held import Held
 from arcvideo.remote.links import read_link
 from arcvideo.remote.patience import Ended
-from arcvideo.remote.reading import confirm, forget, halt, opened_stream
+from arcvideo.remote.reading import confirm, forget, halt, opened_stream, read_range
 from arcvideo.remote.settings import ShardCacheSettings
 from arcvideo.remote.shards import ShardCache
 from arcvideo.shards.expand import expand_shards
@@ -107,6 +107,17 @@ def test_a_damaged_shard_has_the_same_index_there_as_here(served: Served, tmp_pa
     assert there.digest == here.digest
     rows = [[(one.stage, one.reason, one.detail) for one in index.problems()] for index in (here, there)]
     assert rows[0] == rows[1]
+
+
+def test_ranges_after_one_another_come_over_one_connection(served: Served, tmp_path: Path) -> None:
+    path = opened(served, tmp_path)
+    before = served.connections
+    link = read_link(path)
+    assert link is not None
+    for number in range(6):
+        read_range(path, link, offset=512 * number, size=512)
+    assert len({start for _, start, _ in served.asked}) == 6
+    assert served.connections - before <= 1
 
 
 def test_members_are_read_ahead_several_at_a_time_and_kept_for_the_next_epoch(served: Served, tmp_path: Path) -> None:
