@@ -51,6 +51,8 @@ def as_head(module: Any) -> Any:
     with torch.device("meta"):
         head = Head(module.in_features, module.out_features, bias=False)
     head.weight = module.weight
+    # What transformers notes on a layer: whether its weight has its values already.
+    vars(head).update({name: value for name, value in vars(module).items() if name.startswith("_is_hf")})
     return head.train(module.training)
 
 
