@@ -8,7 +8,6 @@ Of a clip whose frames are drawn at random some candidates of each interval are 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
@@ -30,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from arcvideo.decoding.buffers import Buffers
+from arcvideo.files import FULL
 from arcvideo.media.settings import FrameCacheSettings, Layout
 from arcvideo.types import Media
 
@@ -296,7 +296,7 @@ def _is_full(error: OSError | SafetensorError) -> bool:
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (match := re.search(r"os error (\d+)", str(error))):
         number = int(match[1])
-    return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return number in FULL
 
 
 def _packed(pixels: Tensor, *, quality: int | None) -> tuple[Tensor, Tensor]:

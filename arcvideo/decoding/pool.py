@@ -13,12 +13,12 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from arcvideo.decoding import wire
 from arcvideo.decoding.buffers import Buffers
 from arcvideo.decoding.probe import Probed, ProbeJob, examine
 from arcvideo.media.errors import MediaError
-from arcvideo.media.read import ClipArrays, ReadRequest, read_request
+from arcvideo.media.read import ClipArrays, Reading, ReadRequest, read_request
 from arcvideo.media.settings import Layout, MediaLimits
 
 if TYPE_CHECKING:
@@ -66,20 +66,7 @@ class MediaPool:
             self._idle.put(worker)
 
     def read_clip(
-        self,
-        data: bytes,
-        *,
-        name: str,
-        layout: Layout,
-        policy: str = "middle",
-        seed: int = 0,
-        sidecar_audio: bytes | None = None,
-        font: str | None = None,
-        decoder: str = "pyav",
-        resize: str = "pillow",
-        window: Sequence[float] | None = None,
-        bare: bool = False,
-        candidates: int = 0,
+        self, data: bytes, *, name: str, layout: Layout, sidecar_audio: bytes | None = None, **how: Unpack[Reading]
     ) -> Clip:
         """As `arcvideo.media.clip.read_clip`, in another process; waits for a free one.
 
@@ -89,13 +76,9 @@ class MediaPool:
         """
         from arcvideo.media.clip import as_clip, read_clip  # torch, which those who only examine files do without
 
-        how: dict[str, Any] = {
-            "name": name, "layout": layout, "policy": policy, "seed": seed, "font": font, "decoder": decoder,
-            "resize": resize, "window": window, "bare": bare, "candidates": candidates,
-        }  # fmt: skip
         if not self._workers:
-            return read_clip(data, sidecar_audio=sidecar_audio, limits=self._limits, **how)
-        request = read_request(**how)
+            return read_clip(data, name=name, layout=layout, sidecar_audio=sidecar_audio, limits=self._limits, **how)
+        request = read_request(name=name, layout=layout, **how)
         worker = self._idle.get()
         try:
             return as_clip(worker.read(data, request=request, sidecar_audio=sidecar_audio))

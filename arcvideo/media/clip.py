@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from arcvideo.media.audio import fit_waveform, mel_chunks, silent_seconds
 from arcvideo.media.frames import plan_frames, stamp_text
 from arcvideo.media.overlay import stamp
 from arcvideo.media.picture import keeps_to
-from arcvideo.media.read import ClipArrays, read_arrays, read_request, resize
+from arcvideo.media.read import ClipArrays, Reading, read_arrays, read_request, resize
 from arcvideo.media.settings import Layout, MediaLimits
 from arcvideo.media.sound import SAMPLE_RATE
 from arcvideo.types import Clip, Media
@@ -25,38 +26,23 @@ def read_clip(
     *,
     name: str,
     layout: Layout,
-    policy: str = "middle",
-    seed: int = 0,
     sidecar_audio: bytes | None = None,
     limits: MediaLimits | None = None,
-    font: str | None = None,
-    decoder: str = "pyav",
-    resize: str = "pillow",
-    window: Sequence[float] | None = None,
-    bare: bool = False,
-    candidates: int = 0,
+    **how: Unpack[Reading],
 ) -> Clip:
     """Decode a video, a sound file or a still picture in this process.
 
     Args:
         name: file name, for messages only.
         layout: frame side and frame limit of the model.
-        policy: frame of each interval: "middle", or "random" with `seed`.
         sidecar_audio: a second file whose sound is used instead of the file's own.
-        font: TrueType file of the time stamp; None takes the bundled one.
-        decoder: of the picture, "pyav" or "torchcodec".
-        resize: who makes frames of the layout's size, "pillow" or "swscale".
-        window: seconds [start, end] of the file that are the clip; None takes all of it.
-        bare: also give the frames without their stamps, all of them behind the stamped ones.
-        candidates: so many frames of each interval, in place of the one of `policy`.
+        limits: of the file; None takes the usual ones.
+        how: as in `ReadRequest`.
 
     Raises:
         MediaError: the file is broken, empty or over a limit.
     """
-    request = read_request(
-        name=name, layout=layout, policy=policy, seed=seed, font=font, decoder=decoder, resize=resize,
-        window=window, bare=bare, candidates=candidates,
-    )  # fmt: skip
+    request = read_request(name=name, layout=layout, **how)
     return as_clip(read_arrays(data, request=request, limits=limits or MediaLimits(), sidecar_audio=sidecar_audio))
 
 

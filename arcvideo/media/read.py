@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TypedDict, Unpack
 
 import numpy as np
 from PIL import Image
@@ -28,6 +29,7 @@ class ReadRequest:
     image_size: int
     max_frames: int
     policy: str = "middle"
+    """Frame of each interval: "middle", or "random" with `seed`."""
     seed: int = 0
     font: str | None = None
     """TrueType file of the time stamp; None takes the bundled one."""
@@ -54,33 +56,22 @@ class ReadRequest:
             raise ValueError(f"window {self.window}: must be [start, end] in seconds, start before end")
 
 
-def read_request(
-    *,
-    name: str,
-    layout: Layout,
-    policy: str = "middle",
-    seed: int = 0,
-    font: str | None = None,
-    decoder: str = "pyav",
-    resize: str = "pillow",
-    window: Sequence[float] | None = None,
-    bare: bool = False,
-    candidates: int = 0,
-) -> ReadRequest:
+class Reading(TypedDict, total=False):
+    """How a file is read, as callers may say it; the fields of `ReadRequest` of the same names."""
+
+    policy: str
+    seed: int
+    font: str | None
+    decoder: str
+    resize: str
+    window: Sequence[float] | None
+    bare: bool
+    candidates: int
+
+
+def read_request(*, name: str, layout: Layout, **how: Unpack[Reading]) -> ReadRequest:
     """Return the plain form of how a file is read."""
-    return ReadRequest(
-        name=name,
-        image_size=layout.image_size,
-        max_frames=layout.max_frames,
-        policy=policy,
-        seed=seed,
-        font=font,
-        decoder=decoder,
-        resize=resize,
-        window=window,
-        bare=bare,
-        candidates=candidates,
-    )
+    return ReadRequest(name=name, image_size=layout.image_size, max_frames=layout.max_frames, **how)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice, tee
@@ -15,6 +14,7 @@ from arcvideo.data.importers.sources import Medium, Opened, label_of, opened, si
 from arcvideo.data.importers.spool import Draft
 from arcvideo.decoding.pool import MediaPool
 from arcvideo.decoding.probe import Extent, Probed, ProbeJob
+from arcvideo.files import FULL
 from arcvideo.media.errors import MediaError
 from arcvideo.shards.columns import CLIP, ITEM
 from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, Problem
@@ -22,7 +22,6 @@ from arcvideo.shards.write import Content, Record, ShardWriter, json_text, tar_s
 from arcvideo.tasks.fields import RecordError, check_times
 
 BYTES_PER_SHARD = 1 << 30
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def write_drafts(
@@ -84,7 +83,7 @@ def write_drafts(
                     part = Part()
                     shard.publish()
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise
             raise ValueError(
                 f"--out {out}: the disk is full ({error.strerror}); {len(ledger.parts)} shards are finished and stay: "
