@@ -29,8 +29,10 @@ def whole(path: Path) -> Iterator[Path]:
         yield temporary
         sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk is told without the name of the file
+            error.filename = str(path)
         raise
     sync(path.parent)
 
