@@ -25,7 +25,7 @@ from arcvideo.bench import BENCHES
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.places import words_from_home
 from arcvideo.processes.terminal import speak_plainly
-from arcvideo.structured import from_words, words_help
+from arcvideo.structured import from_words, nearest, words_help
 
 
 def benches_text() -> str:
@@ -43,7 +43,8 @@ def run(settings: EvaluateSettings) -> str:
     if settings.compare:
         from arcvideo.measuring.compare import compare, compare_text, write_comparison
 
-        comparison = compare(Path(settings.compare[0]), Path(settings.compare[1]), seed=settings.seed)
+        first, second = map(Path, settings.compare)
+        comparison = compare(first, second, metrics=settings.metrics, bootstrap=settings.bootstrap, seed=settings.seed)
         text, picture = write_comparison(comparison, out=Path(settings.out))
         return f"{compare_text(comparison)}\n{text}, {picture}"
     if settings.lmms_logs:
@@ -65,13 +66,16 @@ def run(settings: EvaluateSettings) -> str:
 def main(words: Sequence[str] | None = None) -> int:
     """Measure, or say in one line what is wrong; returns the exit status."""
     words = words_from_home(sys.argv[1:] if words is None else words)
-    if not words or {"-h", "--help"} & set(words):
+    if not words or {"-h", "--help"} & set(words) or list(words) == ["help"]:
         print(f"{__doc__}\n{words_help(EvaluateSettings)}")
         return 0
     if list(words) == ["benches"]:
         print(benches_text())
         return 0
     try:
+        if len(words) == 1 and "=" not in words[0]:
+            close = nearest(words[0].lstrip("-"), ["benches", "help"])
+            raise ValueError(f"{words[0]}: no such word{close}; `benches`, `--help`, or settings as key=value")
         text = run(from_words(EvaluateSettings, words, example="bench=NAME"))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

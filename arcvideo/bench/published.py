@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 PAPER = "arXiv 2507.20939, table 1"
@@ -84,11 +84,20 @@ def published(bench: str, *, metric: str = "") -> list[Published]:
     return [row for row in PUBLISHED if row.bench == bench and metric in ("", row.metric)]
 
 
-def published_table(bench: str) -> str:
-    """Return the published figures of a benchmark as lines of text with their source; empty when there are none."""
-    rows = published(bench)
-    if not rows:
-        return ""
-    lines = [f"{bench}, published ({rows[0].metric}):"]
-    lines += [f"  {row.model:<24}{row.value:5.1f}  {'thinks' if row.thinks else '':<7} {row.source}" for row in rows]
+def published_table(bench: str, *, ours: Mapping[str, float] | None = None) -> str:
+    """Return the published figures of a benchmark as lines of text with their source; empty when there are none.
+
+    Args:
+        bench: `Bench.name`.
+        ours: metric -> what was measured here, 0 to 1; it stands above the published figures of that metric.
+    """
+    lines = []
+    for metric in dict.fromkeys(row.metric for row in published(bench)):
+        lines.append(f"{bench}, published ({metric}, of 100):")
+        if ours and metric in ours:
+            lines.append(f"  {'this measurement':<24}{100 * ours[metric]:5.1f}")
+        lines += [
+            f"  {row.model:<24}{row.value:5.1f}  {'thinks' if row.thinks else '':<7} {row.source}"
+            for row in published(bench, metric=metric)
+        ]
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,20 @@ _WIDTH, _ROW, _LEFT, _RIGHT, _TOP, _BOTTOM = 900, 30, 260, 190, 50, 40
 _INK, _FAINT, _GOOD, _BAD = (30, 30, 30), (200, 200, 200), (40, 130, 70), (190, 60, 50)
 
 
-def compare(first: Path, second: Path, *, bootstrap: int = 2000, seed: int = 0) -> dict[str, Any]:
+def compare(
+    first: Path, second: Path, *, metrics: Sequence[str] = (), bootstrap: int = 1000, seed: int = 0
+) -> dict[str, Any]:
     """Return the differences, first minus second, over the questions that were asked in both.
 
+    Args:
+        first: folder of a measurement.
+        second: of the one that is subtracted.
+        metrics: figures; by default all that the questions' tasks have.
+        bootstrap: resamples behind each interval.
+        seed: of the resampling.
+
     Raises:
-        ValueError: no measurements, or measurements of different questions.
+        ValueError: no measurements, or measurements of different questions, or none that the figures are about.
     """
     cards = [read_card(folder) for folder in (first, second)]
     if cards[0]["origin"]["questions"] != cards[1]["origin"]["questions"]:
@@ -39,17 +48,29 @@ def compare(first: Path, second: Path, *, bootstrap: int = 2000, seed: int = 0) 
         raise ValueError(f"compare: {first} and {second} have no question in common")
     here, there = ([side[key] for key in keys] for side in sides)
     how = EvaluationSettings(bootstrap=bootstrap, seed=seed)
+    wanted = list(metrics) or default_metrics(measurements[0])
     rows = {
         metric: {**row, "lower_is_better": measured(metric)[1].lower_is_better}
-        for metric, row in differences(here, there, metrics=default_metrics(measurements[0]), settings=how).items()
+        for metric, row in differences(here, there, metrics=wanted, settings=how).items()
     }
+    if not rows:
+        raise ValueError(f"compare: no question that was asked in both is measured by {', '.join(wanted)}")
     same = ("parser", "decoder", "layout", "style", "decoding")
     differing = [name for name in same if cards[0]["origin"].get(name) != cards[1]["origin"].get(name)]
     return {
-        "first": str(first), "second": str(second), "questions": len(keys),
+        "first": str(first), "second": str(second), "folders": [str(first.resolve()), str(second.resolve())],
+        "names": _names(first, second), "questions": len(keys),
         "only_first": len(sides[0]) - len(keys), "only_second": len(sides[1]) - len(keys),
         "asked_differently": differing, "differences": rows,
     }  # fmt: skip
+
+
+def _names(first: Path, second: Path) -> list[str]:
+    """Return what the two are called: their folders, and what tells the places apart in which these lie."""
+    names = [path.resolve().name for path in (first, second)]
+    places = zip(first.resolve().parent.parts[::-1], second.resolve().parent.parts[::-1], strict=False)
+    apart = next((pair for pair in places if pair[0] != pair[1]), None)
+    return [f"{place}/{name}" for place, name in zip(apart, names, strict=True)] if apart else names
 
 
 def _full(answers: Mapping[tuple[str, str], Answer]) -> dict[str, Answer]:
@@ -67,15 +88,27 @@ def compare_text(comparison: Mapping[str, Any]) -> str:
     if comparison["asked_differently"]:
         lines.append(f"  they were asked differently: {', '.join(comparison['asked_differently'])}")
     for name, row in comparison["differences"].items():
-        lines.append(f"  {name:<28}{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]  n {row['n']}")
+        less = "  less is better" if row["lower_is_better"] else ""
+        lines.append(f"  {name:<28}{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]  n {row['n']}{less}")
     return "\n".join(lines)
 
 
 def write_comparison(comparison: Mapping[str, Any], *, out: Path) -> tuple[Path, Path]:
-    """Write the differences as JSON and as a PNG beside it; return both paths."""
-    out.mkdir(parents=True, exist_ok=True)
-    name = f"{Path(comparison['first']).name}-minus-{Path(comparison['second']).name}"
+    """Write the differences as JSON and as a PNG beside it; return both paths.
+
+    Raises:
+        ValueError: files of that name hold the differences of two others.
+    """
+    name = "-minus-".join(name.replace("/", "-") for name in comparison["names"])
     text, picture = out / f"{name}.json", out / f"{name}.png"
+    if text.exists():
+        try:
+            there = json.loads(text.read_text(encoding="utf-8")).get("folders")
+        except (ValueError, AttributeError):
+            there = None
+        if there != comparison["folders"]:
+            raise ValueError(f"{text} holds the differences of two other folders; give another out=")
+    out.mkdir(parents=True, exist_ok=True)
     write_whole(text, json.dumps(comparison, indent=1) + "\n")
     draw(comparison, path=picture)
     return text, picture
@@ -92,8 +125,7 @@ def draw(comparison: Mapping[str, Any], *, path: Path) -> None:
         middle, half = (_LEFT + _WIDTH - _RIGHT) / 2, (_WIDTH - _RIGHT - _LEFT) / 2
         return middle + value / most * half
 
-    first, second = (Path(comparison[side]).name for side in ("first", "second"))
-    title = f"{first} minus {second} (95 % over clips, n {comparison['questions']})"
+    title = f"{' minus '.join(comparison['names'])} (95 % over clips, n {comparison['questions']})"
     pen.text((12, 12), title, fill=_INK, font=font)
     bottom = _TOP + _ROW * len(rows)
     pen.line([(across(0), _TOP - 6), (across(0), bottom)], fill=_FAINT, width=2)
@@ -102,11 +134,11 @@ def draw(comparison: Mapping[str, Any], *, path: Path) -> None:
         sign = -1 if row["lower_is_better"] else 1
         colour = _GOOD if sign * row["low"] > 0 and sign * row["high"] > 0 else _INK
         colour = _BAD if sign * row["low"] < 0 and sign * row["high"] < 0 else colour
-        pen.text((12, y - 9), name, fill=_INK, font=font)
+        pen.text((12, y - 9), f"{name} (less)" if row["lower_is_better"] else name, fill=_INK, font=font)
         pen.line([(across(row["low"]), y), (across(row["high"]), y)], fill=colour, width=3)
         pen.ellipse([(across(row["mean"]) - 5, y - 5), (across(row["mean"]) + 5, y + 5)], fill=colour)
         text = f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
         pen.text((_WIDTH - _RIGHT + 12, y - 9), text, fill=_INK, font=font)
     for value in (-most, 0.0, most):
-        pen.text((across(value) - 20, bottom + 8), f"{value:+.2g}", fill=_INK, font=font)
+        pen.text((across(value) - 20, bottom + 8), f"{value:+.2g}" if value else "0", fill=_INK, font=font)
     image.save(path)

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from arcvideo.bench.published import published, published_table
 from arcvideo.evaluation.answers import FULL, NO_SOUND, Answer
 from arcvideo.evaluation.bootstrap import paired_difference
 from arcvideo.evaluation.figures import choose, counts, figures, measured
@@ -19,6 +20,7 @@ from arcvideo.measuring.folder import PREDICTIONS, SCORES, Found, Lost, read_ans
 from arcvideo.measuring.needs import classes
 from arcvideo.measuring.needs_page import PAGE as NEEDS_PAGE
 from arcvideo.measuring.needs_page import write_needs_page
+from arcvideo.measuring.settings import ARMS
 from arcvideo.tasks import TASKS
 from arcvideo.tasks.answers import read_span
 from arcvideo.tasks.grounding import GROUNDING
@@ -58,7 +60,8 @@ def score_folder(
     holes = [*(Lost(**row) for row in card.get("holes", ())), *measurement.lost.values()]
     scores, predictions = scored(measurement, settings=settings, holes=holes, chosen=chosen)
     scores = {"name": card["name"], "bench": card.get("bench", ""), "asked_of": card["origin"].get("questions", ""),
-              **scores}  # fmt: skip
+              **scores, "notes": list(card.get("notes", ())),
+              "published": [asdict(row) for row in published(str(card.get("bench", "")))]}  # fmt: skip
     write_predictions(folder / PREDICTIONS, predictions=predictions)
     write_lines(folder / UNREAD, _unread(measurement.answers.values()))
     needs = classes(measurement.answers)
@@ -111,7 +114,8 @@ def scored(
         "metrics": {name: asdict(metric) for name, metric in metrics.items()},
         "tags": _by_tag(full, settings=settings),
     }
-    arms = dict.fromkeys(arm for arm, _ in measurement.answers if arm != FULL)
+    asked = {arm for arm, _ in measurement.answers}
+    arms = [arm for arm in ARMS if arm in asked and arm != FULL]
     if arms:
         scores["arms"] = {arm: _arm(measurement, arm=arm, settings=settings) for arm in arms}
     return scores, predictions
@@ -197,7 +201,8 @@ def table_text(scores: Mapping[str, Any]) -> str:
     reasons = ", ".join(f"{reason} {count}" for reason, count in scores["not_asked"].items())
     lines = [
         f"{scores['name']}: {scores['asked']} of {scores['questions']} questions were asked, "
-        f"about {scores['clips']} clips" + (f"; {not_asked} could not be ({reasons})" if not_asked else ""),
+        f"about {scores['clips']} clips"
+        + (f"; {not_asked} could not be ({reasons}): {SCORES} lists them" if not_asked else ""),
         *(_line(name, row) for name, row in scores["metrics"].items()),
         f"  answers that cannot be read (counted as wrong): {scores['unread']['count']}; cut off: {scores['cut_off']}; "
         f"times beyond the clip (cut there): {scores['beyond_the_clip']['count']}",
@@ -212,7 +217,9 @@ def table_text(scores: Mapping[str, Any]) -> str:
         ]
     if "needs" in scores:
         lines.append("  " + ", ".join(f"{tag} {count}" for tag, count in sorted(scores["needs"].items())))
-    return "\n".join(lines)
+    ours = {name: row["value"] for name, row in scores["metrics"].items()}
+    table = published_table(str(scores.get("bench", "")), ours=ours)
+    return "\n".join([*lines, *(f"  note: {note}" for note in scores.get("notes", ())), *([table] if table else [])])
 
 
 def _line(name: str, row: Mapping[str, float]) -> str:

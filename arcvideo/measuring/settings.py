@@ -24,6 +24,11 @@ ARMS = {
 STYLES = ("", "plain", "think")
 
 
+def _holds_tars(folder: Path) -> bool:
+    """Return whether a folder has tar files in it."""
+    return folder.is_dir() and next(folder.glob("*.tar"), None) is not None
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings:
     """One measurement, a comparison of two, or one that is scored anew."""
@@ -120,12 +125,17 @@ class EvaluateSettings:
             raise SettingsError("checkpoint: give checkpoint=DIR, or endpoint=URL with model=NAME")
         if self.endpoint and not self.model:
             raise SettingsError("model: must name the model at the endpoint")
+        if self.endpoint and not self.endpoint.startswith(("http://", "https://")):
+            raise SettingsError(f"endpoint={self.endpoint} must begin with http:// or https://")
         if self.checkpoint and not Path(self.checkpoint).is_dir():
             raise SettingsError(f"checkpoint={self.checkpoint}: no such directory")
         if not self.data:
             raise SettingsError("data: must name the folder of the benchmark, or tar files")
         if not self.bench and not self.data.endswith(".tar"):
-            raise SettingsError(f"bench: must say how data={self.data} is read; `arcvideo evaluate benches` lists them")
+            tars = f", data='{Path(self.data) / '*.tar'}' for its tar files" if _holds_tars(Path(self.data)) else ""
+            raise SettingsError(
+                f"bench: must say how data={self.data} is read; `arcvideo evaluate benches` lists them{tars}"
+            )
         if self.font and not Path(self.font).is_file():
             raise SettingsError(f"font={self.font}: no such file")
         if "/" in self.name or self.name in (".", ".."):

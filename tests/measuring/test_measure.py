@@ -112,6 +112,7 @@ def test_two_measurements_are_compared_item_by_item_and_different_sets_never(
         ("data=", "data: must"),
         ("metrics=speed", "metrics has"),
         ("checkpoint=none", "no such"),
+        ("tasks=mqc", "no question of the tasks mqc (there are: "),
     ],
 )
 def test_wrong_words_are_told_before_torch(
@@ -119,3 +120,29 @@ def test_wrong_words_are_told_before_torch(
 ) -> None:
     assert main(words(small_world, tmp_path, word)) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_folder_without_weights_is_told_with_those_that_it_holds(
+    small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    for stage in ("sft", "grpo"):
+        (run / stage / "export").mkdir(parents=True)
+        (run / stage / "export" / "config.json").write_text("{}")
+    assert main(words(small_world, tmp_path, f"checkpoint={run}")) == 2
+    assert f"holds several stages; name one: {run / 'sft'} (or grpo)" in capsys.readouterr().err
+    begun = tmp_path / "begun"
+    (begun / "checkpoints").mkdir(parents=True)
+    assert main(words(small_world, tmp_path, f"checkpoint={begun}")) == 2
+    assert "not finished" in capsys.readouterr().err
+    assert main(words(small_world, tmp_path, f"checkpoint={tmp_path}")) == 2
+    assert "no weights there" in capsys.readouterr().err
+
+
+def test_words_without_a_value_are_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchs"]) == 2
+    assert "did you mean 'benches'?" in capsys.readouterr().err
+    assert main(["endpoint=localhost:8000/v1", "model=m", "data=x.tar"]) == 2
+    assert "must begin with http:// or https://" in capsys.readouterr().err
+    assert main(["data=/", "checkpoint=/"]) == 2
+    assert "bench: must say how data=/ is read" in capsys.readouterr().err

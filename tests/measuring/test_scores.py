@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from arcvideo.evaluation.answers import Answer
+from arcvideo.measuring.compare import compare, write_comparison
 from arcvideo.measuring.folder import Journal, Lost, open_measurement, read_answers
-from arcvideo.measuring.scores import score_folder
+from arcvideo.measuring.scores import score_folder, table_text
 
 CHOICE = {"letter": "A", "options": ["x", "y"]}
 
@@ -65,3 +66,49 @@ def test_a_folder_is_continued_by_the_same_and_refused_to_another_measurement(tm
     (tmp_path / "own" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="not empty and no measurement"):
         open_measurement(tmp_path / "own", origin={}, facts={})
+
+
+def test_what_is_published_of_a_benchmark_stands_beside_ours_with_its_source(tmp_path: Path) -> None:
+    open_measurement(tmp_path, origin={}, facts={"bench": "mvbench", "notes": ["a mean of tasks"]})
+    with Journal(tmp_path, rank=0) as journal:
+        journal.add([said(f"{number}/0", number, "A" if number < 3 else "B") for number in range(4)])
+    text = table_text(score_folder(tmp_path, bootstrap=20))
+    assert "this measurement         75.0" in text
+    assert "ARC-Hunyuan-Video-7B     62.6  thinks  arXiv 2507.20939, table 1" in text
+    assert "note: a mean of tasks" in text
+    assert "arXiv" not in table_text(score_folder(measured(tmp_path / "own"), bootstrap=20))
+
+
+def two(folder: Path, *, bench: str) -> Path:
+    """A measurement whose name says nothing, in a place that does."""
+    place = folder / bench / "evaluations" / "held-out"
+    return measured(place)
+
+
+def test_a_comparison_keeps_to_the_figures_and_resamples_that_are_asked_for(tmp_path: Path) -> None:
+    first, second = two(tmp_path, bench="one"), two(tmp_path, bench="two")
+    found = compare(first, second, metrics=["mcq_accuracy"], bootstrap=20)
+    assert list(found["differences"]) == ["mcq_accuracy"]
+    with pytest.raises(ValueError, match="speech_qa"):
+        compare(first, second, metrics=["speech_qa"])
+
+
+def test_comparisons_of_measurements_of_one_name_are_told_apart_and_never_overwrite_another(tmp_path: Path) -> None:
+    stages = {name: two(tmp_path, bench=name) for name in ("one", "two", "three")}
+    for name in ("two", "three"):
+        found = compare(stages["one"], stages[name], bootstrap=20)
+        text, _ = write_comparison(found, out=tmp_path / "out")
+        assert text.name == f"one-held-out-minus-{name}-held-out.json"
+    write_comparison(found, out=tmp_path / "out")  # the same once more
+    there = (tmp_path / "out" / text.name).read_bytes()
+    moved = tmp_path / "else" / "one" / "evaluations" / "held-out"
+    with pytest.raises(ValueError, match="give another out="):
+        write_comparison({**found, "folders": [str(moved), found["folders"][1]]}, out=tmp_path / "out")
+    assert (tmp_path / "out" / text.name).read_bytes() == there
+
+
+def test_a_folder_that_holds_measurements_names_them(tmp_path: Path) -> None:
+    inside = two(tmp_path, bench="one")
+    for folder in (tmp_path / "one", inside.parent):
+        with pytest.raises(ValueError, match=f"inside it are {inside}"):
+            score_folder(folder)
