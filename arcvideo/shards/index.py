@@ -360,7 +360,7 @@ def _publish(columns: Columns, made_from: Mapping[str, Any], *, shard: Path, pla
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
         remedy = "make room and start again" if error.errno in FULL else "give another folder, data.index_dir=DIR"
-        raise ValueError(f"{folder}: cannot be written ({error.strerror}); {remedy}") from error
+        raise ValueError(f"{folder}: cannot be written ({error.strerror or error}); {remedy}") from error
 
 
 def _made_from(shard: Path) -> dict[str, Any]:
