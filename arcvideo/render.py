@@ -251,9 +251,11 @@ def encode(text: str, *, tokenizer: Any) -> Ids:
 
 @lru_cache(maxsize=1 << 14)  # questions repeat from clip to clip
 def _encoded(text: str, tokenizer: Any) -> Ids:
-    ids = np.array(tokenizer.encode(text, add_special_tokens=False) if text else [], dtype=np.int64)
-    forged = ids[np.isin(ids, list(vars(special_ids(tokenizer)).values()))]
-    if len(forged):
-        raise RecordError("special_in_text", f"text contains {tokenizer.convert_ids_to_tokens(forged.tolist())}")
+    tokens = tokenizer.encode(text, add_special_tokens=False) if text else []
+    structural = frozenset(vars(special_ids(tokenizer)).values())
+    if not structural.isdisjoint(tokens):
+        forged = tokenizer.convert_ids_to_tokens([token for token in tokens if token in structural])
+        raise RecordError("special_in_text", f"text contains {forged}")
+    ids = np.array(tokens, dtype=np.int64)
     ids.setflags(write=False)
     return ids

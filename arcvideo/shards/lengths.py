@@ -146,7 +146,8 @@ def _rules() -> str:
 def _count(
     index: ShardIndex, *, tokenizer: Any, style: str, wording: str, pairs: bool
 ) -> tuple[np.ndarray, list[Problem]]:
-    rows = np.zeros(len(index.items), dtype=LENGTHS)
+    items = index.items  # a property that looks the file up each time
+    rows = np.zeros(len(items), dtype=LENGTHS)
     problems: list[Problem] = []
     # What stands before the media beside text of the item; the plan counts one token of it itself.
     opening = len(written("opening", tokenizer)) - 1
@@ -156,7 +157,7 @@ def _count(
         groups: dict[Any, int] = {}
         media_count = index.media_count(number)
         for row in range(int(clip["item_start"]), int(clip["item_start"] + clip["item_count"])):
-            item = int(index.items[row]["number"])
+            item = int(items[row]["number"])
             content = record["items"][item]
             about: dict[str, Any] = {
                 "key": f"{key}/{item}", "media_key": media_key, "style": style, "media_count": media_count

@@ -88,8 +88,13 @@ def _marked(said: str, *, options: Sequence[str]) -> str:
     """Put one mark in place of each lead and of each option text; where both begin, the longer one counts."""
     said = _ABBREVIATION.sub(" ", said)
     texts = [undecorated(plain(option)).strip(_AROUND).casefold() for option in options]
-    # A text that two options share, but for case, names neither; a text of one character is taken for a letter.
-    patterns = {index: _pattern(text) for index, text in enumerate(texts) if len(text) > 1 and texts.count(text) == 1}
+    # A text that two options share, but for case, names neither; a text of one character is taken for a letter. Most answers
+    # are a letter: what cannot stand in them is not looked for, which costs a compiled pattern each.
+    patterns = {
+        index: _pattern(text)
+        for index, text in enumerate(texts)
+        if 1 < len(" ".join(text.split())) <= len(said) and texts.count(text) == 1
+    }
     marks, place = [], 0
     while place < len(said):
         candidates = [(match.end(), _LEAD_MARK) for match in (_LEAD.match(said, place),) if match]

@@ -12,10 +12,12 @@ from arcvideo.tasks.fields import RecordError, conversation, required_text, styl
 from arcvideo.tasks.task import Measure, Score, Task, Truth, known
 from arcvideo.types import Sample
 
-_LABELS = [
-    rf"[(\uff08]?[{letter}{chr(ord(letter) + 0xFEE0)}]\s*[.):\u3001\uff0e\uff1a\uff09]" for letter in ascii_uppercase
-]
+_OPENS, _CLOSES = "(\uff08", ".):\u3001\uff0e\uff1a\uff09"
+_LABELS = [rf"[{_OPENS}]?[{letter}{chr(ord(letter) + 0xFEE0)}]\s*[{_CLOSES}]" for letter in ascii_uppercase]
 """What public files write before the options: `A.`, `A)`, `(A)`, `A:` and their full-width forms."""
+_LABELLED = [re.compile(rf"\s*{label}\s*(?=\S)") for label in _LABELS]
+_LIST_BEGINS, _LIST_GOES_ON = re.compile(rf"(?:^|\s){_LABELS[0]}\s*\S"), re.compile(rf"[\s,;]{_LABELS[1]}\s*\S")
+_HEADINGS = ("options", "choices", "\u9009\u9879")
 
 
 def _sample(item: Mapping[str, Any], *, key: str, media_key: str | None, style: str = "plain") -> Sample:
@@ -70,8 +72,8 @@ def with_options(question: str, options: Sequence[str] | Mapping[str, str]) -> s
 
 def lists_options(question: str) -> bool:
     """Return whether a question lists options itself: an A before a B, as files write them."""
-    first = re.search(rf"(?:^|\s){_LABELS[0]}\s*\S", question)
-    return first is not None and re.search(rf"[\s,;]{_LABELS[1]}\s*\S", question[first.start() :]) is not None
+    first = _LIST_BEGINS.search(question)
+    return first is not None and _LIST_GOES_ON.search(question, first.start()) is not None
 
 
 def _listed(options: Sequence[str]) -> str:
@@ -94,19 +96,50 @@ def _options(value: Any) -> tuple[str, ...]:
 
 def _unlabelled(options: Sequence[str]) -> list[str]:
     """Return the options without the letters they carry, when each carries its own."""
-    labels = [re.match(rf"\s*{label}\s*(?=\S)", option) for label, option in zip(_LABELS, options, strict=False)]
+    labels = [pattern.match(option) for pattern, option in zip(_LABELLED, options, strict=False)]
     if not all(labels):
         return list(options)
     return [option[label.end() :] for option, label in zip(options, labels, strict=True) if label]
 
 
 def _without_list(question: str, *, options: Sequence[str]) -> str:
-    """Return the question without a list of all its options, each behind its letter, that it ends with."""
-    listed = r"[\s,;]*".join(
-        rf"{label}\s*{re.escape(option.strip())}" for label, option in zip(_LABELS, options, strict=False)
-    )
-    match = re.search(rf"\s*(?:(?:options|choices|\u9009\u9879)\s*[:\uff1a])?\s*{listed}\s*\Z", question, re.IGNORECASE)
-    return question[: match.start()] if match and question[: match.start()].strip() else question
+    """Return the question without a list of all its options, each behind its letter, that it ends with.
+
+    Read from the end, with nothing compiled: this runs for every item of every epoch.
+    """
+    rest, last = question.rstrip(), True
+    for letter, option in reversed([*zip(ascii_uppercase, options, strict=False)]):
+        text, rest, last = (option.strip(), rest, False) if last else (_ended(option.strip()), _ended(rest), False)
+        behind = len(rest) - len(text)
+        if behind < 0 or rest[behind:].lower() != text.lower():
+            return question
+        label = _before_label(rest[:behind].rstrip(), letter)
+        if label is None:
+            return question
+        rest = label
+    rest = rest.rstrip()
+    heading = rest[:-1].rstrip() if rest.endswith((":", "\uff1a")) else ""
+    for name in _HEADINGS:
+        if heading[-len(name) :].lower() == name:
+            rest = heading[: -len(name)].rstrip()
+    return rest or question
+
+
+def _ended(text: str) -> str:
+    """Return a text without the white space, commas and semicolons behind it, which stand between listed options."""
+    while text != (shorter := text.rstrip().rstrip(",;")):
+        text = shorter
+    return text
+
+
+def _before_label(text: str, letter: str) -> str | None:
+    """Return what stands before the label that a text ends with, None when it ends with none of that letter."""
+    if not text or text[-1] not in _CLOSES:
+        return None
+    named = text[:-1].rstrip()
+    if not named or named[-1].upper() not in (letter, chr(ord(letter) + 0xFEE0)):
+        return None
+    return named[:-2] if named[-2:-1] and named[-2] in _OPENS else named[:-1]
 
 
 def _read(text: str, truth: Truth) -> Reading[str]:
