@@ -252,7 +252,8 @@ def ask(settings: AskSettings, *, out: TextIO, err: TextIO) -> str:
     """
     import torch
 
-    from arcvideo.measuring.answering.ours import checkpoint_folder, trained_processor
+    from arcvideo.lineage.parents import checkpoint_folder
+    from arcvideo.measuring.answering.ours import trained_processor
     from arcvideo.media.sound import SAMPLE_RATE
     from arcvideo.model.disk.loading import load_frozen
     from arcvideo.sampling.sampler import banned_ids, stop_ids

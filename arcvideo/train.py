@@ -282,7 +282,11 @@ def _check_places(config: RunConfig, *, shards: Mapping[str, Sequence[Path]], ra
                 )
             least = folder
     if not writable(config.stage_dir):
-        raise ValueError(f"run_dir={config.run_dir}: {config.stage_dir} cannot be written; give another run_dir=DIR")
+        raise ValueError(_no_place(config))
+
+
+def _no_place(config: RunConfig) -> str:
+    return f"run_dir={config.run_dir}: {config.stage_dir} cannot be written; give another run_dir=DIR"
 
 
 _HYDRAS_OWN = ("--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--version")
@@ -326,6 +330,7 @@ def _main() -> None:
     for note in merge_notes(words, config=first) if not launch()[0] else ():
         print(f"note: {note}", file=sys.stderr, flush=True)
     sweep = bool({"-m", "--multirun"} & names)
+    _refuse([] if writable(first.stage_dir) else [_no_place(first)])  # Hydra makes its folder before all else
     # Python's parser of arguments refuses overrides on both sides of a flag.
     plain = with_search([word for word in as_overrides(words) if word not in ("-m", "--multirun")])
     if sweep:

@@ -234,8 +234,18 @@ def test_a_card_says_where_the_weights_come_from(tmp_path):
         identity="4567ef01",
         steps=30,
         trained=["llm", "audio_projector"],
-        mixture={"shorts": {"requested": 1.0, "items": 412, "books": {"seen": 3}}},
-        settings={"optimizer": {"name": "adamw", "lr": 1e-3}, "secret": {"token": "x"}},
+        mixture={
+            "shorts": {
+                "requested": {"weight": 1.0},
+                "realised": {"items": 412, "tokens": 9000, "share": 0.75, "tasks": {"mcq": 400, "qa": 12, "asr": 0}},
+                "books": {"seen": 412},
+            }
+        },
+        settings={
+            "optimizer": {"name": "adamw", "lr": 1e-3},
+            "secret": {"token": "x"},
+            "data": {"sources": {"shorts": {"shards": "data/train-*.tar"}}},
+        },
         metrics={"mcq_accuracy": {"value": 0.7534, "n": 300, "low": 0.7, "high": 0.8}},
     )
     write_card(tmp_path, card)
@@ -244,7 +254,7 @@ def test_a_card_says_where_the_weights_come_from(tmp_path):
         "30 steps",
         "`0123abcd`",
         "llm, audio_projector",
-        "| shorts | 412 | 1 |",
+        "| shorts | `data/train-*.tar` | 412 | 9000 | 0.75 | mcq 400, qa 12 |",
         "| `optimizer.lr` | `0.001` |",
         "| mcq_accuracy | 0.7534 | 300 | 0.7 to 0.8 |",
         "library_name: transformers",

@@ -58,6 +58,8 @@ def train(*words: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedPr
             ["base=nowhere", "no config.json", "python -m arcvideo.synthetic.base"],
         ),
         (["stage=sft", "data_dir=${nope}"], ["nope"]),
+        (["stage=sft", "run_dir=/dev/null/runs"], ["run_dir=/dev/null/runs", "cannot be written"]),
+        (["stage=sft", "run_dir=/dev/null/runs", "runner.seed=0,1", "-m"], ["run_dir=/dev/null/runs"]),
         (["sft"], ["sft: expected KEY=VALUE", "did you mean 'stage=sft'"]),
         (["stage=sft,grpo"], ["stage=sft,grpo", "add -m"]),
         (["stage=sft", "~data.sources.nope"], ["data.sources.nope", "does not exist"]),

@@ -7,10 +7,13 @@ from pathlib import Path
 
 from arcvideo.lineage.identity import folder_digest
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, finished
+from arcvideo.lineage.started import STARTED_NAME
 from arcvideo.seals import Damaged, check, check_sizes, digest_of
 
 BASE = "base"
 """Parent name of a stage that starts from the base weights."""
+WEIGHTS = ("*.safetensors", "*.bin")
+"""Names of the files of weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,25 @@ class Parent:
             _compare(self.path, manifest=self.manifest, every_byte=True)
 
 
+def checkpoint_folder(path: Path) -> Path:
+    """Return the weights of a checkpoint: the export of a stage's folder, or the folder itself.
+
+    Raises:
+        ValueError: a folder without weights.
+    """
+    if (path / EXPORT_NAME / "config.json").is_file():
+        return path / EXPORT_NAME
+    if path.is_dir() and not any(next(path.glob(name), None) for name in WEIGHTS):
+        stages = sorted(found.parent.parent.name for found in path.glob(f"*/{EXPORT_NAME}/config.json"))
+        if stages:
+            raise ValueError(f"checkpoint={path}: holds several stages; name one: {path / stages[-1]}"
+                             + (f" (or {', '.join(stages[:-1])})" if stages[:-1] else ""))  # fmt: skip
+        unfinished = (path / STARTED_NAME).is_file() or (path / "checkpoints").is_dir()
+        more = ": this stage is not finished, its export is written at its end" if unfinished else ""
+        raise ValueError(f"checkpoint={path}: no weights there ({' or '.join(WEIGHTS)}){more}")
+    return path
+
+
 def resolve_parent(
     *,
     run_dir: Path,
@@ -55,7 +77,7 @@ def resolve_parent(
         stage: name of the stage that asks.
         parent: name of its parent stage, or `base`.
         base: folder of the base weights.
-        override: a folder of weights to start from instead, e.g. an export elsewhere.
+        override: a folder of weights to start from instead, e.g. an export elsewhere, or a stage's folder.
         make: the command that trains the parent, for messages.
 
     Raises:
@@ -85,6 +107,8 @@ def resolve_parent(
 
 
 def _weights(folder: Path, *, what: str, remedy: str = "") -> Parent:
+    if not (folder / "config.json").exists() and (folder / EXPORT_NAME / "config.json").exists():
+        folder = folder / EXPORT_NAME  # a stage's folder
     if not (folder / "config.json").exists():
         raise ValueError(f"{what} is not a folder of weights: no config.json there{remedy}")
     manifest = _maker(folder)

@@ -18,7 +18,8 @@ from arcvideo.evaluation.answers import FULL, Answer
 from arcvideo.evaluation.evaluate import Asked, ask
 from arcvideo.files import json_line, parsed_lines
 from arcvideo.lineage.identity import folder_digest
-from arcvideo.measuring.answering.ours import checkpoint_folder, trained_processor
+from arcvideo.lineage.parents import checkpoint_folder
+from arcvideo.measuring.answering.ours import trained_processor
 from arcvideo.measuring.folder import cut_half_line
 from arcvideo.media.errors import MediaError
 from arcvideo.model.disk.loading import load_frozen

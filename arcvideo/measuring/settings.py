@@ -8,6 +8,7 @@ from pathlib import Path
 from arcvideo.evaluation.answers import FULL, NO_SOUND
 from arcvideo.evaluation.settings import is_metric, metric_names
 from arcvideo.named import brought
+from arcvideo.places import writable
 from arcvideo.planning.settings import WORDINGS
 from arcvideo.structured import SettingsError
 
@@ -117,6 +118,8 @@ class EvaluateSettings:
                 raise SettingsError(f"{key}={getattr(self, key)} must be at least {least}")
         if self.compare and len(self.compare) != 2:
             raise SettingsError("compare: give two folders of measurements, compare=A,B")
+        if not self.rescore and not writable(Path(self.out)):
+            raise SettingsError(f"out={self.out}: cannot be written; give another out=DIR")
         if not self.compare and not self.rescore and not self.lmms_logs:
             self._check_measurement()
 

@@ -16,7 +16,7 @@ import torch
 from arcvideo.decoding.pool import MediaPool
 from arcvideo.feed.prompts import Prompt
 from arcvideo.files import write_whole
-from arcvideo.lineage.parents import resolve_parent
+from arcvideo.lineage.parents import checkpoint_folder, resolve_parent
 from arcvideo.model.disk.loading import load_frozen
 from arcvideo.model.towers.features import store_of
 from arcvideo.objectives.settings import GrpoSettings
@@ -51,7 +51,7 @@ def sample(settings: SampleSettings) -> dict[str, Any] | None:
     """
     _check_rewards(settings)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    folder, out = Path(settings.checkpoint), Path(settings.out)
+    folder, out = checkpoint_folder(Path(settings.checkpoint)), Path(settings.out)
     weights = resolve_parent(run_dir=folder, stage="", parent="", override=folder).identity
     processor = ArcVideoProcessor.from_pretrained(folder, wording=settings.wording or None)
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -119,17 +119,14 @@ def _facts(script: Script) -> list[Fact]:
     return facts
 
 
-def _heard(script: Script) -> str:
-    return f"I hear {_transcript(script)}."
-
-
 def _qa(script: Script, rng: np.random.Generator) -> list[Item]:
+    heard = f"I hear {_transcript(script)}."
     return [
         {
             "task": "qa",
             "question": question,
             "answer": answer,
-            "think": _heard(script) if topic(tags) == "speech" else f"I look for {topic(tags)}.",
+            "think": heard if topic(tags) == "speech" else f"I look for {topic(tags)}.",
             "tags": tags,
         }
         for question, answer, _, tags in _facts(script)
@@ -149,8 +146,7 @@ def _mcq(script: Script, rng: np.random.Generator) -> list[Item]:
         wrong = [str(text) for text in rng.permutation([text for text in vocabulary if text != answer])]
         # Two other said words among the options: naming any word that was heard must not be enough.
         wrong = [text for text in wrong if text in said][:2] + [text for text in wrong if text not in said]
-        heard = _heard(script) if vocabulary is SPOKEN_WORDS else ""
-        items.append(_choices(question, answer, wrong[:3], tags, rng, heard=heard))
+        items.append(_choices(question, answer, wrong[:3], tags, rng))
     return items
 
 
@@ -170,12 +166,7 @@ def _joint_facts(script: Script) -> list[Fact]:
     return facts
 
 
-def _choices(
-    question: str, answer: str, wrong: list[str], tags: list[str], rng: np.random.Generator, *, heard: str = ""
-) -> Item:
-    """Return a multiple choice. Its thought names the answer; every second one says before what was `heard`, or, where
-    that is nothing, the letter behind.
-    """
+def _choices(question: str, answer: str, wrong: list[str], tags: list[str], rng: np.random.Generator) -> Item:
     options = [str(text) for text in rng.permutation([answer, *wrong])]
     letter = _LETTERS[options.index(answer)]
     return {
@@ -183,7 +174,7 @@ def _choices(
         "question": question,
         "options": options,
         "answer": letter,
-        "think": _one_of((f"It is {answer}.", f"{heard} It is {answer}." if heard else f"{answer} {letter}."), rng),
+        "think": _one_of((f"It is {answer}.", f"{answer} {letter}."), rng),
         "tags": tags,
     }
 

@@ -139,10 +139,13 @@ def test_a_folder_without_weights_is_told_with_those_that_it_holds(
     assert "no weights there" in capsys.readouterr().err
 
 
-def test_words_without_a_value_are_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_that_mean_nothing_are_told_with_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchs"]) == 2
     assert "did you mean 'benches'?" in capsys.readouterr().err
     assert main(["endpoint=localhost:8000/v1", "model=m", "data=x.tar"]) == 2
     assert "must begin with http:// or https://" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["compare=a,b", f"out={tmp_path}/file/x"]) == 2
+    assert "file/x: cannot be written; give another out=DIR" in capsys.readouterr().err
     assert main(["data=/", "checkpoint=/"]) == 2
     assert "bench: must say how data=/ is read" in capsys.readouterr().err

@@ -11,9 +11,10 @@ import torch
 
 from arcvideo.evaluation.answers import Answer
 from arcvideo.layout import MediaLayout
+from arcvideo.lineage.parents import checkpoint_folder
 from arcvideo.measuring.answering.endpoint import Endpoint
 from arcvideo.measuring.answering.hub import HubModel
-from arcvideo.measuring.answering.ours import Ours, checkpoint_folder
+from arcvideo.measuring.answering.ours import Ours
 from arcvideo.measuring.questions import Question
 from arcvideo.measuring.read import Read
 from arcvideo.measuring.settings import EvaluateSettings

@@ -17,8 +17,7 @@ from arcvideo.evaluation.evaluate import FRAMES_TOGETHER, Asked, answered
 from arcvideo.feed.prompts import Prompt
 from arcvideo.layout import MediaLayout
 from arcvideo.lineage.manifest import EXPORT_NAME, read_manifest
-from arcvideo.lineage.parents import resolve_parent
-from arcvideo.lineage.started import STARTED_NAME
+from arcvideo.lineage.parents import checkpoint_folder, resolve_parent
 from arcvideo.measuring.arms import Seen, arm_clip
 from arcvideo.measuring.questions import Question
 from arcvideo.measuring.read import Read
@@ -34,29 +33,8 @@ from arcvideo.sampling.sampler import InProcessSampler
 from arcvideo.sampling.settings import Sampling
 from arcvideo.types import Media
 
-WEIGHTS = ("*.safetensors", "*.bin")
-"""Names of the files of weights."""
 Part = tuple[list[Answer], dict[str, float]]
 """Answers that were given together, and the seconds they took, by what they were spent on."""
-
-
-def checkpoint_folder(path: Path) -> Path:
-    """Return the weights of a checkpoint: the export of a stage's folder, or the folder itself.
-
-    Raises:
-        ValueError: a folder without weights.
-    """
-    if (path / EXPORT_NAME / "config.json").is_file():
-        return path / EXPORT_NAME
-    if path.is_dir() and not any(next(path.glob(name), None) for name in WEIGHTS):
-        stages = sorted(found.parent.parent.name for found in path.glob(f"*/{EXPORT_NAME}/config.json"))
-        if stages:
-            raise ValueError(f"checkpoint={path}: holds several stages; name one: {path / stages[-1]}"
-                             + (f" (or {', '.join(stages[:-1])})" if stages[:-1] else ""))  # fmt: skip
-        unfinished = (path / STARTED_NAME).is_file() or (path / "checkpoints").is_dir()
-        more = ": this stage is not finished, its export is written at its end" if unfinished else ""
-        raise ValueError(f"checkpoint={path}: no weights there ({' or '.join(WEIGHTS)}){more}")
-    return path
 
 
 def evaluated_with(folder: Path) -> Mapping[str, Any]:

@@ -68,9 +68,16 @@ def _origin(card: Card) -> str:
 def _data(card: Card) -> str:
     if not card.mixture:
         return "## Data\n\nNot recorded."
-    columns = sorted({key for row in card.mixture.values() for key, value in row.items() if _plain(value)})
-    rows = [[name, *(_said(row.get(column)) for column in columns)] for name, row in card.mixture.items()]
-    return "## Data\n\n" + _table(["source", *columns], rows)
+    sources = (card.settings.get("data") or {}).get("sources") or {}
+    rows = []
+    for name, row in card.mixture.items():
+        got = row.get("realised") or {}
+        tasks = ", ".join(f"{task} {count}" for task, count in (got.get("tasks") or {}).items() if count)
+        seen = [_said(got.get(column)) for column in ("items", "tokens", "share")]
+        rows.append([name, f"`{(sources.get(name) or {}).get('shards', '')}`", *seen, tasks])
+    return "## Data\n\nWhat was trained on, repeats counted.\n\n" + _table(
+        ["source", "shards", "items", "tokens", "share of tokens", "items of each task"], rows
+    )
 
 
 def _metrics(card: Card) -> str:

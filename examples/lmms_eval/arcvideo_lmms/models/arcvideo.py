@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from arcvideo.evaluation.answers import FULL
 from arcvideo.evaluation.evaluate import Asked, ask
-from arcvideo.measuring.answering.ours import checkpoint_folder, evaluated_with, trained_processor
+from arcvideo.lineage.parents import checkpoint_folder
+from arcvideo.measuring.answering.ours import evaluated_with, trained_processor
 from arcvideo.media.clip import read_clip
 from arcvideo.media.sound import SAMPLE_RATE
 from arcvideo.messages import file_bytes
