@@ -247,9 +247,9 @@ class _Stored:
             header = json.loads(bytes(self._read(size, at=8)))
             self.facts: dict[str, str] = header.pop("__metadata__")
             self._starts = {name: 8 + size + row["data_offsets"][0] for name, row in header.items()}
-            shapes = {name: (_DTYPES[row["dtype"]], row["shape"]) for name, row in header.items()}
+            shapes = {name: (np.dtype(_DTYPES[row["dtype"]]), row["shape"]) for name, row in header.items()}
             arrays = {
-                name: self._read(prod(shape) * np.dtype(dtype).itemsize, at=self._starts[name]).view(dtype).reshape(shape)
+                name: self._read(prod(shape) * dtype.itemsize, at=self._starts[name]).view(dtype).reshape(shape)
                 for name, (dtype, shape) in shapes.items() if name != "frames"
             }  # fmt: skip
             whole = self.facts["check"] == _check_of_all(arrays, self.facts)
