@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Identity:
         # Servers behind one name may differ in what they say of the time; an equal ETag is equal bytes.
         if self.etag and self.etag == other.etag and self.size == other.size:
             return ""
-        return ", ".join(f"{name} was {then}, is {now}" for name, then, now in pairs)
+        return ", ".join(f"{name} was {then}, is {now or 'not told'}" for name, then, now in pairs)
 
 
 class Origin(Protocol):
@@ -108,10 +109,12 @@ class _Http:
     def stream(self, start: int, end: int, *, of: Identity) -> Iterator[bytes]:
         with _session() as session, self._asked(session, start, end) as response:
             now = _told(response)
-            if response.status_code == 416 or now is None:
-                if response.status_code == 200:
-                    raise Broken("the server gives the whole file instead of a part")
+            if response.status_code == 416:
                 raise Changed("it is shorter than it was")
+            if response.status_code == 200:
+                raise Broken("the server gives the whole file instead of a part")
+            if now is None:
+                raise Broken("the server does not say which part of how many bytes it gives")
             if difference := of.difference(now):
                 raise Changed(difference)
             if not response.headers["Content-Range"].startswith(f"bytes {start}-"):
@@ -122,19 +125,19 @@ class _Http:
         import requests
 
         try:
-            response = session.get(
-                self.url,
-                headers={"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"},
-                stream=True,
-                timeout=self.stall_seconds,
-            )
+            response = self._begun(session, {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"})
+        except requests.exceptions.TooManyRedirects as error:
+            raise Refused("the server sends from one address to the next without end") from error
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
             raise Refused(f"no address: {error}") from error
         except requests.exceptions.SSLError as error:
             raise Refused(f"no safe connection: {error}") from error
         except requests.exceptions.RequestException as error:
             raise _broken(error) from error
-        code = response.status_code
+        code, packing = response.status_code, response.headers.get("Content-Encoding", "identity")
+        if code in (200, 206) and packing.strip().lower() not in ("", "identity"):
+            response.close()
+            raise Refused(f"the server packs it (Content-Encoding: {packing[:40]}); let it send the file as it is")
         if code in (200, 206, 416):
             return response
         response.close()
@@ -142,6 +145,31 @@ class _Http:
             raise Broken(f"the server is not able to answer now (HTTP {code})")
         why = {404: "there is no such file", 403: "no permission", 401: "no permission"}.get(code, "")
         raise Refused(f"the server refused it (HTTP {code}{why and ': '}{why})")
+
+    def _begun(self, session: Any, headers: dict[str, str]) -> Any:
+        """Return the answer when its head is there. A thread waits for that, for a head can come a sign at a time, and
+        no timeout of a connection ends it.
+        """
+        asked: Future[Any] = Future()
+
+        def ask() -> None:
+            try:
+                asked.set_result(session.get(self.url, headers=headers, stream=True, timeout=self.stall_seconds))
+            except BaseException as error:
+                asked.set_exception(error)
+
+        threading.Thread(target=ask, name="remote head", daemon=True).start()
+        try:
+            return asked.result(timeout=2 * self.stall_seconds)  # to be connected, and to be answered
+        except NotInTime:
+            asked.add_done_callback(_close)
+            raise Broken("stalled after 0 bytes: no answer in time") from None
+
+
+def _close(asked: Future[Any]) -> None:
+    """Close an answer that nobody waits for any more."""
+    if asked.exception() is None:
+        asked.result().close()
 
 
 @contextmanager
@@ -156,10 +184,8 @@ def _session() -> Iterator[Any]:
         session = idle.pop()
     except IndexError:
         session = requests.Session()
-    try:
-        yield session
-    finally:
-        idle.append(session)
+    yield session
+    idle.append(session)  # after an error nobody knows what still comes over it
 
 
 def _broken(error: Exception) -> Exception:
@@ -176,7 +202,7 @@ def _broken(error: Exception) -> Exception:
 
 def _told(response: Any) -> Identity | None:
     """Return what an answer says of the file; None when it is no part of one."""
-    total = re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", ""))
+    total = re.fullmatch(r"bytes \d{1,18}-\d{1,18}/(\d{1,18})", response.headers.get("Content-Range", ""))
     if response.status_code != 206 or total is None:
         return None
     headers = response.headers
