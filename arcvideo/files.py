@@ -6,10 +6,11 @@ import errno
 import json
 import os
 import sys
+import time
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ def whole(path: Path) -> Iterator[Path]:
         yield temporary
         sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk is told without the name of the file
+            error.filename = str(path)
         raise
     sync(path.parent)
 
@@ -39,6 +42,18 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file that is there whole or as it was; text as UTF-8."""
     with whole(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+_DEAD = 3600.0
+"""Seconds after which a file that is being written without anybody writing to it was left by a process that ended."""
+
+
+def remove_leftovers(partials: Iterable[Path]) -> None:
+    """Remove of these temporary files those that killed processes left."""
+    for path in partials:
+        with suppress(OSError):  # its writer gave it its name, or it is somebody else's
+            if time.time() - path.stat().st_mtime > _DEAD:
+                path.unlink()
 
 
 def sync(path: Path) -> None:

@@ -72,7 +72,7 @@ class Findings:
         """Run a check, which raises ValueError or OSError for damage; returns what it read, None for damage."""
         try:
             read = check()
-        except (ValueError, OSError, KeyError, TypeError) as error:
+        except (ValueError, OSError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             # The place stands before it already.
             what = " ".join(str(error).replace(f"{path}: ", "").replace(f"{path} ", "").split())
             self.damages.append(Damage(path=path, what=what.split("; ")[0], remedy=remedy))
@@ -90,22 +90,27 @@ def verify(path: Path) -> Findings:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     findings = Findings()
-    if path.is_dir():
-        _folder(path, findings)
-    else:
+    if path.is_file():
         _file(path, findings, vouched=set())
+        return findings
+    waiting = [path] if path.is_dir() else []  # as deep as anybody likes
+    while waiting:
+        waiting += reversed(_folder(waiting.pop(), findings))
     return findings
 
 
-def _folder(folder: Path, findings: Findings) -> None:
-    """Check what a folder is, then what it holds; a file that was compared with a seal is not looked at again."""
+def _folder(folder: Path, findings: Findings) -> list[Path]:
+    """Check what a folder is, then its files; a file that was compared with a seal is not looked at again. Returns the
+    folders in it that are to be checked.
+    """
+    folders: list[Path] = []
     vouched: set[Path] = set()
     if folder.name.endswith(".index"):
         _check_index(folder, findings)
-        return
+        return folders
     if folder.name.startswith("step-") and (folder / "manifest.json").exists() and folder.parent.name == "checkpoints":
         findings.look("checkpoint", folder, lambda: read_checkpoint(folder), remedy="remove it, a run passes it over")
-        return
+        return folders
     if (folder / MANIFEST_NAME).exists():
         vouched |= _check_stage(folder, findings)
     if (folder / seals.SUMS).exists():
@@ -116,15 +121,16 @@ def _folder(folder: Path, findings: Findings) -> None:
         findings.damages.append(
             Damage(path=folder, what=str(error.strerror), remedy="repair the disk or its permissions")
         )
-        return
+        return folders
     for entry in inside:
         path = Path(entry.path)
         if entry.is_symlink():
             continue  # what it names is somebody else's folder
         if entry.is_dir():
-            _folder(path, findings)
-        elif path not in vouched:
+            folders.append(path)
+        elif entry.is_file() and path not in vouched:  # reading a pipe would wait for ever
             _file(path, findings, vouched=vouched)
+    return folders
 
 
 def _check_stage(folder: Path, findings: Findings) -> set[Path]:
@@ -209,7 +215,11 @@ def _check_shard(path: Path, findings: Findings) -> None:
         index = open_index(path) if index_folder(path).exists() else None
         if index is None:
             findings.unsealed.append(path)
-    problems = [problem for problem in read_groups(path)[1] if problem.stage == "shard"]
+    try:
+        problems = [problem for problem in read_groups(path)[1] if problem.stage == "shard"]
+    except (ValueError, OSError) as error:
+        findings.damages.append(Damage(path=path, what=f"cannot be read ({error})", remedy=_RESTORE))
+        return
     for problem in problems:
         findings.damages.append(Damage(path=path, what=f"{problem.reason}: {problem.detail}", remedy=_RESTORE))
     if index is not None:

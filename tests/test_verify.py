@@ -23,6 +23,7 @@ from arcvideo.rejection.selection import Drawn
 from arcvideo.saving.checkpoint import CheckpointFolder
 from arcvideo.shards.index import ensure_indexes, index_folder
 from arcvideo.shards.lengths import all_lengths
+from arcvideo.shards.seal import sealed
 from arcvideo.shards.write import write_shards
 from arcvideo.verify import main, verify
 from tests.conftest import SmallWorld
@@ -194,3 +195,25 @@ def test_indexes_without_their_shard_are_checked_too(everything: Path, tmp_path:
     (folder / "items.npy").write_bytes(b"")
     (damage,) = verify(folder).damages
     assert "items.npy" in damage.what
+
+
+def test_whatever_lies_in_a_folder_is_checked_or_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nested.json").write_text("[" * 100_000)
+    (tmp_path / "nested.jsonl").write_text("[" * 100_000 + "\n")
+    for name in ("pipe.jsonl", "pipe.tar", "pipe.clip"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "folder.tar").mkdir()
+    os.symlink("..", tmp_path / "up")
+    os.symlink("loop.json", tmp_path / "loop.json")
+    index = tmp_path / "x.tar.index"
+    index.mkdir()
+    (index / "meta.json").write_text(sealed({"files": ["clips.npy"]}))
+    assert main([str(tmp_path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(Path(line.partition(": ")[0]).name for line in lines[:-1]) == [
+        "meta.json",
+        "nested.json",
+        "nested.jsonl",
+    ]

@@ -19,9 +19,9 @@ import braceexpand
 
 from arcvideo.data.importers import IMPORTERS, Draft, Drafts, ImportReport, ImportRequest
 from arcvideo.data.importers.conversations import MetaEntry, meta_entries
-from arcvideo.data.importers.ledger import SUFFIX, Ledger, source_state
+from arcvideo.data.importers.ledger import SUFFIX, Ledger, OtherImport, source_state
 from arcvideo.data.importers.sources import check_stills, is_there, label_of, size_of
-from arcvideo.data.importers.write import room_needed, write_drafts
+from arcvideo.data.importers.write import BYTES_PER_SHARD, room_needed, room_of_shard, write_drafts
 from arcvideo.files import write_lines
 from arcvideo.media.errors import MediaError
 from arcvideo.progress import counted
@@ -151,7 +151,8 @@ def _import_one(options: argparse.Namespace, request: ImportRequest, *, kind: st
             paths += _written(options, drafts, held_out=number == 1, ledger=ledger, report=report)
     except BaseException as error:  # also when no row can be used: then the list is wanted most
         with suppress(OSError):  # on a full disk what was wrong before matters more
-            _list_problems(options.out, name=name, report=report)
+            if not isinstance(error, OtherImport):  # whose list lies there
+                _list_problems(options.out, name=name, report=report)
         if isinstance(error, ValueError):
             print_problems(report.problems)
         raise
@@ -231,8 +232,11 @@ def _check_room(options: argparse.Namespace, drafts: Drafts, *, ledgers: Sequenc
         for draft in islice(_side(options, drafts, held_out=number == 1), ledger.drafts, None):
             need += room_needed(draft)
             clips += 1
+    if clips:
+        shards = need // BYTES_PER_SHARD + clips // options.per_shard + 1 + len(ledgers)
+        need += shards * room_of_shard()
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
-    torn = (path.stat().st_size for ledger in ledgers for path in ledger.torn())
+    torn = (size_of(path) for ledger in ledgers for path in ledger.torn())
     free = shutil.disk_usage(existing).free + sum(torn)
     print(f"disk     {_gib(need)} needed at most for {clips} clips, {_gib(free)} free in {out}")
     if need > free:
@@ -243,7 +247,7 @@ def _check_room(options: argparse.Namespace, drafts: Drafts, *, ledgers: Sequenc
 
 
 def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
 
 
 def _show_plan(drafts: Drafts, *, report: ImportReport) -> None:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from arcvideo.data import commands
+from arcvideo.files import FULL
 from arcvideo.places import words_from_home
 from arcvideo.processes.terminal import speak_plainly
 
@@ -24,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except (ValueError, OSError) as error:  # a full disk, a file where a folder should be
-        print(f"error: {error}", file=sys.stderr)
+        is_full = isinstance(error, OSError) and error.errno in FULL
+        print(f"error: {error}{'; make room and start again' if is_full else ''}", file=sys.stderr)
         return 2
 
 

@@ -18,18 +18,20 @@ import sys
 import uuid
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from arcvideo.decoding.buffers import Buffers
-from arcvideo.files import FULL
+from arcvideo.files import FULL, remove_leftovers
 from arcvideo.media.settings import FrameCacheSettings, Layout
 from arcvideo.types import Media
 
@@ -75,7 +77,7 @@ class FrameCache:
         self._how = f"{form}-{layout.mel_bins}-{layout.audio_positions}-{layout.max_seconds}"
         self._unscanned = self._limit  # so that the first write looks at what is there
         self._buffers = Buffers()
-        self._complained = False
+        self._complained, self._wrote = False, False
 
     def key(self, key: str) -> str:
         """Return the key of a clip whose frames went through the cache, from its key without it."""
@@ -95,14 +97,16 @@ class FrameCache:
         path = self._path(key)
         try:
             with open(path, "rb", buffering=0) as file:
-                stored = _Stored(file.fileno())
+                stored = _Stored(file.fileno(), key=key)
                 pixels = self._pixels(stored, slots=slots)
+        except OSError:  # not there, or nobody knows what it holds: no descriptors left, a file of somebody else
+            return None
+        except _DamagedError:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            return None
+        with suppress(OSError):  # a folder that somebody else fills; they decide what goes first
             os.utime(path)
-        except FileNotFoundError:
-            return None
-        except (_DamagedError, OSError):
-            path.unlink(missing_ok=True)
-            return None
         return Media(
             key=key,
             frame_count=int(stored.facts["frame_count"]),
@@ -127,13 +131,12 @@ class FrameCache:
         if not tensors:
             return replace(media, key=key)
         try:
-            self._write(self._path(key), tensors, media=media)
+            self._write(key, tensors, media=media)
         except (OSError, SafetensorError) as error:
-            if not _is_full(error):
+            if not _is_full(error) and not self._wrote:
                 raise ValueError(f"data.frame_cache.path={self._root}: cannot be written: {error}") from error
-            if not self._complained:
-                print(f"data.frame_cache.path={self._root}: is full, nothing more is cached: {error}", file=sys.stderr)
-            self._complained = True
+            what = "is full" if _is_full(error) else "cannot be written any more"
+            self._complain(f"{what}, what is missing is decoded every time: {error}")
         if media.pixels is None:
             return replace(media, key=key)
         rows = range(len(media.pixels)) if slots is None else slots
@@ -142,11 +145,24 @@ class FrameCache:
         data = tensors["frames"].numpy().data
         return replace(media, key=key, pixels=self._decoded([data[i:j] for i, j, _ in tensors["places"][list(rows)]]))
 
-    def _write(self, path: Path, tensors: dict[str, Tensor], *, media: Media) -> None:
+    def _complain(self, what: str) -> None:
+        """Say once what keeps clips from being stored; a run goes on without."""
+        if not self._complained:
+            print(f"data.frame_cache.path={self._root}: {what}", file=sys.stderr)
+        self._complained = True
+
+    def _write(self, key: str, tensors: dict[str, Tensor], *, media: Media) -> None:
+        path = self._path(key)
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if size > self._limit:
+            limit = f"data.frame_cache.max_gib={self._limit / 2**30:g}"
+            self._complain(f"a clip takes {size / 2**30:.3g} GiB, more than {limit}: such clips are not stored")
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{uuid.uuid4().hex}.partial")
         side = 0 if media.pixels is None else media.pixels.shape[-1]
         facts = {"frame_count": str(media.frame_count), "seconds": str(media.seconds), "side": str(side)}
+        facts["key"] = key  # so that no file is taken for another one whose name it got
         facts["check"] = _check_of_all({name: tensor.numpy() for name, tensor in tensors.items()}, facts)
         try:
             save_file(tensors, partial, metadata=facts)
@@ -154,6 +170,7 @@ class FrameCache:
             partial.chmod(path.parent.stat().st_mode & 0o666)
             self._make_room(partial.stat().st_size)
             os.replace(partial, path)
+            self._wrote = True
         finally:
             partial.unlink(missing_ok=True)
 
@@ -161,10 +178,13 @@ class FrameCache:
         """Return (F, 3, S, S) uint8 of the wanted frames; None of a clip without any."""
         if stored.places is None:
             return None
-        places = stored.places if slots is None else stored.places[list(slots)]
-        if self._quality is not None:
-            return self._decoded([stored.frame(place) for place in places])
-        side = int(stored.facts["side"])
+        try:
+            places = stored.places if slots is None else stored.places[list(slots)]
+            if self._quality is not None:
+                return self._decoded([stored.frame(place) for place in places])
+            side = int(stored.facts["side"])
+        except (ValueError, LookupError, SyntaxError, UnidentifiedImageError):
+            raise _DamagedError("its frames are not of its kind") from None
         frames = self._buffers.lend((len(places), 3, side, side))
         for frame, place in zip(frames, places, strict=True):
             stored.frame(place, into=frame)
@@ -186,19 +206,19 @@ class FrameCache:
         if self._unscanned < self._limit // _SHARE_BETWEEN_SCANS:
             return
         self._unscanned = 0
+        remove_leftovers(self._root.glob("??/.*.partial"))
         files = []
         for path in self._root.glob(f"??/*{_SUFFIX}"):
-            try:
+            with suppress(OSError):  # another process made room too
                 facts = path.stat()
-            except FileNotFoundError:  # another process made room too
-                continue
-            files.append((facts.st_mtime_ns, facts.st_size, path))
+                files.append((facts.st_mtime_ns, facts.st_size, path))
         total = size + sum(bytes_ for _, bytes_, _ in files)
         for _, bytes_, path in sorted(files):
             if total <= self._limit:
                 return
-            path.unlink(missing_ok=True)
-            total -= bytes_
+            with suppress(OSError):  # a file of somebody else
+                path.unlink(missing_ok=True)
+                total -= bytes_
 
     def _path(self, key: str) -> Path:
         return self._root / key[:2] / f"{key}{_SUFFIX}"
@@ -211,30 +231,34 @@ class _Stored:
     (F, 3) int64 `places` of their first byte, the one behind their last, and their check, and (C, M, T) float32 `mel`.
     """
 
-    def __init__(self, file: int) -> None:
+    def __init__(self, file: int, *, key: str) -> None:
         """Read all but the frames.
+
+        Args:
+            file: descriptor.
+            key: under which it was stored.
 
         Raises:
             _DamagedError: they are not what was written.
         """
-        self._file = file
+        self._file, self._size = file, os.fstat(file).st_size
         (size,) = struct.unpack("<Q", self._read(8, at=0).data)
-        if size > os.fstat(file).st_size:
-            raise _DamagedError("its header is cut")
         try:
             header = json.loads(bytes(self._read(size, at=8)))
             self.facts: dict[str, str] = header.pop("__metadata__")
             self._starts = {name: 8 + size + row["data_offsets"][0] for name, row in header.items()}
-            shapes = {name: (_DTYPES[row["dtype"]], row["shape"]) for name, row in header.items()}
+            shapes = {name: (np.dtype(_DTYPES[row["dtype"]]), row["shape"]) for name, row in header.items()}
             arrays = {
-                name: self._read(np.empty(shape, dtype).nbytes, at=self._starts[name]).view(dtype).reshape(shape)
+                name: self._read(prod(shape) * dtype.itemsize, at=self._starts[name]).view(dtype).reshape(shape)
                 for name, (dtype, shape) in shapes.items() if name != "frames"
             }  # fmt: skip
             whole = self.facts["check"] == _check_of_all(arrays, self.facts)
-        except (ValueError, KeyError, TypeError, AttributeError, MemoryError):
+        except (ValueError, LookupError, TypeError, AttributeError, MemoryError, ArithmeticError, RecursionError):
             raise _DamagedError("its header is not what was written") from None
         if not whole:
             raise _DamagedError("its content is not what was written")
+        if self.facts.get("key") != key:
+            raise _DamagedError("it was stored under another name")
         self.places: np.ndarray | None = arrays.get("places")
         self.mel: Tensor | None = torch.from_numpy(arrays["mel"]) if "mel" in arrays else None
 
@@ -251,6 +275,8 @@ class _Stored:
         return data.data
 
     def _read(self, size: int, *, at: int, into: np.ndarray | None = None) -> np.ndarray:
+        if size < 0 or at < 0 or at + size > self._size:
+            raise _DamagedError("it is cut")
         room = np.empty(size, np.uint8) if into is None else into.reshape(-1)
         if size != room.size or os.preadv(self._file, [room.data], at) != size:
             raise _DamagedError("it is cut")
@@ -266,7 +292,7 @@ def check_cached(path: Path) -> None:
     """
     try:
         with open(path, "rb", buffering=0) as file:
-            stored = _Stored(file.fileno())
+            stored = _Stored(file.fileno(), key=path.stem)
             for place in stored.places if stored.places is not None else ():
                 stored.frame(place)
     except _DamagedError as error:

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -81,7 +82,9 @@ class MediaPool:
         request = read_request(name=name, layout=layout, **how)
         worker = self._idle.get()
         try:
-            return as_clip(worker.read(data, request=request, sidecar_audio=sidecar_audio))
+            arrays = worker.read(data, request=request, sidecar_audio=sidecar_audio)
+            with _as_it_answers(name):
+                return as_clip(arrays)
         finally:
             self._idle.put(worker)
 
@@ -143,6 +146,15 @@ class MediaPool:
         self.close()
 
 
+@contextmanager
+def _as_it_answers(name: str) -> Iterator[None]:
+    """Blame the file for an answer that no decoder gives unless the file took it over."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise MediaError("crashed", f"{name}: the decoder answered nonsense ({error})") from None
+
+
 class MediaWorker:
     """One decoding process and the parent's end of the socket to it; one question at a time."""
 
@@ -175,7 +187,9 @@ class MediaWorker:
         if len(data) > self._limits.max_bytes:  # not worth sending
             raise MediaError("too_large", f"{request.name}: {len(data)} bytes, the limit is {self._limits.max_bytes}")
         question = wire.read_question(data, request=request, sidecar_audio=sidecar_audio)
-        return wire.answered_clip(*self._answer(question, name=request.name))
+        head, body = self._answer(question, name=request.name)
+        with _as_it_answers(request.name):
+            return wire.answered_clip(head, body)
 
     def examine(self, job: ProbeJob) -> Probed:
         """Return what is to know of files.
@@ -183,7 +197,9 @@ class MediaWorker:
         Raises:
             MediaError, RuntimeError: as `read` does.
         """
-        return wire.answered_probe(self._answer(wire.probe_question(job), name=job.main.name)[0])
+        head, _ = self._answer(wire.probe_question(job), name=job.main.name)
+        with _as_it_answers(job.main.name):
+            return wire.answered_probe(head)
 
     def close(self) -> None:
         """End the process, if there is one, after the question that it is asked."""

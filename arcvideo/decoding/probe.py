@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,14 +39,20 @@ class Extent:
     size: int | None = None
     """Bytes; None reads to the end."""
 
-    def read(self) -> bytes:
+    def read(self, *, most: int) -> bytes:
         """Return the bytes.
 
+        Args:
+            most: bytes that a file may have; of a larger one none is read.
+
         Raises:
-            MediaError: `unreadable`, `truncated`.
+            MediaError: `unreadable`, `truncated`, `too_large`.
         """
         try:
             with open(self.path, "rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size - self.offset if self.size is None else self.size
+                if size > most:
+                    raise MediaError("too_large", f"{self.name}: {size} bytes, the limit is {most}")
                 file.seek(self.offset)
                 data = file.read() if self.size is None else file.read(self.size)
         except OSError as error:
@@ -98,11 +105,12 @@ def examine(job: ProbeJob, *, limits: MediaLimits | None = None) -> Probed:
     Raises:
         MediaError: a file that is needed cannot be read.
     """
-    data = job.main.read()
+    limits = limits or MediaLimits()
+    data = job.main.read(most=limits.max_bytes)
     facts = probe(data, name=job.main.name, limits=limits)
     if job.sound is None or facts.sound_samples:
         return Probed(facts=facts, uses_sound=False, digest=media_digest(data))
-    track = job.sound.read()
+    track = job.sound.read(most=limits.max_bytes)
     samples = probe(track, name=job.sound.name, limits=limits).sound_samples
     if not samples:
         raise MediaError("no_media", f"{job.sound.name}: has no sound")

@@ -73,8 +73,10 @@ def receive(
     text = _filled(np.empty(head_size, np.uint8), source, deadline).tobytes()
     try:
         head = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise EOFError from None
+    if not isinstance(head, dict):
+        raise EOFError
     return head, _filled(lend((body_size,)), source, deadline) if body_size else np.empty(0, np.uint8)
 
 
@@ -120,7 +122,8 @@ def refused(head: dict[str, Any]) -> MediaError | None:
     """Return the error that the other side met, if it did."""
     if "reason" not in head:
         return None
-    return MediaError(head["reason"] if head["reason"] in REASONS else "crashed", str(head["detail"]))
+    reason = str(head["reason"])
+    return MediaError(reason if reason in REASONS else "crashed", str(head.get("detail")))
 
 
 def answered_clip(head: dict[str, Any], body: np.ndarray) -> ClipArrays:

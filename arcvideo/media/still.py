@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import av
@@ -55,13 +56,15 @@ def video_of_stills(stills: Sequence[bytes], *, times: Sequence[float]) -> bytes
     kinds = {
         "mjpeg" if still.startswith(_MAGIC[0]) else "png" if still.startswith(_MAGIC[1]) else "" for still in stills
     }
-    sizes = {Image.open(io.BytesIO(still)).size for still in stills} if "" not in kinds else set()
+    sizes = {_size(still) for still in stills} if "" not in kinds else set()
     if len(kinds) != 1 or len(sizes) != 1:
         detail = f"types {', '.join(sorted(kind or 'other' for kind in kinds))}, {len(sizes)} sizes"
         raise MediaError("unreadable", f"frames of a video must be JPEG or PNG files of one type and size: {detail}")
     (codec,), ((width, height),), target = kinds, sizes, io.BytesIO()
     last = round(1000 * (times[-1] - times[-2])) if len(times) > 1 else 1000
     milliseconds = [round(1000 * (second - times[0])) for second in times]
+    if any(earlier >= later for earlier, later in pairwise(milliseconds)):
+        raise MediaError("unreadable", "times of frames must ascend by a millisecond at least")
     with av.open(target, "w", format="mov") as container:
         stream: Any = container.add_stream(codec, rate=Fraction(1000 * len(stills), milliseconds[-1] + last))
         stream.width, stream.height, stream.time_base = width, height, Fraction(1, 1000)
@@ -75,6 +78,15 @@ def video_of_stills(stills: Sequence[bytes], *, times: Sequence[float]) -> bytes
             ) - packet.pts
             container.mux(packet)
     return target.getvalue()
+
+
+def _size(still: bytes) -> tuple[int, int]:
+    """Return width and height of a picture, which is not decoded."""
+    try:
+        with Image.open(io.BytesIO(still)) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise MediaError("unreadable", f"a frame is no picture: {error}") from error
 
 
 def on_white(rgba: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import zlib
 from contextlib import suppress
 from pathlib import Path
 
+from arcvideo.files import remove_leftovers
 from arcvideo.remote.links import is_copy
 
 FOLDER = "members"
@@ -41,9 +42,10 @@ class Held:
             if len(content) != size or zlib.crc32(content).to_bytes(_CHECKSUM, "big") != data[-_CHECKSUM:]:
                 path.unlink()
                 return None
-            os.utime(path)
         except OSError:
             return None
+        with suppress(OSError):  # a folder of somebody else
+            os.utime(path)
         return content
 
     def save(self, name: str, data: bytes, *, offset: int) -> None:
@@ -79,6 +81,7 @@ class Held:
             self._unscanned += size
             if self._unscanned < self._limit // _SHARE_BETWEEN_SCANS:
                 return True
+            remove_leftovers(self._root.glob("*/.*.partial"))
             files = []
             for path in self._root.glob(f"*/*{_SUFFIX}"):
                 with suppress(OSError):  # another process made room too

@@ -22,7 +22,7 @@ from typing import Any, overload
 import numpy as np
 
 from arcvideo.decoding.pool import MediaPool
-from arcvideo.files import read_lines
+from arcvideo.files import FULL, read_lines
 from arcvideo.progress import counted
 from arcvideo.remote.links import read_link
 from arcvideo.shards.columns import CLIP, FORMAT, ITEM, PART, TEXTS, Columns
@@ -350,12 +350,17 @@ def _build(shard: Path, *, pool: MediaPool, progress: bool = False, place: str =
 
 def _publish(columns: Columns, made_from: Mapping[str, Any], *, shard: Path, place: str) -> None:
     folder = index_folder(shard, place=place)
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    seal_index(scratch, {"made_from": made_from, **columns.write(scratch)})
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    scratch = folder.with_name(f".{folder.name}.partial")  # the lock leaves one writer
+    shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
+    try:
+        scratch.mkdir()
+        seal_index(scratch, {"made_from": made_from, **columns.write(scratch)})
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        remedy = "make room and start again" if error.errno in FULL else "give another folder, data.index_dir=DIR"
+        raise ValueError(f"{folder}: cannot be written ({error.strerror or error}); {remedy}") from error
 
 
 def _made_from(shard: Path) -> dict[str, Any]:

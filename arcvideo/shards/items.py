@@ -35,11 +35,7 @@ def checked_sample(item: Any, *, key: str, has_media: bool, media_count: int = 1
     """
     media_key = key if has_media else None
     try:
-        for value in _values(item):
-            if isinstance(value, str):
-                whole(value)
-            elif isinstance(value, int) and abs(value) > _LARGEST:
-                raise RecordError("bad_number", f"a number of {len(str(value))} digits")
+        check_values(item)
         sample = make_sample(item, key=key, media_key=media_key, style="plain", media_count=media_count)
         make_sample(item, key=key, media_key=media_key, style="think")
         tags = item.get("tags") or []
@@ -52,6 +48,19 @@ def checked_sample(item: Any, *, key: str, has_media: bool, media_count: int = 1
         raise RecordError("bad_item", f"{type(error).__name__}: {error}") from error
     _check_tags(sample)
     return sample
+
+
+def check_values(value: Any) -> None:
+    """Complain about what cannot be written as JSON or has no place in a float, anywhere in a value from JSON.
+
+    Raises:
+        RecordError: `broken_text`, `bad_number`.
+    """
+    for part in _values(value):
+        if isinstance(part, str):
+            whole(part)
+        elif isinstance(part, int) and abs(part) > _LARGEST:
+            raise RecordError("bad_number", f"a number of {part.bit_length()} bits")
 
 
 def check_renders(sample: Sample) -> None:

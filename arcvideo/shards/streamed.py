@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-import uuid
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,7 +28,8 @@ def streamed_columns(shard: Path, link: Link, *, pool: MediaPool, progress: bool
     Raises:
         ValueError: it cannot be read, or changed meanwhile, or there is no room for the clips that are being examined.
     """
-    scratch = shard.parent / f".{uuid.uuid4().hex}.passing"
+    scratch = shard.with_name(f".{shard.name}.passing")  # the lock of the index leaves one writer
+    shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
     with counted(what=shard.name, total=link.identity.size, unit="B", quiet=not progress) as advance:
         stream = opened_stream(shard, link, advance=advance)
         passing = _Passing(stream, shard=shard, scratch=scratch, pool=pool)

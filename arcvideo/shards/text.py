@@ -100,6 +100,11 @@ def open_text(path: Path, *, encoding: str | None = None, newline: str = "\n") -
     except LookupError:
         raise ValueError(f"--encoding {encoding}: Python knows no such encoding") from None
     errors = "replace" if name.startswith(("utf-16", "utf-32")) else "surrogateescape"
+    try:
+        with open(path, encoding=name, errors=errors, newline=newline) as file:
+            file.read(1)
+    except (LookupError, UnicodeError) as error:  # one of bytes, or UTF-16 without its mark
+        raise ValueError(f"--encoding {encoding}: {path} cannot be read so: {error}") from None
     return open(path, encoding=name, errors=errors, newline=newline)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import tarfile
@@ -13,16 +15,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import pytest
 import webdataset
-from pyarrow import ipc, parquet
 
 from arcvideo.data import import_command
 from arcvideo.data.importers import sources
-from arcvideo.data.importers.columnar import cell_bytes
 from arcvideo.data.importers.ledger import Ledger
-from arcvideo.data.importers.parts import json_parts
 from arcvideo.data.importers.sources import Opened
 from arcvideo.data.shards import main
 from arcvideo.media.errors import MediaError
@@ -260,6 +258,47 @@ def test_two_imports_of_one_name_do_not_write_at_once(source: Path, tmp_path: Pa
         pass
 
 
+def test_another_import_leaves_the_list_of_the_one_that_is_there(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(words(source, out, "--workers", "0")) == 0
+    before = written(out)
+    (source / "rows.jsonl").write_text("no row\n")
+    assert main(words(source, out, "--workers", "0")) == 2
+    assert "the annotations changed since this import began" in capsys.readouterr().err
+    with Ledger(tmp_path / "new" / "shard.import.jsonl", request={}):
+        (tmp_path / "new" / "shard.quarantine.jsonl").write_text("theirs")
+        assert main(words(source, tmp_path / "new", "--workers", "0")) == 2
+    assert "another import is writing" in capsys.readouterr().err
+    assert written(out) == before
+    assert (tmp_path / "new" / "shard.quarantine.jsonl").read_text() == "theirs"
+
+
+def test_an_index_that_finds_no_room_is_one_line_and_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    out, said = tmp_path / "out", tmp_path / "said"
+    assert main(words(source, out, "--workers", "0")) == 0
+    for shard in out.glob("*.index"):
+        shutil.rmtree(shard)
+    left = out / ".shard-000000.tar.index.partial"  # by one that was killed
+    left.mkdir()
+    (left / "clips.npy").write_bytes(b"half")
+
+    def limited() -> None:
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        sys.stderr = io.StringIO()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150, most))
+        status = main(["index", str(out / "shard-000000.tar"), "--workers", "0"])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        said.write_text(sys.stderr.getvalue())
+        os._exit(status)
+
+    assert in_child(limited) == 2
+    assert "shard-000000.tar.index: cannot be written (File too large); make room and start again" in said.read_text()
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+    assert main(["index", str(out / "shard-000000.tar"), "--workers", "0"]) == 0
+
+
 def test_media_are_copied_a_piece_at_a_time(tmp_path: Path) -> None:
     size = 64 << 20
     with open(tmp_path / "big.mp4", "wb") as file:
@@ -333,54 +372,3 @@ def test_what_fails_half_way_leaves_nothing_in_its_shard(tmp_path: Path) -> None
         shard.publish()
     (other,) = write_shards([good, Record(key="c", content={}, media={})], out=tmp_path / "other")
     assert shard.path.read_bytes() == other.read_bytes()
-
-
-@pytest.mark.parametrize("piece", [1, 2, 7, 1000])
-def test_a_long_list_is_read_as_json_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
-    monkeypatch.setattr("arcvideo.data.importers.parts._PIECE", piece)
-    values = [
-        1,
-        -2.5e10,
-        'a"\\u00e9\u00e9\n]',
-        None,
-        True,
-        [],
-        [[1], {"a": [2]}],
-        {},
-        {"x": {"y": "z, ["}},
-        float("inf"),
-        "",
-    ]
-    path = tmp_path / "list.json"
-    for text in (json.dumps(values), json.dumps(values, indent=3, ensure_ascii=False), " [ ] ", "[12345]"):
-        path.write_text(text)
-        assert list(json_parts(path)) == json.loads(text)
-    named = {str(number): value for number, value in enumerate(values)}
-    path.write_text(json.dumps(named))
-    assert dict(json_parts(path)) == named
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[1, 2", "[1 2]", "[1,]", "[1]]", "[1, nul]", '["a', "3", '{"a" 1}', "{1: 2}", "[,1]"]
-)
-def test_a_damaged_list_is_told_with_its_place(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "list.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=r"list\.json: is not JSON: .*at character \d"):
-        list(json_parts(path))
-
-
-@pytest.mark.parametrize("kind", ["parquet", "file.arrow", "stream.arrow"])
-def test_files_inside_of_tables_are_found_again_in_any_order(tmp_path: Path, kind: str) -> None:
-    rows = [{"video": {"bytes": bytes([number]) * 1000, "path": f"{number}.mp4"}, "q": "?"} for number in range(9)]
-    table, path = pyarrow.Table.from_pylist(rows), tmp_path / f"t.{kind}"
-    if kind == "parquet":
-        parquet.write_table(table, path, row_group_size=2)
-    else:
-        new = ipc.new_file if kind.startswith("file") else ipc.new_stream
-        with new(str(path), table.schema) as sink:
-            sink.write_table(table, max_chunksize=2)
-    for row in (0, 1, 3, 8, 2, 2, 7):
-        assert cell_bytes(path, row=row, column="video") == bytes([row]) * 1000
-    with pytest.raises(MediaError, match=r"row 10: the table ends"):
-        cell_bytes(path, row=9, column="video")

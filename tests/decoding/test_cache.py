@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import os
+import resource
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -235,3 +238,114 @@ def test_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
     store = cache(tmp_path / "file")
     with pytest.raises(ValueError, match=r"data\.frame_cache\.path=.*cannot be written"):
         store.save(store.key("clip"), media(1))
+
+
+@FORMS
+def test_a_file_under_the_name_of_another_clip_is_not_taken_for_it(tmp_path: Path, form: str) -> None:
+    store = cache(tmp_path, form=form)
+    keys = [store.key(name) for name in ("one", "two")]
+    for number, key in enumerate(keys):
+        store.save(key, media(number))
+    one, two = (tmp_path / key[:2] / f"{key}.clip" for key in keys)
+    one.write_bytes(two.read_bytes())
+    with pytest.raises(ValueError, match="another name"):
+        check_cached(one)
+    assert store.load(keys[0]) is None
+    assert store.load(keys[1]) is not None
+
+
+HEADERS = [
+    b"[" * 100_000,
+    b'{"__metadata__": {}, "mel": {"dtype": "F32", "shape": [1], "data_offsets": []}}',
+    b'{"__metadata__": {}, "mel": {"dtype": "F32", "shape": [1], "data_offsets": [1e400, 1]}}',
+    b'{"__metadata__": {}, "mel": {"dtype": "F32", "shape": [1], "data_offsets": [1' + b"0" * 30 + b", 1]}}",
+    b'{"__metadata__": {}, "mel": {"dtype": "F32", "shape": [1], "data_offsets": [-1000, 1]}}',
+    b'{"__metadata__": {}, "mel": {"dtype": "F32", "shape": [-1, 4], "data_offsets": [0, 1]}}',
+    b'{"__metadata__": {}, "mel": {"dtype": "F32", "shape": [1099511627776], "data_offsets": [0, 1]}}',
+    b'{"__metadata__": {}, "mel": 7}',
+    b"null",
+]
+
+
+@pytest.mark.parametrize("header", HEADERS, ids=lambda header: header[-40:].decode())
+def test_whatever_a_header_says_it_is_damage(tmp_path: Path, header: bytes) -> None:
+    store = cache(tmp_path)
+    key = store.key("clip")
+    store.save(key, media(1))
+    (file,) = tmp_path.glob("??/*.clip")
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(100))
+    with pytest.raises(ValueError, match="is damaged"):
+        check_cached(file)
+    assert store.load(key) is None
+    assert not file.exists()
+
+
+def test_a_folder_of_somebody_else_is_read_and_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = cache(tmp_path)
+    keys = [store.key(name) for name in ("whole", "damaged")]
+    first = [store.save(key, media(1)) for key in keys]
+    damaged = tmp_path / keys[1][:2] / f"{keys[1]}.clip"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("arcvideo.decoding.cache.os.utime", refused)
+    monkeypatch.setattr(Path, "unlink", refused)
+    assert same(store.load(keys[0]), first[0])
+    assert store.load(keys[1]) is None
+
+
+def test_a_file_that_cannot_be_opened_now_stays(tmp_path: Path) -> None:
+    store = cache(tmp_path)
+    key = store.key("clip")
+    first = store.save(key, media(1))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        assert store.load(key) is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert same(store.load(key), first)
+
+
+def test_a_clip_larger_than_the_limit_is_not_stored_and_others_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = cache(tmp_path, form="raw", max_gib=1 / 2**12)  # 256 KiB
+    small, large = media(1, sound=False), moving(200)
+    store.save(store.key("small"), small)
+    for _ in range(2):
+        saved = store.save(store.key("large"), large)
+        assert saved.pixels is not None
+        assert len(saved.pixels) == 200
+    assert store.load(store.key("large")) is None
+    assert store.load(store.key("small")) is not None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "more than data.frame_cache.max_gib=0.000244141: such clips are not stored" in line
+
+
+def test_what_killed_writers_left_is_removed_and_a_file_under_way_is_not(tmp_path: Path) -> None:
+    store = cache(tmp_path, max_gib=1e-3)
+    (tmp_path / "ab").mkdir()
+    left, under_way = tmp_path / "ab" / ".left.partial", tmp_path / "ab" / ".new.partial"
+    for path in (left, under_way):
+        path.write_bytes(b"half")
+    os.utime(left, (1, 1))
+    store.save(store.key("clip"), media(1))
+    assert not left.exists()
+    assert under_way.exists()
+
+
+def test_a_folder_that_took_clips_and_does_no_longer_ends_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "mount"
+    store = cache(folder)
+    first = store.save(store.key("clip"), media(1))
+    shutil.rmtree(folder)
+    folder.write_text("gone")
+    again = store.save(store.key("clip"), media(1))
+    assert same(again, first)
+    assert store.load(store.key("clip")) is None
+    assert "cannot be written any more, what is missing is decoded every time" in capsys.readouterr().err

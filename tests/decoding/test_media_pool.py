@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from arcvideo.decoding.pool import TRIES, MediaPool
+from arcvideo.layout import MediaLayout
 from arcvideo.media.clip import read_clip
 from arcvideo.media.errors import MediaError
 from arcvideo.media.settings import MediaLimits
@@ -170,3 +173,34 @@ def test_nonsense_limits_are_refused_by_name():
         MediaLimits(deadline_seconds=0)
     with pytest.raises(ValueError, match="count=-1"):
         MediaPool(count=-1)
+
+
+NONSENSE = [
+    (b"[" * 100_000, "died"),
+    (b"[1]", "died"),
+    (b"{}", "nonsense"),
+    (b'{"reason": [], "detail": {}}', "{}"),
+    (b'{"shapes": {"frames": [-1, 4]}, "key": "", "duration": 0}', "nonsense"),
+    (b'{"shapes": {"frames": [1e400]}, "key": "", "duration": 0}', "nonsense"),
+    (b'{"shapes": {"other": [1]}, "key": "", "duration": 0}', "nonsense"),
+    (b'{"shapes": [], "key": "", "duration": 0}', "nonsense"),
+]
+
+
+@pytest.mark.parametrize(("head", "told"), NONSENSE, ids=[head[-30:].decode() for head, _ in NONSENSE])
+def test_a_decoder_that_a_file_took_over_costs_that_file(
+    head: bytes, told: str, layout: MediaLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = json.dumps({"ready": True})
+    code = f"""
+import os, struct
+def say(text): os.write(0, struct.pack("<QQ", len(text), 0) + text)
+say({ready.encode()!r})
+os.read(0, 1 << 20)
+say({head!r})
+os.read(0, 1 << 20)
+"""
+    monkeypatch.setattr("arcvideo.decoding.pool._COMMAND", (sys.executable, "-c", code))
+    with MediaPool() as pool, pytest.raises(MediaError, match=re.escape(told)) as caught:
+        pool.read_clip(b"x" * 10, name="a.mp4", layout=layout)
+    assert caught.value.reason == "crashed"

@@ -229,7 +229,7 @@ def test_record_keys_end_at_the_first_dot_of_the_last_part() -> None:
 def test_interrupted_build_leaves_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tar(tmp_path / "a.tar", [("a.json", record(text_only=True))])
     monkeypatch.setattr(np, "save", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ValueError, match=r"a\.tar\.index: cannot be written \(disk full\)"):
         build_index(path)
     assert not index_folder(path).exists()
     monkeypatch.undo()

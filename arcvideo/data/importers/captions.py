@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from arcvideo.data.importers.delimited import delimited_rows
 from arcvideo.data.importers.drafts import (
     Drafting,
     Drafts,
@@ -15,11 +16,12 @@ from arcvideo.data.importers.drafts import (
     ImportRequest,
     existing,
     found_media,
+    judged,
     media_key,
     media_path,
 )
 from arcvideo.data.importers.parts import json_parts
-from arcvideo.shards.text import open_text, rows, whole
+from arcvideo.shards.text import rows, whole
 from arcvideo.tasks import RecordError
 
 GROUNDING_QUESTION = "When does this happen in the video: {}"
@@ -35,19 +37,14 @@ def import_webvid(request: ImportRequest, *, report: ImportReport) -> Drafts:
     request.media_folder()
     drafting = Drafting(report=report, audio=request.audio)
     for path in existing(request.annotations):
-        with open_text(path, encoding=request.encoding, newline="") as file:
-            table = csv.DictReader(file)
-            if not {"videoid", "name"} <= set(table.fieldnames or ()):
-                raise ValueError(f"{path}: a WebVid file has the columns videoid and name, found {table.fieldnames}")
-            for row in table:
-                report.rows += 1
-                label = str(row.get("videoid") or f"line {table.line_num}")
-                try:
-                    media = _webvid_media(row, request=request)
-                    caption = {"task": "caption", "answer": whole(row["name"] or "")}
-                    drafting.add(caption, label=label, name=media_key(media, request=request), media=media)
-                except RecordError as error:
-                    report.refuse(label, reason=error.reason, detail=f"line {table.line_num}: {error.detail}")
+        for number, row in delimited_rows(path, encoding=request.encoding, report=report):
+            if not {"videoid", "name"} <= row.keys():
+                raise ValueError(f"{path}: a WebVid file has the columns videoid and name, found {', '.join(row)}")
+            label = str(row["videoid"] or f"line {number}")
+            with judged(label, report=report, place=f"line {number}"):
+                media = _webvid_media(row, request=request)
+                caption = {"task": "caption", "answer": whole(row["name"] or "")}
+                drafting.add(caption, label=label, name=media_key(media, request=request), media=media)
     return drafting.drafts()
 
 
@@ -55,7 +52,7 @@ def _webvid_media(row: Mapping[str, Any], *, request: ImportRequest) -> Path:
     flat = media_path(f"{row['videoid']}.mp4" if row["videoid"] else None, request=request)
     if row.get("page_dir"):
         nested = media_path(f"{row['page_dir']}/{row['videoid']}.mp4", request=request)
-        return nested if nested.is_file() or not flat.is_file() else flat
+        return nested if os.path.isfile(nested) or not os.path.isfile(flat) else flat
     return flat
 
 
@@ -73,7 +70,7 @@ def import_charades_sta(request: ImportRequest, *, report: ImportReport) -> Draf
                 continue
             report.rows += 1
             label = f"line {number}"
-            try:
+            with judged(label, report=report):
                 match = _CHARADES.fullmatch(whole(line.strip()))
                 if match is None:
                     raise RecordError("bad_row", f"expected VIDEO START END##sentence, got {line.strip()[:80]!r}")
@@ -81,8 +78,6 @@ def import_charades_sta(request: ImportRequest, *, report: ImportReport) -> Draf
                 item = _grounding(match["sentence"], span=span)
                 media = found_media(match["video"], request=request)
                 drafting.add(item, label=f"{match['video']} {label}", name=match["video"], media=media)
-            except RecordError as error:
-                report.refuse(label, reason=error.reason, detail=error.detail)
     return drafting.drafts()
 
 
@@ -100,21 +95,16 @@ def import_activitynet(request: ImportRequest, *, report: ImportReport) -> Draft
             if not isinstance(part, tuple):
                 raise ValueError(f"{path}: an ActivityNet-Captions file is one object with a key for each video")
             video, entry = part
-            try:
+            items: list[dict[str, Any]] = []
+            with judged(video, report=report):
                 media = found_media(video, request=request)
                 events = _events(entry)
                 items = [_grounding(text, span=[start, end]) for start, end, text in events]
-            except RecordError as error:
-                report.rows += 1
-                report.refuse(video, reason=error.reason, detail=error.detail)
-                continue
-            items.append({"task": "chapters", "events": sorted(events, key=lambda event: event[0])})
+                items.append({"task": "chapters", "events": sorted(events, key=lambda event: event[0])})
+            report.rows += max(1, len(items))
             for number, item in enumerate(items):
-                report.rows += 1
-                try:
+                with judged(f"{video}/{number}", report=report):
                     drafting.add(item, label=f"{video}/{number}", name=video, media=media)
-                except RecordError as error:
-                    report.refuse(f"{video}/{number}", reason=error.reason, detail=error.detail)
     return drafting.drafts()
 
 

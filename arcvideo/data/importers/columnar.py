@@ -39,7 +39,7 @@ def columnar_rows(path: Path, *, start: int = 0, column: str | None = None) -> I
             for place in range(max(0, start - first), batch.num_rows):
                 number = first + place
                 yield number, {name: batch.column(name)[place].as_py() for name in names}
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:  # damaged pages are one or the other
         raise ValueError(f"{path}: cannot be read after row {number}: {error}") from None
 
 
@@ -97,7 +97,7 @@ def _batches(path: Path, *, start: int, column: str | None) -> Iterator[tuple[in
     from pyarrow import ipc, parquet
 
     if path.suffix.lower() in PARQUET:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             firsts = [0, *accumulate(sizes)]
             groups = [group for group in range(len(sizes)) if firsts[group + 1] > start]

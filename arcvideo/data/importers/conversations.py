@@ -23,6 +23,7 @@ from arcvideo.data.importers.drafts import (
     ImportReport,
     ImportRequest,
     json_rows,
+    judged,
     media_key,
     media_path,
     whole_json,
@@ -96,7 +97,7 @@ def _import(request: ImportRequest, *, report: ImportReport, needs_media: bool) 
     drafting = Drafting(report=report, audio=request.audio)
     for place, row in json_rows(request, report=report):
         label = str(row.get("id", place))
-        try:
+        with judged(label, report=report, place=place):
             talk = read_talk(row)
             if not talk.media and needs_media:
                 raise RecordError("no_media", "field 'video' is missing")
@@ -110,11 +111,8 @@ def _import(request: ImportRequest, *, report: ImportReport, needs_media: bool) 
             drafting.add(
                 item, label=label, name=known_as, media=media[0] if media else None, sound=sound, more=media[1:]
             )
-        except RecordError as error:
-            report.refuse(label, reason=error.reason, detail=f"{place}: {error.detail}")
-            continue
-        report.ignored.update(talk.ignored)
-        report.loose_tags += MEDIA_TAG in item["question"] and f"{MEDIA_TAG}\n" not in item["question"]
+            report.ignored.update(talk.ignored)
+            report.loose_tags += MEDIA_TAG in item["question"] and f"{MEDIA_TAG}\n" not in item["question"]
     return drafting.drafts()
 
 
@@ -123,7 +121,7 @@ def _medium(named: Named, *, request: ImportRequest) -> Medium:
     if isinstance(named, str):
         return media_path(named, request=request)
     paths = [media_path(name, request=request) for name in named.names]
-    missing = [path for path in paths if not path.is_file()]
+    missing = [path for path in paths if not is_there(path)]
     if missing:
         raise RecordError("no_media", f"{missing[0]}: no such file")
     return Stills(paths=tuple(paths), times=named.times)

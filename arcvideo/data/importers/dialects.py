@@ -28,6 +28,8 @@ _ROLES = {
 _IGNORED = ("tools", "objects", "rejected_response", "label", "margin")
 """Columns with a meaning in their own format that has none here."""
 _NAMES = ("path", "url", "file", "video", "image", "audio")
+_LATEST = 1e9
+"""Seconds; a later time of a frame is a mistake."""
 _TAGS = {
     "video": re.compile(r"<video>|<\|vision_start\|><\|video_pad\|><\|vision_end\|>|<\|VIDEO\|>"),
     "image": re.compile(r"<image>|<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|IMAGE\|>|<ImageHere>"),
@@ -193,7 +195,7 @@ def _frames(names: Any, *, times: Any, fps: Any) -> Frames:
         times = [number / fps for number in range(len(names))]
     if not isinstance(times, list) or len(times) != len(names):
         raise RecordError("bad_times", f"{len(names)} frames need as many 'times', in seconds, or 'fps'")
-    good = all(isinstance(second, (int, float)) and not isinstance(second, bool) for second in times)
+    good = all(type(second) in (int, float) and -_LATEST < second < _LATEST for second in times)  # and no NaN
     if not good or times[0] < 0 or any(a >= b for a, b in pairwise(times)):
         raise RecordError("bad_times", f"'times' must be ascending seconds, got {str(times)[:80]}")
     return Frames(names=tuple(names), times=tuple(map(float, times)))

@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,18 @@ from typing import Any
 from arcvideo.data.importers.parts import json_parts
 from arcvideo.data.importers.sources import Cell, Medium, label_of, place_of
 from arcvideo.data.importers.spool import Draft, Problems, Spool
-from arcvideo.shards.items import check_renders, checked_sample
+from arcvideo.shards.items import check_renders, check_values, checked_sample
 from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, Problem
 from arcvideo.shards.text import json_of, open_text, read_text, whole
 from arcvideo.shards.text import rows as text_rows
 from arcvideo.tasks import RecordError
 
-_LONGEST = 240
-"""Bytes of a part of a path: file systems take 255, and what is made of the name is a little longer."""
-_DOTS = str.maketrans({".": "_"})
+_LONGEST = 255
+"""Bytes of a part of a path that file systems take."""
+_LONGEST_PATH = 4095
+"""Bytes of a path that the system takes."""
+_OTHERS = re.compile("[.\0\ud800-\udfff]")
+"""Signs of a name that the key of a record cannot have: keys end at the first dot, and are UTF-8."""
 
 
 @dataclass(kw_only=True)
@@ -41,6 +45,26 @@ class ImportReport:
     def refuse(self, key: str, *, reason: str, detail: str) -> None:
         """Lists a row that is not used."""
         self.problems.append(Problem(key=key, stage="import", reason=reason, detail=detail))
+
+
+@contextmanager
+def judged(label: str, *, report: ImportReport, place: str = "") -> Iterator[None]:
+    """Refuse the row that the block reads when it cannot be used, whatever it holds; nothing of it ends the import.
+
+    Args:
+        label: of the row in the list of problems.
+        report: holds the list.
+        place: of the row in its file, where `label` does not say it.
+    """
+    try:
+        yield
+    except RecordError as error:
+        reason, detail = error.reason, error.detail
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        reason, detail = "bad_row", f"{type(error).__name__}: {error}"
+    else:
+        return
+    report.refuse(label, reason=reason, detail=f"{place}: {detail}" if place else detail)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +130,9 @@ class Drafting:
             more: media that are shown behind the first.
 
         Raises:
-            RecordError: the item cannot become a sample.
+            RecordError: the item cannot become a sample, or the further fields cannot be written.
         """
+        check_values(extra or {})
         check_renders(checked_sample(item, key=label, has_media=media is not None, media_count=1 + len(more)))
         media_in_order = () if media is None else (media, *more)
         place = json.dumps([place_of(medium) for medium in media_in_order] or name)
@@ -140,8 +165,8 @@ class Drafts:
 
 
 def record_name(name: str) -> str:
-    """Return a record key: relative, and without dots, because keys end at the first dot of a name."""
-    return "/".join(part.translate(_DOTS) for part in name.replace("\\", "_").split("/") if part) or "_"
+    """Return a record key: relative, UTF-8, and without dots, because keys end at the first dot of a name."""
+    return "/".join(_OTHERS.sub("_", part) for part in name.replace("\\", "_").split("/") if part) or "_"
 
 
 def media_path(name: Any, *, request: ImportRequest) -> Path:
@@ -152,12 +177,19 @@ def media_path(name: Any, *, request: ImportRequest) -> Path:
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise RecordError("no_media", "no media file is named")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        raise RecordError("no_media", f"{name[:80]!a} is the name of no file: it holds half a character") from None
     if re.match(r"(?:https?|s3|gs|hf|data):", name):
         raise RecordError("no_media", f"{name[:80]!r} is no file: download it, and name the file")
-    if len(name) > 4000 or any(len(part.encode("utf-8", "replace")) > _LONGEST for part in name.split("/")):
-        raise RecordError("no_media", f"{name[:80]!r}... is longer than the name of a file can be")
     folder = request.media_folder()
     path = Path(os.path.normpath(folder / os.path.expanduser(name.removeprefix("file://"))))
+    whole_path = os.fsencode(path.absolute())
+    if len(whole_path) > _LONGEST_PATH or any(len(part) > _LONGEST for part in whole_path.split(b"/")):
+        raise RecordError("no_media", f"{name[:80]!r}... is longer than the name of a file can be")
+    if not path.name or path == Path(os.path.normpath(folder)):
+        raise RecordError("no_media", f"{name[:80]!r} names a folder, no file")
     if not request.outside and not path.is_relative_to(os.path.normpath(folder)):
         detail = f"media {name!r} lies outside of --videos {folder}; name a folder above it, or give --outside"
         raise RecordError("unsafe_name", detail)
@@ -175,10 +207,10 @@ def key_of(medium: Medium, *, request: ImportRequest) -> str:
 
 def _spelled(path: Path) -> Path:
     """Return the path as the disk has it: accents may be one sign or two there (files from a Mac)."""
-    if not path.exists():
+    if not os.path.exists(path):
         for form in ("NFC", "NFD"):
             other = Path(unicodedata.normalize(form, str(path)))
-            if other.exists():
+            if os.path.exists(other):
                 return other
     return path
 
@@ -200,14 +232,14 @@ def found_media(stem: str, *, request: ImportRequest) -> Path:
     kinds = ("mp4", *sorted((VIDEO | AUDIO | IMAGE) - {"mp4"}))
     base = str(wanted).removesuffix(".mp4")
     written = (f"{base}.{kind}" for kind in (*kinds, *(kind.upper() for kind in kinds)))
-    return next((_spelled(Path(name)) for name in written if _spelled(Path(name)).is_file()), wanted)
+    return next((_spelled(Path(name)) for name in written if os.path.isfile(_spelled(Path(name)))), wanted)
 
 
 def sound_beside(stem: str, *, folder: Path | None) -> Path | None:
     """Return the sound file with this base name in a folder of sounds."""
     if folder is None:
         return None
-    return next((path for kind in sorted(AUDIO) if (path := folder / f"{stem}.{kind}").is_file()), None)
+    return next((path for kind in sorted(AUDIO) if os.path.isfile(path := folder / f"{stem}.{kind}")), None)
 
 
 def json_rows(request: ImportRequest, *, report: ImportReport) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -228,7 +260,8 @@ def json_objects(path: Path, *, request: ImportRequest, report: ImportReport) ->
         if isinstance(row, dict):
             yield place, row
         else:
-            report.refuse(place, reason="broken_json", detail="not an object")
+            detail = row.detail if isinstance(row, RecordError) else "not an object"
+            report.refuse(place, reason="broken_json", detail=detail)
 
 
 def existing(paths: Iterable[Path]) -> Iterator[Path]:

@@ -10,8 +10,8 @@ from arcvideo.data.importers.drafts import (
     Drafts,
     ImportReport,
     ImportRequest,
-    existing,
     json_rows,
+    judged,
     media_key,
     media_path,
 )
@@ -34,8 +34,8 @@ def import_records(request: ImportRequest, *, report: ImportReport) -> Drafts:
     request.media_folder()
     drafting = Drafting(report=report, audio=request.audio)
     for place, row in json_rows(request, report=report):
-        label = str(row.get("key", place))
-        try:
+        label, items = str(row.get("key", place)), None
+        with judged(label, report=report, place=place):
             name = row.get("media")
             first, *behind = name if isinstance(name, list) and name else [name]
             if name is None and row.get("text_only") is not True:
@@ -45,19 +45,16 @@ def import_records(request: ImportRequest, *, report: ImportReport) -> Drafts:
             key = row.get("key", label if media is None else media_key(media, request=request))
             if not isinstance(key, str) or not key or key.startswith("/") or ".." in Path(key).parts:
                 raise RecordError("unsafe_name", f"key {key!r}")
-            items = row.get("items")
-            if not isinstance(items, list) or not items:
+            if not isinstance(row.get("items"), list) or not row["items"]:
                 raise RecordError("no_items", "'items' must be a non-empty list")
-        except RecordError as error:
-            report.refuse(label, reason=error.reason, detail=f"{place}: {error.detail}")
+            items = row["items"]
+        if items is None:
             continue
         extra = {field: value for field, value in row.items() if field not in _OWN_FIELDS}
         report.rows += len(items) - 1  # the line was counted as one
         for number, item in enumerate(items):
-            try:
+            with judged(f"{label}/{number}", report=report, place=place):
                 drafting.add(item, label=f"{label}/{number}", name=key, media=media, extra=extra, more=more)
-            except RecordError as error:
-                report.refuse(f"{label}/{number}", reason=error.reason, detail=f"{place}: {error.detail}")
     return drafting.drafts()
 
 
@@ -75,18 +72,16 @@ def import_transcripts(request: ImportRequest, *, report: ImportReport) -> Draft
         if not root.is_dir():
             raise ValueError(f"{root}: no such folder of sound files and transcripts")
         texts = dict(_transcripts(root, request=request, report=report))
-        sounds = sorted(path for path in root.rglob("*") if path.suffix.lower().lstrip(".") in AUDIO)
+        sounds = sorted(path for path in root.rglob("*") if path.suffix.lower().lstrip(".") in AUDIO and path.is_file())
         for sound in sounds:
             report.rows += 1
             label = str(sound.relative_to(root))
             text = texts.pop(sound.with_suffix(""), None)
-            try:
+            with judged(label, report=report):
                 if text is None:
                     raise RecordError("no_answer", f"no transcript {sound.with_suffix('.txt').name} beside it")
                 name = str(sound.relative_to(root).with_suffix(""))
                 drafting.add({"task": "asr", "answer": text}, label=label, name=name, media=sound)
-            except RecordError as error:
-                report.refuse(label, reason=error.reason, detail=error.detail)
         for stem in texts:
             report.rows += 1
             report.refuse(str(stem.relative_to(root)), reason="no_media", detail="a transcript without a sound file")
@@ -95,7 +90,7 @@ def import_transcripts(request: ImportRequest, *, report: ImportReport) -> Draft
 
 def _transcripts(root: Path, *, request: ImportRequest, report: ImportReport) -> Iterator[tuple[Path, str]]:
     """Yield (path of the sound without its extension, transcript)."""
-    for path in existing(sorted(path for path in root.rglob("*") if path.suffix.lower() == ".txt")):
+    for path in sorted(path for path in root.rglob("*") if path.suffix.lower() == ".txt" and path.is_file()):
         try:
             text = read_text(path, encoding=request.encoding)
         except RecordError as error:

@@ -58,8 +58,8 @@ def draft_state(draft: Draft) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class _Other(ValueError):
-    """The ledger is of another import."""
+class OtherImport(ValueError):
+    """What lies there is of another import, or of one that is running."""
 
 
 class Ledger:
@@ -73,7 +73,7 @@ class Ledger:
             request: what the import is asked for, JSON-able.
 
         Raises:
-            ValueError: it tells of another import, or a shard is not what it was.
+            OtherImport: it tells of another import, or a shard is not what it was.
         """
         self.path, self._request = path, {"version": _VERSION, **request}
         self._file: IO[bytes] | None = None
@@ -85,7 +85,7 @@ class Ledger:
         """Take hold of it, read it again and finish what was nearly finished.
 
         Raises:
-            ValueError: another process has it.
+            OtherImport: another process has it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "ab")
@@ -93,7 +93,7 @@ class Ledger:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()
-            raise ValueError(f"{self.path}: another import is writing these shards; wait until it has ended") from None
+            raise OtherImport(f"{self.path}: another import is writing these shards; wait until it has ended") from None
         self._read()
         if not self.parts:
             self._file.truncate(0)
@@ -141,7 +141,7 @@ class Ledger:
             each: called with each finished shard, when its drafts were passed.
 
         Raises:
-            ValueError: a draft of a finished shard, or one of its files, is not what it was then.
+            OtherImport: a draft of a finished shard, or one of its files, is not what it was then.
         """
         waiting = iter(drafts)
         for _, part in islice(self._lines(), len(self.parts)):
@@ -149,7 +149,7 @@ class Ledger:
                 draft = next(waiting, None)
                 if draft is None or draft_state(draft) != state:
                     of = "" if draft is None else draft.labels[0] if draft.media is None else label_of(draft.media)
-                    raise ValueError(
+                    raise OtherImport(
                         f"{of or 'the source'}: changed since {part.shard} was written (rows, or size or time of a "
                         f"file): put it back as it was; else {_NEW} ({self.path})"
                     )
@@ -194,21 +194,21 @@ class Ledger:
                         self._compare(first)
                     yield end, Part(**row)
                 except (ValueError, TypeError) as error:
-                    if isinstance(error, _Other):
+                    if isinstance(error, OtherImport):
                         raise
-                    raise ValueError(f"{self.path}, line {number}: was changed since it was written: {_NEW}") from None
+                    raise OtherImport(f"{self.path}, line {number}: was changed since it was written: {_NEW}") from None
 
     def _compare(self, then: Any) -> None:
         """Complain when the import was asked for something else."""
         if not isinstance(then, dict) or then.get("version") != _VERSION:
-            raise _Other(f"{self.path}: of another version, which cannot go on here: {_NEW}")
+            raise OtherImport(f"{self.path}: of another version, which cannot go on here: {_NEW}")
         for name, now in json.loads(json.dumps(self._request)).items():
             if then.get(name) == now:
                 continue
             if name == "annotations":
                 changed = next((str(one[0]) for one in now if one not in (then.get(name) or [])), "the list of them")
-                raise _Other(f"{changed}: the annotations changed since this import began ({self.path}): {_NEW}")
-            raise _Other(f"--{name}: was {then.get(name)}, is {now} ({self.path}): give what was given, or {_NEW}")
+                raise OtherImport(f"{changed}: the annotations changed since this import began ({self.path}): {_NEW}")
+            raise OtherImport(f"--{name}: was {then.get(name)}, is {now} ({self.path}): give what was given, or {_NEW}")
 
     def _is_there(self, part: Part, *, last: bool) -> bool:
         """Return whether a shard is there, of the last one also under its hidden name."""
@@ -216,7 +216,7 @@ class Ledger:
         if path.is_file():
             if path.stat().st_size == part.size:
                 return True
-            raise ValueError(f"{path}: is not what this import wrote ({part.size} bytes): put it back, or {_NEW}")
+            raise OtherImport(f"{path}: is not what this import wrote ({part.size} bytes): put it back, or {_NEW}")
         if not last:
-            raise ValueError(f"{path}: is gone, though the import finished it: put it back, or {_NEW}")
+            raise OtherImport(f"{path}: is gone, though the import finished it: put it back, or {_NEW}")
         return scratch.is_file() and scratch.stat().st_size == part.size and sha256_of(scratch) == part.sha256

@@ -9,17 +9,24 @@ from pathlib import Path
 from typing import IO, Any
 
 from arcvideo.shards.text import open_text
+from arcvideo.tasks import RecordError
 
 _PIECE = 1 << 18
 """Characters that are read at once."""
 _LONGEST_WORD = 32
 """Characters before the end of what was read in which an error may be a word that goes on behind it."""
 _SPACE = re.compile(r"[ \t\n\r]*")
+_SIGNS = ("[", "]", "{", "}", ",")
+_STEP = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]|[^"\[\]{},]+', re.DOTALL)
+"""A text, a sign of structure, or what stands between them."""
 _DECODER = json.JSONDecoder()
 
 
 def json_parts(path: Path, *, encoding: str | None = None) -> Iterator[Any]:
     """Yield the elements of the list in a JSON file, or (name, value) of the object there.
+
+    A part that Python cannot hold, for it is nested without end or has a number of thousands of digits, is passed over;
+    its value is a RecordError.
 
     Raises:
         ValueError: it is not JSON, or neither of both; also after what was good before the damage.
@@ -95,8 +102,27 @@ class _Text:
                 if not goes_on or not self._more(piece):
                     raise self.error(error.msg, further=error.pos + before - self._passed - self._at) from None
             except (ValueError, RecursionError) as error:  # a number of thousands of digits, nesting without end
-                raise self.error(str(error)) from None
+                self._pass_over()
+                return RecordError("broken_json", str(error))
             piece *= 2
+
+    def _pass_over(self) -> None:
+        """Go on behind a value that is closed somewhere, whatever it holds.
+
+        Raises:
+            ValueError: it is not.
+        """
+        depth = 0
+        while True:
+            match = _STEP.match(self._rest, self._at)
+            if match is None or (match.end() == len(self._rest) and match[0] not in _SIGNS):
+                if not self._more(_PIECE):  # what comes may belong to it
+                    raise self.error("a value has no end")
+                continue
+            if not depth and match[0] in ",]}":
+                return
+            self._at = match.end()
+            depth += (match[0] in "[{") - (match[0] in "]}")
 
     def _more(self, count: int) -> bool:
         """Read on; whether there was something."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from arcvideo.data.importers.drafts import Drafting, Drafts, ImportReport, ImportRequest, json_rows
+from arcvideo.data.importers.drafts import Drafting, Drafts, ImportReport, ImportRequest, json_rows, judged
 from arcvideo.data.importers.tables import add_row
 from arcvideo.tasks import RecordError
 
@@ -27,10 +27,8 @@ def import_video_r1(request: ImportRequest, *, report: ImportReport) -> Drafts:
     drafting = Drafting(report=report, audio=request.audio)
     for place, row in json_rows(request, report=report):
         label = str(row.get("problem_id", row.get("id", place)))
-        try:
+        with judged(label, report=report, place=place):
             add_row(_problem(row), label=label, drafting=drafting, request=request)
-        except RecordError as error:
-            report.refuse(label, reason=error.reason, detail=f"{place}: {error.detail}")
     return drafting.drafts()
 
 
@@ -58,7 +56,7 @@ def import_sharegpt4video(request: ImportRequest, *, report: ImportReport) -> Dr
     drafting = Drafting(report=report, audio=request.audio)
     for place, row in json_rows(request, report=report):
         label = str(row.get("video_id", place))
-        try:
+        with judged(label, report=report, place=place):
             captions = row.get("captions")
             listed = captions if isinstance(captions, list) else []
             texts = [
@@ -68,6 +66,4 @@ def import_sharegpt4video(request: ImportRequest, *, report: ImportReport) -> Dr
                 raise RecordError("no_answer", "no caption with the index -1, which is that of the whole video")
             cells = {"video": row.get("video_path"), "caption": texts[0]}
             add_row(cells, label=label, drafting=drafting, request=request)
-        except RecordError as error:
-            report.refuse(label, reason=error.reason, detail=f"{place}: {error.detail}")
     return drafting.drafts()

@@ -86,7 +86,7 @@ def of_json(value: Any) -> Medium | None:
 def is_there(medium: Medium) -> bool:
     """Return whether the files of a medium exist."""
     paths = medium.paths if isinstance(medium, Stills) else (medium.table if isinstance(medium, Cell) else medium,)
-    return all(path.is_file() for path in paths)
+    return all(map(os.path.isfile, paths))
 
 
 def size_of(medium: Medium) -> int:
@@ -192,8 +192,8 @@ def opened(medium: Medium) -> Opened:
         MediaError: `no_media`, `unreadable`.
     """
     if isinstance(medium, Path):
-        if not medium.is_file():
-            raise MediaError("no_media", f"{medium}: no such file")
+        if not os.path.isfile(medium):
+            raise MediaError("no_media", f"{medium}: {'is no file' if os.path.exists(medium) else 'no such file'}")
         return Opened(medium=medium, path=medium, size=size_of(medium))
     data = _made(medium)
     memory = os.memfd_create("medium")

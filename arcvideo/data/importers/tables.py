@@ -6,16 +6,17 @@ Video columns of Hugging Face datasets hold the file itself or its path.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from arcvideo.data.importers.columnar import ARROW, PARQUET, columnar_rows, file_of
+from arcvideo.data.importers.delimited import delimited_rows
 from arcvideo.data.importers.drafts import (
     Drafting,
     Drafts,
@@ -24,11 +25,12 @@ from arcvideo.data.importers.drafts import (
     existing,
     found_media,
     json_objects,
+    judged,
     key_of,
     media_path,
 )
 from arcvideo.data.importers.sources import Cell, Medium
-from arcvideo.shards.text import open_text, whole
+from arcvideo.shards.text import whole
 from arcvideo.tasks import RecordError
 
 FIELDS = (
@@ -60,6 +62,10 @@ _GUESSES = {
     "end": ("end", "end_time", "stop"),
 }
 """Names that columns have when nobody says which is which."""
+_SAME_COLUMNS = (*PARQUET, *ARROW, ".csv", ".tsv")
+"""Types of files whose rows all have the same columns."""
+_MOST_MAPPINGS = 1000
+"""Sets of columns of one file that are remembered; rows of JSON may each have their own."""
 TABLES: dict[str, dict[str, str]] = {
     "video-chatgpt": {"video": "video_id", "question": "q", "answer": "a"},
     "video-mme": {"video": "videoID", "question": "question", "options": "options", "answer": "answer"},
@@ -86,17 +92,40 @@ def import_table(request: ImportRequest, *, report: ImportReport, columns: Mappi
     request.media_folder()
     drafting = Drafting(report=report, audio=request.audio)
     for path in existing(request.annotations):
-        mapping: dict[str, str] | None = None
-        for place, row in _rows(path, request=request, report=report):
-            if mapping is None:
-                mapping = _mapping(row, path=path, given={**(columns or {}), **request.columns}, guess=columns is None)
-            cells = {field: row.get(column) for field, column in mapping.items()}
-            label = str(cells.get("id") or place)
-            try:
-                add_row(cells, label=label, drafting=drafting, request=request)
-            except RecordError as error:
-                report.refuse(label, reason=error.reason, detail=f"{place}: {error.detail}")
+        _add_rows(path, drafting=drafting, request=request, columns=columns)
     return drafting.drafts()
+
+
+def _add_rows(path: Path, *, drafting: Drafting, request: ImportRequest, columns: Mapping[str, str] | None) -> None:
+    """Keep the rows of a file; those of JSON name their columns each for itself.
+
+    Raises:
+        ValueError: no row has a column that is named, or one that names media.
+    """
+    given = {**(columns or {}), **request.columns}
+    missing, mappings, usable = dict(given), dict[tuple[str, ...], dict[str, str]](), False
+    first: Sequence[str] = ()
+    for place, row in _rows(path, request=request, report=drafting.report):
+        names = tuple(row)
+        first = first or names
+        missing = {field: column for field, column in missing.items() if column not in row}
+        if missing and path.suffix.lower() in _SAME_COLUMNS:
+            break
+        if names not in mappings:
+            if len(mappings) == _MOST_MAPPINGS:
+                mappings.clear()
+            mappings[names] = _mapping(names, given=given, guess=columns is None)
+        cells = {field: row.get(column) for field, column in mappings[names].items()}
+        if not {"video", "audio"} & cells.keys():
+            drafting.report.refuse(place, reason="no_media", detail=f"{place}: {_which(names)}")
+            continue
+        usable, label = True, str(cells.get("id") or place)
+        with judged(label, report=drafting.report, place=place):
+            add_row(cells, label=label, drafting=drafting, request=request)
+    for field, column in missing.items() if first else ():
+        raise ValueError(f"{path}: no column {column!r} for {field}; there are {', '.join(first)}; see --map")
+    if first and not usable:
+        raise ValueError(f"{path}: {_which(first)}")
 
 
 def table_importers() -> dict[str, Callable[..., Drafts]]:
@@ -185,25 +214,23 @@ def _media(value: Any, *, request: ImportRequest) -> Medium | None:
     if isinstance(value, Mapping):
         value = value.get("path")
     path = media_path(value, request=request)
-    return path if path.is_file() or path.suffix else found_media(str(value), request=request)
+    return path if os.path.isfile(path) or path.suffix else found_media(str(value), request=request)
 
 
-def _mapping(row: Mapping[str, Any], *, path: Path, given: Mapping[str, str], guess: bool) -> dict[str, str]:
-    """Field -> column of a table."""
-    for field, column in given.items():
-        if column not in row:
-            raise ValueError(f"{path}: no column {column!r} for {field}; there are {', '.join(row)}; see --map")
-    mapping = dict(given)
+def _mapping(row: Sequence[str], *, given: Mapping[str, str], guess: bool) -> dict[str, str]:
+    """Field -> column of a row with these columns."""
+    mapping = {field: column for field, column in given.items() if column in row}
     lower = {column.strip().lower(): column for column in row}
     for field, names in (_GUESSES if guess else {}).items():
         guessed = next((lower[name] for name in names if name in lower and lower[name] not in mapping.values()), None)
-        if field not in mapping and guessed is not None:
+        if field not in given and guessed is not None:
             mapping[field] = guessed
-    if not {"video", "audio"} & set(mapping):
-        raise ValueError(
-            f"{path}: which column names the media file? There are {', '.join(row)}: --map video=COLUMN,question=COLUMN"
-        )
     return mapping
+
+
+def _which(columns: Sequence[str]) -> str:
+    there = f"there are {', '.join(columns)[:500]}"
+    return f"which column names the media file? {there}: --map video=COLUMN,question=COLUMN"
 
 
 def _rows(path: Path, *, request: ImportRequest, report: ImportReport) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -213,11 +240,9 @@ def _rows(path: Path, *, request: ImportRequest, report: ImportReport) -> Iterat
             report.rows += 1
             yield f"row {number + 1}", {name: _cell(value, path, number, name) for name, value in row.items()}
     elif kind in (".csv", ".tsv"):
-        with open_text(path, encoding=request.encoding, newline="") as file:
-            rows = csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ",")
-            for row in rows:
-                report.rows += 1
-                yield f"line {rows.line_num}", {str(name): value for name, value in row.items() if name is not None}
+        delimiter = "\t" if kind == ".tsv" else ","
+        for number, cells in delimited_rows(path, encoding=request.encoding, delimiter=delimiter, report=report):
+            yield f"line {number}", cells
     else:
         yield from json_objects(path, request=request, report=report)
 

@@ -16,12 +16,17 @@ from arcvideo.decoding.pool import MediaPool
 from arcvideo.decoding.probe import Extent, Probed, ProbeJob
 from arcvideo.files import FULL
 from arcvideo.media.errors import MediaError
+from arcvideo.media.settings import MediaLimits
 from arcvideo.shards.columns import CLIP, ITEM
 from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, Problem
-from arcvideo.shards.write import Content, Record, ShardWriter, json_text, tar_size
+from arcvideo.shards.write import Content, Record, ShardWriter, json_text, room_of_end, tar_size
 from arcvideo.tasks.fields import RecordError, check_times
 
 BYTES_PER_SHARD = 1 << 30
+_OF_STATE = 64
+"""Bytes of a draft in the ledger, at most."""
+_OF_FILES = 96 << 10
+"""Bytes on disk of the digest, the lock, the line of the ledger and the files of the index, without their rows."""
 
 
 def write_drafts(
@@ -97,14 +102,24 @@ def write_drafts(
     return [out / one.shard for one in ledger.parts]
 
 
+def room_of_shard() -> int:
+    """Return the bytes that a shard takes besides its records: the end of the tar, and the files beside it."""
+    return room_of_end() + _OF_FILES
+
+
 def room_needed(draft: Draft) -> int:
-    """Return the bytes that a draft takes in a shard and its index, at most."""
+    """Return the bytes that a draft takes in a shard, its index and the ledger, at most; none when a file of it is over
+    the limit, which is refused.
+    """
+    media = [medium for medium in (draft.media, draft.sound, *draft.more) if medium is not None]
+    if any(size_of(medium) > MediaLimits().max_bytes for medium in media):
+        return 0
     sizes = {"json": len(json_text({**draft.extra, "items": draft.items}, has_media=draft.media is not None))}
     for number, medium in enumerate((draft.media, draft.sound, *draft.more)):
         if medium is not None:
             sizes[f"{number}.{_type(medium, known=VIDEO | AUDIO | IMAGE, other='media')}"] = size_of(medium)
     index = CLIP.itemsize * len(sizes) + ITEM.itemsize * len(draft.items) + len(draft.key.encode("utf-8", "replace"))
-    return tar_size(draft.key, sizes) + index
+    return tar_size(draft.key, sizes) + index + _OF_STATE
 
 
 @dataclass(kw_only=True)
