@@ -19,6 +19,7 @@ PEAK_BF16 = {
     "H100": 989e12,
     "H800": 989e12,
     "H200": 989e12,
+    "L40S": 362e12,
     "B200": 2250e12,
 }
 """Dense bf16 peak per second of one device, by the name it gives itself (vendor data sheets)."""

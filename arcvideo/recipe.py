@@ -40,7 +40,7 @@ class MachineSettings:
     """What a recipe is cut for; preflight assumes it unless it is told otherwise."""
 
     device: str = "h200"
-    """h20, a100, h100, h200 or cpu."""
+    """h20, a100, a800, l40s, h100, h800, h200, b200 or cpu."""
     gpus: int = 8
     """Processes, one a device."""
     host_gib: float = 0.0

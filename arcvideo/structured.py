@@ -114,7 +114,8 @@ def documented(kind: Any) -> dict[str, str]:
 def _typed(value: str, kind: Any) -> Any:
     """Return a word's value as the type it should have; `filled` refuses what does not fit."""
     if typing.get_origin(kind) is list:
-        return [_typed(part, typing.get_args(kind)[0]) for part in value.split(",") if part]
+        value = value[1:-1] if value.startswith("[") and value.endswith("]") else value  # as Hydra's lists are written
+        return [_typed(part.strip(), typing.get_args(kind)[0]) for part in value.split(",") if part.strip()]
     if kind is bool:
         return {"true": True, "false": False}.get(value.lower(), value)
     return int(value) if kind is int and value.lstrip("-").isdigit() else value

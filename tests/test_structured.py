@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from arcvideo.ask import AskSettings
-from arcvideo.structured import SettingsError, filled, nearest, words_help
+from arcvideo.structured import SettingsError, filled, from_words, nearest, words_help
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,3 +118,13 @@ def test_the_help_of_a_command_says_what_each_word_means() -> None:
     place = said.index("  audio=")
     assert said[place + 1] == "      A second file, whose sound replaces the first one's."
     assert max(map(len, said)) <= 80
+
+
+@pytest.mark.parametrize("value", ["a[x],b", "[a[x],b]", "[a[x], b]", " a[x] , b,"])
+def test_lists_are_written_with_or_without_brackets(value: str) -> None:
+    assert from_words(Outer, [f"words={value}"], example="words=a").words == ["a[x]", "b"]
+
+
+def test_a_tag_in_brackets_is_no_list() -> None:
+    assert from_words(Outer, ["words=a[x]"], example="words=a").words == ["a[x]"]
+    assert from_words(Outer, ["words=[]"], example="words=a").words == []

@@ -154,12 +154,12 @@ def _scored(function: Callable[[str, Truth], Any], *, name: str) -> Callable[[st
 
 
 def _predict(measure: Measure, *, task: Task | None, item: Answer, text: str) -> Prediction | None:
-    """Score one answer; None when a user's own metric does not concern it."""
+    """Score one answer; None when the metric does not concern it."""
     own = (
         {} if task is not None or _is_form(measure) else {"task": item.task, "tags": item.tags, "text": item.reference}
     )
     score = measure.score(text, {**own, **item.known})
-    if own and score.weight == 0:
+    if score.weight == 0 and (own or score.value == 0):
         return None
     return Prediction(
         metric=measure.name,

@@ -9,9 +9,14 @@ from arcvideo.flops import peak_flops
 from arcvideo.recipe import MachineSettings
 
 GIB = float(1 << 30)
-GPU_GB = {"h20": 96.0, "a100": 80.0, "h100": 80.0, "h200": 141.0}
+GPU_GB = {
+    "h20": 96.0, "a100": 80.0, "a800": 80.0, "l40s": 48.0, "h100": 80.0, "h800": 80.0, "h200": 141.0, "b200": 180.0,
+}  # fmt: skip
 """Memory of one device (vendor data sheets)."""
-BANDWIDTH = {"h20": 4.0e12, "a100": 2.04e12, "h100": 3.35e12, "h200": 4.8e12}
+BANDWIDTH = {
+    "h20": 4.0e12, "a100": 2.04e12, "a800": 2.04e12, "l40s": 0.864e12, "h100": 3.35e12, "h800": 3.35e12,
+    "h200": 4.8e12, "b200": 8.0e12,
+}  # fmt: skip
 """Bytes a second between a device and its memory (vendor data sheets); decoding is bound by it."""
 CPU_PEAK, CPU_BANDWIDTH = 5e10, 1e10
 """Assumed of one CPU process; guesses that only orders of magnitude should be read from."""
@@ -24,7 +29,7 @@ class Machine:
     """Devices of one kind and what lies around them."""
 
     device: str = "h200"
-    """h20, a100, h100, h200, cpu, or any name with numbers."""
+    """A name of `GPU_GB`, cpu, or any other with numbers."""
     gpus: int = 8
     """Processes, one a device."""
     utilization: float = 0.4

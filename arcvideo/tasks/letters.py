@@ -84,12 +84,18 @@ def read_letter(text: str, *, options: Sequence[str] | None = None) -> Reading[s
     return Reading(value=letter)
 
 
+def last_named(text: str, *, options: Sequence[str]) -> str | None:
+    """Return the letter of the option whose text a thought names last; None when it names none."""
+    marks = re.findall(f"[{_TEXTS}]", _marked(undecorated(plain(text)), options=options))
+    return chr(ord("A") + ord(marks[-1]) - _TEXT_MARK) if marks else None
+
+
 def _marked(said: str, *, options: Sequence[str]) -> str:
     """Put one mark in place of each lead and of each option text; where both begin, the longer one counts."""
     said = _ABBREVIATION.sub(" ", said)
     texts = [undecorated(plain(option)).strip(_AROUND).casefold() for option in options]
-    # A text that two options share, but for case, names neither; a text of one character is taken for a letter. Most answers
-    # are a letter: what cannot stand in them is not looked for, which costs a compiled pattern each.
+    # A text that two options share, but for case, names neither; a text of one character is taken for a letter.
+    # Most answers are a letter: what cannot stand in them is not looked for, which costs a compiled pattern each.
     patterns = {
         index: _pattern(text)
         for index, text in enumerate(texts)

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from arcvideo.tasks.answers import Reading, parse_letter, read_letter
+from arcvideo.tasks.answers import Reading, parse_letter, read_letter, split_answer
 from arcvideo.tasks.fields import RecordError, conversation, required_text, styled_answer
-from arcvideo.tasks.task import Measure, Score, Task, Truth, known
+from arcvideo.tasks.letters import last_named
+from arcvideo.tasks.task import Asked, Measure, Score, Task, Truth, known
 from arcvideo.types import Sample
 
 _OPENS, _CLOSES = "(\uff08", ".):\u3001\uff0e\uff1a\uff09"
@@ -158,6 +159,18 @@ def _right(text: str, truth: Truth) -> Score:
     return Score(value=float(_read(text, truth).value == _compared(truth)))
 
 
+def _followed(text: str, truth: Truth) -> Score:
+    """Return whether an answer is the option that its thought names last; thoughts that name none do not count."""
+    named = last_named(split_answer(text).think or "", options=known(truth, "options"))
+    if named is None:
+        return Score(value=0.0, weight=0.0)
+    return Score(value=float(_read(text, truth).value == named))
+
+
+def _guessed(items: Sequence[Asked]) -> float:
+    return sum(1 / len(item.truth["options"]) for item in items) / len(items)
+
+
 MCQ = Task(
     name="mcq",
     instruction="mcq",
@@ -168,10 +181,8 @@ MCQ = Task(
     rewards={"mcq_accuracy": lambda said, true, seconds: float(said == true)},
     text_draft=False,  # the passing answer is the item's own letter, whatever stands beside it
     measures=(
-        Measure(
-            name="mcq_accuracy",
-            score=_right,
-            chance=lambda items: sum(1 / len(item.truth["options"]) for item in items) / len(items),
-        ),
+        Measure(name="mcq_accuracy", score=_right, chance=_guessed),
+        # Does the thought lead to the answer? Where it does not, it is decoration, and rewards cannot shape it.
+        Measure(name="mcq_thought_followed", score=_followed, chance=_guessed, on_request=True),
     ),
 )

@@ -34,7 +34,7 @@ def test_answers_are_worth_what_they_should() -> None:
     assert scoring.exact("Red.", truth="red") == 1.0
     assert scoring.exact("dark red", truth="red") == 0.0
     choice = {"letter": "B", "options": ("red", "blue")}
-    (right,) = TASKS["mcq"].measures
+    right = TASKS["mcq"].measures[0]
     assert right.score("<think>is it A?</think><answer>B</answer>", choice).value == 1.0
     assert right.score("no idea", choice).value == 0.0
     overlap = TASKS["grounding"].measures[0]
@@ -42,6 +42,21 @@ def test_answers_are_worth_what_they_should() -> None:
     assert overlap.score("soon", {"span": (2.0, 6.0)}).value == 0.0
     assert scoring.word_f1("<answer>red one</answer>", truth="blue square says one") == pytest.approx(2 / 6)
     assert scoring.word_f1("", truth="red") == 0.0
+
+
+def test_an_answer_follows_its_thought_when_it_is_the_option_named_last() -> None:
+    followed = next(measure for measure in TASKS["mcq"].measures if measure.name == "mcq_thought_followed")
+    truth = {"letter": "A", "options": ("red", "dark blue", "green")}
+    cases = {
+        "<think>It is dark blue.</think><answer>B</answer>": (1.0, 1.0),
+        "<think>Not red, dark  Blue B.</think><answer>B. dark blue</answer>": (1.0, 1.0),
+        "<think>dark blue or red? Green.</think><answer>A</answer>": (0.0, 1.0),
+        "<think>It is red.</think>no block": (0.0, 1.0),
+        "<think>I look.</think><answer>A</answer>": (0.0, 0.0),
+        "B": (0.0, 0.0),
+    }
+    found = {text: followed.score(text, truth) for text in cases}
+    assert {text: (score.value, score.weight) for text, score in found.items()} == cases
 
 
 def test_best_constant_span_equals_trying_all() -> None:
