@@ -122,9 +122,9 @@ def test_the_help_of_a_command_says_what_each_word_means() -> None:
 
 @pytest.mark.parametrize("value", ["a[x],b", "[a[x],b]", "[a[x], b]", " a[x] , b,"])
 def test_lists_are_written_with_or_without_brackets(value: str) -> None:
-    assert from_words(Outer, [f"words={value}"], example="words=a").words == ["a[x]", "b"]
+    assert from_words(Outer, ["name=n", f"words={value}"], example="words=a").words == ["a[x]", "b"]
 
 
 def test_a_tag_in_brackets_is_no_list() -> None:
-    assert from_words(Outer, ["words=a[x]"], example="words=a").words == ["a[x]"]
-    assert from_words(Outer, ["words=[]"], example="words=a").words == []
+    assert from_words(Outer, ["name=n", "words=a[x]"], example="words=a").words == ["a[x]"]
+    assert from_words(Outer, ["name=n", "words=[]"], example="words=a").words == []
