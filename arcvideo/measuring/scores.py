@@ -196,17 +196,10 @@ def _unread(answers: Any) -> list[dict[str, Any]]:
 
 
 def table_text(scores: Mapping[str, Any]) -> str:
-    """Return the scores for a terminal."""
+    """Return the scores for a terminal: what is over all questions stands last, where it does not scroll away."""
     not_asked = sum(scores["not_asked"].values())
     reasons = ", ".join(f"{reason} {count}" for reason, count in scores["not_asked"].items())
-    lines = [
-        f"{scores['name']}: {scores['asked']} of {scores['questions']} questions were asked, "
-        f"about {scores['clips']} clips"
-        + (f"; {not_asked} could not be ({reasons}): {SCORES} lists them" if not_asked else ""),
-        *(_line(name, row) for name, row in scores["metrics"].items()),
-        f"  answers that cannot be read (counted as wrong): {scores['unread']['count']}; cut off: {scores['cut_off']}; "
-        f"times beyond the clip (cut there): {scores['beyond_the_clip']['count']}",
-    ]
+    lines = []
     for tag, rows in scores["tags"].items():
         lines += [f"  [{tag}]", *(f"  {_line(name, row)}" for name, row in rows.items())]
     for arm, compared in scores.get("arms", {}).items():
@@ -217,6 +210,14 @@ def table_text(scores: Mapping[str, Any]) -> str:
         ]
     if "needs" in scores:
         lines.append("  " + ", ".join(f"{tag} {count}" for tag, count in sorted(scores["needs"].items())))
+    lines += [
+        f"{scores['name']}: {scores['asked']} of {scores['questions']} questions were asked, "
+        f"about {scores['clips']} clips"
+        + (f"; {not_asked} could not be ({reasons}): {SCORES} lists them" if not_asked else ""),
+        *(_line(name, row) for name, row in scores["metrics"].items()),
+        f"  answers that cannot be read (counted as wrong): {scores['unread']['count']}; cut off: {scores['cut_off']}; "
+        f"times beyond the clip (cut there): {scores['beyond_the_clip']['count']}",
+    ]
     ours = {name: row["value"] for name, row in scores["metrics"].items()}
     table = published_table(str(scores.get("bench", "")), ours=ours)
     return "\n".join([*lines, *(f"  note: {note}" for note in scores.get("notes", ())), *([table] if table else [])])
