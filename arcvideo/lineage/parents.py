@@ -50,7 +50,9 @@ def checkpoint_folder(path: Path) -> Path:
     """
     if (path / EXPORT_NAME / "config.json").is_file():
         return path / EXPORT_NAME
-    if path.is_dir() and not any(next(path.glob(name), None) for name in WEIGHTS):
+    # One with a configuration is somebody's model: whoever loads it says what it lacks.
+    described = (path / "config.json").is_file()
+    if path.is_dir() and not described and not any(next(path.glob(name), None) for name in WEIGHTS):
         stages = sorted(found.parent.parent.name for found in path.glob(f"*/{EXPORT_NAME}/config.json"))
         if stages:
             raise ValueError(f"checkpoint={path}: holds several stages; name one: {path / stages[-1]}"
