@@ -48,8 +48,8 @@ def checkpoint_folder(path: Path) -> Path:
     Raises:
         ValueError: a folder without weights.
     """
-    if (path / EXPORT_NAME / "config.json").is_file():
-        return path / EXPORT_NAME
+    if (export := _export_in(path)) is not None:
+        return export
     # One with a configuration is somebody's model: whoever loads it says what it lacks.
     described = (path / "config.json").is_file()
     if path.is_dir() and not described and not any(next(path.glob(name), None) for name in WEIGHTS):
@@ -61,6 +61,12 @@ def checkpoint_folder(path: Path) -> Path:
         more = ": this stage is not finished, its export is written at its end" if unfinished else ""
         raise ValueError(f"checkpoint={path}: no weights there ({' or '.join(WEIGHTS)}){more}")
     return path
+
+
+def _export_in(folder: Path) -> Path | None:
+    """Return the export in a stage's folder."""
+    export = folder / EXPORT_NAME
+    return export if (export / "config.json").is_file() else None
 
 
 def resolve_parent(
@@ -109,8 +115,8 @@ def resolve_parent(
 
 
 def _weights(folder: Path, *, what: str, remedy: str = "") -> Parent:
-    if not (folder / "config.json").exists() and (folder / EXPORT_NAME / "config.json").exists():
-        folder = folder / EXPORT_NAME  # a stage's folder
+    if not (folder / "config.json").exists():
+        folder = _export_in(folder) or folder
     if not (folder / "config.json").exists():
         raise ValueError(f"{what} is not a folder of weights: no config.json there{remedy}")
     manifest = _maker(folder)

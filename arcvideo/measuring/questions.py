@@ -94,11 +94,12 @@ def open_questions(settings: EvaluateSettings, *, style: str, progress: bool = T
         asking = _shards(settings.data, style=style, progress=progress)
     else:
         asking = _files(settings, style=style)
-    there = dict.fromkeys(question.task for question in asking.questions)
+    every = asking.questions
     if settings.tasks or settings.items:
         asking = _limited(asking, tasks=settings.tasks, items=settings.items)
     if not any(True for _ in asking.questions):
         of = f" of the tasks {', '.join(settings.tasks)}" if settings.tasks else ""
+        there = dict.fromkeys(question.task for question in every)
         of += f" (there are: {', '.join(there)})" if settings.tasks and there else ""
         more = f"; {len(asking.holes)} cannot be asked, the first: {asking.holes[0].detail}" if asking.holes else ""
         raise SettingsError(f"data={settings.data}: no question{of} can be asked{more}")

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -147,23 +147,45 @@ class _Http:
         raise Refused(f"the server refused it (HTTP {code}{why and ': '}{why})")
 
     def _begun(self, session: Any, headers: dict[str, str]) -> Any:
-        """Return the answer when its head is there. A thread waits for that, for a head can come a sign at a time, and
-        no timeout of a connection ends it.
+        """Return the answer when its head is there; a head can come a sign at a time, which no timeout of a connection
+        ends.
         """
-        asked: Future[Any] = Future()
-
-        def ask() -> None:
-            try:
-                asked.set_result(session.get(self.url, headers=headers, stream=True, timeout=self.stall_seconds))
-            except BaseException as error:
-                asked.set_exception(error)
-
-        threading.Thread(target=ask, name="remote head", daemon=True).start()
         try:
-            return asked.result(timeout=2 * self.stall_seconds)  # to be connected, and to be answered
+            return _in_time(
+                lambda: session.get(self.url, headers=headers, stream=True, timeout=self.stall_seconds),
+                seconds=2 * self.stall_seconds,  # to be connected, and to be answered
+                late=_close,
+            )
         except NotInTime:
-            asked.add_done_callback(_close)
             raise Broken("stalled after 0 bytes: no answer in time") from None
+
+
+def _in_time(ask: Callable[[], T], *, seconds: float, late: Callable[[Future[T]], None] | None = None) -> T:
+    """Return what is asked for, or give up. A thread asks that nobody waits for, not at the end of the process either.
+
+    Args:
+        ask: may take for ever.
+        seconds: to wait.
+        late: called with an answer, or an error, that comes after that.
+
+    Raises:
+        NotInTime: it took longer.
+    """
+    asked: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            asked.set_result(ask())
+        except BaseException as error:
+            asked.set_exception(error)
+
+    threading.Thread(target=work, name="remote", daemon=True).start()
+    try:
+        return asked.result(timeout=seconds)
+    except NotInTime:
+        if late is not None:
+            asked.add_done_callback(late)
+        raise
 
 
 def _close(asked: Future[Any]) -> None:
@@ -266,14 +288,11 @@ class _Fsspec:
 
     def _patient(self, ask: Callable[[], T]) -> T:
         """Return what is asked for, within the time of a stall; file systems have timeouts of their own, or none."""
-        thread = ThreadPoolExecutor(1, "remote")
         try:
-            return thread.submit(ask).result(timeout=self._stall)
+            return _in_time(ask, seconds=self._stall)
         except NotInTime as error:
             raise Broken("stalled: no answer in time") from error
         except (FileNotFoundError, PermissionError, NotADirectoryError, ImportError) as error:
             raise Refused(f"the server refused it ({type(error).__name__}: {error})") from error
         except Exception as error:  # each file system has errors of its own
             raise Broken(f"{type(error).__name__}: {error}") from error
-        finally:
-            thread.shutdown(wait=False)

@@ -108,16 +108,12 @@ def _without_list(question: str, *, options: Sequence[str]) -> str:
 
     Read from the end, with nothing compiled: this runs for every item of every epoch.
     """
-    rest, last = question.rstrip(), True
-    for letter, option in reversed([*zip(ascii_uppercase, options, strict=False)]):
-        text, rest, last = (option.strip(), rest, False) if last else (_ended(option.strip()), _ended(rest), False)
-        behind = len(rest) - len(text)
-        if behind < 0 or rest[behind:].lower() != text.lower():
-            return question
-        label = _before_label(rest[:behind].rstrip(), letter)
-        if label is None:
-            return question
-        rest = label
+    *others, last = zip(ascii_uppercase, options, strict=False)
+    rest = _before_option(question.rstrip(), letter=last[0], text=last[1].strip())
+    for letter, option in reversed(others):
+        rest = None if rest is None else _before_option(_ended(rest), letter=letter, text=_ended(option.strip()))
+    if rest is None:
+        return question
     rest = rest.rstrip()
     heading = rest[:-1].rstrip() if rest.endswith((":", "\uff1a")) else ""
     for name in _HEADINGS:
@@ -133,14 +129,17 @@ def _ended(text: str) -> str:
     return text
 
 
-def _before_label(text: str, letter: str) -> str | None:
-    """Return what stands before the label that a text ends with, None when it ends with none of that letter."""
-    if not text or text[-1] not in _CLOSES:
+def _before_option(question: str, *, letter: str, text: str) -> str | None:
+    """Return what stands before the option that a question ends with, None when it ends with another one."""
+    behind = len(question) - len(text)
+    if behind < 0 or question[behind:].lower() != text.lower():
         return None
-    named = text[:-1].rstrip()
-    if not named or named[-1].upper() not in (letter, chr(ord(letter) + 0xFEE0)):
+    label = question[:behind].rstrip()
+    named = label[:-1].rstrip()
+    if not label.endswith(tuple(_CLOSES)) or named[-1:].upper() not in (letter, chr(ord(letter) + 0xFEE0)):
         return None
-    return named[:-2] if named[-2:-1] and named[-2] in _OPENS else named[:-1]
+    before = named[:-1]
+    return before[:-1] if before.endswith(tuple(_OPENS)) else before
 
 
 def _read(text: str, truth: Truth) -> Reading[str]:
