@@ -14,7 +14,7 @@ from pathlib import Path
 
 from arcvideo.files import write_whole
 from arcvideo.hidden import hidden
-from arcvideo.remote.origin import Identity
+from arcvideo.remote.origin import Changed, Identity
 
 _MAGIC = b"arcvideo link to a remote shard\n"
 _LONGEST = 1 << 14
@@ -23,6 +23,8 @@ _LONGEST = 1 << 14
 
 _URLS: dict[Path, str] = {}
 """Path of a link -> URL with its credentials, which no file holds."""
+_REMOVED: dict[Path, str] = {}
+"""Path of a link that this process removed -> why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +40,14 @@ def read_link(path: Path) -> Link | None:
 
     Raises:
         OSError: there is no such file.
+        Changed: this process removed the link, because the remote file is another one now.
     """
-    facts = path.stat()
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        if path in _REMOVED:
+            raise Changed(_REMOVED[path]) from None
+        raise
     if facts.st_size > _LONGEST:
         return None
     link = _read(path, facts.st_ino, facts.st_size, facts.st_mtime_ns)
@@ -58,6 +66,13 @@ def _read(path: Path, *_: int) -> Link | None:
 def write_link(path: Path, link: Link) -> None:
     """Write a link, whole or not at all; without what its URL has of passwords and tokens."""
     write_whole(path, _MAGIC.decode() + json.dumps(asdict(replace(link, url=hidden(link.url)))))
+    _REMOVED.pop(path, None)
+
+
+def remove_link(path: Path, *, why: str) -> None:
+    """Remove the link of a remote file that changed; whoever reads it next in this process is told why."""
+    _REMOVED[path] = why  # first: other threads are reading
+    path.unlink(missing_ok=True)
 
 
 def know(path: Path, url: str) -> None:

@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 from arcvideo.hidden import hidden
 from arcvideo.remote.held import Held
-from arcvideo.remote.links import Link, read_link
+from arcvideo.remote.links import Link, read_link, remove_link
 from arcvideo.remote.origin import Changed, NoRanges, Origin, origin_of
 from arcvideo.remote.patience import Broken, Ended, Patience, Refused
 from arcvideo.remote.settings import ShardCacheSettings
@@ -88,11 +88,12 @@ def confirm(path: Path, link: Link) -> None:
 
 def changed(path: Path, link: Link, difference: str) -> Changed:
     """Return the error of a remote shard that is not what was indexed; its link is removed."""
-    path.unlink(missing_ok=True)
-    return Changed(
+    why = (
         f"{link.url}: changed since it was indexed ({difference}); start again, it is then indexed anew, or put the "
         "old file back"
     )
+    remove_link(path, why=why)
+    return Changed(why)
 
 
 def read_range(path: Path, link: Link, *, offset: int, size: int) -> bytes:

@@ -210,6 +210,17 @@ def test_a_shard_that_changed_is_never_read_as_what_it_was(served: Served, tmp_p
     again.close()
 
 
+def test_every_reader_of_a_shard_that_changed_is_told_so(served: Served, tmp_path: Path) -> None:
+    """Several members are read at once; the first to see the change must not leave the others without a reason."""
+    path = opened(served, tmp_path)
+    shutil.copy(served.folder / NAMES[1], served.folder / NAMES[0])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="changed since it was indexed"):
+            read_at(path, offset=512, size=512)
+    assert opened(served, tmp_path) == path
+    assert read_at(path, offset=512, size=512) == (served.folder / NAMES[0]).read_bytes()[512:1024]
+
+
 def test_a_shard_that_changes_while_it_is_indexed_is_no_index(served: Served, tmp_path: Path) -> None:
     path = opened(served, tmp_path)
     shutil.copy(served.folder / NAMES[1], served.folder / NAMES[0])
