@@ -22,14 +22,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from arcvideo.config import RunConfig
+from arcvideo.composing.config import RunConfig
+from arcvideo.composing.recipe import ExpectedSource, PlannedStage, Recipe, load_recipe, planned_stages
+from arcvideo.files import told
 from arcvideo.preflight.estimate import Estimate, estimate, row_of
 from arcvideo.preflight.fitting import misfits
 from arcvideo.preflight.machine import GIB, Machine, machine_of
 from arcvideo.preflight.measured import Measured, error_table, measured
 from arcvideo.processes.children import run_child
 from arcvideo.processes.terminal import speak_plainly
-from arcvideo.recipe import ExpectedSource, PlannedStage, Recipe, load_recipe, planned_stages
 
 OWN_WORDS = (
     "recipe", "stage", "device", "gpus", "utilization", "gpu_memory", "host_memory", "largest", "trace", "price",
@@ -49,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     extra = [word for word in words if word.partition("=")[0] not in OWN_WORDS]
     try:
         sys.exit(_preflight(own, extra=extra))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {told(error)}")
 
 
 def _preflight(own: dict[str, str], *, extra: Sequence[str]) -> int:
