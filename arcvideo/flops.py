@@ -7,6 +7,7 @@ softmax and the optimizer are not counted. Letters: N tokens, L layers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 
@@ -21,8 +22,16 @@ PEAK_BF16 = {
     "H200": 989e12,
     "L40S": 362e12,
     "B200": 2250e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "A40": 149.7e12,
+    "A6000": 154.8e12,
+    "RTX3090": 71e12,
+    "RTX4090": 165.2e12,
+    "RTX5090": 209.5e12,
 }
-"""Dense bf16 peak per second of one device, by the name it gives itself (vendor data sheets)."""
+"""Dense bf16 peak per second of one device, by the name it gives itself (vendor data sheets; of GeForce, sums in fp32,
+which is half of what is printed largest)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,5 +189,5 @@ def media_flops(
 
 def peak_flops(device: str) -> float | None:
     """Return dense bf16 peak per second of a device by its name (`NVIDIA A100-SXM4-80GB`, ...); None when unknown."""
-    words = device.upper().replace("-", " ").split()
+    words = re.sub(r"\bRTX (?=\d)", "RTX", device.upper().replace("-", " ")).split()
     return next((peak for name, peak in PEAK_BF16.items() if name in words), None)

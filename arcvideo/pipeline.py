@@ -26,6 +26,8 @@ from arcvideo.composing.recipe import (
     PlannedStage,
     Recipe,
     Standing,
+    given_of,
+    half_moved,
     load_recipe,
     parent_folder,
     planned_stages,
@@ -271,8 +273,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if strange:
         sys.exit(f"error: {strange[0]}: expected status, or KEY=VALUE{nearest(strange[0], ['status'])}")
     try:
-        given = [word.removeprefix("given.").partition("=") for word in words if word.startswith("given.")]
-        recipe = load_recipe(names[0], given={name: value for name, _, value in given})
+        given = given_of(words)
+        recipe = load_recipe(names[0], given=given)
+        for note in half_moved(names[0], given=given, extra=extra):
+            print(f"note: {note}", file=sys.stderr, flush=True)
         if "status" in words:
             print(status(recipe, extra=extra))
             return

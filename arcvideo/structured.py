@@ -20,6 +20,10 @@ from typing import Any, TypeVar
 Kind = TypeVar("Kind")
 
 
+COLON = r"in braces a name with a colon is written with a backslash: {my_module\:my_function: 1}"
+"""What those need to know whose mapping was read otherwise than they meant."""
+
+
 class SettingsError(ValueError):
     """Values that do not fit; the message names the full key and the remedy."""
 
@@ -161,7 +165,8 @@ def _plain(kind: type, value: Any, *, key: str) -> Any:
         return str(value)
     elif type(value) is kind:
         return value
-    raise SettingsError(f"{key}: expected {wanted}, got {value!r}")
+    remedy = f"; {COLON}" if isinstance(value, str) and ": " in value else ""
+    raise SettingsError(f"{key}: expected {wanted}, got {value!r}{remedy}")
 
 
 def _join(key: str, name: object) -> str:

@@ -67,7 +67,7 @@ from arcvideo.lineage.continued import continue_problems, continued_from
 from arcvideo.lineage.lock import agreed, alone_in, launch
 from arcvideo.lineage.manifest import finished, read_manifest
 from arcvideo.lineage.parents import Parent, resolve_parent
-from arcvideo.lineage.state import State, state_of, wanted
+from arcvideo.lineage.state import State, refusal, state_of, wanted
 from arcvideo.places import CONF_DIR, no_place, writable
 from arcvideo.processes.children import end_with_parent, stop_with_status
 from arcvideo.processes.terminal import one_voice, speak_plainly
@@ -177,10 +177,7 @@ def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float
         print(f"{config.stage_dir}: finished already ({manifest.identity[:8]})", flush=True)
         return manifest.value(config.evaluation.optimized)
     if word == "stale":
-        raise ValueError(
-            f"{config.stage_dir} holds this stage as something else than is asked for now: "
-            f"{'; '.join(state.reasons)}. Give another output=NAME, or remove the folder"
-        )
+        raise ValueError(refusal(config.stage_dir, state=state))
     if not launch()[0]:
         doing = "is measured again" if word == "unmeasured" else "continues" if word == "interrupted" else "starts"
         print(f"{config.stage_dir}: {doing}; loading torch, weights and data", flush=True)

@@ -36,6 +36,31 @@ def test_more_sft_makes_as_many_updates_as_grpo() -> None:
     assert steps["more_sft"] == steps["more_sft_fast"] == steps["grpo"]
 
 
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("data_dir=other", "data_dir=other moves the stages alone, the recipe's `prepare` keeps data=data/tiny_shorts; "
+         "given.data=other moves both"),
+        ("run_dir=other", "run_dir=other moves the stages alone, the recipe's `prepare` keeps run=runs/tiny_shorts; "
+         "given.run=other moves both"),
+        ("runner.seed=3", "runner.seed=3 moves the stages alone, the recipe's `prepare` keeps seed=0; "
+         "given.seed=3 moves both"),
+        ("data_dir=data/tiny_shorts/", ""),
+        ("runner.steps=3", ""),
+    ],
+)  # fmt: skip
+def test_a_word_that_moves_the_stages_but_not_what_is_prepared_says_so(
+    word: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline.main(["recipe=tiny_shorts", "status", word])
+    assert capsys.readouterr().err == (f"note: {told}\n" if told else "")
+
+
+def test_a_word_beside_its_given_that_says_the_same_is_no_contradiction(capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline.main(["recipe=ablation_tiny", "status", "given.data=other", "data_dir=other"])
+    assert capsys.readouterr().err == ""
+
+
 def test_an_unknown_name_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"given.sed: the recipe has no such name.*seed"):
         pipeline.main(["recipe=tiny_shorts", "given.sed=3"])

@@ -216,6 +216,9 @@ def _problems(config: RunConfig) -> Iterator[str]:
         logger=config.logger,
         engine=config.engine,
     )
+    place = Path(config.output or config.stage.name)
+    if place.is_absolute() or ".." in place.parts or not place.parts:
+        yield f"output={config.output} is no folder inside run_dir={config.run_dir}; run_dir=DIR is for another place"
     if config.verify_resume and not 2 <= config.verify_resume <= config.runner.steps:
         yield f"verify_resume={config.verify_resume} must be 0, or between 2 and runner.steps={config.runner.steps}"
     try:

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from arcvideo.composing.config import RunConfig, former
 from arcvideo.named import conf_folders
 from arcvideo.places import CONF_DIR
-from arcvideo.structured import nearest
+from arcvideo.structured import COLON, nearest
 
 DEFAULT_MODEL = "tiny"
 """The model of conf/config.yaml."""
@@ -231,8 +231,9 @@ def grammar_problems(words: Sequence[str]) -> list[str]:
             parsed(word)
         except HydraException as error:
             said = str(error).splitlines()[0]
-            quoted = f"{key.lstrip('+')}='{value}'"
-            problems.append(f'{word.lstrip("+")}: cannot be read: {said}; a text with such signs is quoted: "{quoted}"')
+            quoted = f"a text with such signs is quoted: \"{key.lstrip('+')}='{value}'\""
+            remedy = COLON if value.startswith("{") else quoted
+            problems.append(f"{word.lstrip('+')}: cannot be read: {said}; {remedy}")
     return problems
 
 

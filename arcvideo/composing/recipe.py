@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class MachineSettings:
     """What a recipe is cut for; preflight assumes it unless it is told otherwise."""
 
     device: str = "h200"
-    """h20, a100, a800, l40s, h100, h800, h200, b200 or cpu."""
+    """A name that preflight knows (`device=?` lists them) or cpu."""
     gpus: int = 8
     """Processes, one a device."""
     host_gib: float = 0.0
@@ -127,18 +128,49 @@ def load_recipe(name: str, *, given: Mapping[str, str] | None = None) -> Recipe:
     Raises:
         ValueError: no such recipe, or a key or type that does not fit; the message names it.
     """
-    named = [Path("recipes") / f"{name}.yaml", RECIPES / f"{name}.yaml"]
-    places = [Path(from_home(name))] if name.endswith((".yaml", ".yml")) else named
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        names = recipe_names()
-        raise ValueError(f"recipe={name}: no file {places[-1]}{nearest(name, names)}; there are: {', '.join(names)}")
+    path = _path(name)
     try:
         return filled(Recipe, from_home(put_in(_content(path), given=given or {})))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def _path(name: str) -> Path:
+    named = [Path("recipes") / f"{name}.yaml", RECIPES / f"{name}.yaml"]
+    places = [Path(from_home(name))] if name.endswith((".yaml", ".yml")) else named
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        names = recipe_names()
+        raise ValueError(f"recipe={name}: no file {places[-1]}{nearest(name, names)}; there are: {', '.join(names)}")
+    return path
+
+
+def half_moved(name: str, *, given: Mapping[str, str], extra: Sequence[str]) -> list[str]:
+    """Return a line for each override of a setting that the recipe takes from a `given`, which its `prepare` takes too.
+
+    Such a word reaches the stages alone: clips would be made in one folder and looked for in another.
+
+    Args:
+        name: of a recipe that loads.
+        given: other values for some of its `given`.
+        extra: overrides for every stage.
+    """
+    content = _content(_path(name))
+    own = {key: str(value) for key, value in {**(content.get("given") or {}), **given}.items()}
+    prepared = str(content.get("prepare") or "")
+    shared = {"run_dir": content.get("run_dir"), **(content.get("settings") or {})}
+    taken = {key: value[1:] for key, _, value in (word.partition("=") for word in words_of(shared)) if value[:1] == "$"}
+    notes = []
+    for key, _, value in (word.lstrip("+").partition("=") for word in extra):
+        source = taken.get(key, "")
+        if source in own and value.rstrip("/") != own[source].rstrip("/") and re.search(rf"\${source}\b", prepared):
+            notes.append(
+                f"{key}={value} moves the stages alone, the recipe's `prepare` keeps {source}={own[source]}; "
+                f"given.{source}={value} moves both"
+            )
+    return notes
 
 
 def recipe_names() -> list[str]:
@@ -206,6 +238,12 @@ def _read(word: str) -> Any:
     except ValueError:
         return word.partition("=")[2]
     return value if isinstance(value, (int, float, bool, list, dict, type(None))) else str(value)
+
+
+def given_of(words: Sequence[str]) -> dict[str, str]:
+    """Return NAME -> VALUE of the words `given.NAME=VALUE`."""
+    said = (word.removeprefix("given.").partition("=") for word in words if word.startswith("given."))
+    return {name: value for name, _, value in said}
 
 
 def put_in(content: dict[str, Any], *, given: Mapping[str, str]) -> dict[str, Any]:

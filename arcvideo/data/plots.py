@@ -35,7 +35,8 @@ def histogram(values: np.ndarray, *, title: str, unit: str) -> Bars:
     """
     if not len(values):
         return Bars(title=f"{title}: none", heights=[], labels=["", ""])
-    low, high = float(values.min()), float(np.quantile(values, 0.99))
+    # A value that occurs, not one between two: the axis of tokens ends at whole ones.
+    low, high = float(values.min()), float(np.quantile(values, 0.99, method="lower"))
     edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
     heights = np.histogram(np.clip(values, edges[0], edges[-1]), bins=edges)[0]
     middle = float(np.median(values))

@@ -141,6 +141,18 @@ def _finished(folder: Path, *, manifest: Manifest, expected: Wanted) -> State:
     return State(word="finished", manifest=manifest)
 
 
+def refusal(folder: Path, *, state: State, most: int = 8) -> str:
+    """Return in one line why a stale stage is refused and what can be done; a stage of another name is told first."""
+    reasons = sorted(state.reasons, key=lambda reason: not reason.startswith("stage."))
+    more = f" and {len(reasons) - most} more" if len(reasons) > most else ""
+    there = newest_checkpoint(folder / "checkpoints") is not None
+    goes_on = f" with continue_from={folder} to go on from its newest checkpoint," if there else ""
+    return (
+        f"{folder} holds this stage as something else than is asked for now: {'; '.join(reasons[:most])}{more}. Give "
+        f"another output=NAME,{goes_on} or remove the folder"
+    )
+
+
 def differences(then: Mapping[str, Any], *, expected: Wanted) -> tuple[str, ...]:
     """Return what has changed since `then` (fields of a manifest or of started.json), one line each."""
     try:

@@ -5,7 +5,7 @@
   ... price=2.5        of one device and hour, in your currency: a column and the total
   ... trace=yes        memory from tracing each stage's fullest row at full shapes (a minute each) in place of formulas
   ... largest=yes|no   train once on the largest batch of every stage, on this machine; yes where an NVIDIA device is
-  ... override ...     for every stage, as arcvideo.pipeline takes them
+  ... override ...     for every stage, and given.NAME=VALUE, as arcvideo.pipeline takes them
 
 Per stage: samples, tokens, packs, steps, FLOPs, wall time, memory and disk, from settings and index alone; no torch, no
 weights. The index must be there (`python -m arcvideo.data.shards index SHARDS`); packs and steps are those that
@@ -23,10 +23,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from arcvideo.composing.config import RunConfig
-from arcvideo.composing.recipe import ExpectedSource, PlannedStage, Recipe, load_recipe, planned_stages
+from arcvideo.composing.recipe import (
+    ExpectedSource,
+    PlannedStage,
+    Recipe,
+    given_of,
+    half_moved,
+    load_recipe,
+    planned_stages,
+)
 from arcvideo.files import told
 from arcvideo.preflight.estimate import Estimate, estimate, row_of
-from arcvideo.preflight.fitting import misfits
+from arcvideo.preflight.fitting import full_together, misfits
 from arcvideo.preflight.machine import GIB, Machine, machine_of
 from arcvideo.preflight.measured import Measured, error_table, measured
 from arcvideo.processes.children import run_child
@@ -47,26 +55,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(__doc__)
         return
     own = {key: value for key, _, value in (word.partition("=") for word in words) if key in OWN_WORDS}
-    extra = [word for word in words if word.partition("=")[0] not in OWN_WORDS]
+    extra = [word for word in words if word.partition("=")[0] not in OWN_WORDS and not word.startswith("given.")]
     try:
-        sys.exit(_preflight(own, extra=extra))
+        sys.exit(_preflight(own, given=given_of(words), extra=extra))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {told(error)}")
 
 
-def _preflight(own: dict[str, str], *, extra: Sequence[str]) -> int:
+def _preflight(own: dict[str, str], *, given: Mapping[str, str], extra: Sequence[str]) -> int:
     if "recipe" not in own:
         raise ValueError("name one recipe: python -m arcvideo.preflight recipe=tiny_shorts")
     for key in ("largest", "trace"):
         if own.get(key, "no") not in ("yes", "no"):
             raise ValueError(f"{key}={own[key]}: yes or no")
-    recipe = load_recipe(own["recipe"])
+    recipe = load_recipe(own["recipe"], given=given)
+    for note in half_moved(own["recipe"], given=given, extra=extra):
+        print(f"note: {note}", file=sys.stderr, flush=True)
     machine = machine_of(own, recipe=recipe.machine)
     stages = _chosen(recipe, own=own, extra=extra)
     forecasts, problems, errors = _estimates(
         stages, machine=machine, expect=recipe.expect, trace=own.get("trace", "no") == "yes"
     )
     print(table(forecasts, machine=machine))
+    if "gpu_memory" in own and "device" not in own:
+        print(f"gpu_memory= changes the memory alone: speed is that of {machine.device}; device=NAME changes both.")
     if errors:
         print(error_table(errors))
     for problem in problems:
@@ -99,6 +111,7 @@ def _estimates(
         forecasts.append(forecast)
         problems += misfits(stage.words, config=stage.config, estimate=forecast, machine=machine)
         errors += measured(stage.config, estimate=forecast, machine=machine)
+    problems = problems or full_together([(stage.config, row) for stage, row in zip(stages, forecasts, strict=True)])
     return forecasts, problems, errors
 
 
@@ -128,7 +141,7 @@ def table(forecasts: Sequence[Estimate], *, machine: Machine) -> str:
             + "".join(f"{size / GIB:>7.1f}" for size in sizes)
             + f"{gpu.rollout / GIB:>8.1f}"
             + "".join(f"{size / GIB:>7.1f}" for size in ends)
-            + (f"{machine.cost(forecast.seconds):>9.0f}" if machine.price else "")
+            + (f"{machine.cost(forecast.seconds):>9.2f}" if machine.price else "")
             + f"  {epoch.how}"
         )
     rows += [_total(forecasts, machine=machine)] if len(forecasts) > 1 else []
@@ -162,7 +175,7 @@ def _total(forecasts: Sequence[Estimate], *, machine: Machine) -> str:
     return (
         f"{'all':<14}{'':>37}{steps:>7}{flops:>9.2g}{seconds / 3600:>8.2f}{'':>38}"
         + "".join(f"{size / GIB:>7.1f}" for size in most)
-        + (f"{machine.cost(seconds):>9.0f}" if machine.price else "")
+        + (f"{machine.cost(seconds):>9.2f}" if machine.price else "")
     )
 
 

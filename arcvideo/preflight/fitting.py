@@ -11,10 +11,11 @@ from pathlib import Path
 
 from arcvideo.composing.compose import stage_config
 from arcvideo.composing.config import ConfigError, RunConfig
+from arcvideo.lineage.manifest import finished
 from arcvideo.places import CONF_DIR
 from arcvideo.preflight.estimate import Estimate, fits, step_unit
 from arcvideo.preflight.machine import GIB, Machine
-from arcvideo.preflight.memory import checkpoint_disk
+from arcvideo.preflight.memory import being_written, checkpoint_disk
 
 ENGINES = ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 """From the fastest to the smallest."""
@@ -49,6 +50,25 @@ def misfits(words: Sequence[str], *, config: RunConfig, estimate: Estimate, mach
             f"{estimate.name}: {estimate.disk / GIB:.1f} GiB of checkpoints, {free / GIB:.1f} free in {folder}: "
             f"{remedy}"
         )
+    return problems
+
+
+def full_together(stages: Sequence[tuple[RunConfig, Estimate]]) -> list[str]:
+    """Return what is short when the checkpoints of all stages that are still to come lie on one disk, as they stay."""
+    disks: dict[int, list[tuple[RunConfig, Estimate]]] = {}
+    for config, estimate in stages:
+        if finished(config.stage_dir) is None:
+            disks.setdefault(_free(config.stage_dir)[1].stat().st_dev, []).append((config, estimate))
+    problems = []
+    for rows in disks.values():
+        free, folder = _free(rows[0][0].stage_dir)
+        writing = [being_written(config) for config, _ in rows]  # of one stage at a time
+        needed = sum(estimate.disk for _, estimate in rows) - sum(writing) + max(writing)
+        if needed > free:
+            problems.append(
+                f"{', '.join(estimate.name for _, estimate in rows)} together: {needed / GIB:.1f} GiB of checkpoints, "
+                f"{free / GIB:.1f} free in {folder}: runner.keep_last=1, or run_dir= on another disk"
+            )
     return problems
 
 

@@ -11,11 +11,13 @@ from arcvideo.flops import peak_flops
 GIB = float(1 << 30)
 GPU_GB = {
     "h20": 96.0, "a100": 80.0, "a800": 80.0, "l40s": 48.0, "h100": 80.0, "h800": 80.0, "h200": 141.0, "b200": 180.0,
+    "l4": 24.0, "a10": 24.0, "a40": 48.0, "a6000": 48.0, "rtx3090": 24.0, "rtx4090": 24.0, "rtx5090": 32.0,
 }  # fmt: skip
 """Memory of one device (vendor data sheets)."""
 BANDWIDTH = {
     "h20": 4.0e12, "a100": 2.04e12, "a800": 2.04e12, "l40s": 0.864e12, "h100": 3.35e12, "h800": 3.35e12,
-    "h200": 4.8e12, "b200": 8.0e12,
+    "h200": 4.8e12, "b200": 8.0e12, "l4": 0.3e12, "a10": 0.6e12, "a40": 0.696e12, "a6000": 0.768e12,
+    "rtx3090": 0.936e12, "rtx4090": 1.008e12, "rtx5090": 1.792e12,
 }  # fmt: skip
 """Bytes a second between a device and its memory (vendor data sheets); decoding is bound by it."""
 CPU_PEAK, CPU_BANDWIDTH = 5e10, 1e10
@@ -69,10 +71,15 @@ def machine_of(words: dict[str, str], *, recipe: MachineSettings | None) -> Mach
     """Return the machine that the command line names; what it leaves out is the recipe's, or eight H200.
 
     Raises:
-        ValueError: not a number, or no such device.
+        ValueError: not a number that can be, or no such device.
     """
     defaults = recipe or MachineSettings()
     device = words.get("device", defaults.device).lower()
+    for key in ("gpus", "utilization", "gpu_memory", "peak_tflops", "bandwidth_tb", "price", "host_memory"):
+        if key in words and not 0 < _number(words, key, 0.0) < float("inf"):
+            raise ValueError(f"{key}={words[key]} must be a number above 0")
+    if _number(words, "gpus", 1) % 1:
+        raise ValueError(f"gpus={words['gpus']} must be a whole number")
     numbers = ("peak_tflops", "bandwidth_tb", "gpu_memory")
     if device not in (*GPU_GB, "cpu") and not all(key in words for key in numbers):
         raise ValueError(
@@ -91,8 +98,8 @@ def machine_of(words: dict[str, str], *, recipe: MachineSettings | None) -> Mach
         price=_number(words, "price", 0.0),
         host_gib=_number(words, "host_memory", here if device == "cpu" else defaults.host_gib or float("inf")),
     )
-    if machine.gpus < 1 or not 0 < machine.utilization <= 1:
-        raise ValueError(f"gpus={machine.gpus} must be at least 1 and utilization={machine.utilization} in (0, 1]")
+    if machine.utilization > 1:
+        raise ValueError(f"utilization={machine.utilization:g} must be a share, at most 1")
     return machine
 
 

@@ -156,9 +156,12 @@ def host_memory(config: RunConfig, *, ranks: int) -> float:
 
 def checkpoint_disk(config: RunConfig) -> float:
     """Return bytes of a stage's checkpoints and its export."""
-    trained = trained_parameters(config)
-    # fp32 weights and two moments each; one more while it is written.
-    return 12 * trained * (config.runner.keep_last + 1) + 4 * sum(parameters(config.model).values())
+    return being_written(config) * (config.runner.keep_last + 1) + 4 * sum(parameters(config.model).values())
+
+
+def being_written(config: RunConfig) -> float:
+    """Return bytes of one checkpoint, which one stands beside those that are kept while it is written."""
+    return 12.0 * trained_parameters(config)  # fp32 weights and two moments each
 
 
 def offloaded(config: RunConfig, what: str) -> bool:

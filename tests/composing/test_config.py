@@ -13,7 +13,7 @@ import yaml
 
 from arcvideo.composing.compose import stage_config
 from arcvideo.composing.config import ConfigError, RunConfig, plain_dict
-from arcvideo.composing.overrides import DEFAULT_MODEL, override_problems, stages
+from arcvideo.composing.overrides import DEFAULT_MODEL, grammar_problems, override_problems, stages
 from arcvideo.composing.recipe import load_recipe, planned_stages
 from arcvideo.places import CONF_DIR, RECIPES
 from arcvideo.structured import filled
@@ -324,3 +324,22 @@ def test_settings_survive_a_manifest() -> None:
     """What a manifest stores makes the same settings again."""
     config = settings("stage=grpo")
     assert filled(RunConfig, plain_dict(config)) == config
+
+
+@pytest.mark.parametrize("output", ["/elsewhere", "../elsewhere", "a/../../b", "."])
+def test_the_folder_of_a_stage_lies_inside_run_dir(output: str) -> None:
+    with pytest.raises(ConfigError, match=rf"output={output} is no folder inside run_dir=.*run_dir=DIR"):
+        settings("stage=sft", f"output={output}")
+    assert settings("stage=sft", "output=trial/one").stage_dir.name == "one"
+
+
+def test_a_name_with_a_colon_in_braces_is_told_how_it_is_written() -> None:
+    """Hydra reads `my:own: 1` as my -> "own: 1"."""
+    written = (
+        r"grpo.rewards.my: expected a number, got 'own: 1'; .*written with a backslash: \{my_module\\:my_function: 1\}"
+    )
+    with pytest.raises(ConfigError, match=written):
+        settings("stage=grpo", "grpo.rewards={my:own: 1}")
+    (problem,) = grammar_problems(["grpo.rewards={'my:own': 1}"])
+    assert "written with a backslash" in problem
+    assert grammar_problems([r"grpo.rewards={my\:own: 1}"]) == []

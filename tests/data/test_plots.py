@@ -19,6 +19,11 @@ def test_histogram_counts_everything_and_folds_the_tail() -> None:
     assert histogram(np.array([]), title="x", unit="s").heights == []
 
 
+def test_the_axis_ends_at_a_value_that_occurs() -> None:
+    tokens = np.array([*range(100, 120), 500])  # the percentile between the last two would be 423.8 tokens
+    assert histogram(tokens, title="x", unit="tokens").labels == ["100", "119 tokens and more"]
+
+
 def test_names_below_bars_share_a_line_where_they_fit(tmp_path: Path) -> None:
     def lowest_ink(names: list[str]) -> int:
         draw([counts(dict.fromkeys(names, 1), title="x")], path=tmp_path / "a.png")

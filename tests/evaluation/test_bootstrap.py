@@ -29,12 +29,12 @@ def test_weighted_interval_is_a_ratio_of_sums() -> None:
 def test_paired_difference_sees_what_unpaired_intervals_hide() -> None:
     random = np.random.default_rng(1)
     before = random.random(200)
-    mean, low, high = paired_difference(list(before + 0.02), list(before))
+    after = before + np.tile([0.01, 0.03], 100)
+    mean, low, high = paired_difference(list(after), list(before))
     assert mean == pytest.approx(0.02)
     assert low > 0
     assert high < 0.03
-    assert interval(list(before + 0.02)).low < interval(list(before)).high
-    assert paired_difference(list(before), list(before)).low == 0
+    assert interval(list(after)).low < interval(list(before)).high
 
 
 def test_paired_difference_refuses_different_items() -> None:
@@ -87,10 +87,12 @@ def test_intervals_over_clips_cover_the_truth_where_those_over_items_do_not() ->
 
 
 def test_a_paired_difference_draws_clips_too() -> None:
-    """Two items of a clip that move in opposite directions are no difference in any resample of clips."""
+    """Two items of a clip that move in opposite directions hardly differ in any resample of clips."""
     before, clips = [0.5] * 80, [f"c{n // 2}" for n in range(80)]
     after = [0.5 + (0.5 if n % 2 else -0.5) for n in range(80)]
-    assert paired_difference(after, before, clips=clips) == (0.0, 0.0, 0.0)
+    after[0] += 0.01  # clips that agree to the last bit have an interval of another kind
+    by_clip = paired_difference(after, before, clips=clips)
+    assert -1e-9 < by_clip.low <= by_clip.mean <= by_clip.high < 0.001
     by_item = paired_difference(after, before)
     assert by_item.low < -0.05 < 0.05 < by_item.high
 
@@ -106,3 +108,44 @@ def test_a_score_without_clip_or_weight_is_refused() -> None:
         interval([1.0, 2.0], clips=["a"])
     with pytest.raises(ValueError, match="as many"):
         interval([1.0, 2.0], weights=[1.0])
+
+
+@pytest.mark.parametrize(
+    ("scores", "low", "high"),
+    [
+        ([1.0] * 10, 0.6915, 1.0),  # Clopper and Pearson: 0.025 ** (1 / 10)
+        ([0.0] * 10, 0.0, 0.3085),
+        ([0.0] * 300, 0.0, 0.0122),
+        ([1.0], 0.025, 1.0),
+        ([0.4] * 10, 0.4 * 0.6915, 0.4 + 0.6 * 0.3085),
+        ([1.7] * 10, 1.7, 1.7),  # no share: nobody knows where it ends
+    ],
+)
+def test_clips_that_all_agree_are_not_certain(scores: list[float], low: float, high: float) -> None:
+    found = interval(scores)
+    assert found.mean == pytest.approx(scores[0])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_it_is_clips_that_agree_not_items() -> None:
+    """Ten items of one clip are one clip, whatever they say; so are clips of several sizes and weights."""
+    one = interval([1.0, 0.0] * 5, clips=["a"] * 10)
+    assert one == pytest.approx((0.5, 0.0125, 0.9875))
+    sizes = interval([1.0, 0.0, 1.0, 1.0, 0.0, 0.0], clips=["a", "a", "b", "b", "b", "b"])
+    assert sizes == pytest.approx(interval([0.5, 0.5]))
+    assert interval([0.0, 0.0], weights=[3.0, 9.0]) == pytest.approx(interval([0.0, 0.0]))
+
+
+def test_the_interval_of_rare_failures_covers_them() -> None:
+    """Of twenty clips none fails in half of the draws when 3 % do; a bootstrap calls those certain and covers half."""
+    random = np.random.default_rng(5)
+    covered = [
+        found.low <= 0.97 <= found.high for found in (interval(list(random.random(20) < 0.97)) for _ in range(200))
+    ]
+    assert sum(covered) >= 190
+
+
+def test_stages_that_answer_alike_may_differ_on_other_clips() -> None:
+    before = list(np.random.default_rng(6).random(10))
+    assert paired_difference(before, before) == pytest.approx((0.0, -0.3085, 0.3085), abs=1e-4)
+    assert paired_difference([1.0] * 10, [0.0] * 10) == pytest.approx((1.0, 1 - 2 * 0.3085, 1.0), abs=1e-4)

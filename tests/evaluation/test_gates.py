@@ -82,10 +82,11 @@ def test_what_must_be_reached_may_hold_for_the_value_or_for_the_interval(tmp_pat
 def test_what_must_not_be_lost_is_compared_with_the_parent_clip_by_clip(tmp_path: Path) -> None:
     answered(tmp_path, "sft", [1.0, 1.0] * 30 + [0.0, 0.0] * 10)
     answered(tmp_path, "grpo", [1.0, 1.0] * 30 + [0.0, 0.0] * 10)
-    assert is_open(tmp_path, not_below_stage="parent", within=0.01) == (
-        True,
-        "minus sft: +0.000 [+0.000, +0.000], at most 0.01 worse",
-    )
+    # Forty clips that agree cannot show that less than a hundredth is lost on others.
+    said = "minus sft: +0.000 [-0.088, +0.088], at most {} worse"
+    assert is_open(tmp_path, not_below_stage="parent", within=0.1) == (True, said.format(0.1))
+    assert is_open(tmp_path, not_below_stage="parent", within=0.01) == (False, said.format(0.01))
+    assert is_open(tmp_path, not_below_stage="parent")[0]
     assert not is_open(tmp_path, above_stage="parent")[0]
     answered(tmp_path, "grpo", [1.0, 1.0] * 20 + [0.0, 0.0] * 20)  # ten clips lost, none won
     assert not is_open(tmp_path, not_below_stage="parent")[0]

@@ -20,9 +20,9 @@ def measured(run_dir: Path, stage: str, scores: dict[str, float], *, truth: str 
 
 def test_a_comparison_is_the_paired_difference_of_two_stages_on_the_same_items(tmp_path: Path) -> None:
     measured(tmp_path, "sft", {"a": 0.5, "b": 1.0})
-    measured(tmp_path, "dpo", {"b": 0.75, "a": 0.25})
+    measured(tmp_path, "dpo", {"b": 0.75, "a": 0.0})
     (row,) = compare([Comparison(metric="summary_f1", stage="sft", minus="dpo")], run_dir=tmp_path)
-    assert row == {"metric": "summary_f1", "stage": "sft", "minus": "dpo", "mean": 0.25, "low": 0.25, "high": 0.25}
+    assert row == {"metric": "summary_f1", "stage": "sft", "minus": "dpo", "mean": 0.375, "low": 0.25, "high": 0.5}
     measured(tmp_path, "dpo", {"a": 0.25})
     with pytest.raises(ValueError, match="summary_f1: sft and dpo were measured on different items"):
         compare([Comparison(metric="summary_f1", stage="sft", minus="dpo")], run_dir=tmp_path)
@@ -51,8 +51,9 @@ def test_stages_are_compared_by_rates_and_by_clips(tmp_path: Path) -> None:
         [Comparison(metric="transcript_token_error", stage=stage, minus="sft") for stage in ("grpo", "worse")],
         run_dir=tmp_path,
     )
-    assert (even["mean"], even["low"], even["high"]) == (0.0, 0.0, 0.0)
-    assert [apart["mean"], apart["low"], apart["high"]] == pytest.approx([0.1, 0.1, 0.1])
+    # Twenty clips that agree: at most 1 - 0.025 ** (1 / 20) = 0.168 of all can differ, items drawn alone would spread.
+    assert [even["mean"], even["low"], even["high"]] == pytest.approx([0.0, -0.168, 0.168], abs=1e-3)
+    assert [apart["mean"], apart["low"], apart["high"]] == pytest.approx([0.1, -0.085, 0.252], abs=1e-3)
     with pytest.raises(ValueError, match="no predictions of summary_f1"):
         compare([Comparison(metric="summary_f1", stage="sft", minus="grpo")], run_dir=tmp_path)
 
@@ -93,7 +94,7 @@ def test_of_an_error_less_is_better(tmp_path: Path) -> None:
     answered(tmp_path, "before", [3.0] * 40, metric="transcript_token_error")
     answered(tmp_path, "after", [0.0] * 40, metric="transcript_token_error")
     assert verdict(tmp_path, metric="transcript_token_error", above_stage="before")
-    answered(tmp_path, "after", [3.3] * 40, metric="transcript_token_error")  # 0.1 a word worse
+    answered(tmp_path, "after", [3.2, 3.4] * 20, metric="transcript_token_error")  # 0.1 a word worse
     assert not verdict(tmp_path, metric="transcript_token_error", not_below_stage="before")
     assert not verdict(tmp_path, metric="transcript_token_error", not_below_stage="before", within=0.05)
     assert verdict(tmp_path, metric="transcript_token_error", not_below_stage="before", within=0.15)

@@ -16,7 +16,7 @@ import pytest
 from arcvideo.lineage import lock
 from arcvideo.lineage.lock import agreed, alone_in
 from arcvideo.lineage.manifest import Manifest, write_manifest
-from arcvideo.lineage.state import Wanted, state_of, write_started
+from arcvideo.lineage.state import State, Wanted, refusal, state_of, write_started
 
 CONFIG: dict[str, Any] = {
     "stage": {"name": "sft", "objective": "next_token"},
@@ -161,3 +161,14 @@ def test_a_word_of_an_earlier_launch_is_not_heard(tmp_path: Path, monkeypatch: p
 
 def test_a_launch_began_before_its_ranks() -> None:
     assert 0 < lock._launched() <= time.time()
+
+
+def test_a_refusal_is_one_line_that_names_another_stage_first_and_the_way_on(tmp_path: Path) -> None:
+    reasons = (*(f"data.sources.a{number}: 1 -> 2" for number in range(60)), 'stage.name: "sft" -> "grpo"')
+    told = refusal(tmp_path, state=State(word="stale", reasons=reasons))
+    assert 'asked for now: stage.name: "sft" -> "grpo"; data.sources.a0' in told
+    assert " and 53 more. Give another output=NAME, or remove the folder" in told
+    assert len(told) < 500
+    interrupt(tmp_path, step=2)
+    told = refusal(tmp_path, state=State(word="stale", reasons=("runner.steps: 3 -> 4",)))
+    assert f"3 -> 4. Give another output=NAME, with continue_from={tmp_path} to go on" in told

@@ -5,20 +5,22 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from arcvideo.composing.recipe import load_recipe, planned_stages
+from arcvideo.composing.recipe import ExpectedSource, load_recipe, planned_stages
 from arcvideo.feed.source import Source
 from arcvideo.model.disk.tokenizer import load_tokenizer
 from arcvideo.planning.cost import pack_cost
 from arcvideo.preflight.__main__ import main
 from arcvideo.preflight.estimate import estimate
-from arcvideo.preflight.fitting import misfits
+from arcvideo.preflight.fitting import full_together, misfits
 from arcvideo.preflight.largest import run_largest
 from arcvideo.preflight.machine import Machine, machine_of
 from arcvideo.preflight.memory import host_memory, memory, parameters, trained_parameters
@@ -83,6 +85,48 @@ def test_a_price_has_a_column_and_the_stages_a_total(shard: Path, capsys: pytest
     shift = place - len(total) + 1
     assert float(total[place - shift]) == pytest.approx(float(first[place]) + float(second[place]), abs=2)
     assert float(total[disk - shift]) == pytest.approx(float(first[disk]) + float(second[disk]), abs=0.2)
+
+
+def test_memory_alone_does_not_change_the_speed_and_says_so(shard: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build_index(shard)
+    words = [f"recipe={shard.parent / 'small.yaml'}", "gpus=1", "gpu_memory=24", "largest=no"]
+    for more, told in ([], True), (["device=h100"], False):
+        with pytest.raises(SystemExit):
+            main([*words, *more])
+        said = capsys.readouterr().out
+        assert ("gpu_memory= changes the memory alone: speed is that of h200" in said) is told
+
+
+def test_stages_that_fit_a_disk_one_by_one_must_fit_it_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [settings(f"stage={name}", f"run_dir={tmp_path}") for name in ("pretrain", "sft")]
+    machine = machine_of({"device": "cpu"}, recipe=None)
+    expect = {name: ExpectedSource(samples=10) for config in configs for name in config.data.sources}
+    rows = [(config, estimate(config, machine=machine, expect=expect)) for config in configs]
+    most = max(row.disk for _, row in rows)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=int(1.2 * most)))
+    for config, row in rows:
+        assert misfits(["stage=" + row.name], config=config, estimate=row, machine=machine) == []
+    (told,) = full_together(rows)
+    assert told.startswith("pretrain, sft together: 0.")
+    assert "free in" in told
+    assert "run_dir= on another disk" in told
+    assert full_together(rows[:1]) == []
+
+
+def test_given_names_of_a_recipe_are_taken_as_the_pipeline_takes_them(
+    shard: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_index(shard)
+    recipe = shard.parent / "small.yaml"
+    recipe.write_text(
+        recipe.read_text().replace(f"{shard.parent}/mine.tar", "$where/mine.tar") + "given: {where: nowhere}\n"
+    )
+    with pytest.raises(SystemExit) as done:
+        main([f"recipe={recipe}", f"given.where={shard.parent}", "device=cpu"])
+    assert done.value.code == 0
+    assert "sft " in capsys.readouterr().out
 
 
 def test_a_device_without_a_name_is_given_by_its_numbers() -> None:
