@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import arcvideo
-from arcvideo.completion import SHELLS, candidates, script
+from arcvideo.composing.completion import SHELLS, candidates, script
 from arcvideo.places import words_from_home
 from arcvideo.processes.children import stop_with_status
 from arcvideo.processes.terminal import speak_plainly
@@ -50,7 +50,7 @@ COMMANDS = {
         module="arcvideo.verify", documented=True, about="check that runs, weights and data are as they were written"
     ),
     "report": Command(module="arcvideo.report.__main__", about="write the page of a pipeline's runs"),
-    "settings": Command(module="arcvideo.reference", about="every setting with its meaning, as Markdown"),
+    "settings": Command(module="arcvideo.composing.reference", about="every setting with its meaning, as Markdown"),
     "torchrun": Command(module="arcvideo.torchrun", about="one stage on several devices"),
     "synthetic": Command(module="arcvideo.synthetic.__main__", about="generate TinyShorts"),
     "model": Command(

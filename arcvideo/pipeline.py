@@ -22,12 +22,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from arcvideo.composing.recipe import (
+    PlannedStage,
+    Recipe,
+    Standing,
+    load_recipe,
+    parent_folder,
+    planned_stages,
+    standing,
+)
 from arcvideo.evaluation.gates import Measured, gate_table, judge_gates, plan_gates
 from arcvideo.evaluation.targets import Target, compare, judge
 from arcvideo.files import write_whole
 from arcvideo.processes.children import REQUEUE_EXIT_CODE, run_child, stop_with_status
 from arcvideo.processes.terminal import speak_plainly
-from arcvideo.recipe import PlannedStage, Recipe, Standing, load_recipe, parent_folder, planned_stages, standing
 from arcvideo.structured import nearest
 
 STALE_POLICIES = ("refuse", "rerun", "keep")

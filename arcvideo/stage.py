@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from arcvideo.config import RunConfig, plain_dict, recorded_settings
+from arcvideo.composing.config import RunConfig, plain_dict, recorded_settings
 from arcvideo.feed.quarantine import quarantined
 from arcvideo.feed.source import Source
 from arcvideo.fingerprints.guard import refuse_overlap

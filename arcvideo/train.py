@@ -33,16 +33,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 
-from arcvideo.compose import shown_text, stage_config
-from arcvideo.config import ConfigError, RunConfig, plain_dict, recorded_settings, typed
-from arcvideo.ending import Ended, forget_errors, told, traced
-from arcvideo.hidden import hidden
-from arcvideo.lineage.continued import continue_problems, continued_from
-from arcvideo.lineage.lock import agreed, alone_in, launch
-from arcvideo.lineage.manifest import finished, read_manifest
-from arcvideo.lineage.parents import Parent, resolve_parent
-from arcvideo.lineage.state import State, state_of, wanted
-from arcvideo.overrides import (
+from arcvideo.composing.compose import shown_text, stage_config
+from arcvideo.composing.config import ConfigError, RunConfig, plain_dict, recorded_settings, typed
+from arcvideo.composing.ending import Ended, forget_errors, told, traced
+from arcvideo.composing.overrides import (
     LAUNCHERS_WORDS,
     agent_words,
     as_overrides,
@@ -55,12 +49,8 @@ from arcvideo.overrides import (
     settings_words,
     with_search,
 )
-from arcvideo.places import CONF_DIR, writable
-from arcvideo.plugins import in_submitit, join_job, option_of, plugin_problems, queue_again, sweep_words
-from arcvideo.processes.children import end_with_parent, stop_with_status
-from arcvideo.processes.terminal import one_voice, speak_plainly
-from arcvideo.report.closing import closing_text
-from arcvideo.sweep import (
+from arcvideo.composing.plugins import in_submitit, join_job, option_of, plugin_problems, queue_again, sweep_words
+from arcvideo.composing.sweep import (
     PLACED,
     SWEPT,
     SweepJob,
@@ -71,6 +61,16 @@ from arcvideo.sweep import (
     swept_keys,
     train_parents,
 )
+from arcvideo.hidden import hidden
+from arcvideo.lineage.continued import continue_problems, continued_from
+from arcvideo.lineage.lock import agreed, alone_in, launch
+from arcvideo.lineage.manifest import finished, read_manifest
+from arcvideo.lineage.parents import Parent, resolve_parent
+from arcvideo.lineage.state import State, state_of, wanted
+from arcvideo.places import CONF_DIR, writable
+from arcvideo.processes.children import end_with_parent, stop_with_status
+from arcvideo.processes.terminal import one_voice, speak_plainly
+from arcvideo.report.closing import closing_text
 
 REFUSAL_SECONDS = 10.0
 """How long the other ranks keep still when settings are refused; a launcher ends them as soon as rank 0 has spoken."""

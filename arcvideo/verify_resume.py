@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from arcvideo.config import RunConfig
+from arcvideo.composing.config import RunConfig
 from arcvideo.lineage.parents import Parent
 from arcvideo.processes.ranks import gather_json, join
 from arcvideo.rollout.measure import TIMES

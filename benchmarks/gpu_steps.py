@@ -19,7 +19,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from arcvideo.compose import stage_config
+from arcvideo.composing.compose import stage_config
 from arcvideo.flops import peak_flops
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import ModelSettings

@@ -9,8 +9,8 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from arcvideo.compose import stage_config
-from arcvideo.config import RunConfig
+from arcvideo.composing.compose import stage_config
+from arcvideo.composing.config import RunConfig
 from arcvideo.preflight.activations import activations
 from arcvideo.preflight.memory import memory
 from arcvideo.preflight.row import Row as Shape

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from arcvideo.compose import stage_config
-from arcvideo.config import RunConfig
+from arcvideo.composing.compose import stage_config
+from arcvideo.composing.config import RunConfig
 
 
 def settings(*overrides: str) -> RunConfig:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.overrides import agent_words
+from arcvideo.composing.overrides import agent_words
 
 ROOT = Path(__file__).resolve().parent.parent
 INSIDE = {"WANDB_SWEEP_ID": "s1", "WANDB_RUN_ID": "r1"}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from arcvideo.__main__ import COMMANDS, commands
-from arcvideo.completion import SHELLS, candidates, script
+from arcvideo.composing.completion import SHELLS, candidates, script
 
 ROOT = Path(__file__).resolve().parent.parent
 KNOWN = list(commands())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.config import RunConfig, plain_dict
+from arcvideo.composing.config import RunConfig, plain_dict
 from arcvideo.lineage.continued import continue_problems, continued_from
 from arcvideo.lineage.manifest import read_manifest
 from arcvideo.lineage.parents import resolve_parent

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from arcvideo.ending import told as told_of
+from arcvideo.composing.ending import told as told_of
 from tests.conftest import SmallWorld
 from tests.spawned import finished
 

@@ -20,14 +20,14 @@ from torch.distributed.run import parse_args
 
 from arcvideo.__main__ import COMMANDS
 from arcvideo.ask import read_words
-from arcvideo.compose import stage_config
+from arcvideo.composing.compose import stage_config
+from arcvideo.composing.overrides import override_problems, setting_type
+from arcvideo.composing.recipe import load_recipe, planned_stages
+from arcvideo.composing.sweep import first_words
 from arcvideo.evaluate import EvaluateSettings
-from arcvideo.overrides import override_problems, setting_type
 from arcvideo.preflight.__main__ import OWN_WORDS
-from arcvideo.recipe import load_recipe, planned_stages
 from arcvideo.sampling.settings import SampleSettings
 from arcvideo.structured import from_words
-from arcvideo.sweep import first_words
 from tests.report.browser import CHROMIUM, show
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -238,5 +238,5 @@ def test_the_site_builds_with_whole_links_and_loads_nothing_from_elsewhere(tmp_p
         assert outside.found == [], page
     _searched(tmp_path)
     assert "grpo.max_logprob_gap" in (tmp_path / "site" / "settings.html").read_text()
-    assert "arcvideo.compose" in (tmp_path / "site" / "api.html").read_text()
+    assert "arcvideo.composing.compose" in (tmp_path / "site" / "api.html").read_text()
     shutil.rmtree(tmp_path / "site")

@@ -29,13 +29,12 @@ FLOORS = (
     {"synthetic", "rollout"},
     {"rejection", "evaluation"},
     {"measuring"},
-    {"config"},
-    {"overrides", "ending", "validation"},
-    {"compose", "plugins", "torchrun"},
-    {"recipe", "sweep", "stage", "ask", "evaluate"},
-    {"verify", "verify_resume", "reference", "preflight", "pipeline"},
+    {"composing"},
+    {"validation", "torchrun"},
+    {"stage", "ask", "evaluate"},
+    {"verify", "verify_resume", "preflight", "pipeline"},
     # What is typed and imported by nobody; train checks settings before torch is imported.
-    {"completion", "train", "data"},
+    {"train", "data"},
     {"__main__"},
 )
 """From the ground up. A room is a folder or a single file of the package."""
@@ -56,8 +55,14 @@ NEIGHBOURS = {
 """(room, neighbour on the same floor) -> the neighbour's modules it may import."""
 
 FRAMEWORKS = {
-    "hydra": {"train.py", "sweep.py", "compose.py", "overrides.py", "ending.py"},
-    "omegaconf": {"train.py", "config.py", "compose.py"},
+    "hydra": {
+        "train.py",
+        "composing/sweep.py",
+        "composing/compose.py",
+        "composing/overrides.py",
+        "composing/ending.py",
+    },
+    "omegaconf": {"train.py", "composing/config.py", "composing/compose.py"},
     "deepspeed": {"runner/engine.py"},
     "wandb": {"tracking/metrics.py", "tracking/sent.py"},
     "mlflow": {"tracking/mirrors.py"},
@@ -72,7 +77,7 @@ FRAMEWORKS = {
     "trl": {"rollout/"},
     "transformers": {"model/", "sampling/", "processing.py", "measuring/answering/hub.py"},
     "jinja2": {"report/page.py"},
-    "yaml": {"recipe.py", "synthetic/base.py"},
+    "yaml": {"composing/recipe.py", "synthetic/base.py"},
     "tqdm": {"progress.py"},  # in a log its bars are lines without end
 }
 """Framework -> the only places (files, or folders with a slash) that import it."""
@@ -283,7 +288,7 @@ def test_settings_are_read_without_torch() -> None:
         f"arcvideo.{name_of(path).removesuffix('.py').replace('/', '.')}" for path in PACKAGE.glob("*/settings.py")
     ]
     assert len(modules) >= 6
-    light = ["arcvideo.config", "arcvideo.structured", "arcvideo.lineage.parents", *modules]
+    light = ["arcvideo.composing.config", "arcvideo.structured", "arcvideo.lineage.parents", *modules]
     code = (
         "import importlib, sys\n"
         f"for name in {light!r}:\n"

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from arcvideo import pipeline
-from arcvideo.config import plain_dict
+from arcvideo.composing.config import plain_dict
+from arcvideo.composing.recipe import load_recipe, planned_stages
 from arcvideo.lineage.manifest import Manifest, write_manifest
-from arcvideo.recipe import load_recipe, planned_stages
 from tests.test_pipeline import STAGES, measured
 
 

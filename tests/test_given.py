@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from arcvideo import pipeline
-from arcvideo.recipe import load_recipe, planned_stages
+from arcvideo.composing.recipe import load_recipe, planned_stages
 
 
 def test_one_seed_moves_clips_base_weights_and_every_stage() -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.compose import shown_text
-from arcvideo.config import plain_dict, recorded_settings
+from arcvideo.composing.compose import shown_text
+from arcvideo.composing.config import plain_dict, recorded_settings
 from arcvideo.hidden import hidden, plain, recorded
 from arcvideo.lineage.state import Wanted, write_started
 from arcvideo.shards.write import Record, write_shards

@@ -10,11 +10,11 @@ import jsonschema
 import pytest
 import torch
 
-from arcvideo.compose import composed
+from arcvideo.composing.compose import composed
+from arcvideo.composing.overrides import override_problems
 from arcvideo.lineage.identity import relevant
 from arcvideo.lineage.manifest import read_manifest
 from arcvideo.model.disk.loading import load_model
-from arcvideo.overrides import override_problems
 from arcvideo.saving.checkpoint import CheckpointFolder
 from tests.compose import settings
 from tests.conftest import SmallWorld

@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from arcvideo import pipeline
-from arcvideo.config import plain_dict
+from arcvideo.composing.config import plain_dict
+from arcvideo.composing.recipe import Recipe, load_recipe, planned_stages, standing
 from arcvideo.evaluation.predictions import Prediction, write_predictions
 from arcvideo.lineage.manifest import Manifest, write_manifest
-from arcvideo.recipe import Recipe, load_recipe, planned_stages, standing
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ensure_indexes
 from tests.conftest import SmallWorld

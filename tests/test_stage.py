@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from arcvideo import pipeline, stage
-from arcvideo.config import RunConfig
+from arcvideo.composing.config import RunConfig
 from arcvideo.feed.source import Source
 from arcvideo.lineage.identity import folder_digest
 from arcvideo.lineage.manifest import Manifest, read_manifest

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from arcvideo import train as train_module
-from arcvideo.config import plain_dict
+from arcvideo.composing.config import plain_dict
+from arcvideo.composing.overrides import merge_notes
 from arcvideo.lineage.manifest import Manifest, write_manifest
 from arcvideo.lineage.parents import Parent
 from arcvideo.lineage.state import State
-from arcvideo.overrides import merge_notes
 from arcvideo.shards.write import write_shards
 from tests.compose import settings
 from tests.data import build

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from arcvideo.config import ConfigError
+from arcvideo.composing.config import ConfigError
 from arcvideo.saving.checkpoint import CheckpointFolder, Share
 from arcvideo.verify_resume import difference
 from tests.compose import settings

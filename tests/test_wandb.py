@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from wandb.proto import wandb_internal_pb2
 
-from arcvideo.config import plain_dict
+from arcvideo.composing.config import plain_dict
 from arcvideo.lineage.manifest import read_manifest
 from arcvideo.lineage.parents import resolve_parent
 from arcvideo.stage import run_stage

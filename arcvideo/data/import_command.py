@@ -193,12 +193,14 @@ def _parts(drafts: Drafts, *, name: str, share: float) -> list[str]:
     """Return the names of the shards: one, or that of those to train on and that of those held out."""
     if not share:
         return [name]
-    clips = drafts.spool.name_clips()
+    clips, count = drafts.spool.name_clips(), len(drafts)
     held = len({draft.clip for draft in drafts if is_held_out(draft.clip, share=share)})
     if not held or held == clips:
         raise ValueError(f"--held-out {share:.0%} of {clips} clips leaves one side without any; change the share")
     if clips < len(drafts):
-        print(f"held out by content: {len(drafts)} records are about {clips} clips, each on one side under all its names")
+        print(
+            f"held out by content: {len(drafts)} records are about {clips} clips, each on one side under all its names"
+        )
     return [name, f"{name}-{HELD_OUT}"]
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from arcvideo.bench.published import marked, published
 from arcvideo.evaluation.answers import FULL, Answer
 from arcvideo.evaluation.figures import measured
 from arcvideo.evaluation.settings import EvaluationSettings
 from arcvideo.files import write_whole
 from arcvideo.measuring.folder import read_answers, read_card
-from arcvideo.measuring.scores import default_metrics, differences
+from arcvideo.measuring.scores import beside, default_metrics, differences, figures_of
 
 _WIDTH, _ROW, _LEFT, _RIGHT, _TOP, _BOTTOM = 900, 30, 260, 190, 50, 40
 _INK, _FAINT, _GOOD, _BAD = (30, 30, 30), (200, 200, 200), (40, 130, 70), (190, 60, 50)
@@ -55,13 +57,19 @@ def compare(
     }
     if not rows:
         raise ValueError(f"compare: no question that was asked in both is measured by {', '.join(wanted)}")
+    values = EvaluationSettings(metrics=list(rows), items=0, bootstrap=1)
+    figures = [
+        {name: row["value"] for name, row in figures_of(side, settings=values).items()} for side in (here, there)
+    ]
+    bench, tasks = str(cards[0].get("bench", "")), sorted({answer.task for answer in here})
     same = ("parser", "decoder", "layout", "style", "decoding")
     differing = [name for name in same if cards[0]["origin"].get(name) != cards[1]["origin"].get(name)]
     return {
         "first": str(first), "second": str(second), "folders": [str(first.resolve()), str(second.resolve())],
         "names": _names(first, second), "questions": len(keys),
         "only_first": len(sides[0]) - len(keys), "only_second": len(sides[1]) - len(keys),
-        "asked_differently": differing, "differences": rows,
+        "asked_differently": differing, "differences": rows, "bench": bench, "tasks": tasks, "figures": figures,
+        "published": [asdict(row) for row in published(bench)], "marked": [asdict(row) for row in marked(tasks)],
     }  # fmt: skip
 
 
@@ -90,7 +98,8 @@ def compare_text(comparison: Mapping[str, Any]) -> str:
     for name, row in comparison["differences"].items():
         less = "  less is better" if row["lower_is_better"] else ""
         lines.append(f"  {name:<28}{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]  n {row['n']}{less}")
-    return "\n".join(lines)
+    ours = {name[-23:]: figures for name, figures in zip(comparison["names"], comparison["figures"], strict=True)}
+    return "\n".join([*lines, *beside(comparison, ours=ours)])
 
 
 def write_comparison(comparison: Mapping[str, Any], *, out: Path) -> tuple[Path, Path]:
@@ -140,5 +149,5 @@ def draw(comparison: Mapping[str, Any], *, path: Path) -> None:
         text = f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
         pen.text((_WIDTH - _RIGHT + 12, y - 9), text, fill=_INK, font=font)
     for value in (-most, 0.0, most):
-        pen.text((across(value) - 20, bottom + 8), f"{value:+.2g}" if value else "0", fill=_INK, font=font)
+        pen.text((across(value), bottom + 8), f"{value:+.2g}" if value else "0", fill=_INK, font=font, anchor="ma")
     image.save(path)

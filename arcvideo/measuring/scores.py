@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from arcvideo.bench.published import published, published_table
+from arcvideo.bench.published import marked, marked_table, published, published_table
 from arcvideo.evaluation.answers import FULL, NO_SOUND, Answer
 from arcvideo.evaluation.bootstrap import paired_difference
 from arcvideo.evaluation.figures import choose, counts, figures, measured
@@ -61,7 +61,8 @@ def score_folder(
     scores, predictions = scored(measurement, settings=settings, holes=holes, chosen=chosen)
     scores = {"name": card["name"], "bench": card.get("bench", ""), "asked_of": card["origin"].get("questions", ""),
               **scores, "notes": list(card.get("notes", ())),
-              "published": [asdict(row) for row in published(str(card.get("bench", "")))]}  # fmt: skip
+              "published": [asdict(row) for row in published(str(card.get("bench", "")))],
+              "marked": [asdict(row) for row in marked(scores["tasks"])]}  # fmt: skip
     write_predictions(folder / PREDICTIONS, predictions=predictions)
     write_lines(folder / UNREAD, _unread(measurement.answers.values()))
     needs = classes(measurement.answers)
@@ -105,6 +106,7 @@ def scored(
         "questions": len(full) + len(holes),
         "asked": len(full),
         "clips": len({answer.clip for answer in answers}),
+        "tasks": dict(Counter(answer.task for answer in answers)),
         "not_asked": dict(Counter(hole.reason for hole in holes)),
         "holes": [asdict(hole) for hole in holes],
         "unread": {"count": len(unread), "share": len(unread) / len(full) if full else 0.0},
@@ -126,11 +128,11 @@ def _by_tag(full: Mapping[str, Answer], *, settings: EvaluationSettings) -> dict
     by_tag: dict[str, Figures] = {}
     for tag in tags:
         some = [answer for answer in full.values() if tag in answer.tags]
-        by_tag[tag] = _figures(some, settings=settings)
+        by_tag[tag] = figures_of(some, settings=settings)
     return by_tag
 
 
-def _figures(answers: Sequence[Answer], *, settings: EvaluationSettings) -> Figures:
+def figures_of(answers: Sequence[Answer], *, settings: EvaluationSettings) -> Figures:
     """Return the figures of answers, whatever their arm, but not those of constant answers and silence."""
     names = [name for name in settings.metrics if not measured(name)[1].control]
     settings = EvaluationSettings(metrics=names, items=0, bootstrap=settings.bootstrap, seed=settings.seed)
@@ -146,7 +148,7 @@ def _arm(measurement: Found, *, arm: str, settings: EvaluationSettings) -> dict[
     here = [measurement.answers[FULL, key] for key in both]
     return {
         "items": len(both),
-        "metrics": _figures(there, settings=settings),
+        "metrics": figures_of(there, settings=settings),
         "full_minus_arm": differences(here, there, metrics=settings.metrics, settings=settings),
     }
 
@@ -218,9 +220,20 @@ def table_text(scores: Mapping[str, Any]) -> str:
         f"  answers that cannot be read (counted as wrong): {scores['unread']['count']}; cut off: {scores['cut_off']}; "
         f"times beyond the clip (cut there): {scores['beyond_the_clip']['count']}",
     ]
-    ours = {name: row["value"] for name, row in scores["metrics"].items()}
-    table = published_table(str(scores.get("bench", "")), ours=ours)
-    return "\n".join([*lines, *(f"  note: {note}" for note in scores.get("notes", ())), *([table] if table else [])])
+    ours = {"this measurement": {name: row["value"] for name, row in scores["metrics"].items()}}
+    notes = (f"  note: {note}" for note in scores.get("notes", ()))
+    return "\n".join([*lines, *notes, *beside(scores, ours=ours)])
+
+
+def beside(scores: Mapping[str, Any], *, ours: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return the published tables that belong to what was asked, with our figures in them.
+
+    Args:
+        scores: with `bench` and `tasks`.
+        ours: who -> metric -> value.
+    """
+    tables = (published_table(str(scores.get("bench", "")), ours=ours), marked_table(scores["tasks"], ours=ours))
+    return [table for table in tables if table]
 
 
 def _line(name: str, row: Mapping[str, float]) -> str:

@@ -36,6 +36,8 @@ class EvaluateSettings:
 
     checkpoint: str = ""
     """An export, a released directory, or the folder of a stage."""
+    trust_remote_code: bool = False
+    """Run the Python files that another maker's checkpoint brings (auto_map), as Keye-VL's does; read them first."""
     bench: str = ""
     """A benchmark (`arcvideo evaluate benches`), `package.module:reader`, or `shards`; by default shards for *.tar."""
     data: str = ""

@@ -22,14 +22,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from arcvideo.config import RunConfig
+from arcvideo.composing.config import RunConfig
+from arcvideo.composing.recipe import ExpectedSource, PlannedStage, Recipe, load_recipe, planned_stages
 from arcvideo.preflight.estimate import Estimate, estimate, row_of
 from arcvideo.preflight.fitting import misfits
 from arcvideo.preflight.machine import GIB, Machine, machine_of
 from arcvideo.preflight.measured import Measured, error_table, measured
 from arcvideo.processes.children import run_child
 from arcvideo.processes.terminal import speak_plainly
-from arcvideo.recipe import ExpectedSource, PlannedStage, Recipe, load_recipe, planned_stages
 
 OWN_WORDS = (
     "recipe", "stage", "device", "gpus", "utilization", "gpu_memory", "host_memory", "largest", "trace", "price",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from arcvideo.config import RunConfig
+from arcvideo.composing.config import RunConfig
+from arcvideo.composing.recipe import ExpectedSource
 from arcvideo.planning.settings import SourceSettings
-from arcvideo.recipe import ExpectedSource
 from arcvideo.render import media_length
 
 ORDINARY = {"plain": (150, 60), "think": (400, 300), "draft": (400, 300)}

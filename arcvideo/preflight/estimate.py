@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from arcvideo.config import RunConfig
+from arcvideo.composing.config import RunConfig
+from arcvideo.composing.recipe import ExpectedSource
 from arcvideo.flops import ForwardFlops, Segment, decoder_flops, decoder_weights, head_weights, media_flops
 from arcvideo.preflight.machine import Machine
 from arcvideo.preflight.memory import Memory, checkpoint_disk, host_memory, memory
 from arcvideo.preflight.row import Row, fullest_row
 from arcvideo.preflight.volume import Volume, volume
-from arcvideo.recipe import ExpectedSource
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-from arcvideo.compose import stage_config
-from arcvideo.config import ConfigError, RunConfig
+from arcvideo.composing.compose import stage_config
+from arcvideo.composing.config import ConfigError, RunConfig
 from arcvideo.places import CONF_DIR
 from arcvideo.preflight.estimate import Estimate, fits, step_unit
 from arcvideo.preflight.machine import GIB, Machine

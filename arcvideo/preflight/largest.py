@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from arcvideo.compose import stage_config
-from arcvideo.config import RunConfig
+from arcvideo.composing.compose import stage_config
+from arcvideo.composing.config import RunConfig
 from arcvideo.feed.source import Source
 from arcvideo.lineage.parents import resolve_parent
 from arcvideo.model.disk.loading import load_model

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from arcvideo.composing.recipe import MachineSettings
 from arcvideo.flops import peak_flops
-from arcvideo.recipe import MachineSettings
 
 GIB = float(1 << 30)
 GPU_GB = {

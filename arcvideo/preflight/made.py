@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from arcvideo.config import RunConfig
+from arcvideo.composing.config import RunConfig
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.disk.lora import add_adapters
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arcvideo.config import RunConfig
+from arcvideo.composing.config import RunConfig
 from arcvideo.files import read_lines
 from arcvideo.lineage.manifest import Manifest, finished
 from arcvideo.preflight.estimate import Estimate

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from arcvideo.config import RunConfig
+from arcvideo.composing.config import RunConfig
 from arcvideo.flops import decoder_weights, head_weights
 from arcvideo.model.settings import ModelSettings, adapter_targets
 from arcvideo.preflight.activations import activations

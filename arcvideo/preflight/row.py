@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from arcvideo.config import RunConfig
+from arcvideo.composing.config import RunConfig
 
 ROOM = 256
 """Tokens that a question may take behind a clip of full length."""

@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from arcvideo.compose import stage_config
-from arcvideo.config import RunConfig
+from arcvideo.composing.compose import stage_config
+from arcvideo.composing.config import RunConfig
 from arcvideo.model import attention, plans
 from arcvideo.model.attention import FlexPlan
 from arcvideo.model.plans import kernel_of

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from arcvideo.config import RunConfig
+from arcvideo.composing.config import RunConfig
+from arcvideo.composing.recipe import ExpectedSource
 from arcvideo.planning.cost import pack_cost
 from arcvideo.planning.mixture import source_table
 from arcvideo.planning.plan import Plan
@@ -18,7 +19,6 @@ from arcvideo.planning.sizes import attention_pairs, audio_chunks, prefix_tokens
 from arcvideo.planning.table import SourceTable
 from arcvideo.planning.window import WindowPlan
 from arcvideo.preflight.declared import ORDINARY, Row, declared_longest, declared_row
-from arcvideo.recipe import ExpectedSource
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ShardIndex, open_index
 from arcvideo.shards.lengths import LENGTHS, Lengths

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from arcvideo.files import write_whole
 from arcvideo.report import facts
+from arcvideo.report.benches import BenchRecord, benches
 from arcvideo.report.curves import curve
 from arcvideo.report.records import StageRecord, read_json, read_stage, stage_names
 from arcvideo.report.samples import held_out_examples, rollout_examples
@@ -53,32 +54,48 @@ def write_page(run_dir: Path, *, stages: Sequence[str] | None = None) -> Path:
     if not names:
         raise ValueError(f"{run_dir} has neither summary.json nor a stage with metrics.jsonl; train a stage first")
     records = [read_stage(run_dir / name) for name in names]
-    return save(run_dir / PAGE, _rendered_all(run_dir.name, records, summary=summary, unread=unread))
+    measured = benches(run_dir, unread=unread)
+    text = _rendered_all(run_dir.name, records, summary=summary, measured=measured, unread=unread)
+    return save(run_dir / PAGE, text)
 
 
 _ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, TemplateError)
 """What a file of another kind than ours may end in; one such file never keeps the page from being written."""
 
 
-def _rendered_all(name: str, stages: Sequence[StageRecord], *, summary: Mapping[str, Any], unread: list[str]) -> str:
+def _rendered_all(
+    name: str,
+    stages: Sequence[StageRecord],
+    *,
+    summary: Mapping[str, Any],
+    measured: Sequence[BenchRecord],
+    unread: list[str],
+) -> str:
     """Return the page; of what cannot be shown, a line says so."""
     try:
-        return _page(name, stages, summary=summary, unread=unread)
+        return _page(name, stages, summary=summary, measured=measured, unread=unread)
     except _ODD:
         shown = [stage if _shows(stage) else _without_odd(stage) for stage in stages]
     try:
-        return _page(name, shown, summary=summary, unread=unread)
+        return _page(name, shown, summary=summary, measured=measured, unread=unread)
     except _ODD:
         pass
     try:
-        return _page(name, shown, summary={}, unread=[*unread, "summary.json: what it says"])
+        return _page(name, shown, summary={}, measured=measured, unread=[*unread, "summary.json: what it says"])
     except _ODD:  # each alone, but not together
         bare = [StageRecord(name=stage.name, unread=(*stage.unread, "all of its files")) for stage in stages]
-        return _page(name, bare, summary={}, unread=unread)
+        return _page(name, bare, summary={}, measured=measured, unread=unread)
 
 
-def _page(name: str, stages: Sequence[StageRecord], *, summary: Mapping[str, Any], unread: Sequence[str]) -> str:
-    text = rendered("page.html", unread=unread, **_content(name, stages, summary=summary))
+def _page(
+    name: str,
+    stages: Sequence[StageRecord],
+    *,
+    summary: Mapping[str, Any],
+    measured: Sequence[BenchRecord] = (),
+    unread: Sequence[str],
+) -> str:
+    text = rendered("page.html", unread=unread, benches=measured, **_content(name, stages, summary=summary))
     return text.encode("utf-8", "backslashreplace").decode()  # half a character has no place in a file
 
 

@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--features", type=Path, help="also store the clips' tower outputs here")
     parser.add_argument("--vision-steps", type=int, default=420)
     parser.add_argument("--audio-steps", type=int, default=260)
-    parser.add_argument("--language-steps", type=int, default=450)
+    parser.add_argument("--language-steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="decoding processes (%(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's choice")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from arcvideo.config import RunConfig, plain_dict, recorded_settings
+from arcvideo.composing.config import RunConfig, plain_dict, recorded_settings
 from arcvideo.files import whole, write_whole
 from arcvideo.lineage.code import evaluation_code
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, read_manifest, write_manifest

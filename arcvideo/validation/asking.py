@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from arcvideo.config import RunConfig
+from arcvideo.composing.config import RunConfig
 from arcvideo.evaluation.evaluate import ask_all
 from arcvideo.evaluation.figures import arms_of, check_chosen, choose
 from arcvideo.feed.source import Source

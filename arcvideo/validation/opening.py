@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arcvideo.config import RunConfig
+from arcvideo.composing.config import RunConfig
 from arcvideo.processes.ranks import World
 from arcvideo.runner.protocols import Objective
 from arcvideo.validation.asking import HeldOut, Reading

@@ -9,7 +9,7 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from arcvideo.reference import markdown
+from arcvideo.composing.reference import markdown
 
 OPTIONAL = {"Reference": ["manifest.md", "performance.md"]}
 """Pages that other parts of the project write: in the menu when they are there."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from arcvideo.bench import BENCHES
-from arcvideo.bench.published import MARKED, PUBLISHED, published, published_table
+from arcvideo.bench.published import FREE, MARKED, PUBLISHED, marked, marked_table, published, published_table
 from arcvideo.evaluation.settings import metric_names
+from arcvideo.tasks import TASKS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 
@@ -39,6 +40,21 @@ def test_marks_add_up_to_their_hundred_answers() -> None:
     for row in MARKED:
         assert sum(row.marks) == 100
         assert row.passed == (row.marks[1] + row.marks[2]) / 100
+        assert row.better is None or sum(row.better) == 100
+
+
+def test_marks_stand_beside_figures_of_summaries_with_their_source_and_nowhere_else() -> None:
+    assert set(FREE) <= set(TASKS)
+    assert marked(["mcq", "grounding"]) == []
+    assert marked_table(["mcq"]) == ""
+    ours = {"one": {"summary_f1": 0.5, "mcq_accuracy": 0.9, "my_judge:mark": 1.25}, "two": {"summary_f1": 0.25}}
+    lines = marked_table(["mcq", "summary"], ours=ours).splitlines()
+    assert [line.split() for line in lines[2:5]] == [
+        ["one", "summary_f1", "0.50"], ["one", "my_judge:mark", "1.25"], ["two", "summary_f1", "0.25"],
+    ]  # fmt: skip
+    assert len(lines) == 5 + len(MARKED)
+    assert all(line.endswith("arXiv 2507.20939, table 2") for line in lines[5:])
+    assert "18/4/78   0.82  16/4/80" in lines[6]
 
 
 def test_the_documentation_shows_the_same_figures() -> None:
@@ -46,6 +62,10 @@ def test_the_documentation_shows_the_same_figures() -> None:
     for bench in {row.bench for row in PUBLISHED}:
         values = " | ".join(f"{row.value:.1f}" for row in published(bench))
         assert f"| `{bench}` | {values} |" in text
+    for row in MARKED:
+        better = " / ".join(map(str, row.better)) if row.better else ""
+        cells = (row.task, row.model, " / ".join(map(str, row.marks)), f"{row.passed:.2f}", better)
+        assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in text
     for name, reader in BENCHES.items():
         assert f"| `{name}` |" in text, f"{name} is not on the page"
         assert all(f"`{option}=" in text for option in reader.options), f"an option of {name} is not on the page"

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from arcvideo.composing.recipe import load_recipe
 from arcvideo.data.importers import IMPORTERS, ImportReport, ImportRequest
 from arcvideo.decoding.probe import probe
 from arcvideo.feed.quarantine import Quarantine
@@ -27,7 +28,6 @@ from arcvideo.lineage.state import Wanted, state_of
 from arcvideo.media.errors import MediaError
 from arcvideo.media.settings import MediaLimits
 from arcvideo.planning.settings import QuarantineSettings
-from arcvideo.recipe import load_recipe
 from arcvideo.rejection.journal import read_answers
 from arcvideo.report.page import write_page
 from arcvideo.rollout.log import RolloutLog

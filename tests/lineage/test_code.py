@@ -50,7 +50,7 @@ def test_a_stage_depends_on_model_data_runner_and_its_own_objective() -> None:
 def test_measuring_reporting_and_launching_do_not_count() -> None:
     reached = training_code(objective="grpo")
     rooms = {name.split(".")[1] for name in reached if "." in name}
-    assert rooms.isdisjoint({"report", "evaluation", "lineage", "pipeline", "preflight", "synthetic", "config"})
+    assert rooms.isdisjoint({"report", "evaluation", "lineage", "pipeline", "preflight", "synthetic", "composing"})
     assert "arcvideo.evaluation.bootstrap" in evaluation_code()
 
 
@@ -59,7 +59,7 @@ IDLE = (
     "data/importers/captions.py", "data/import_command.py", "shards/write.py", "tracking/log.py", "tracking/metrics.py",
     "processes/watchdog.py", "processes/signals.py", "runner/saving.py", "tracking/cost.py", "rollout/log.py",
     "rejection/answers.py", "report/page.py", "evaluation/bootstrap.py", "preflight/volume.py", "synthetic/draw.py",
-    "lineage/code.py", "pipeline.py", "train.py", "config.py",
+    "lineage/code.py", "pipeline.py", "train.py", "composing/config.py",
 )  # fmt: skip
 DECISIVE = (
     "types.py", "render.py", "planning/plan.py", "planning/pack.py", "shards/index.py", "feed/collate.py",
@@ -100,7 +100,7 @@ def test_stages_are_stale_exactly_when_what_decides_their_weights_is_edited(
 def test_everything_that_training_reaches_is_judged() -> None:
     """A room that training comes to need is named: it decides weights, or it stands here because it does not."""
     idle = {
-        "config",
+        "composing",
         "structured",
         "lineage",
         "evaluation",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from arcvideo.config import plain_dict
+from arcvideo.composing.config import plain_dict
 from arcvideo.lineage.identity import identity
 from tests.compose import settings
 

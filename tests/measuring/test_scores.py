@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from arcvideo.evaluation.answers import Answer
-from arcvideo.measuring.compare import compare, write_comparison
+from arcvideo.measuring.compare import compare, compare_text, write_comparison
 from arcvideo.measuring.folder import Journal, Lost, open_measurement, read_answers
 from arcvideo.measuring.scores import score_folder, table_text
 
@@ -77,6 +77,34 @@ def test_what_is_published_of_a_benchmark_stands_beside_ours_with_its_source(tmp
     assert "ARC-Hunyuan-Video-7B     62.6  thinks  arXiv 2507.20939, table 1" in text
     assert "note: a mean of tasks" in text
     assert "arXiv" not in table_text(score_folder(measured(tmp_path / "own"), bootstrap=20))
+
+
+def summarised(folder: Path, *, bench: str, text: str) -> Path:
+    """A choice and a summary, as a benchmark of that name."""
+    open_measurement(folder, origin={"questions": "q"}, facts={"bench": bench})
+    summary = {"task": "summary", "truth": {"text": "a red bird"}}
+    with Journal(folder, rank=0) as journal:
+        journal.add([said("a/0", 0, "A"), said("a/1", 1, text, **summary)])
+    return folder
+
+
+def test_published_tables_stand_beside_both_sides_of_a_comparison(tmp_path: Path) -> None:
+    first = summarised(tmp_path / "one", bench="mvbench", text="a red bird")
+    second = summarised(tmp_path / "two", bench="mvbench", text="a blue cow")
+    scores = score_folder(first, bootstrap=20)
+    assert [row["model"] for row in scores["published"]][:2] == ["Qwen2.5-VL-7B", "Qwen2.5-Omni-7B"]
+    assert [tuple(row["marks"]) for row in scores["marked"]][:2] == [(29, 22, 49), (18, 4, 78)]
+    assert "brief summary           baseline" in table_text(scores)
+    found = compare(first, second, bootstrap=20)
+    lines = compare_text(found).splitlines()
+    here = [line.split() for line in lines if line.startswith(("  one ", "  two "))]
+    assert here[:2] == [["one", "100.0"], ["two", "100.0"]]  # mvbench, of 100
+    assert ["one", "summary_exact", "1.00"] in here
+    assert ["two", "summary_exact", "0.00"] in here
+    assert sum("arXiv 2507.20939, table 1" in line for line in lines) == 4
+    assert sum("arXiv 2507.20939, table 2" in line for line in lines) == 6
+    text, _ = write_comparison(found, out=tmp_path / "out")
+    assert len(json.loads(text.read_text())["published"]) == 4
 
 
 def two(folder: Path, *, bench: str) -> Path:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from arcvideo.composing.recipe import load_recipe, planned_stages
 from arcvideo.preflight import memory as memory_of_preflight
 from arcvideo.preflight.machine import machine_of
 from arcvideo.preflight.memory import memory
 from arcvideo.preflight.row import fullest_row
 from arcvideo.preflight.trace import trace_row
-from arcvideo.recipe import load_recipe, planned_stages
 from arcvideo.sampling import prefill
 from benchmarks.memory import CASES, WITHIN, compared, compared_prefill
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from arcvideo.composing.recipe import load_recipe, planned_stages
 from arcvideo.feed.source import Source
 from arcvideo.model.disk.tokenizer import load_tokenizer
 from arcvideo.planning.cost import pack_cost
@@ -23,7 +24,6 @@ from arcvideo.preflight.machine import Machine, machine_of
 from arcvideo.preflight.memory import host_memory, memory, parameters, trained_parameters
 from arcvideo.preflight.row import fullest_row
 from arcvideo.preflight.volume import volume
-from arcvideo.recipe import load_recipe, planned_stages
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import build_index, ensure_indexes
 from tests.compose import settings

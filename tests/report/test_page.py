@@ -5,6 +5,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -153,3 +154,49 @@ def test_two_prompts_of_a_step_with_one_key_are_two_groups() -> None:
     examples = rollout_examples(StageRecord(name="grpo", rollouts=rows))
     assert [example.questions[0].text for example in examples] == ["first question", "second question"]
     assert all(answer.label.endswith("of 2") for example in examples for answer in example.questions[0].answers)
+
+
+def measurement(folder: Path, **changes: Any) -> None:
+    """A measurement as `arcvideo evaluate out=RUN/evaluations` leaves it."""
+    published = {"bench": "mvbench", "model": "Somebody-7B", "thinks": True, "metric": "mcq_accuracy", "value": 62.9,
+                 "source": "a paper, table 1"}  # fmt: skip
+    marks = {"task": "brief summary", "model": "Somebody-7B", "marks": [18, 4, 78], "passed": 0.82,
+             "better": [16, 4, 80], "source": "a paper, table 2"}  # fmt: skip
+    figure = {"value": 0.5, "low": 0.4, "high": 0.6, "chance": 0.25, "n": 200}
+    scores = {"name": NASTY, "bench": "mvbench", "asked": 190, "questions": 200, "metrics": {"mcq_accuracy": figure},
+              "published": [published], "marked": [marks], **changes}  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "scores.json").write_text(json.dumps(scores))
+    (folder / "card.json").write_text(json.dumps({"checkpoint": "runs/x/sft"}))
+
+
+def test_measurements_below_a_run_stand_beside_what_is_published_with_its_source(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    measurement(run / "evaluations" / "a")
+    text = " ".join(" ".join(checked(write_page(run).read_text()).text).split())
+    assert "runs/x/sft" in text
+    assert "190 of 200 questions asked" in text
+    assert "Somebody-7B (thinks) 62.9" in text
+    assert "brief summary Somebody-7B 18 / 4 / 78 0.82 16 / 4 / 80" in text
+    assert "Source: a paper, table 1; a paper, table 2" in text
+    assert NASTY in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metrics": {"mcq_accuracy": None}},
+        {"metrics": []},
+        {"marked": [{"task": "x"}]},
+        {"published": 3},
+        {"asked": {}},
+    ],
+    ids=str,
+)
+def test_a_measurement_of_another_shape_is_named_and_the_rest_is_shown(changes: dict[str, Any], tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    measurement(run / "evaluations" / "a")
+    measurement(run / "evaluations" / "b", **changes)
+    text = " ".join(checked(write_page(run).read_text()).text)
+    assert "evaluations/b" in text
+    assert text.count("190 of 200 questions asked") == 1

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from arcvideo.config import ConfigError, plain_dict
+from arcvideo.composing.config import ConfigError, plain_dict
 from arcvideo.lineage.manifest import read_manifest
 from arcvideo.lineage.state import state_of, wanted
 from arcvideo.measuring.folder import Journal

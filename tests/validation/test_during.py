@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from arcvideo.config import RunConfig, plain_dict
+from arcvideo.composing.config import RunConfig, plain_dict
 from arcvideo.lineage.manifest import read_manifest
 from arcvideo.lineage.parents import resolve_parent
 from arcvideo.lineage.state import wanted

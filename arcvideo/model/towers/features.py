@@ -64,8 +64,8 @@ class FeatureStore:
     def has(self, key: str) -> bool:
         """Return whether the clip's outputs are stored and as they were written; damaged ones are removed.
 
-        A file is compared with its checksum once a process, as long as nobody touches it. One that cannot be read stays:
-        it may be of somebody else, or whole.
+        A file is compared with its checksum once a process, as long as nobody touches it. One that cannot be read
+        stays: it may be of somebody else, or whole.
         """
         path = self._path(key)
         try:

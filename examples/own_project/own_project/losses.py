@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from arcvideo.objectives.loss import Loss
-from arcvideo.types import Batch
 from torch import Tensor
 from torch.nn import functional as F
+
+from arcvideo.objectives.loss import Loss
+from arcvideo.types import Batch
 
 
 class Focal:

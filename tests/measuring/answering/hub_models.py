@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers import decoders as decoding
 from tokenizers import trainers as training
+
+from tests.measuring.answering import sketch as sketch_code
+from tests.measuring.answering.sketch.configuration_sketch import SketchConfig
+from tests.measuring.answering.sketch.modeling_sketch import SketchForConditionalGeneration
 
 VISION = ("<|vision_start|>", "<|vision_end|>")
 MARKS = {
@@ -145,3 +151,36 @@ def loud(model: torch.nn.Module) -> Any:
             if parameter.dim() >= 2:
                 parameter.copy_(torch.randn_like(parameter) / parameter[0].numel() ** 0.5)
     return model.eval()
+
+
+def sketch(out: Path) -> Path:
+    """Write a directory whose classes are files in it, as those of Keye-VL are."""
+    words = tokenizer("qwen2_5_vl")
+    words.chat_template = TEMPLATE.replace("VIDEO", f"{VISION[0]}<|video_pad|>{VISION[1]}")
+    known = words.get_vocab()
+    torch.manual_seed(0)
+    config = SketchConfig(
+        video_token_id=known["<|video_pad|>"], hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, vocab_size=len(words), eos_token_id=known["<|im_end|>"],
+        pad_token_id=known["<|endoftext|>"], tie_word_embeddings=False,
+    )  # fmt: skip
+    loud(SketchForConditionalGeneration(config)).save_pretrained(out)
+    words.save_pretrained(out)
+    place = "modeling_sketch.SketchForConditionalGeneration"
+    classes = {"AutoConfig": "configuration_sketch.SketchConfig", "AutoModel": place, "AutoModelForCausalLM": place}
+    readers = {
+        "AutoProcessor": "processing_sketch.SketchProcessor",
+        "AutoImageProcessor": "image_processing_sketch.SketchImageProcessor",
+    }
+    written = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**written, "auto_map": classes}))
+    (out / "preprocessor_config.json").write_text(
+        json.dumps({"processor_class": "SketchProcessor", "auto_map": readers, "patch": 4, "cells": 4})
+    )
+    # As published ones have: answers are drawn unless something says otherwise.
+    (out / "generation_config.json").write_text(
+        json.dumps({"do_sample": True, "temperature": 0.6, "eos_token_id": config.eos_token_id})
+    )
+    for path in Path(sketch_code.__file__).parent.glob("*_sketch.py"):
+        shutil.copy(path, out)
+    return out

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from arcvideo.evaluation.answers import Answer
 from arcvideo.measuring.answering.hub import HubModel, film
 from arcvideo.measuring.answering.models import open_model
-from arcvideo.measuring.arms import Seen
+from arcvideo.measuring.arms import Seen, arm_clip
 from arcvideo.measuring.questions import Material, Question
 from arcvideo.measuring.read import Read
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.tasks import make_sample
 from arcvideo.types import Clip
-from tests.measuring.answering.hub_models import qwen_omni, qwen_vl
+from tests.measuring.answering.hub_models import qwen_omni, qwen_vl, sketch
+from tests.measuring.answering.sketch.modeling_sketch import SketchForConditionalGeneration
 
 TORCHVISION = importlib.util.find_spec("torchvision") is not None
 needs_torchvision = pytest.mark.skipif(
@@ -40,6 +44,13 @@ def clip(*, frames: int = 4, part: float = 1.0) -> Clip:
     )  # fmt: skip
 
 
+def blank(shown: Clip) -> Clip:
+    """The same clip as it is given without its picture."""
+    made = arm_clip(Seen(clip=shown, bare=None), arm="no_picture", other=None)
+    assert made is not None
+    return made
+
+
 def read(*arms: str, seen: Clip | None = None) -> Read:
     item = {"task": "mcq", "question": "Which?", "options": ["red", "blue"], "answer": "B"}
     question = Question(number=0, sample=make_sample(item, key="c/0", media_key="c"), tags=("t",), fields=item)
@@ -48,8 +59,10 @@ def read(*arms: str, seen: Clip | None = None) -> Read:
                 seconds=0.0)  # fmt: skip
 
 
-def opened(folder: Path) -> HubModel:
-    settings = EvaluateSettings(checkpoint=str(folder), data="x.tar", max_new_tokens=6)
+def opened(folder: Path, *, trust_remote_code: bool = False) -> HubModel:
+    settings = EvaluateSettings(
+        checkpoint=str(folder), data="x.tar", max_new_tokens=6, trust_remote_code=trust_remote_code
+    )
     model = open_model(settings, device=CPU)
     assert isinstance(model, HubModel)
     return model
@@ -126,7 +139,7 @@ def test_weights_that_are_missing_are_never_made_up(tmp_path: Path) -> None:
 
 
 def unknown(folder: Path) -> None:
-    """A model whose code comes with its weights, as that of Keye-VL does."""
+    """A model whose code comes with its weights."""
     config = {"model_type": "Keye", "auto_map": {"AutoConfig": "code.KeyeConfig"}, "architectures": ["KeyeModel"]}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "code.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
@@ -145,6 +158,115 @@ def test_what_cannot_be_loaded_is_told_in_one_line_and_runs_nothing(
         opened(tmp_path)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture(scope="module")
+def sketched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sketch(tmp_path_factory.mktemp("hub") / "sketch")
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where transformers copies a directory's code before it runs it, for as long as this file is tested."""
+    folder = tmp_path_factory.mktemp("modules")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder))
+        patch.setattr("sys.path", list(sys.path))
+        yield folder
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+        del sys.modules[name]
+
+
+def test_code_beside_the_weights_waits_for_consent(sketched: Path, modules: Path) -> None:
+    before = sorted(modules.rglob("*"))
+    with pytest.raises(
+        ValueError, match=r"^checkpoint=.*modeling_sketch.py.*trust_remote_code=true.*endpoint=URL"
+    ) as error:
+        opened(sketched)
+    assert "\n" not in str(error.value)
+    assert sorted(modules.rglob("*")) == before
+
+
+def test_code_beside_the_weights_answers_as_its_own_generate(sketched: Path, modules: Path) -> None:
+    """The interface of Keye-VL: frames through the image processor, the rate as fps, a sampling default to override."""
+    model = opened(sketched, trust_remote_code=True)
+    model.load()
+    ((answers, _),) = model.ask([read("full", "no_picture")])
+    own = SketchForConditionalGeneration.from_pretrained(sketched, dtype=torch.float32).eval()
+    for answer, shown in zip(answers, (clip(), blank(clip())), strict=True):
+        inputs = model.inputs(model.first_prompt(read("full").material.questions[0]), clip=shown)
+        made = own.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        assert answer.text == model.processor.tokenizer.decode(made.tolist(), skip_special_tokens=True)
+    assert answers[0].text != answers[1].text
+    assert "modeling_sketch.py" in model.origin["own_code"]
+
+
+@pytest.mark.parametrize(("frames", "part"), [(4, 1.0), (5, 2.5), (1, 1.0)])
+def test_frames_and_their_rate_reach_a_processor_without_a_video_processor(
+    frames: int, part: float, sketched: Path, modules: Path
+) -> None:
+    inputs = opened(sketched, trust_remote_code=True).inputs("Which?", clip=clip(frames=frames, part=part))
+    assert inputs["second_per_grid_ts"].tolist() == pytest.approx([part])
+    assert inputs["video_grid_thw"].tolist() == [[max(2, frames), 4, 4]]
+
+
+def test_other_code_is_another_model(sketched: Path, modules: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(sketched, tmp_path / "other"))
+    path = other / "modeling_sketch.py"
+    path.write_text(path.read_text() + "\n# changed\n")
+    assert opened(other, trust_remote_code=True).weights != opened(sketched, trust_remote_code=True).weights
+
+
+def answered(model: HubModel) -> list[Answer]:
+    model.load()
+    ((answers, _),) = model.ask([read("full")])
+    return answers
+
+
+def raising(folder: Path) -> None:
+    path = folder / "modeling_sketch.py"
+    path.write_text(path.read_text().replace("steps, rows, columns = grid.tolist()", "assert False, 'not here'"))
+
+
+def lacking_package(folder: Path) -> None:
+    path = folder / "modeling_sketch.py"
+    path.write_text("import flash_attn_that_is_not_there\n" + path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [(raising, r"to answer c/0 at modeling_sketch.py:\d+ \(AssertionError: not here\)"),
+     (lacking_package, r"to load its weights.*flash_attn_that_is_not_there")],
+)  # fmt: skip
+def test_code_that_fails_is_told_in_one_line_with_its_place(
+    spoil: Callable[[Path], None], reason: str, sketched: Path, modules: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(sketched, tmp_path / "spoilt"))
+    spoil(folder)
+    path = folder / "configuration_sketch.py"  # transformers knows a model's class by its configuration's
+    path.write_text(path.read_text() + f"\n# {spoil.__name__}\n")
+    with pytest.raises(ValueError, match=rf"^checkpoint=.*its own code failed {reason}.*endpoint=URL") as error:
+        answered(opened(folder, trust_remote_code=True))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "place", ["somebody/model--modeling_sketch.Sketch", "elsewhere.Sketch", "..up.Sketch", "Sketch"]
+)
+def test_code_that_lies_elsewhere_is_refused(place: str, sketched: Path, modules: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sketched, tmp_path / "foreign"))
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"]["AutoModel"] = place
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"^checkpoint=.*AutoModel.*not in this directory"):
+        opened(folder, trust_remote_code=True)
+
+
+def test_a_chat_template_is_part_of_the_model(sketched: Path, modules: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sketched, tmp_path / "retold"))
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text() + " ")
+    assert opened(folder, trust_remote_code=True).weights != opened(sketched, trust_remote_code=True).weights
 
 
 @pytest.mark.skipif(TORCHVISION, reason="torchvision is installed")

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from arcvideo.compose import composed, shown_text, stage_config
-from arcvideo.config import ConfigError
-from arcvideo.overrides import as_overrides, grammar_problems, override_problems, words_of
+from arcvideo.composing.compose import composed, shown_text, stage_config
+from arcvideo.composing.config import ConfigError
+from arcvideo.composing.overrides import as_overrides, grammar_problems, override_problems, words_of
+from arcvideo.composing.recipe import load_recipe, planned_stages
+from arcvideo.composing.sweep import first_words
 from arcvideo.places import words_from_home
-from arcvideo.recipe import load_recipe, planned_stages
-from arcvideo.sweep import first_words
 
 PAGE = """# @package _global_
 defaults:
@@ -172,7 +172,7 @@ def test_stages_of_several_models_are_swept_by_their_pages() -> None:
 def test_every_setting_is_shown_with_its_default_and_nothing_unresolved() -> None:
     from omegaconf import OmegaConf
 
-    from arcvideo.overrides import setting_keys
+    from arcvideo.composing.overrides import setting_keys
 
     shown = OmegaConf.create(shown_text(["stage=grpo", "model=arc_hunyuan_7b"], kind="job", package=None))
     absent = [key for key in setting_keys() if OmegaConf.select(shown, key, throw_on_missing=True, default="?") == "?"]

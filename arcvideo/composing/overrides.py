@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from arcvideo.config import RunConfig, former
+from arcvideo.composing.config import RunConfig, former
 from arcvideo.named import conf_folders
 from arcvideo.places import CONF_DIR
 from arcvideo.structured import nearest

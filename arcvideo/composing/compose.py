@@ -14,8 +14,8 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from arcvideo.config import ConfigError, RunConfig, recorded_settings, typed
-from arcvideo.overrides import (
+from arcvideo.composing.config import ConfigError, RunConfig, recorded_settings, typed
+from arcvideo.composing.overrides import (
     as_overrides,
     flag_value,
     folders,

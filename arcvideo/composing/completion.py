@@ -68,7 +68,7 @@ def _offered(command: str, *, words: Sequence[str]) -> list[str]:
 
 
 def _hydra(command: str, *, words: Sequence[str]) -> Iterator[str]:
-    from arcvideo.overrides import folders, options, setting_keys, stages
+    from arcvideo.composing.overrides import folders, options, setting_keys, stages
 
     key, equals, _ = words[-1].partition("=")
     among = folders(words)
@@ -79,7 +79,7 @@ def _hydra(command: str, *, words: Sequence[str]) -> Iterator[str]:
         yield from (f"{group}=" for group in groups if group != "stage" or command == "train")
         yield from (f"{name}=" for name in setting_keys() if name not in groups)
     elif key == "recipe":
-        from arcvideo.recipe import recipe_names
+        from arcvideo.composing.recipe import recipe_names
 
         yield from (f"recipe={name}" for name in recipe_names())
     elif key == "stale":

@@ -11,14 +11,14 @@ from typing import Any
 
 import yaml
 
-from arcvideo.compose import stage_config
-from arcvideo.config import RunConfig, plain_dict
+from arcvideo.composing.compose import stage_config
+from arcvideo.composing.config import RunConfig, plain_dict
+from arcvideo.composing.overrides import parsed, words_of
 from arcvideo.evaluation.targets import Comparison, Target
 from arcvideo.lineage.identity import folder_digest
 from arcvideo.lineage.manifest import EXPORT_NAME, finished
 from arcvideo.lineage.parents import BASE
 from arcvideo.lineage.state import State, Wanted, state_of, wanted
-from arcvideo.overrides import parsed, words_of
 from arcvideo.places import RECIPES, from_home
 from arcvideo.structured import filled, nearest
 

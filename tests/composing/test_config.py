@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from arcvideo.compose import stage_config
-from arcvideo.config import ConfigError, RunConfig, plain_dict
-from arcvideo.overrides import DEFAULT_MODEL, override_problems, stages
+from arcvideo.composing.compose import stage_config
+from arcvideo.composing.config import ConfigError, RunConfig, plain_dict
+from arcvideo.composing.overrides import DEFAULT_MODEL, override_problems, stages
+from arcvideo.composing.recipe import load_recipe, planned_stages
 from arcvideo.places import CONF_DIR, RECIPES
-from arcvideo.recipe import load_recipe, planned_stages
 from arcvideo.structured import filled
 from tests.compose import settings
 
@@ -61,7 +61,7 @@ def test_every_file_of_conf_is_an_option_that_a_test_composes() -> None:
     reached = {CONF_DIR / "config.yaml"}
     for group in ("model", "engine", "logger", "grpo"):
         reached |= {CONF_DIR / group / f"{option}.yaml" for option in options(group)}
-    # A launcher replaces Hydra's own; tests/test_sweeps.py composes it.
+    # A launcher replaces Hydra's own; tests/composing/test_sweeps.py composes it.
     reached |= set((CONF_DIR / "hydra" / "launcher").iterdir())
     reached |= {CONF_DIR / "stage" / model / f"{stage}.yaml" for model in MODELS for stage in [*STAGES, "_common"]}
     assert reached == set(CONF_DIR.rglob("*.yaml"))
@@ -127,7 +127,7 @@ def test_every_setting_explains_itself() -> None:
     """A docstring under each field: the settings are their own manual."""
     root = CONF_DIR.parent / "arcvideo"
     missing = []
-    for path in [root / "config.py", *root.glob("*/settings.py")]:
+    for path in [root / "composing/config.py", *root.glob("*/settings.py")]:
         for kind in (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)):
             for field, below in zip(kind.body, [*kind.body[1:], None], strict=True):
                 told = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)

@@ -16,13 +16,13 @@ import yaml
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from arcvideo.plugins import plugin_problems, sweep_words
-from arcvideo.sweep import SweepJob, job_name, lower_is_better, parent_words, swept_keys
+from arcvideo.composing.plugins import plugin_problems, sweep_words
+from arcvideo.composing.sweep import SweepJob, job_name, lower_is_better, parent_words, swept_keys
 from tests.compose import settings
 from tests.conftest import SmallWorld
 from tests.spawned import children, finished, running
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MISSING = """
 import sys
 

@@ -16,14 +16,14 @@ from typing import Any
 from hydra.core.override_parser.types import Sweep
 from hydra.types import RunMode
 
-from arcvideo.compose import search_words
-from arcvideo.config import RunConfig
+from arcvideo.composing.compose import search_words
+from arcvideo.composing.config import RunConfig
+from arcvideo.composing.overrides import DEFAULT_MODEL, as_overrides, beside, parsed, settings_words
 from arcvideo.evaluation.settings import LOSS
 from arcvideo.files import write_whole
 from arcvideo.hidden import hidden
 from arcvideo.lineage.manifest import finished
 from arcvideo.lineage.parents import BASE
-from arcvideo.overrides import DEFAULT_MODEL, as_overrides, beside, parsed, settings_words
 from arcvideo.processes.children import run_child
 
 PLACES = ("run_dir", "data_dir", "base", "threads", "feature_cache", "logger", "train_parents", "parents")

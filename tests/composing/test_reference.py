@@ -3,9 +3,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from arcvideo.overrides import setting_keys
-from arcvideo.recipe import Recipe
-from arcvideo.reference import markdown, sections
+from arcvideo.composing.overrides import setting_keys
+from arcvideo.composing.recipe import Recipe
+from arcvideo.composing.reference import markdown, sections
 from arcvideo.structured import documented
 
 
