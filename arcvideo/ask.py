@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from arcvideo.places import words_from_home
+from arcvideo.files import told
+from arcvideo.places import words_from_home, writable
 from arcvideo.processes.terminal import speak_plainly
 from arcvideo.structured import SettingsError, from_words, words_help
 from arcvideo.tasks import DEFAULT_TASK, TASKS, RecordError
@@ -101,6 +102,8 @@ class AskSettings:
                 raise SettingsError(f"{key}: stands in the lines of questions={self.questions}")
         if not self.out:
             raise SettingsError("out: must name the file of the answers, like out=answers.jsonl")
+        if not writable(Path(self.out).parent):
+            raise SettingsError(f"out={self.out}: cannot be written; give another file")
         if not Path(self.questions).is_file():
             raise SettingsError(f"questions={self.questions}: no such file")
         if self.batch_prompts < 1:
@@ -327,7 +330,7 @@ def main(words: list[str] | None = None) -> int:
         print(f"error: video: {error}", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {told(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         again = "; the same command goes on from here" if any(word.startswith("questions=") for word in words) else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 import time
 import uuid
@@ -16,6 +17,42 @@ from typing import Any
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors of the operating system for want of room: a full disk, a used-up quota, the limit on the size of a file."""
+
+
+_REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "choose a {key} that can be written",
+    errno.EACCES: "choose a {key} that you may write, or change its permissions",
+    errno.EPERM: "choose a {key} that you may write, or change its permissions",
+    errno.ENOTDIR: "remove the file that stands where a folder shall be, or choose another {key}",
+    errno.EEXIST: "remove the file that stands where a folder shall be, or choose another {key}",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.EIO: "repair the disk",
+    errno.ESTALE: "mount the folder again",
+    errno.ENOTCONN: "mount the folder again",
+}
+"""Error of the operating system -> what to do before the same command is started again."""
+
+
+def told(error: Exception, *, folder: Path | None = None, key: str = "folder") -> str:
+    """Return an error in one line; what the operating system says names a file where it knows it, and the remedy.
+
+    Args:
+        error: any.
+        folder: named where the error names no file.
+        key: the setting that says where is written.
+    """
+    match = re.search(r"\(os error (\d+)\)", str(error))  # how the writer of tensors says it
+    number = error.errno if isinstance(error, OSError) and not isinstance(error, ValueError) else None
+    number = int(match[1]) if number is None and match is not None and not isinstance(error, ValueError) else number
+    if number is None:
+        return str(error) or type(error).__name__
+    where = getattr(error, "filename", None) or folder
+    remedy = _REMEDIES.get(number, "").format(key=key)
+    what = f"{os.strerror(number)}{f'; {remedy}, then the same command continues' if remedy else ''}"
+    return f"{where}: {what}" if where else what
 
 
 @contextmanager

@@ -33,7 +33,8 @@ from arcvideo.composing.recipe import (
 )
 from arcvideo.evaluation.gates import Measured, gate_table, judge_gates, plan_gates
 from arcvideo.evaluation.targets import Target, compare, judge
-from arcvideo.files import write_whole
+from arcvideo.files import told, write_whole
+from arcvideo.places import no_place
 from arcvideo.processes.children import REQUEUE_EXIT_CODE, run_child, stop_with_status
 from arcvideo.processes.terminal import speak_plainly
 from arcvideo.structured import nearest
@@ -64,6 +65,9 @@ def run(recipe: Recipe, *, extra: Sequence[str] = (), stale: str = "refuse", gat
     """
     stages = planned_stages(recipe, extra=extra)
     planned = _planned_gates(recipe, stages=stages)
+    for run_dir in {stage.config.run_dir for stage in stages}:
+        if wrong := no_place(Path(run_dir), run_dir=run_dir):
+            raise ValueError(wrong)
     for step in recipe.prepare:
         if Path(step.makes).exists():
             print(f"[{recipe.name}] {step.name}: there already ({step.makes})", flush=True)
@@ -273,8 +277,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(status(recipe, extra=extra))
             return
         met = run(recipe, extra=extra, stale=policies[0], gates=passing[0])
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {told(error, key='run_dir')}")
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues from there", file=sys.stderr)
         sys.exit(130)

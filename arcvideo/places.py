@@ -21,6 +21,11 @@ def writable(folder: Path) -> bool:
     return not os.statvfs(there).f_flag & os.ST_RDONLY
 
 
+def no_place(folder: Path, *, run_dir: str) -> str:
+    """Return why a run cannot write to a folder of its `run_dir`; empty when it can."""
+    return "" if writable(folder) else f"run_dir={run_dir}: {folder} cannot be written; give another run_dir=DIR"
+
+
 def from_home(value: Any) -> Any:
     """Return a value with every text that begins with `~/` expanded, inside lists and mappings too.
 

@@ -35,7 +35,7 @@ from safetensors import SafetensorError
 
 from arcvideo.composing.compose import shown_text, stage_config
 from arcvideo.composing.config import ConfigError, RunConfig, plain_dict, recorded_settings, typed
-from arcvideo.composing.ending import Ended, forget_errors, told, traced
+from arcvideo.composing.ending import Ended, forget_errors, refusals, traced
 from arcvideo.composing.overrides import (
     LAUNCHERS_WORDS,
     agent_words,
@@ -61,13 +61,14 @@ from arcvideo.composing.sweep import (
     swept_keys,
     train_parents,
 )
+from arcvideo.files import told
 from arcvideo.hidden import hidden
 from arcvideo.lineage.continued import continue_problems, continued_from
 from arcvideo.lineage.lock import agreed, alone_in, launch
 from arcvideo.lineage.manifest import finished, read_manifest
 from arcvideo.lineage.parents import Parent, resolve_parent
 from arcvideo.lineage.state import State, state_of, wanted
-from arcvideo.places import CONF_DIR, writable
+from arcvideo.places import CONF_DIR, no_place, writable
 from arcvideo.processes.children import end_with_parent, stop_with_status
 from arcvideo.processes.terminal import one_voice, speak_plainly
 from arcvideo.report.closing import closing_text
@@ -102,7 +103,7 @@ def train(composed: DictConfig) -> float | None:
     except (ValueError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        line = told(error, folder=Path(str(composed.get("run_dir", "."))))
+        line = told(error, folder=Path(str(composed.get("run_dir", "."))), key="run_dir")
         if job is None:
             raise Ended(1, message=f"error: {line}") from error
         # The other jobs of a sweep go on; the table says what became of this one.
@@ -190,7 +191,7 @@ def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float
         _work(config, parent=parent, word=word)
     except (ValueError, OSError, SafetensorError) as error:
         # One line is for whoever set something wrong; where it came from is for whoever looks closer.
-        raise ValueError(f"{told(error, folder=config.stage_dir)}{traced(config.stage_dir)}") from error
+        raise ValueError(f"{told(error, folder=config.stage_dir, key='run_dir')}{traced(config.stage_dir)}") from error
     done = finished(config.stage_dir)
     if done is not None and not launch()[0]:
         forget_errors(config.stage_dir, before=began)
@@ -281,12 +282,8 @@ def _check_places(config: RunConfig, *, shards: Mapping[str, Sequence[Path]], ra
                     "data.index_dir=DIR"
                 )
             least = folder
-    if not writable(config.stage_dir):
-        raise ValueError(_no_place(config))
-
-
-def _no_place(config: RunConfig) -> str:
-    return f"run_dir={config.run_dir}: {config.stage_dir} cannot be written; give another run_dir=DIR"
+    if wrong := no_place(config.stage_dir, run_dir=config.run_dir):
+        raise ValueError(wrong)
 
 
 _HYDRAS_OWN = ("--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--version")
@@ -330,14 +327,15 @@ def _main() -> None:
     for note in merge_notes(words, config=first) if not launch()[0] else ():
         print(f"note: {note}", file=sys.stderr, flush=True)
     sweep = bool({"-m", "--multirun"} & names)
-    _refuse([] if writable(first.stage_dir) else [_no_place(first)])  # Hydra makes its folder before all else
+    _refuse([wrong] if (wrong := no_place(first.stage_dir, run_dir=first.run_dir)) else [])
     # Python's parser of arguments refuses overrides on both sides of a flag.
     plain = with_search([word for word in as_overrides(words) if word not in ("-m", "--multirun")])
-    if sweep:
-        _sweep(plain, first=first)
-        return
-    sys.argv[1:] = [*plain, *_places(words, config=first)]
-    train()
+    with refusals(_refuse, words=plain, folder=first.stage_dir):
+        if sweep:
+            _sweep(plain, first=first)
+            return
+        sys.argv[1:] = [*plain, *_places(words, config=first)]
+        train()
 
 
 def _ask_hydra(words: Sequence[str], *, names: set[str]) -> None:

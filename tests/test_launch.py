@@ -18,7 +18,7 @@ import yaml
 
 from arcvideo.processes.signals import REQUEUE_EXIT_CODE
 from tests.conftest import SmallWorld
-from tests.spawned import children, finished, free_port, running
+from tests.spawned import children, finished, free_port, running, tool
 
 LAUNCH = Path(__file__).resolve().parent.parent / "launch"
 FILES = sorted(LAUNCH.iterdir())
@@ -146,12 +146,64 @@ def test_several_nodes_on_kubernetes_meet_at_pod_0_and_share_the_pod_of_one_node
     assert spec["podFailurePolicy"] == one["podFailurePolicy"]
 
 
+# Its command asks for metadata.name, which a Job with generateName does without.
+VALIDATED = """
+import sys
+import kubernetes_validate, yaml
+for document in yaml.safe_load_all(open(sys.argv[1])):
+    kubernetes_validate.validate(document, sys.argv[2], strict=True)
+"""
+
+
 @pytest.mark.parametrize("version", ["1.30", "1.37"])
-def test_kubernetes_files_fit_the_public_schema(version: str) -> None:
-    validate = pytest.importorskip("kubernetes_validate").validate
-    for path in LAUNCH.glob("kubernetes*.yaml"):
-        for document in yaml.safe_load_all(path.read_text()):
-            validate(document, version, strict=True)
+@pytest.mark.parametrize("path", sorted(LAUNCH.glob("kubernetes*.yaml")), ids=name)
+def test_kubernetes_files_fit_the_public_schema(tmp_path: Path, path: Path, version: str) -> None:
+    python = str(tool("python", needs="kubernetes_validate"))
+    wrong = tmp_path / path.name
+    wrong.write_text(path.read_text().replace("restartPolicy", "restartPolice"))
+    good, bad = (
+        subprocess.run([python, "-c", VALIDATED, str(file), version], capture_output=True, text=True, check=False)
+        for file in (path, wrong)
+    )
+    assert good.returncode == 0, good.stderr
+    assert bad.returncode != 0
+    assert "restartPolice" in bad.stderr
+
+
+READ_BY_SKYPILOT = """
+import json, sys
+import sky
+for path in sys.argv[1:]:
+    try:
+        task = sky.Task.from_yaml(path)
+    except ValueError as error:
+        print(json.dumps({"refused": str(error)}))
+        continue
+    (machine,) = task.resources
+    print(json.dumps({"nodes": task.num_nodes, "gpus": machine.accelerators, "envs": task.envs,
+                      "mounts": list(task.storage_mounts), "run": task.run, "setup": task.setup}))
+"""
+
+
+def test_skypilot_itself_reads_its_files(tmp_path: Path) -> None:
+    python = tool("python", needs="sky")
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text((LAUNCH / "skypilot.yaml").read_text().replace("num_nodes", "num_node"))
+    paths = [*sorted(LAUNCH.glob("skypilot*.yaml")), wrong]
+    env = {**os.environ, "HOME": str(tmp_path), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
+    command = [str(python), "-c", READ_BY_SKYPILOT, *map(str, paths)]
+    done = finished(command, seconds=300, cwd=LAUNCH.parent, env=env)
+    assert done.returncode == 0, done.stderr
+    *read, refused = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    for path, seen in zip(paths, read, strict=False):
+        written = yaml.safe_load(path.read_text())
+        assert seen["nodes"] == written["num_nodes"]
+        assert seen["gpus"] == {"H200": 8}
+        assert seen["envs"] == written["envs"]
+        assert seen["mounts"] == ["/mnt/arcvideo"]
+        assert (seen["run"].strip(), seen["setup"].strip()) == (written["run"].strip(), written["setup"].strip())
+    assert len(read) == 2
+    assert "num_node" in refused["refused"]
 
 
 def test_skypilot_names_its_machines_and_starts_a_script_that_is_there() -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import sys
 import traceback
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hydra._internal import utils
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 
+from arcvideo.files import told
 from arcvideo.hidden import plain
 
 
@@ -24,6 +25,44 @@ class Ended(Exception):
         super().__init__(message or f"ended with status {code}")
         self.code = code
         self.message = message
+
+
+_PLACES = ("hydra.sweep.dir", "hydra.run.dir", "hydra.output_subdir")
+
+
+@contextmanager
+def refusals(refuse: Callable[[list[str]], None], *, words: Sequence[str], folder: Path) -> Iterator[None]:
+    """Inside the block `refuse` gets, as one line, what the operating system refuses Hydra, in place of a traceback.
+
+    Hydra makes the folder of a job, its log and its records before the job begins, where nothing of ours can catch it.
+
+    Args:
+        refuse: ends the process.
+        words: overrides, which may say where Hydra writes.
+        folder: where it does without such a word.
+    """
+    given = {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in words}
+    key = next((key for key in _PLACES if key in given), "run_dir")
+    where = Path(given[key]) if key in _PLACES else folder
+    reported = utils.run_and_report
+
+    def report(work: Callable[[], Any]) -> Any:
+        def tried() -> Any:
+            try:
+                return work()
+            except (OSError, ValueError) as error:
+                refusal = error if isinstance(error, OSError) else error.__cause__  # logging wraps what it met
+                if isinstance(refusal, OSError) and os.environ.get("HYDRA_FULL_ERROR") != "1":
+                    refuse([told(refusal, folder=where, key=key)])
+                raise
+
+        return reported(tried)
+
+    utils.run_and_report = report  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        utils.run_and_report = reported
 
 
 class EndWithStatus(Callback):
@@ -37,33 +76,6 @@ class EndWithStatus(Callback):
             if ended.message:
                 print(ended.message, file=sys.stderr, flush=True)
             sys.exit(ended.code)
-
-
-_REMEDIES = {
-    errno.ENOSPC: "make room",
-    errno.EDQUOT: "make room",
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-    errno.EROFS: "choose a run_dir that can be written",
-    errno.EACCES: "choose a run_dir that you may write, or change its permissions",
-    errno.EPERM: "choose a run_dir that you may write, or change its permissions",
-    errno.EMFILE: "raise the limit on open files (ulimit -n)",
-    errno.EIO: "repair the disk",
-    errno.ESTALE: "mount the folder again",
-    errno.ENOTCONN: "mount the folder again",
-}
-"""Error of the operating system -> what to do before the same command is started again."""
-
-
-def told(error: Exception, *, folder: Path) -> str:
-    """Return the error in one line; what the operating system says names a file where it knows it, and the remedy."""
-    match = re.search(r"\(os error (\d+)\)", str(error))  # how the writer of tensors says it
-    number = error.errno if isinstance(error, OSError) and not isinstance(error, ValueError) else None
-    number = int(match[1]) if number is None and match is not None and not isinstance(error, ValueError) else number
-    if number is None:
-        return str(error) or type(error).__name__
-    where = getattr(error, "filename", None) or folder
-    remedy = _REMEDIES.get(number)
-    return f"{where}: {os.strerror(number)}{f'; {remedy}, then the same command continues' if remedy else ''}"
 
 
 def traced(folder: Path) -> str:

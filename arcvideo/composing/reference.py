@@ -87,7 +87,7 @@ def markdown() -> str:
 def _groups() -> str:
     rows = ["| group | options |", "|---|---|"]
     for folder in sorted(path for path in CONF_DIR.rglob("*") if path.is_dir()):
-        options = sorted(f"`{path.stem}`" for path in folder.glob("*.yaml"))
+        options = [f"`{name}`" for name in sorted(path.stem for path in folder.glob("[!_]*.yaml"))]
         if options:
             rows.append(f"| `{folder.relative_to(CONF_DIR).as_posix()}` | {', '.join(options)} |")
     return "\n".join(rows)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from arcvideo.data import commands
-from arcvideo.files import FULL
+from arcvideo.files import told
 from arcvideo.places import words_from_home
 from arcvideo.processes.terminal import speak_plainly
 
@@ -25,8 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except (ValueError, OSError) as error:  # a full disk, a file where a folder should be
-        is_full = isinstance(error, OSError) and error.errno in FULL
-        print(f"error: {error}{'; make room and start again' if is_full else ''}", file=sys.stderr)
+        print(f"error: {told(error)}", file=sys.stderr)
         return 2
 
 

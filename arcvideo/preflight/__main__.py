@@ -24,6 +24,7 @@ from pathlib import Path
 
 from arcvideo.composing.config import RunConfig
 from arcvideo.composing.recipe import ExpectedSource, PlannedStage, Recipe, load_recipe, planned_stages
+from arcvideo.files import told
 from arcvideo.preflight.estimate import Estimate, estimate, row_of
 from arcvideo.preflight.fitting import misfits
 from arcvideo.preflight.machine import GIB, Machine, machine_of
@@ -49,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     extra = [word for word in words if word.partition("=")[0] not in OWN_WORDS]
     try:
         sys.exit(_preflight(own, extra=extra))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {told(error)}")
 
 
 def _preflight(own: dict[str, str], *, extra: Sequence[str]) -> int:

@@ -49,8 +49,11 @@ class _Plain(io.TextIOWrapper):
 def speak_plainly() -> None:
     """From now on all that this process prints goes through `hidden.plain`, whoever prints it; for commands.
 
-    Signs that the encoding of the terminal does not have, and halves of characters, are printed as escapes.
+    Signs that the encoding of the terminal does not have, and halves of characters, are printed as escapes. In a log,
+    libraries that draw bars of their own (transformers, where it reads or writes weights) draw none.
     """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if type(stream) is not io.TextIOWrapper:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from arcvideo.files import told
 from arcvideo.processes.terminal import speak_plainly
 from arcvideo.report.page import write_page
 
@@ -16,8 +17,8 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path, help="folder of the pipeline, for example runs/tiny_shorts")
     try:
         print(write_page(parser.parse_args().run_dir))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {told(error)}")
 
 
 if __name__ == "__main__":

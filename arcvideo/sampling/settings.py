@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from arcvideo.objectives.settings import DECODE, GrpoSettings
+from arcvideo.places import writable
 from arcvideo.structured import SettingsError
 from arcvideo.tasks import TASKS
 
@@ -129,6 +130,8 @@ class SampleSettings:
         """Check values; the message names the key and the remedy."""
         if not Path(self.checkpoint).is_dir():
             raise SettingsError(f"checkpoint={self.checkpoint}: no such directory")
+        if not writable(Path(self.out)):
+            raise SettingsError(f"out={self.out}: cannot be written; give another out=DIR")
         for key, choices in (("pairs", PAIRS), ("prefer", PREFER), ("style", ("think", "plain"))):
             if getattr(self, key) not in choices:
                 raise SettingsError(f"{key}={getattr(self, key)}: choose one of {', '.join(choices)}")

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from arcvideo.files import told
 from arcvideo.processes.terminal import speak_plainly
 from arcvideo.progress import counted
 from arcvideo.synthetic.settings import TinyShortsSettings
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         _make(options.out, settings=settings, workers=options.workers)
     except (ValueError, OSError) as error:
-        print(f"arcvideo.synthetic: {error}", file=sys.stderr)
+        print(f"arcvideo.synthetic: {told(error, folder=options.out)}", file=sys.stderr)
         return 2
     return 0
 

@@ -20,7 +20,9 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 
+from arcvideo.files import told
 from arcvideo.layout import MediaLayout
 from arcvideo.media.clip import read_clip, to_media
 from arcvideo.model.configuration import ArcVideoConfig
@@ -30,7 +32,7 @@ from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import special_ids
 from arcvideo.model.towers.features import store_of
-from arcvideo.places import CONF_DIR
+from arcvideo.places import CONF_DIR, writable
 from arcvideo.processes.children import end_with_parent
 from arcvideo.processes.terminal import speak_plainly
 from arcvideo.progress import watched
@@ -156,9 +158,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's choice")
     options = parser.parse_args(arguments)
     try:
+        for place in (options.out, options.features):
+            if place is not None and not writable(place):
+                raise ValueError(f"{place}: cannot be written; give another folder")
         make_base(options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, SafetensorError) as error:
+        print(f"error: {told(error, folder=options.out)}", file=sys.stderr)
         return 2
     return 0
 

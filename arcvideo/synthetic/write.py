@@ -107,7 +107,13 @@ def _members(workers: int) -> Iterator[_Members]:
     context = multiprocessing.get_context("spawn")
     start = partial(end_with_parent, signal.SIGKILL, os.getpid())  # a killed parent cannot tell them to end
     with ProcessPoolExecutor(workers, mp_context=context, initializer=start) as pool:
-        yield lambda shard, seed: pool.map(partial(_clip_members, shard.split, seed), _indices(shard), chunksize=_CHUNK)
+        try:
+            yield lambda shard, seed: pool.map(
+                partial(_clip_members, shard.split, seed), _indices(shard), chunksize=_CHUNK
+            )
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # a full disk is told now, not when all clips of the shard are made
+            raise
 
 
 def _indices(shard: _Shard) -> range:

@@ -14,7 +14,7 @@ import pytest
 
 from arcvideo.processes.children import ASKS_TO_STOP, REQUEUE_EXIT_CODE
 from arcvideo.processes.signals import StopSignals
-from tests.spawned import running
+from tests.spawned import finished, running
 
 ROOT = Path(__file__).resolve().parent.parent
 # Says that it is there, then answers SIGTERM and SIGUSR1 as a run does.
@@ -129,3 +129,14 @@ def test_closing_a_terminal_twice_still_saves() -> None:
         os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGHUP)
         assert signals.requested
+
+
+def test_libraries_draw_no_bars_in_a_log() -> None:
+    code = (
+        "from arcvideo.processes.terminal import speak_plainly\nspeak_plainly()\n"
+        "from transformers.utils import logging\n"
+        "print(*logging.tqdm(range(3), desc='Writing model shards'), logging.is_progress_bar_enabled())\n"
+    )
+    unset = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    done = finished([sys.executable, "-c", code], seconds=300, env=unset)
+    assert (done.stdout, "Writing" in done.stderr) == ("0 1 2 False\n", False)

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import tarfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from arcvideo.synthetic import write
 from arcvideo.synthetic.__main__ import main
 from arcvideo.synthetic.encode import encode
 from arcvideo.synthetic.questions import letter_items, questions
@@ -107,3 +109,18 @@ def test_the_command_reports_and_its_errors_name_the_remedy(tmp_path, capsys):
     assert "another directory" in capsys.readouterr().err
     assert main([*arguments[:2], "--clips", "-3"]) == 2
     assert "clips=-3" in capsys.readouterr().err
+
+
+def test_what_stops_the_writer_stops_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without this a full disk is told when the last clip of the shard is made."""
+    asked = []
+
+    class Pool(ProcessPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            asked.append(cancel_futures)
+            super().shutdown(wait, cancel_futures=cancel_futures)
+
+    monkeypatch.setattr(write, "ProcessPoolExecutor", Pool)
+    with pytest.raises(OSError, match="full"), write._members(2):
+        raise OSError("full")
+    assert asked[0]

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from arcvideo.files import told
 from arcvideo.model.configuration import ArcVideoConfig, ids_to_config
 from arcvideo.model.disk.loading import empty_model, save_model
 from arcvideo.model.disk.tokenizer import load_tokenizer, save_tokenizer
@@ -27,6 +29,7 @@ from arcvideo.model.families.table import FAMILIES, family_of, parts_of
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import AudioSettings
 from arcvideo.model.special import special_ids
+from arcvideo.places import writable
 from arcvideo.processes.terminal import speak_plainly
 from arcvideo.seals import write_sums
 
@@ -271,6 +274,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     options = parser.parse_args(argv)
     try:
+        if not writable(options.out):
+            raise ValueError(f"--out {options.out}: cannot be written; give another folder")
         tokenizer = load_tokenizer(options.llm)
         if (family := family_of(tokenizer).name) != options.family:
             raise ValueError(
@@ -283,13 +288,13 @@ def main(argv: list[str] | None = None) -> int:
             seed=options.seed,
             dtype=getattr(torch, options.dtype),
         )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        save_model(model, options.out)
+        save_tokenizer(tokenizer, options.out)
+        (options.out / "parts.json").write_text(json.dumps([asdict(part) for part in parts], indent=1) + "\n")
+        write_sums(options.out)
+    except (ValueError, OSError, SafetensorError) as error:
+        print(f"error: {told(error, folder=options.out)}", file=sys.stderr)
         return 2
-    save_model(model, options.out)
-    save_tokenizer(tokenizer, options.out)
-    (options.out / "parts.json").write_text(json.dumps([asdict(part) for part in parts], indent=1) + "\n")
-    write_sums(options.out)
     for part in parts:
         print(f"{part.module:24} {part.tensors:5} tensors {part.parameters:14,} parameters  {part.source}")
     return 0
