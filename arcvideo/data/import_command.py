@@ -123,7 +123,7 @@ def held_out_share(text: str) -> float:
 
 
 def is_held_out(clip: str, *, share: float) -> bool:
-    """Return whether a clip, by its name or what its content is called, is among the share that is held out, whatever other clips there are."""
+    """Return whether a clip, of that name or content, is among the share held out, whatever other clips there are."""
     return int.from_bytes(hashlib.sha256(clip.encode("utf-8", "surrogatepass")).digest()[:8], "big") < share * 2**64
 
 
@@ -197,10 +197,8 @@ def _parts(drafts: Drafts, *, name: str, share: float) -> list[str]:
     held = len({draft.clip for draft in drafts if is_held_out(draft.clip, share=share)})
     if not held or held == clips:
         raise ValueError(f"--held-out {share:.0%} of {clips} clips leaves one side without any; change the share")
-    if clips < len(drafts):
-        print(
-            f"held out by content: {len(drafts)} records are about {clips} clips, each on one side under all its names"
-        )
+    if clips < count:
+        print(f"held out by content: {count} records are about {clips} clips, each on one side under all its names")
     return [name, f"{name}-{HELD_OUT}"]
 
 
