@@ -9,7 +9,7 @@ answers-*.jsonl, scores.json, predictions.jsonl and unread.jsonl. docs/evaluatio
 
   arms=all                also without sound, without picture, with another sound, a shifted one, without time stamps
   compare=A,B             paired differences of two measurements, with a picture
-  rescore=DIR             score the answers of a measurement anew, without a model
+  rescore=DIR             score the answers of a measurement anew, without a model; other metrics= stand beside
   lmms_logs=DIR           write a measurement in the shape of lmms-eval's logs, below out=
 
 torchrun --nproc_per_node 8 -m arcvideo.evaluate ... shares the clips among ranks.
@@ -52,12 +52,13 @@ def run(settings: EvaluateSettings) -> str:
         from arcvideo.measuring.lmms_logs import write_lmms_logs
 
         return "\n".join(map(str, write_lmms_logs(Path(settings.lmms_logs), out=Path(settings.out))))
-    from arcvideo.measuring.scores import score_folder, table_text
+    from arcvideo.measuring.folder import read_card
+    from arcvideo.measuring.scores import score_folder, scores_name, table_text
 
     if settings.rescore:
         again = Path(settings.rescore)
         scores = score_folder(again, metrics=settings.metrics, bootstrap=settings.bootstrap, seed=settings.seed)
-        return f"{table_text(scores)}\n{again}"
+        return f"{table_text(scores)}\n{again / scores_name(read_card(again), metrics=settings.metrics)}"
     from arcvideo.measuring.measure import measure  # loads torch, which a wrong setting does without
 
     folder, measured = measure(settings)

@@ -13,7 +13,8 @@ import importlib.util
 import pkgutil
 import re
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Collection, Iterator
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
@@ -69,6 +70,19 @@ def imported(path: str, *, what: str) -> Any:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{what} cannot be imported: {error}") from error
+
+
+def failure(error: BaseException, *, files: Collection[str]) -> str:
+    """Return in one line what code of somebody else raised, with its place in the files given.
+
+    Args:
+        error: as it was raised.
+        files: paths of that code; the innermost line of theirs is named.
+    """
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    place = f"{Path(lines[-1].filename).name}:{lines[-1].lineno}: " if lines else ""
+    first = next(iter(str(error).splitlines()), "")
+    return f"{place}{type(error).__name__}{': ' if first else ''}{first}"
 
 
 def problem(name: str, *, kind: str, key: str) -> str:

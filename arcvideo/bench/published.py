@@ -104,7 +104,7 @@ def published_table(bench: str, *, ours: Mapping[str, Mapping[str, float]] | Non
     for metric in dict.fromkeys(row.metric for row in published(bench)):
         lines.append(f"{bench}, published ({metric}, of 100):")
         lines += [
-            f"  {who:<24}{100 * figures[metric]:5.1f}" for who, figures in (ours or {}).items() if metric in figures
+            f"  {who:<23} {100 * figures[metric]:5.1f}" for who, figures in (ours or {}).items() if metric in figures
         ]
         lines += [
             f"  {row.model:<24}{row.value:5.1f}  {'thinks' if row.thinks else '':<7} {row.source}"
@@ -135,7 +135,7 @@ def marked_table(tasks: Iterable[str], *, ours: Mapping[str, Mapping[str, float]
     lines.append("baseline, worse/same/better). Figures here are on other clips and by other means:")
     for who, figures in (ours or {}).items():
         mine = {name: value for name, value in figures.items() if ":" in name or name.startswith(FREE)}
-        lines += [f"  {who:<24}{name:<32}{value:.2f}" for name, value in mine.items()]
+        lines += [f"  {who:<23} {name:<31} {value:.2f}" for name, value in mine.items()]
     for row in rows:
         better = "/".join(map(str, row.better)) if row.better else ""
         marks = "/".join(map(str, row.marks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -10,7 +11,7 @@ from arcvideo.evaluation.answers import FULL, NO_SOUND, Answer
 from arcvideo.evaluation.bootstrap import Metric, interval
 from arcvideo.evaluation.predictions import Prediction
 from arcvideo.evaluation.settings import FORM, LOSS, EvaluationSettings, metric_names, part_of
-from arcvideo.named import imported, path_of
+from arcvideo.named import failure, imported, path_of
 from arcvideo.structured import SettingsError
 from arcvideo.tasks import TASKS
 from arcvideo.tasks.answers import split_answer
@@ -135,10 +136,28 @@ def _own(name: str) -> Measure:
     except ValueError as error:
         raise SettingsError(str(error)) from None
     if isinstance(figure, Measure):
-        return figure
+        return replace(figure, score=_guarded(figure.score, name=name))
     if not callable(figure):
         raise SettingsError(f"evaluation.metrics has {name!r}, which is no function of an answer and its truth")
-    return Measure(name=name, score=_scored(figure, name=name), chance=lambda items: 0.0)
+    return Measure(name=name, score=_scored(_guarded(figure, name=name), name=name), chance=lambda items: 0.0)
+
+
+R = TypeVar("R")
+
+
+def _guarded(function: Callable[[str, Truth], R], *, name: str) -> Callable[[str, Truth], R]:
+    """Return the function with what it raises told in one line; the traceback hangs on it for whoever debugs."""
+    code = getattr(function, "__code__", None)
+    files = () if code is None else (code.co_filename,)
+
+    def guarded(text: str, truth: Truth) -> R:
+        try:
+            return function(text, truth)
+        except Exception as error:
+            what = failure(error, files=files)
+            raise SettingsError(f"metrics: {name} failed on the answer {text[:60]!r} ({what})") from error
+
+    return guarded
 
 
 def _scored(function: Callable[[str, Truth], Any], *, name: str) -> Callable[[str, Truth], Score]:
@@ -146,9 +165,16 @@ def _scored(function: Callable[[str, Truth], Any], *, name: str) -> Callable[[st
         value = function(text, truth)
         if value is None:
             return Score(value=0.0, weight=0.0)
-        if not isinstance(value, int | float):
-            raise ValueError(f"{name} gave {value!r}; a metric gives a number, or None for an item it does not concern")
-        return Score(value=float(value))
+        try:
+            number = math.nan if isinstance(value, str | bytes) else float(value)  # of numpy and torch, too
+        except (TypeError, ValueError, RuntimeError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise SettingsError(
+                f"metrics: {name} gave {value!r} for the answer {text[:60]!r}; a metric gives a number, or None for an "
+                "item it does not concern"
+            )
+        return Score(value=number)
 
     return score
 

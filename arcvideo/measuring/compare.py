@@ -97,7 +97,7 @@ def compare_text(comparison: Mapping[str, Any]) -> str:
         lines.append(f"  they were asked differently: {', '.join(comparison['asked_differently'])}")
     for name, row in comparison["differences"].items():
         less = "  less is better" if row["lower_is_better"] else ""
-        lines.append(f"  {name:<28}{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]  n {row['n']}{less}")
+        lines.append(f"  {name:<27} {row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]  n {row['n']}{less}")
     ours = {name[-23:]: figures for name, figures in zip(comparison["names"], comparison["figures"], strict=True)}
     return "\n".join([*lines, *beside(comparison, ours=ours)])
 

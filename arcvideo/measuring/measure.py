@@ -28,7 +28,7 @@ from arcvideo.measuring.folder import (
     read_card,
     write_card,
 )
-from arcvideo.measuring.questions import Asking, Material, open_questions
+from arcvideo.measuring.questions import Asking, Material, check_metrics, open_questions
 from arcvideo.measuring.read import Read, Reader, read_ahead
 from arcvideo.measuring.scores import score_folder
 from arcvideo.measuring.settings import EvaluateSettings
@@ -52,6 +52,7 @@ def measure(settings: EvaluateSettings) -> tuple[Path, dict[str, Any] | None]:
     device = torch.device(settings.device) if settings.device else world.device
     model = open_model(settings, device=device)
     asking = open_questions(settings, style=model.style, progress=world.first)
+    check_metrics(asking, metrics=settings.metrics, arms=settings.arms)
     origin = _origin(model, asking=asking)
     name = settings.name or f"{asking.name}-{digest_of(origin)[:8]}"
     folder = Path(settings.out) / name
@@ -68,7 +69,7 @@ def measure(settings: EvaluateSettings) -> tuple[Path, dict[str, Any] | None]:
         if not world.first:
             return folder, None
         _finish_card(folder)
-        return folder, score_folder(folder)
+        return folder, score_folder(folder, metrics=settings.metrics, bootstrap=settings.bootstrap, seed=settings.seed)
 
 
 def _origin(model: Measured, *, asking: Asking) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from typing import Any
 
 from arcvideo.bench import read_bench
 from arcvideo.bench.item import BenchItem
-from arcvideo.evaluation.figures import evenly
+from arcvideo.evaluation.answers import NO_SOUND
+from arcvideo.evaluation.figures import choose, evenly, measured
+from arcvideo.evaluation.settings import EvaluationSettings
 from arcvideo.measuring.folder import Lost
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.shards.expand import expand_shards
@@ -104,6 +106,32 @@ def open_questions(settings: EvaluateSettings, *, style: str, progress: bool = T
         more = f"; {len(asking.holes)} cannot be asked, the first: {asking.holes[0].detail}" if asking.holes else ""
         raise SettingsError(f"data={settings.data}: no question{of} can be asked{more}")
     return asking
+
+
+def check_metrics(asking: Asking, *, metrics: Sequence[str], arms: Sequence[str]) -> None:
+    """Refuse a figure that none of the questions would have, before the first of them is asked.
+
+    Args:
+        asking: the questions.
+        metrics: figures that were asked for by name.
+        arms: what they are asked in.
+
+    Raises:
+        ValueError: no question of its task, tag or kind, or an arm that is not asked.
+    """
+    if not metrics:
+        return
+    questions = list(asking.questions)
+    chosen = choose(questions, settings=EvaluationSettings(metrics=list(metrics), items=0))
+    for name in metrics:
+        if not chosen[name]:
+            tasks = ", ".join(dict.fromkeys(question.task for question in questions))
+            tags = ", ".join(sorted({tag for question in questions for tag in question.tags}))
+            raise SettingsError(
+                f"metrics has {name!r}, which none of these questions has; their tasks: {tasks}; tags: {tags or 'none'}"
+            )
+        if measured(name)[1].silent and NO_SOUND not in arms:
+            raise SettingsError(f"metrics has {name!r}, which is measured without sound: add arms={NO_SOUND}")
 
 
 def _limited(asking: Asking, *, tasks: Sequence[str], items: int) -> Asking:

@@ -16,11 +16,12 @@ from arcvideo.evaluation.figures import choose, counts, figures, measured
 from arcvideo.evaluation.predictions import Prediction, write_predictions
 from arcvideo.evaluation.settings import EvaluationSettings, metric_names
 from arcvideo.files import write_lines, write_whole
-from arcvideo.measuring.folder import PREDICTIONS, SCORES, Found, Lost, read_answers, read_card
+from arcvideo.measuring.folder import SCORES, Found, Lost, read_answers, read_card
 from arcvideo.measuring.needs import classes
 from arcvideo.measuring.needs_page import PAGE as NEEDS_PAGE
 from arcvideo.measuring.needs_page import write_needs_page
 from arcvideo.measuring.settings import ARMS
+from arcvideo.seals import digest_of
 from arcvideo.tasks import TASKS
 from arcvideo.tasks.answers import read_span
 from arcvideo.tasks.grounding import GROUNDING
@@ -34,6 +35,8 @@ def score_folder(
     folder: Path, *, metrics: Sequence[str] = (), bootstrap: int = 0, seed: int | None = None
 ) -> dict[str, Any]:
     """Score the answers of a measurement and write `scores.json`, `predictions.jsonl`, `unread.jsonl`, `needs.*`.
+
+    Other figures than the measurement's own are written beside these, so that nothing of it is replaced.
 
     Args:
         folder: of the measurement.
@@ -63,15 +66,27 @@ def score_folder(
               **scores, "notes": list(card.get("notes", ())),
               "published": [asdict(row) for row in published(str(card.get("bench", "")))],
               "marked": [asdict(row) for row in marked(scores["tasks"])]}  # fmt: skip
-    write_predictions(folder / PREDICTIONS, predictions=predictions)
+    lacking = [name for name in metrics if name not in scores["metrics"]]
+    scores |= {"without_items": lacking} if lacking else {}
+    path = folder / scores_name(card, metrics=metrics)
+    write_predictions(path.with_name(path.name.replace("scores", "predictions") + "l"), predictions=predictions)
+    if path.name != SCORES:
+        write_whole(path, json.dumps(scores, indent=1) + "\n")
+        return scores
     write_lines(folder / UNREAD, _unread(measurement.answers.values()))
     needs = classes(measurement.answers)
     if needs:
         write_lines(folder / NEEDS, needs)
         scores["needs"] = dict(Counter(tag for row in needs for tag in row["tags"]))
         write_needs_page(folder / NEEDS_PAGE, scores=scores, card=card, answers=measurement.answers)
-    write_whole(folder / SCORES, json.dumps(scores, indent=1) + "\n")
+    write_whole(path, json.dumps(scores, indent=1) + "\n")
     return scores
+
+
+def scores_name(card: Mapping[str, Any], *, metrics: Sequence[str]) -> str:
+    """Return the name of the file with these figures: `scores.json` has the measurement's own."""
+    own = card.get("scoring", {}).get("metrics") or []
+    return SCORES if list(metrics) in ([], list(own)) else f"scores-{digest_of(list(metrics))[:8]}.json"
 
 
 def default_metrics(measurement: Found) -> list[str]:
@@ -207,7 +222,7 @@ def table_text(scores: Mapping[str, Any]) -> str:
     for arm, compared in scores.get("arms", {}).items():
         lines.append(f"  {arm}: {compared['items']} items, what the whole clip is worth above it:")
         lines += [
-            f"    {name:<26}{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+            f"    {name:<25} {row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
             for name, row in compared["full_minus_arm"].items()
         ]
     if "needs" in scores:
@@ -217,6 +232,7 @@ def table_text(scores: Mapping[str, Any]) -> str:
         f"about {scores['clips']} clips"
         + (f"; {not_asked} could not be ({reasons}): {SCORES} lists them" if not_asked else ""),
         *(_line(name, row) for name, row in scores["metrics"].items()),
+        *(f"  {name:<27} is of none of these answers" for name in scores.get("without_items", ())),
         f"  answers that cannot be read (counted as wrong): {scores['unread']['count']}; cut off: {scores['cut_off']}; "
         f"times beyond the clip (cut there): {scores['beyond_the_clip']['count']}",
     ]
@@ -238,4 +254,4 @@ def beside(scores: Mapping[str, Any], *, ours: Mapping[str, Mapping[str, float]]
 
 def _line(name: str, row: Mapping[str, float]) -> str:
     interval = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-    return f"  {name:<28}{interval}  n {row['n']:.0f}, chance {row['chance']:.2f}"
+    return f"  {name:<27} {interval}  n {row['n']:.0f}, chance {row['chance']:.2f}"

@@ -89,6 +89,17 @@ def test_scores_follow_from_the_answers_without_torch(arms: Path) -> None:
     assert (arms / "scores.json").read_bytes() == before
 
 
+def test_the_same_measurement_with_other_figures_gives_these(small_world: SmallWorld, tmp_path: Path) -> None:
+    """A figure that is asked for later is scored from the answers that are there, not passed over."""
+    assert main(words(small_world, tmp_path, "tasks=mcq", "proof=false", "metrics=mcq_accuracy")) == 0
+    before = (tmp_path / "m" / "scores.json").read_bytes()
+    assert main(words(small_world, tmp_path, "tasks=mcq", "proof=false", "metrics=mcq_thought_followed")) == 0
+    (other,) = (tmp_path / "m").glob("scores-*.json")
+    assert json.loads(other.read_text())["without_items"] == ["mcq_thought_followed"]
+    assert (tmp_path / "m" / "scores.json").read_bytes() == before
+    assert main(words(small_world, tmp_path, "tasks=mcq", "metrics=speech_qa")) == 2
+
+
 def test_two_measurements_are_compared_item_by_item_and_different_sets_never(
     arms: Path, small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

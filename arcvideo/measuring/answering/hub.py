@@ -21,6 +21,7 @@ from arcvideo.lineage.identity import folder_digest
 from arcvideo.measuring.answering import own_code, plain
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.media.sound import SAMPLE_RATE
+from arcvideo.named import failure
 from arcvideo.structured import SettingsError
 from arcvideo.types import Clip
 
@@ -87,7 +88,7 @@ class HubModel(plain.PlainModel):
             )
         return SettingsError(
             f"checkpoint={self.folder}: transformers {transformers.__version__} cannot load it "
-            f"({own_code.said(error)}); {own_code.SERVED}"
+            f"({failure(error, files=())}); {own_code.SERVED}"
         )
 
     @property

@@ -6,6 +6,7 @@ import json
 import traceback
 from pathlib import Path
 
+from arcvideo.named import failure
 from arcvideo.structured import SettingsError
 
 CONSENT = "trust_remote_code=true"
@@ -61,14 +62,7 @@ def model_class(folder: Path) -> str:
 
 def failed(folder: Path, *, doing: str, error: BaseException) -> SettingsError:
     """Return one line about code of a directory that failed: what it raised, and where."""
-    frames = traceback.extract_tb(error.__traceback__)
-    names = {path.name for path in folder.glob("*.py")}
-    here = [f" at {Path(frame.filename).name}:{frame.lineno}" for frame in frames if Path(frame.filename).name in names]
-    place = here[-1] if here else ""
-    return SettingsError(f"checkpoint={folder}: its own code failed {doing}{place} ({said(error)}); {SERVED}")
-
-
-def said(error: BaseException) -> str:
-    """Return what an error says, in one line, with its kind."""
-    first = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    names = {path.name for path in folder.glob("*.py")}  # transformers runs copies of them
+    frames = (frame.filename for frame in traceback.extract_tb(error.__traceback__))
+    files = {name for name in frames if Path(name).name in names}
+    return SettingsError(f"checkpoint={folder}: its own code failed {doing} ({failure(error, files=files)}); {SERVED}")

@@ -235,7 +235,7 @@ def lacking_package(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
-    [(raising, r"to answer c/0 at modeling_sketch.py:\d+ \(AssertionError: not here\)"),
+    [(raising, r"to answer c/0 \(modeling_sketch.py:\d+: AssertionError: not here\)"),
      (lacking_package, r"to load its weights.*flash_attn_that_is_not_there")],
 )  # fmt: skip
 def test_code_that_fails_is_told_in_one_line_with_its_place(
