@@ -8,7 +8,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo pilot test test-slow test-all test-gpu gpu-day machines torture torture-pipeline soak fuzz check format docs clean bench-data bench-evaluate bench-grpo bench-memory bench-model bench-plan bench-remote bench-scale
+.PHONY: help env demo pilot test test-slow test-all test-gpu gpu-day machines torture torture-pipeline soak fuzz check format docs clean bench-data bench-evaluate bench-grpo bench-memory bench-model bench-overlap bench-plan bench-remote bench-scale
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -106,6 +106,9 @@ bench-runner: $(VENV)/ready  ## Loop overhead, packing against padding, stall of
 	$(BIN)/python -m benchmarks.runner
 bench-grpo: $(VENV)/ready  ## GRPO with a shared prompt against full copies, and a whole step against TRL's trainer
 	$(BIN)/python -m benchmarks.grpo
+
+bench-overlap: $(VENV)/ready  ## Precision and recall of fingerprints on clips that were changed
+	$(BIN)/python -m benchmarks.overlap
 
 bench-plan: $(VENV)/ready  ## Planning a million samples: fill, balance, time, memory
 	$(BIN)/python -m benchmarks.plan

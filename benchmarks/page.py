@@ -15,6 +15,7 @@ TITLES = {
     "grpo": "GRPO",
     "memory": "Memory of a row of the 7B",
     "model": "Model",
+    "overlap": "Clips in both of two sets",
     "plan": "Planning",
     "remote": "Remote shards",
     "runner": "Training loop",

@@ -18,6 +18,8 @@ from arcvideo.composing.config import ConfigError, RunConfig, recorded_settings,
 from arcvideo.composing.overrides import (
     as_overrides,
     flag_value,
+    folders,
+    options,
     override_problems,
     settings_words,
     stages,
@@ -56,13 +58,21 @@ def composed(words: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
         try:
             return compose(name.removesuffix(".yaml"), overrides=overrides, return_hydra_config=with_hydra)
         except MissingConfigException as error:
-            choices = f"; there are: {', '.join(error.options)}" if error.options else ""
-            raise ConfigError(str(error).splitlines()[0].rstrip(".") + choices) from None
+            raise ConfigError(str(error).splitlines()[0].rstrip(".") + _choices(error, words=words)) from None
         except HydraException as error:
             first = str(error).splitlines()[0]
             if first.startswith("You must specify 'stage'"):
                 first = f"stage: name one, for example stage=sft; there are: {', '.join(stages(words))}"
             raise ConfigError(first) from None
+
+
+def _choices(error: MissingConfigException, *, words: Sequence[str]) -> str:
+    """Return what could be meant by a file of options that is not there."""
+    group, _, stage = (error.missing_cfg_file or "").partition("/")
+    pages = [page for page in options("stage", among=folders(words)) if page.endswith(f"/{stage}")]
+    if group == "stage" and pages:
+        return f"; a file names the page of a model: override /stage: MODEL/{stage}, of {', '.join(pages)}"
+    return f"; there are: {', '.join(error.options)}" if error.options else ""
 
 
 @contextmanager

@@ -122,9 +122,9 @@ def held_out_share(text: str) -> float:
     return share
 
 
-def is_held_out(name: str, *, share: float) -> bool:
-    """Return whether the clip of that name is among the share that is held out, whatever other clips there are."""
-    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big") < share * 2**64
+def is_held_out(clip: str, *, share: float) -> bool:
+    """Return whether a clip, of that name or content, is among the share held out, whatever other clips there are."""
+    return int.from_bytes(hashlib.sha256(clip.encode("utf-8", "surrogatepass")).digest()[:8], "big") < share * 2**64
 
 
 def _mixture_line(out: Path, entry: MetaEntry) -> str:
@@ -193,16 +193,19 @@ def _parts(drafts: Drafts, *, name: str, share: float) -> list[str]:
     """Return the names of the shards: one, or that of those to train on and that of those held out."""
     if not share:
         return [name]
-    held = sum(is_held_out(draft.key, share=share) for draft in drafts)
-    if not held or held == len(drafts):
-        raise ValueError(f"--held-out {share:.0%} of {len(drafts)} clips leaves one side without any; change the share")
+    clips, count = drafts.spool.name_clips(), len(drafts)
+    held = len({draft.clip for draft in drafts if is_held_out(draft.clip, share=share)})
+    if not held or held == clips:
+        raise ValueError(f"--held-out {share:.0%} of {clips} clips leaves one side without any; change the share")
+    if clips < count:
+        print(f"held out by content: {count} records are about {clips} clips, each on one side under all its names")
     return [name, f"{name}-{HELD_OUT}"]
 
 
 def _side(options: argparse.Namespace, drafts: Drafts, *, held_out: bool) -> Iterator[Draft]:
     """Yield the drafts that are held out, or the others."""
     share = held_out_share(options.held_out)
-    return (draft for draft in drafts if is_held_out(draft.key, share=share) == held_out)
+    return (draft for draft in drafts if is_held_out(draft.clip, share=share) == held_out)
 
 
 def _written(

@@ -50,6 +50,10 @@ def _split(options: argparse.Namespace) -> int:
     held = sum(is_held_out(clip, share=share) for clip in names)
     if not held or held == len(names):
         raise ValueError(f"--held-out {share:.0%} of {len(names)} clips leaves one side without any; change the share")
+    if len(names) < len(clips):
+        print(f"{len(clips)} names are {len(names)} clips by their bytes, each on one side under all its names")
+    elif options.videos is None:
+        print("clips are told apart by name alone; with --videos FOLDER, files of equal bytes are one")
     options.out.mkdir(parents=True, exist_ok=True)
     for side, rows in (("train", sides[False]), (HELD_OUT, sides[True])):
         target = options.out / f"{path.stem}-{side}.jsonl"

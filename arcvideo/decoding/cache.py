@@ -206,7 +206,7 @@ class FrameCache:
         if self._unscanned < self._limit // _SHARE_BETWEEN_SCANS:
             return
         self._unscanned = 0
-        remove_leftovers(self._root.glob("??/.*.partial"))
+        remove_leftovers(self._root.glob("??/.*"))  # those of safetensors, too, which writes under a name of its own
         files = []
         for path in self._root.glob(f"??/*{_SUFFIX}"):
             with suppress(OSError):  # another process made room too

@@ -42,7 +42,7 @@ class Features(Protocol):
 
     def has(self, key: str) -> bool: ...
 
-    def load(self, key: str) -> tuple[Tensor, Tensor]: ...
+    def load(self, key: str) -> tuple[Tensor, Tensor] | None: ...
 
 
 @dataclass(kw_only=True)
@@ -172,9 +172,10 @@ class Loader:
             MediaError, OSError.
         """
         expected = self._expected(clip, part, modality=modality, seed=seed)
-        if self.features is not None and self.settings.frames == "middle" and self.features.has(feature_key(expected)):
-            patches, speech = self.features.load(feature_key(expected))
-            return replace(expected, patches=patches, speech=speech)
+        if self.features is not None and self.settings.frames == "middle":
+            stored = self.features.load(feature_key(expected))
+            if stored is not None:
+                return replace(expected, patches=stored[0], speech=stored[1])
         media = self._decoded(clip, part, expected=expected, seed=seed)
         if (media.frame_count, media.seconds) != (expected.frame_count, expected.seconds):
             raise MediaError(

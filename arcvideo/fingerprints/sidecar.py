@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import uuid
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from arcvideo.fingerprints.descriptors import BANDS, SIDE, Prints, prints_of
 from arcvideo.media.errors import MediaError
 from arcvideo.progress import watched
 from arcvideo.shards.index import ShardIndex
+from arcvideo.shards.locks import locked
 from arcvideo.shards.members import VIDEO
 from arcvideo.shards.seal import check, digests, sealed, unsealed
 
@@ -122,13 +122,19 @@ def _make(
     made = Printed(
         name=name, keys=tuple(keys), prints=prints, unread=tuple(row for row in rows if isinstance(row, str))
     )
-    with suppress(PermissionError):  # a folder that is only read: they are made again the next time
-        _write(target, made, digest=digest)
+    try:
+        with locked(target.with_name(f"{target.name}.lock")):
+            _write(target, made, digest=digest)
+    except (OSError, ValueError) as error:  # of `locked`, which says the same of indexes
+        reason = getattr(error.__cause__ or error, "strerror", None) or error
+        print(f"{target}: cannot be written ({reason}), so they are made again the next time", file=sys.stderr)
     return made
 
 
 def _write(target: Path, made: Printed, *, digest: str) -> None:
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
+    """Write what was found, whole or not at all. The lock of the folder must be held."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
     partial.mkdir(parents=True)
     try:
         np.save(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,8 +24,8 @@ _LONGEST = 1 << 14
 
 _URLS: dict[Path, str] = {}
 """Path of a link -> URL with its credentials, which no file holds."""
-_REMOVED: dict[Path, str] = {}
-"""Path of a link that this process removed -> why."""
+_WHY = ".changed"
+"""Of the file, behind the name of a link that was removed, that says why to every process and rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +41,13 @@ def read_link(path: Path) -> Link | None:
 
     Raises:
         OSError: there is no such file.
-        Changed: this process removed the link, because the remote file is another one now.
+        Changed: the link was removed, by whatever process, because the remote file is another one now.
     """
     try:
         facts = path.stat()
     except FileNotFoundError:
-        if path in _REMOVED:
-            raise Changed(_REMOVED[path]) from None
+        with suppress(OSError):
+            raise Changed(_why(path).read_text(encoding="utf-8")) from None
         raise
     if facts.st_size > _LONGEST:
         return None
@@ -66,13 +67,18 @@ def _read(path: Path, *_: int) -> Link | None:
 def write_link(path: Path, link: Link) -> None:
     """Write a link, whole or not at all; without what its URL has of passwords and tokens."""
     write_whole(path, _MAGIC.decode() + json.dumps(asdict(replace(link, url=hidden(link.url)))))
-    _REMOVED.pop(path, None)
+    _why(path).unlink(missing_ok=True)
 
 
 def remove_link(path: Path, *, why: str) -> None:
-    """Remove the link of a remote file that changed; whoever reads it next in this process is told why."""
-    _REMOVED[path] = why  # first: other threads are reading
+    """Remove the link of a remote file that changed; whoever reads it next, in any process, is told why."""
+    with suppress(OSError):  # a disk that takes no more
+        write_whole(_why(path), hidden(why))  # first: others are reading
     path.unlink(missing_ok=True)
+
+
+def _why(path: Path) -> Path:
+    return path.with_name(path.name + _WHY)
 
 
 def know(path: Path, url: str) -> None:
@@ -90,6 +96,6 @@ def link_or_none(path: Path) -> Link | None:
 
 def is_copy(path: Path) -> bool:
     """Return whether a file in the folder of links is the whole copy of a shard."""
-    if re.match(r"[0-9a-f]{16}-", path.name) is None or path.name.endswith((".lock", ".fetch", ".index")):
+    if re.match(r"[0-9a-f]{16}-", path.name) is None or path.name.endswith((".lock", ".fetch", ".index", _WHY)):
         return False
     return path.is_file() and link_or_none(path) is None

@@ -39,7 +39,8 @@ def expand_shards(pattern: str, *, cache: ShardCacheSettings | None = None, fetc
         local = [Path(name) for name in names if not name.endswith((".index", ".lock", ".sha256", ".fingerprints"))]
         missing = [str(path) for path in local if not path.is_file()]
         if missing:
-            raise ValueError(f"shards={pattern!r}: no such tar file: {missing[0]}")
+            several = "; several are written {a.tar,b.tar}" if "," in missing[0] else ""
+            raise ValueError(f"shards={pattern!r}: no such tar file: {missing[0]}{several}")
         paths.extend(local)
     if not paths:
         raise ValueError(f"shards={pattern!r}: no such tar file")

@@ -25,6 +25,7 @@ from arcvideo.decoding.pool import MediaPool
 from arcvideo.files import FULL, read_lines
 from arcvideo.progress import counted
 from arcvideo.remote.links import read_link
+from arcvideo.remote.origin import Changed
 from arcvideo.shards.columns import CLIP, FORMAT, ITEM, PART, TEXTS, Columns
 from arcvideo.shards.locks import in_turns, locked
 from arcvideo.shards.members import Problem, read_at, read_groups
@@ -187,6 +188,9 @@ def open_index(shard: Path, *, place: str = "") -> ShardIndex | None:
     """Return the index of a shard, None when there is none, the shard has changed since, or the index is damaged.
 
     Every file is compared with its digest, whole once per machine and by size and time afterwards.
+
+    Raises:
+        Changed: a remote shard is another one now, as some process found.
     """
     folder = index_folder(shard, place=place)
     try:
@@ -199,6 +203,8 @@ def open_index(shard: Path, *, place: str = "") -> ShardIndex | None:
         check(folder, meta["files"])
     except FileNotFoundError:
         return None
+    except Changed:  # what a link stood for: there is nothing to index until it is fetched anew
+        raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         _column.cache_clear()  # it may hold maps of the damaged files
         _tell(f"{folder}: damaged, made again: {error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -91,21 +92,25 @@ def open_text(path: Path, *, encoding: str | None = None, newline: str = "\n") -
         ValueError: an encoding that Python does not know, or a compressed file.
         OSError: it cannot be read.
     """
-    with open(path, "rb") as file:
-        start = file.read(4)
-    if start.startswith(_GZIP):
-        raise ValueError(f"{path}: is compressed; unpack it first (gunzip -k)")
+    file = open(path, "rb")  # noqa: SIM115 - what is returned closes it
     try:
-        name = codecs.lookup(encoding).name if encoding else encoding_of(start)
-    except LookupError:
-        raise ValueError(f"--encoding {encoding}: Python knows no such encoding") from None
-    errors = "replace" if name.startswith(("utf-16", "utf-32")) else "surrogateescape"
-    try:
-        with open(path, encoding=name, errors=errors, newline=newline) as file:
-            file.read(1)
-    except (LookupError, UnicodeError) as error:  # one of bytes, or UTF-16 without its mark
-        raise ValueError(f"--encoding {encoding}: {path} cannot be read so: {error}") from None
-    return open(path, encoding=name, errors=errors, newline=newline)
+        start = file.peek(4)[:4]
+        if start.startswith(_GZIP):
+            raise ValueError(f"{path}: is compressed; unpack it first (gunzip -k)")
+        try:
+            name = codecs.lookup(encoding).name if encoding else encoding_of(start)
+        except LookupError:
+            raise ValueError(f"--encoding {encoding}: Python knows no such encoding") from None
+        errors = "replace" if name.startswith(("utf-16", "utf-32")) else "surrogateescape"
+        try:
+            text = io.TextIOWrapper(file, encoding=name, errors=errors, newline=newline)
+            codecs.getincrementaldecoder(name)(errors).decode(start)
+        except (LookupError, UnicodeError) as error:  # one of bytes, or UTF-16 without its mark
+            raise ValueError(f"--encoding {encoding}: {path} cannot be read so: {error}") from None
+    except BaseException:
+        file.close()
+        raise
+    return text
 
 
 def rows(path: Path, *, encoding: str | None = None) -> Iterator[tuple[int, str]]:

@@ -70,6 +70,12 @@ def test_a_mistake_in_options_of_another_folder_names_what_there_is(conf: Path) 
     assert len(str(told.value).splitlines()) == 1
 
 
+def test_a_file_that_names_a_stage_without_its_model_is_told_how(conf: Path) -> None:
+    (conf / "experiment" / "bare.yaml").write_text("# @package _global_\ndefaults: [override /stage: sft]\n")
+    with pytest.raises(ConfigError, match=r"'stage/sft'; a file names .*: override /stage: MODEL/sft, of .*tiny/sft"):
+        stage_config(["--config-dir", str(conf), "+experiment=bare"])
+
+
 def test_a_file_of_another_folder_may_be_the_first(conf: Path) -> None:
     (conf / "own.yaml").write_text("defaults: [config, _self_]\nrunner: {log_every: 3}\n")
     words = ["--config-dir", str(conf), "--config-name", "own", "stage=mine"]

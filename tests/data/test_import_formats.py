@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -267,12 +268,38 @@ def test_a_dry_run_tells_what_would_be_used_and_why_not_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_held_out_clips_are_chosen_by_key_and_no_clip_is_on_both_sides(media: Path, tmp_path: Path) -> None:
-    assert imported(media, tmp_path, "sharegpt", many(20, media), "--held-out", "30%") == 0
+def test_held_out_clips_are_chosen_by_content_and_no_clip_is_on_both_sides(
+    media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every clip has two names, one of them a link, and a record shows two clips that others show alone."""
+    rows = []
+    for number in range(20):
+        (media / f"n{number}.wav").write_bytes(build.wav(0.5 + number / 100))
+        (media / f"copy{number}.wav").symlink_to(media / f"n{number}.wav")
+        rows += [{"messages": asked("What?"), "audios": [f"{name}{number}.wav"]} for name in ("n", "copy")]
+    both = {"messages": asked("<audio> <audio> Which?"), "audios": ["n0.wav", "copy1.wav"]}
+    assert imported(media, tmp_path, "sharegpt", lines(*rows, both), "--held-out", "30%") == 0
+    assert "41 records are about 19 clips, each on one side under all its names" in capsys.readouterr().out
     train, held = records(tmp_path), records(tmp_path, "shard-held-out-*.tar")
-    assert not set(train) & set(held)
-    assert len(train) + len(held) == 20
-    assert 1 <= len(held) <= 12
+    assert len(train) + len(held) == 41
+    sides = [{int(re.findall(r"\d+", key)[0]) for key in side} for side in (train, held)]
+    assert not sides[0] & sides[1]
+    assert 1 <= len(sides[1]) <= 12
+    assert any({0, 1} <= side for side in sides)
+
+
+def test_rows_that_are_added_later_move_no_held_out_clip(media: Path, tmp_path: Path) -> None:
+    sides = []
+    for count in (10, 20):
+        rows = []
+        for number in range(count):
+            (media / f"n{number}.wav").write_bytes(build.wav(0.5 + number / 100))
+            rows.append({"messages": asked("What?"), "audios": [f"n{number}.wav"]})
+        out = tmp_path / str(count)
+        out.mkdir()
+        assert imported(media, out, "sharegpt", lines(*rows), "--held-out", "50%") == 0
+        sides.append(set(records(out, "shard-held-out-*.tar")))
+    assert sides[0] == {key for key in sides[1] if int(key[1:]) < 10}
 
 
 @pytest.mark.parametrize("text", ["100%", "x", "101%"])

@@ -46,12 +46,15 @@ def test_later_lines_move_no_clip(tmp_path: Path) -> None:
     assert old == {row["video"] for row in after if int(row["video"][:3]) < 40}
 
 
-def test_copies_of_a_clip_are_one_clip_when_the_files_are_there(tmp_path: Path) -> None:
+def test_copies_of_a_clip_are_one_clip_when_the_files_are_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = questions(12)
     for number in range(12):
         clip(tmp_path / f"clips/{number:03d}.mp4", shade=number // 2)  # each film has two names
     lines(tmp_path / "q.jsonl", rows)
     sides = split(tmp_path / "q.jsonl", tmp_path / "out", "--held-out=50%", "--videos", str(tmp_path / "clips"))
+    assert "12 names are 6 clips by their bytes" in capsys.readouterr().out
     train, held = ({int(row["video"][:3]) // 2 for row in side} for side in sides)
     assert train
     assert held

@@ -325,10 +325,11 @@ def test_a_clip_larger_than_the_limit_is_not_stored_and_others_stay(
     assert "more than data.frame_cache.max_gib=0.000244141: such clips are not stored" in line
 
 
-def test_what_killed_writers_left_is_removed_and_a_file_under_way_is_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [".left.partial", ".tmpDjI2ca"])  # ours, and what safetensors writes first
+def test_what_killed_writers_left_is_removed_and_a_file_under_way_is_not(tmp_path: Path, name: str) -> None:
     store = cache(tmp_path, max_gib=1e-3)
     (tmp_path / "ab").mkdir()
-    left, under_way = tmp_path / "ab" / ".left.partial", tmp_path / "ab" / ".new.partial"
+    left, under_way = tmp_path / "ab" / name, tmp_path / "ab" / ".new.partial"
     for path in (left, under_way):
         path.write_bytes(b"half")
     os.utime(left, (1, 1))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +17,7 @@ import numpy as np
 import pytest
 
 from arcvideo.data.shards import main
+from arcvideo.fingerprints import sidecar
 from arcvideo.fingerprints.descriptors import BANDS, SIDE, Prints
 from arcvideo.fingerprints.guard import refuse_overlap
 from arcvideo.fingerprints.match import overlaps
@@ -72,6 +77,38 @@ def test_every_medium_of_a_record_is_looked_at(tmp_path: Path, films: list[bytes
     assert printed.keys == ("both.0", "both.1")
     pairs = [(one.first, one.second) for one in overlaps(printed.prints, print_shard(index).prints)]
     assert pairs == [(1, 0)]
+
+
+def test_two_that_keep_fingerprints_of_a_shard_at_once_both_end_well(
+    tmp_path: Path, films: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (index,) = ensure_indexes([shards(tmp_path, films[:2], name="a")], progress=False)
+    folder, remove, both = shard_folder(index.shard), shutil.rmtree, threading.Barrier(2)
+
+    def removed(path: Path, **how: Any) -> None:
+        remove(path, **how)
+        if path == folder:
+            with suppress(threading.BrokenBarrierError):
+                both.wait(timeout=1)  # so that neither has its name yet
+
+    monkeypatch.setattr(sidecar.shutil, "rmtree", removed)
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(lambda _: print_shard(index, again=True), range(2))
+    assert one.keys == other.keys
+    kept = read_shard(index)
+    assert kept is not None
+    assert kept.keys == one.keys
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_that_takes_no_fingerprints_is_told_and_ends_nothing(
+    tmp_path: Path, films: list[bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (index,) = ensure_indexes([shards(tmp_path, films[:2], name="a")], progress=False)
+    folder = shard_folder(index.shard)
+    folder.with_name(f"{folder.name}.lock").mkdir()
+    assert len(print_shard(index).keys) == 2
+    assert f"{folder}: cannot be written (Is a directory), so they are made again" in capsys.readouterr().err
 
 
 def test_fingerprints_are_kept_beside_a_shard_while_its_content_is_the_same(tmp_path: Path, films: list[bytes]) -> None:

@@ -45,6 +45,12 @@ def test_a_saved_model_loads_again_bit_for_bit(saved):
     torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=0, atol=0)
 
 
+def test_what_a_killed_export_left_is_no_part_of_the_next_one(tmp_path):
+    (tmp_path / ".tmpDjI2ca").write_bytes(bytes(100))
+    save_model(small_model(), tmp_path)
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_transformers_own_loader_reads_it_too(saved):
     model, directory = saved
     assert same(model, ArcVideoForConditionalGeneration.from_pretrained(directory))

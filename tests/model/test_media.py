@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 
 import pytest
@@ -162,13 +163,33 @@ def test_digest_follows_tower_weights(model):
     assert before != tower_digest(towers, settings=SETTINGS)
 
 
-def test_a_damaged_feature_file_is_named(tmp_path):
+def test_a_feature_file_that_cannot_be_used_is_as_if_it_were_not_there(tmp_path, monkeypatch, capsys):
     store = FeatureStore(tmp_path, "digest")
+    assert store.load("key") is None
     store.save("key", patches=torch.zeros(1, 2, 3), speech=torch.zeros(1, 2, 3))
-    path = next(tmp_path.rglob("*.safetensors"))
+    (path,) = tmp_path.rglob("*.safetensors")
     path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(ValueError, match="delete the file"):
-        store.load("key")
+    assert store.load("key") is None
+    assert f"{path}: is damaged" in capsys.readouterr().err
+    store.save("key", patches=torch.zeros(1, 2, 3), speech=torch.zeros(1, 2, 3))
+    assert store.has("key")
+    path.unlink()
+    monkeypatch.setattr(store, "has", lambda key: True)  # another process removed it just now
+    assert store.load("key") is None
+
+
+@pytest.mark.parametrize("name", [".left.partial", ".tmpDjI2ca"])  # ours, and what safetensors writes first
+def test_what_killed_writers_of_features_left_is_removed_and_a_file_under_way_is_not(tmp_path, name):
+    store = FeatureStore(tmp_path, "digest")
+    (store.folder / "ab").mkdir(parents=True)
+    left, under_way = store.folder / "ab" / name, store.folder / "ab" / ".new.partial"
+    for path in (left, under_way):
+        path.write_bytes(b"half")
+    os.utime(left, (1, 1))
+    store.save("key", patches=torch.zeros(1, 2, 3), speech=torch.zeros(1, 2, 3))
+    assert not left.exists()
+    assert under_way.exists()
+    assert store.has("key")
 
 
 @pytest.mark.parametrize(

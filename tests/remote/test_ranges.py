@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -25,7 +27,7 @@ from arcvideo.remote.reading import confirm, forget, halt, opened_stream, read_r
 from arcvideo.remote.settings import ShardCacheSettings
 from arcvideo.remote.shards import ShardCache
 from arcvideo.shards.expand import expand_shards
-from arcvideo.shards.index import ensure_indexes
+from arcvideo.shards.index import ensure_indexes, open_index
 from arcvideo.shards.members import read_at, read_groups
 from tests.data import build
 from tests.remote.server import Fault, Served, busy, cut, drip, serving, stall
@@ -219,6 +221,25 @@ def test_every_reader_of_a_shard_that_changed_is_told_so(served: Served, tmp_pat
             read_at(path, offset=512, size=512)
     assert opened(served, tmp_path) == path
     assert read_at(path, offset=512, size=512) == (served.folder / NAMES[0]).read_bytes()[512:1024]
+
+
+def test_every_process_that_reads_a_shard_that_changed_is_told_the_same(served: Served, tmp_path: Path) -> None:
+    path = opened(served, tmp_path)
+    ensure_indexes([path], progress=False)
+    read = "import sys; from pathlib import Path; from arcvideo.shards.members import read_at\n"
+    read += "try: read_at(Path(sys.argv[1]), offset=512, size=512)\nexcept ValueError as error: print(error)"
+    shutil.copy(served.folder / NAMES[1], served.folder / NAMES[0])
+    first, second = (
+        subprocess.run([sys.executable, "-c", read, str(path)], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    )
+    assert "changed since it was indexed" in first
+    assert second == first
+    with pytest.raises(ValueError, match="changed since it was indexed"):
+        open_index(path)
+    assert opened(served, tmp_path) == path
+    assert not list(path.parent.glob("*.changed"))
+    ensure_indexes([path], progress=False)
 
 
 def test_a_shard_that_changes_while_it_is_indexed_is_no_index(served: Served, tmp_path: Path) -> None:

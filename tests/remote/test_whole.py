@@ -207,7 +207,7 @@ def test_a_server_that_says_nothing_more_is_given_up_and_each_try_is_told(
 
         thread = threading.Thread(target=accept)
         thread.start()
-        settings = ShardCacheSettings(path=str(tmp_path / "cache"), stall_seconds=0.5, retries=1)
+        settings = ShardCacheSettings(path=str(tmp_path / "cache"), stall_seconds=2.0, retries=1)
         with pytest.raises(ValueError, match=r"stalled after \d+ bytes: .* \(2 tries in \d+ s\)"):
             ShardCache(settings).fetch(f"http://127.0.0.1:{server.getsockname()[1]}/a.tar")
         server.shutdown(socket.SHUT_RDWR)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from arcvideo import seals
 from arcvideo.data.shards import main
 from arcvideo.shards.index import ShardIndex, ensure_indexes, open_index
 from arcvideo.shards.lengths import all_lengths
+from arcvideo.shards.text import open_text
 from arcvideo.shards.write import Record, write_shards
 from tests.data import build
 
@@ -204,3 +207,13 @@ def test_a_whole_file_is_hashed_once_a_machine(shard: Path, tmp_path: Path, monk
     (index.folder / "keys.npy").touch()
     assert open_index(shard) is not None
     assert hashed == [str(index.folder / "keys.npy")]
+
+
+@pytest.mark.parametrize("encoding", [None, "utf-16"])
+def test_a_text_is_opened_once_so_that_what_is_read_is_what_was_looked_at(tmp_path: Path, encoding: str | None) -> None:
+    """A pipe gives its bytes once."""
+    pipe, text = tmp_path / "rows", "caf\u00e9\nline two\n"
+    os.mkfifo(pipe)
+    threading.Thread(target=lambda: pipe.write_bytes(text.encode(encoding or "utf-8")), daemon=True).start()
+    with open_text(pipe, encoding=encoding) as file:
+        assert file.read() == text

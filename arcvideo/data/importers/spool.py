@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
+from arcvideo.data.importers.sides import Clips
 from arcvideo.data.importers.sources import Medium, as_json, of_json
 from arcvideo.shards.members import Problem
 
@@ -23,7 +24,7 @@ PRAGMA synchronous = OFF;
 PRAGMA temp_store = FILE;
 PRAGMA cache_size = -8192;
 CREATE TABLE records (number INTEGER PRIMARY KEY, place TEXT UNIQUE, name TEXT, media TEXT, extra TEXT,
-                      key TEXT UNIQUE);
+                      key TEXT UNIQUE, clip TEXT);
 CREATE TABLE sounds (place TEXT PRIMARY KEY, sound TEXT);
 CREATE TABLE items (record INTEGER, item TEXT, label TEXT);
 """
@@ -50,6 +51,8 @@ class Draft:
     """Further fields of the record."""
     more: tuple[Medium, ...] = ()
     """Media that are shown behind the first."""
+    clip: str = ""
+    """What the clip is called by content, once `Spool.name_clips` was called; records of one clip share it."""
 
 
 class Problems:
@@ -132,11 +135,30 @@ class Spool:
             for number, name in rows:
                 self._run("UPDATE records SET key = ? WHERE number = ?", self._free(key(json.loads(name))), number)
 
+    def name_clips(self) -> int:
+        """Name the clip of every record by its media, of text only by its key; returns how many there are."""
+        clips = Clips()
+        for _, media, _ in self._media():
+            if len(media) > 1:
+                clips.join(media)
+        for number, media, key in self._media():
+            self._run("UPDATE records SET clip = ? WHERE number = ?", clips.name(media) if media else key, number)
+        ((count,),) = self._run("SELECT count(DISTINCT clip) FROM records")
+        return int(count)
+
+    def _media(self) -> Iterator[tuple[int, list[Medium], str]]:
+        """Yield number, media and key of every record."""
+        number = 0
+        while rows := self._run(_NEXT.format("number, media, key"), number):
+            for number, media, key in rows:
+                found = [of_json(medium) for medium in json.loads(media)]
+                yield number, [medium for medium in found if medium is not None], key
+
     def drafts(self, *, sound_of: Callable[[Medium], Medium | None]) -> Iterator[Draft]:
         """Yield the records; those without a sound of their own have what `sound_of` says of their first medium."""
         number = 0
-        while rows := self._run(_NEXT.format("number, key, media, sound, extra"), number):
-            for number, key, media, sound, extra in rows:
+        while rows := self._run(_NEXT.format("number, key, media, sound, extra, clip"), number):
+            for number, key, media, sound, extra, clip in rows:
                 first, *more = [of_json(medium) for medium in json.loads(media)] or [None]
                 pairs = self._run("SELECT item, label FROM items WHERE record = ? ORDER BY rowid", number)
                 named = None if sound is None else of_json(json.loads(sound))
@@ -149,6 +171,7 @@ class Spool:
                     names_sound=named is not None,
                     extra=json.loads(extra),
                     more=tuple(medium for medium in more if medium is not None),
+                    clip=clip or "",
                 )
 
     def __len__(self) -> int:

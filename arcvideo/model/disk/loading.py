@@ -113,6 +113,8 @@ def save_model(
         directory: made when absent.
         state: gathered parameters, where the model's own are partitioned.
     """
+    for left in Path(directory).glob(".tmp*"):  # of one that was killed: safetensors writes under such a name first
+        left.unlink(missing_ok=True)
     tied = model.config.tie_word_embeddings
     given = None if state is None else {name: x for name, x in state.items() if name != HEAD or not tied}
     classes = Path(CODE_FILE).stem

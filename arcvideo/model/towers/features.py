@@ -8,6 +8,7 @@ import sys
 import uuid
 import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from arcvideo.files import remove_leftovers
 from arcvideo.model.settings import ModelSettings
 from arcvideo.types import Media
 
@@ -57,12 +59,13 @@ class FeatureStore:
     def __init__(self, root: Path, digest: str) -> None:
         self.folder = Path(root) / digest[:32]
         self._whole: dict[Path, tuple[int, int, int]] = {}
-        self._complained = False
+        self._complained, self._wrote = False, False
 
     def has(self, key: str) -> bool:
         """Return whether the clip's outputs are stored and as they were written; damaged ones are removed.
 
-        A file is compared with its checksum once a process, as long as nobody touches it.
+        A file is compared with its checksum once a process, as long as nobody touches it. One that cannot be read
+        stays: it may be of somebody else, or whole.
         """
         path = self._path(key)
         try:
@@ -75,22 +78,24 @@ class FeatureStore:
             return False
         except (ValueError, OSError) as error:
             print(f"{path}: {error}; the clip is encoded again", file=sys.stderr)
-            path.unlink(missing_ok=True)
+            if isinstance(error, ValueError):
+                with suppress(OSError):  # of somebody else
+                    path.unlink(missing_ok=True)
             return False
         return True
 
-    def load(self, key: str) -> tuple[Tensor, Tensor]:
-        """Return patches (F, P, W) and rows (C, positions, W).
+    def load(self, key: str) -> tuple[Tensor, Tensor] | None:
+        """Return patches (F, P, W) and rows (C, positions, W); None when they are not there as they were written.
 
-        Raises:
-            ValueError: a damaged file.
+        Another process may remove what `has` has just seen.
         """
-        path = self._path(key)
+        if not self.has(key):
+            return None
         try:
-            tensors = load_file(path)
+            tensors = load_file(self._path(key))
             return tensors["patches"], tensors["speech"]
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"cached features {path} are damaged: delete the file") from error
+        except (SafetensorError, KeyError, OSError):
+            return None
 
     def save(self, key: str, *, patches: Tensor, speech: Tensor) -> None:
         """Store the clip's outputs; the file appears complete or not at all.
@@ -107,6 +112,9 @@ class FeatureStore:
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._wrote:
+            remove_leftovers(self.folder.glob("??/.*"))  # the library's own temporary files too
+        self._wrote = True
         partial = path.with_name(f".{uuid.uuid4().hex}.partial")
         try:
             save_file(dict(tensors), partial, metadata={_CHECK: _checksum(tensors)})

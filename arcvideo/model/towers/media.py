@@ -70,7 +70,11 @@ def tower_outputs(
     Raises:
         ValueError: a clip that lacks what its flags promise.
     """
-    cached = {key: features.load(key) for key in map(feature_key, media) if features.has(key)} if features else {}
+    cached = {
+        key: stored
+        for key in map(feature_key, media)
+        if features is not None and (stored := features.load(key)) is not None
+    }
     patches = [
         item.patches if item.patches is not None else cached.get(feature_key(item), (None,))[0] for item in media
     ]
