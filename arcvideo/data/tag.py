@@ -21,6 +21,8 @@ NEEDS = "needs.jsonl"
 """What a measurement says of its items."""
 MEASURED = frozenset(f"needs:{name}" for name in ("audio", "video", "both", "neither", "unknown"))
 """Tags that take the place of one another."""
+_LOOSE = "not measured"
+"""Counts items whose own tags of that kind were taken off."""
 
 
 def add_tag(commands: Any) -> None:
@@ -58,6 +60,7 @@ def _tag(options: argparse.Namespace) -> int:
             chain([first], records), out=options.out, name=index.shard.stem, per_shard=len(index.clips),
             bytes_per_shard=1 << 62,
         )  # fmt: skip
+    loose = counts.pop(_LOOSE, 0)
     tagged = sum(counts.values())
     if not tagged:
         raise ValueError(
@@ -67,6 +70,8 @@ def _tag(options: argparse.Namespace) -> int:
         f"{tagged} of {len(tags)} measured items were found: "
         + ", ".join(f"{tag} {counts[tag]}" for tag in sorted(counts))
     )
+    if loose:
+        print(f"{loose} items that were not measured are kept without the needs: tags that their shard gave them")
     return 0
 
 
@@ -106,7 +111,10 @@ def _records(
             counts.update(mine)
             if only and not set(mine) & set(only):
                 continue
-            items.append(_tagged(item, tags=mine))
+            tagged = _tagged(item, tags=mine)
+            if not mine and tagged is not item:
+                counts[_LOOSE] += 1
+            items.append(tagged)
         if items:
             members = [member for member in groups[key].members if member.extension != "json"]
             media = {
@@ -116,7 +124,7 @@ def _records(
 
 
 def _tagged(item: Any, *, tags: Sequence[str]) -> Any:
-    if not tags or not isinstance(item, dict):
-        return item
-    own = [tag for tag in item.get("tags") or [] if tag not in MEASURED]
-    return {**item, "tags": [*own, *tags]}
+    """Return the item with these as its only tags of that kind: `needs:audio` in a copy says what was measured."""
+    given = item.get("tags") or [] if isinstance(item, dict) else []
+    own = [tag for tag in given if tag not in MEASURED]
+    return {**item, "tags": [*own, *tags]} if tags or len(own) < len(given) else item

@@ -9,6 +9,7 @@ import pytest
 
 from arcvideo.data.shards import main
 from arcvideo.shards.index import ShardIndex, ensure_indexes
+from arcvideo.shards.write import Record, write_shards
 from tests.data import build
 
 
@@ -32,7 +33,7 @@ def tags(index: ShardIndex) -> dict[str, list[str]]:
     }
 
 
-def test_measured_tags_stand_in_copies_and_the_rest_is_as_it_was(
+def test_measured_tags_take_the_place_of_others_of_their_kind_and_media_are_as_they_were(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pattern = build.shards(tmp_path / "in", count=4, per_shard=2)
@@ -48,11 +49,22 @@ def test_measured_tags_stand_in_copies_and_the_rest_is_as_it_was(
             old.media_bytes(row) for row in range(len(old.clips))
         ]
     found = {key: value for index in made for key, value in tags(index).items()}
-    others = [tag for tag in known[first] if not tag.startswith("needs:")]
-    assert found == {**known, first: [*others, "needs:both"], second: [
-        *(tag for tag in known[second] if not tag.startswith("needs:")), "needs:neither"
-    ]}  # fmt: skip
+    others = {key: [tag for tag in value if not tag.startswith("needs:")] for key, value in known.items()}
+    assert found == {**others, first: [*others[first], "needs:both"], second: [*others[second], "needs:neither"]}
     assert tags(before[0])[first] == known[first]
+
+
+def test_tags_that_nothing_measured_do_not_stand_beside_those_that_were(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    item = {"task": "qa", "question": "?", "answer": "!", "tags": ["needs:audio", "topic:speech"]}
+    records = [Record(key=f"c{number}", content={"items": [item]}, media={}) for number in range(2)]
+    write_shards(iter(records), out=tmp_path / "in", name="a")
+    folder = needs(tmp_path / "m", {"c0/0": "neither"})
+    assert main(["tag", folder, str(tmp_path / "in" / "a-*.tar"), "--out", str(tmp_path / "out")]) == 0
+    assert "1 items that were not measured are kept without" in capsys.readouterr().out
+    (index,) = of(tmp_path / "out")
+    assert tags(index) == {"c0/0": ["topic:speech", "needs:neither"], "c1/0": ["topic:speech"]}
 
 
 def test_only_keeps_the_items_of_a_tag_so_that_a_gate_can_ask_about_them(tmp_path: Path) -> None:
