@@ -105,7 +105,8 @@ def test_two_measurements_are_compared_item_by_item_and_different_sets_never(
 ) -> None:
     assert main([f"compare={arms},{arms}", f"out={tmp_path}"]) == 0
     found = json.loads((tmp_path / "m-minus-m.json").read_text())
-    assert all(row["mean"] == row["low"] == row["high"] == 0 for row in found["differences"].values())
+    # Alike on every clip, which leaves room for other clips.
+    assert all(row["mean"] == 0 and -row["low"] == row["high"] > 0 for row in found["differences"].values())
     assert (tmp_path / "m-minus-m.png").read_bytes().startswith(b"\x89PNG")
     card = json.loads((arms / "card.json").read_text())
     other = tmp_path / "other"
