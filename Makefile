@@ -27,7 +27,7 @@ $(VENV)/ready: requirements.lock pyproject.toml
 
 env: $(VENV)/ready  ## Create the environment (.venv) from the pinned versions
 
-demo: $(VENV)/ready  ## TinyShorts, six stages, the table of what each stage moved (half an hour on one core)
+demo: $(VENV)/ready  ## TinyShorts, six stages, the table of what each stage moved (about twenty minutes on one core)
 	$(BIN)/python -m arcvideo.pipeline recipe=tiny_shorts
 
 pilot: $(VENV)/ready  ## The paper's pilot on TinyShorts: SFT, DPO, GRPO then SFT from one parent (a few minutes behind the demo)
