@@ -81,7 +81,7 @@ def test_a_disk_that_takes_no_record_of_hydras_is_a_line(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "words",
     [
-        ["arcvideo.pipeline", "recipe=tiny_shorts", "run_dir=file/runs"],
+        ["arcvideo.pipeline", "recipe=tiny_shorts", "given.run=file/runs"],
         ["arcvideo.synthetic", "--out", "file/data", "--clips", "1"],
         ["arcvideo.rejection.sample", "checkpoint=.", "shards=[nowhere]", "out=file/kept", "tasks=[mcq]"],
         ["arcvideo.ask", "checkpoint=.", "questions=file", "out=file/answers.jsonl"],

@@ -232,7 +232,7 @@ def grammar_problems(words: Sequence[str]) -> list[str]:
         except HydraException as error:
             said = str(error).splitlines()[0]
             quoted = f"a text with such signs is quoted: \"{key.lstrip('+')}='{value}'\""
-            remedy = COLON if value.startswith("{") else quoted
+            remedy = COLON if value.startswith("{") and ":" in value else quoted
             problems.append(f"{word.lstrip('+')}: cannot be read: {said}; {remedy}")
     return problems
 
