@@ -26,12 +26,10 @@ from arcvideo.composing.recipe import (
     PlannedStage,
     Recipe,
     Standing,
-    given_of,
-    half_moved,
-    load_recipe,
     parent_folder,
     planned_stages,
     standing,
+    typed_recipe,
 )
 from arcvideo.evaluation.gates import Measured, gate_table, judge_gates, plan_gates
 from arcvideo.evaluation.targets import Target, compare, judge
@@ -273,10 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if strange:
         sys.exit(f"error: {strange[0]}: expected status, or KEY=VALUE{nearest(strange[0], ['status'])}")
     try:
-        given = given_of(words)
-        recipe = load_recipe(names[0], given=given)
-        for note in half_moved(names[0], given=given, extra=extra):
-            print(f"note: {note}", file=sys.stderr, flush=True)
+        recipe = typed_recipe(names[0], words=words, extra=extra)
         if "status" in words:
             print(status(recipe, extra=extra))
             return

@@ -24,8 +24,7 @@ import numpy.typing as npt
 
 from arcvideo.layout import MediaLayout
 from arcvideo.model.special import SpecialIds, special_ids, template_of
-from arcvideo.tasks.fields import RecordError
-from arcvideo.tasks.instructions import suffix
+from arcvideo.tasks.fields import RecordError, suffix
 from arcvideo.types import Sample
 
 Ids = npt.NDArray[np.int64]

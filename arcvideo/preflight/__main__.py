@@ -27,10 +27,8 @@ from arcvideo.composing.recipe import (
     ExpectedSource,
     PlannedStage,
     Recipe,
-    given_of,
-    half_moved,
-    load_recipe,
     planned_stages,
+    typed_recipe,
 )
 from arcvideo.files import told
 from arcvideo.preflight.estimate import Estimate, estimate, row_of
@@ -57,20 +55,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own = {key: value for key, _, value in (word.partition("=") for word in words) if key in OWN_WORDS}
     extra = [word for word in words if word.partition("=")[0] not in OWN_WORDS and not word.startswith("given.")]
     try:
-        sys.exit(_preflight(own, given=given_of(words), extra=extra))
+        sys.exit(_preflight(own, words=words, extra=extra))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {told(error)}")
 
 
-def _preflight(own: dict[str, str], *, given: Mapping[str, str], extra: Sequence[str]) -> int:
+def _preflight(own: dict[str, str], *, words: Sequence[str], extra: Sequence[str]) -> int:
     if "recipe" not in own:
         raise ValueError("name one recipe: python -m arcvideo.preflight recipe=tiny_shorts")
     for key in ("largest", "trace"):
         if own.get(key, "no") not in ("yes", "no"):
             raise ValueError(f"{key}={own[key]}: yes or no")
-    recipe = load_recipe(own["recipe"], given=given)
-    for note in half_moved(own["recipe"], given=given, extra=extra):
-        print(f"note: {note}", file=sys.stderr, flush=True)
+    recipe = typed_recipe(own["recipe"], words=words, extra=extra)
     machine = machine_of(own, recipe=recipe.machine)
     stages = _chosen(recipe, own=own, extra=extra)
     forecasts, problems, errors = _estimates(

@@ -16,7 +16,7 @@ from arcvideo.measuring.arms import arm_clip
 from arcvideo.measuring.questions import Question
 from arcvideo.measuring.read import Read
 from arcvideo.measuring.settings import EvaluateSettings
-from arcvideo.tasks.instructions import suffix
+from arcvideo.tasks.fields import suffix
 from arcvideo.types import Clip
 
 FRAMES_LAYOUT = MediaLayout()

@@ -8,10 +8,15 @@ from typing import Any
 
 from arcvideo.named import brought, load, path_of, problem
 from arcvideo.objectives.settings import GrpoSettings
-from arcvideo.rollout.rewards.builtin import answer_format, one_answer
-from arcvideo.rollout.rewards.graded import graded_makers, graded_rewards
-from arcvideo.rollout.rewards.length import repetition, soft_overlong
-from arcvideo.rollout.rewards.protocol import Reward
+from arcvideo.rollout.rewards.builtin import (
+    Reward,
+    answer_format,
+    graded_makers,
+    graded_rewards,
+    one_answer,
+    repetition,
+    soft_overlong,
+)
 from arcvideo.structured import nearest
 from arcvideo.tasks import TASKS
 
