@@ -33,7 +33,7 @@ from arcvideo.composing.recipe import (
 )
 from arcvideo.evaluation.gates import Measured, gate_table, judge_gates, plan_gates
 from arcvideo.evaluation.targets import Target, compare, judge
-from arcvideo.files import told, write_whole
+from arcvideo.files import error_line, write_whole
 from arcvideo.places import no_place
 from arcvideo.processes.children import REQUEUE_EXIT_CODE, run_child, stop_with_status
 from arcvideo.processes.terminal import speak_plainly
@@ -277,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         met = run(recipe, extra=extra, stale=policies[0], gates=passing[0])
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {told(error, key='run_dir')}")
+        sys.exit(f"error: {error_line(error, key='run_dir')}")
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues from there", file=sys.stderr)
         sys.exit(130)

@@ -27,7 +27,7 @@ _FONT_SHARE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class FramePlan:
+class ChosenFrames:
     """Frames to take and the time each stands for."""
 
     indices: tuple[int, ...]
@@ -47,7 +47,7 @@ def plan_frames(
     times: np.ndarray | None = None,
     duration: float | None = None,
     candidates: int = 0,
-) -> FramePlan:
+) -> ChosenFrames:
     """Return one frame per interval, or several, a pure function of its arguments.
 
     Args:
@@ -72,7 +72,7 @@ def plan_frames(
             indices += [start + (2 * number + 1) * (end - start) // (2 * candidates) for number in range(candidates)]
             continue
         indices.append(int(rng.integers(start, end)) if rng is not None else min((start + end) // 2, end - 1))
-    return FramePlan(indices=tuple(indices), spans=spans)
+    return ChosenFrames(indices=tuple(indices), spans=spans)
 
 
 def _frames_in(span: tuple[float, float], *, frame_count: int, fps: float, times: np.ndarray | None) -> tuple[int, int]:

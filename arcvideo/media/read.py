@@ -15,7 +15,7 @@ from arcvideo.media.decode import decode
 from arcvideo.media.errors import MediaError
 from arcvideo.media.frames import (
     STAMP_VERSION,
-    FramePlan,
+    ChosenFrames,
     check_font,
     check_policy,
     plan_frames,
@@ -200,13 +200,13 @@ def _heard(waveform: np.ndarray | None, *, request: ReadRequest) -> np.ndarray |
     return part.copy() if part.size else None
 
 
-def _plan(facts: VideoFacts, request: ReadRequest) -> FramePlan:
+def _plan(facts: VideoFacts, request: ReadRequest) -> ChosenFrames:
     first, facts = _shown(facts, request)
     plan = _planned(facts, request)
     return replace(plan, indices=tuple(first + index for index in plan.indices))
 
 
-def _planned(facts: VideoFacts, request: ReadRequest) -> FramePlan:
+def _planned(facts: VideoFacts, request: ReadRequest) -> ChosenFrames:
     return plan_frames(
         frame_count=facts.frame_count,
         fps=facts.fps,

@@ -30,7 +30,7 @@ from arcvideo.composing.recipe import (
     planned_stages,
     typed_recipe,
 )
-from arcvideo.files import told
+from arcvideo.files import error_line
 from arcvideo.preflight.estimate import Estimate, estimate, row_of
 from arcvideo.preflight.fitting import full_together, misfits
 from arcvideo.preflight.machine import GIB, Machine, machine_of
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         sys.exit(_preflight(own, words=words, extra=extra))
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {told(error)}")
+        sys.exit(f"error: {error_line(error)}")
 
 
 def _preflight(own: dict[str, str], *, words: Sequence[str], extra: Sequence[str]) -> int:

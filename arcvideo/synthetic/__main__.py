@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from arcvideo.files import told
+from arcvideo.files import error_line
 from arcvideo.processes.terminal import speak_plainly
 from arcvideo.progress import counted
 from arcvideo.synthetic.settings import TinyShortsSettings
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         _make(options.out, settings=settings, workers=options.workers)
     except (ValueError, OSError) as error:
-        print(f"arcvideo.synthetic: {told(error, folder=options.out)}", file=sys.stderr)
+        print(f"arcvideo.synthetic: {error_line(error, folder=options.out)}", file=sys.stderr)
         return 2
     return 0
 

@@ -64,13 +64,13 @@ def cell_bytes(path: Path, *, row: int, column: str) -> bytes:
         del _readers[next(iter(_readers))]
     _readers[key] = reader
     try:
-        found = file_of(reader.value(row))
+        content = file_of(reader.value(row))
     except (ValueError, KeyError, OSError) as error:
         _readers.pop(key, None)
         raise MediaError("unreadable", f"{path}, row {row + 1}: {error}") from error
-    if found is None:
+    if content is None:
         raise MediaError("unreadable", f"{path}, row {row + 1}: holds no file any more; import it again")
-    return found[0]
+    return content[0]
 
 
 class _Cells:

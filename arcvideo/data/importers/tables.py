@@ -249,9 +249,9 @@ def _rows(path: Path, *, request: ImportRequest, report: ImportReport) -> Iterat
 
 def _cell(value: Any, table: Path, row: int, column: str) -> Any:
     """Return the value of a cell; of one that holds a file, where it is."""
-    found = file_of(value)
-    if found is None:
+    content = file_of(value)
+    if content is None:
         return value
-    data, name = found
+    data, name = content
     digest = hashlib.sha256(data).hexdigest()
     return Cell(table=table, row=row, column=column, name=name, size=len(data), sha256=digest)
