@@ -1,4 +1,4 @@
-"""Ask a model about a video: `python -m arcvideo.ask checkpoint=DIR video=clip.mp4 question="..." task=grounding`.
+"""Ask a model about a video: `arcvideo ask checkpoint=DIR video=clip.mp4 question="..." task=grounding`.
 
 The answer is written as it comes, thoughts and answer apart, with the times or the option it names read from it.
 

@@ -1,10 +1,10 @@
-"""Run the ordered stages of a recipe: `python -m arcvideo.pipeline recipe=tiny_shorts`.
+"""Run the ordered stages of a recipe: `arcvideo pipeline recipe=tiny_shorts`.
 
-  python -m arcvideo.pipeline recipe=NAME [override ...]          overrides go to every stage
-  python -m arcvideo.pipeline recipe=NAME status [override ...]   where each stage stands, and why
-  ... stale=refuse | rerun | keep                                 what to do with stages that were finished otherwise
-  ... gates=stop | pass                                           whether a gate that stays shut ends the run
-  ... given.NAME=VALUE                                            another value for a `given` of the recipe
+  arcvideo pipeline recipe=NAME [override ...]          overrides go to every stage
+  arcvideo pipeline recipe=NAME status [override ...]   where each stage stands, and why
+  ... stale=refuse | rerun | keep                       what to do with stages that were finished otherwise
+  ... gates=stop | pass                                 whether a gate that stays shut ends the run
+  ... given.NAME=VALUE                                  another value for a `given` of the recipe
 
 Finished stages are skipped and an interrupted one continues from its newest checkpoint. A stage that was finished with
 other settings, data, parent or code is refused, with the difference shown. Each stage runs in a process of its own

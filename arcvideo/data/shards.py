@@ -1,4 +1,4 @@
-"""The command line of shards: `python -m arcvideo.data.shards COMMAND`.
+"""The command line of shards: `arcvideo shards COMMAND`.
 
 index    makes the sidecar indexes            inspect  shows a clip as the model will see it
 verify   decodes and hashes every clip        stats    counts tasks, seconds, tokens

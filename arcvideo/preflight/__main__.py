@@ -1,4 +1,4 @@
-"""What a recipe needs: `python -m arcvideo.preflight recipe=NAME [stage=NAME,...] [device=h200] [gpus=8]`.
+"""What a recipe needs: `arcvideo preflight recipe=NAME [stage=NAME,...] [device=h200] [gpus=8]`.
 
   ... utilization=0.4 gpu_memory=GIB host_memory=GIB   what the estimate assumes and what there is
   ... peak_tflops=N bandwidth_tb=N   a device by its numbers (with gpu_memory=), whatever its name
@@ -8,7 +8,7 @@
   ... override ...     for every stage, and given.NAME=VALUE, as arcvideo.pipeline takes them
 
 Per stage: samples, tokens, packs, steps, FLOPs, wall time, memory and disk, from settings and index alone; no torch, no
-weights. The index must be there (`python -m arcvideo.data.shards index SHARDS`); packs and steps are those that
+weights. The index must be there (`arcvideo shards index SHARDS`); packs and steps are those that
 training will take once a run has counted the tokens, and before that assume questions and answers of ordinary length.
 Of a source without shards the sizes under `expect:` of the recipe are taken, and the stage is marked `declared`.
 For stages that have finished the estimate stands beside what was measured.

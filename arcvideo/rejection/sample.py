@@ -1,4 +1,4 @@
-"""Rejection sampling: `python -m arcvideo.rejection.sample checkpoint=DIR shards='data/train-*.tar' out=DIR`.
+"""Rejection sampling: `arcvideo sample checkpoint=DIR shards='data/train-*.tar' out=DIR`.
 
 Draws `num_generations` answers to every question, keeps those that pass (MCQ right, IoU above 0.6, format valid; at
 most `keep` a question) and writes shards with their reasoning, which `stage=cold_start` and `stage=final_sft` train on

@@ -1,4 +1,4 @@
-"""`python -m arcvideo.report runs/tiny_shorts` writes the page of a pipeline's runs."""
+"""Write the page of a pipeline's runs: `arcvideo report runs/tiny_shorts`."""
 
 from __future__ import annotations
 
