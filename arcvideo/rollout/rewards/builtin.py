@@ -163,3 +163,9 @@ def repetition(*, ngram: int = 3, max_penalty: float = -1.0) -> Reward:
         return [max_penalty * share(ids) + 0.0 for ids in completion_ids]
 
     return reward
+
+
+REWARDS: dict[str, Reward] = {"format": answer_format, "one_answer": one_answer}
+"""Name -> reward of any task; tasks bring their own."""
+MAKERS: dict[str, Callable[..., Reward]] = {"soft_overlong": soft_overlong, "repetition": repetition}
+"""Name -> function that makes a reward of its arguments: `repetition(ngram=3)`; tasks bring their own."""
