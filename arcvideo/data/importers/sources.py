@@ -11,13 +11,15 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from arcvideo.data.importers.columnar import cell_bytes
 from arcvideo.media.errors import MediaError
 from arcvideo.media.still import video_of_stills
 
 _PIECE = 1 << 20
+_EDGE = 1 << 20
+"""Bytes at each end of a file that tell its clip: other files of the same size and ends only share a side."""
 _FRAME_BYTES = 1 << 10
 """What the container adds to a picture, at most."""
 
@@ -34,6 +36,8 @@ class Cell:
     """What the file is called, as far as the table says; the type counts."""
     size: int
     sha256: str
+    ends: str
+    """As `ends_of` gives it."""
 
     @property
     def suffix(self) -> str:
@@ -52,6 +56,19 @@ class Stills:
 
 
 Medium = Path | Cell | Stills
+
+
+def ends_of(file: IO[bytes], *, size: int) -> str:
+    """Return a text that files of equal bytes share: a digest of their size and of both ends.
+
+    Args:
+        file: at its beginning.
+        size: of it.
+    """
+    digest = hashlib.sha256(b"%d " % size + file.read(_EDGE))
+    file.seek(max(_EDGE, size - _EDGE))
+    digest.update(file.read(_EDGE))
+    return digest.hexdigest()
 
 
 def place_of(medium: Medium) -> list[Any]:

@@ -7,6 +7,7 @@ Video columns of Hugging Face datasets hold the file itself or its path.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -29,7 +30,7 @@ from arcvideo.data.importers.drafts import (
     key_of,
     media_path,
 )
-from arcvideo.data.importers.sources import Cell, Medium
+from arcvideo.data.importers.sources import Cell, Medium, ends_of
 from arcvideo.shards.text import whole
 from arcvideo.tasks import RecordError
 
@@ -254,4 +255,5 @@ def _cell(value: Any, table: Path, row: int, column: str) -> Any:
         return value
     data, name = found
     digest = hashlib.sha256(data).hexdigest()
-    return Cell(table=table, row=row, column=column, name=name, size=len(data), sha256=digest)
+    ends = ends_of(io.BytesIO(data), size=len(data))
+    return Cell(table=table, row=row, column=column, name=name, size=len(data), sha256=digest, ends=ends)
