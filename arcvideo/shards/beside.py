@@ -11,7 +11,6 @@ import hashlib
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -78,8 +77,8 @@ def _difference(made_from: Any, now: Identity) -> str:
     if not isinstance(made_from, Mapping) or made_from.get("format") != FORMAT:
         return "another version wrote it"
     if "etag" in made_from:
-        then = {name: made_from.get(name) for name in asdict(now)}
-        return Identity(**then).difference(now)
+        then = Identity(size=made_from["size"], etag=made_from["etag"], modified=made_from["modified"])
+        return then.difference(now)
     size = made_from.get("size")  # of a file that was indexed where it was written: its time there says nothing here
     return "" if size == now.size else f"size was {size}, is {now.size}"
 

@@ -22,7 +22,7 @@ from arcvideo.shards.record import RecordMedia, json_member, parse_record, recor
 from arcvideo.tasks import RecordError
 from arcvideo.tasks.fields import check_times
 
-FORMAT = 4
+FORMAT = 5
 """Raised whenever the meaning of a stored column changes, so that old indexes are built again."""
 
 CONTENT = 3

@@ -11,7 +11,7 @@ import pytest
 
 from arcvideo.remote.settings import ShardCacheSettings
 from arcvideo.remote.shards import ShardCache
-from arcvideo.shards.columns import TEXTS
+from arcvideo.shards.columns import FORMAT, TEXTS
 from arcvideo.shards.index import ShardIndex, ensure_indexes, index_folder, seal_index
 from arcvideo.shards.seal import unsealed
 from arcvideo.shards.write import Record, write_shards
@@ -118,12 +118,12 @@ def bytes_behind_the_end(folder: Path) -> None:
 
 
 def another_format(folder: Path) -> None:
-    _resealed(folder, made_from={"format": 3, "size": (folder / NAME).stat().st_size, "mtime_ns": 1})
+    _resealed(folder, made_from={"format": FORMAT - 1, "size": (folder / NAME).stat().st_size, "mtime_ns": 1})
 
 
 def another_etag(folder: Path) -> None:
     size = (folder / NAME).stat().st_size
-    _resealed(folder, made_from={"format": 4, "size": size, "etag": '"other"', "modified": ""})
+    _resealed(folder, made_from={"format": FORMAT, "size": size, "etag": '"other"', "modified": ""})
 
 
 def made_from_nothing(folder: Path) -> None:
