@@ -6,8 +6,6 @@ Video columns of Hugging Face datasets hold the file itself or its path.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import os
 import re
@@ -16,21 +14,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from arcvideo.data.importers.columnar import ARROW, PARQUET, columnar_rows, file_of
+from arcvideo.data.importers.columnar import ARROW, PARQUET
 from arcvideo.data.importers.delimited import delimited_rows
 from arcvideo.data.importers.drafts import (
     Drafting,
     Drafts,
     ImportReport,
     ImportRequest,
+    annotated_rows,
     existing,
     found_media,
-    json_objects,
     judged,
     key_of,
     media_path,
 )
-from arcvideo.data.importers.sources import Cell, Medium, ends_of
+from arcvideo.data.importers.sources import Cell, Medium
 from arcvideo.shards.text import whole
 from arcvideo.tasks import RecordError
 
@@ -236,24 +234,9 @@ def _which(columns: Sequence[str]) -> str:
 
 def _rows(path: Path, *, request: ImportRequest, report: ImportReport) -> Iterator[tuple[str, Mapping[str, Any]]]:
     kind = path.suffix.lower()
-    if kind in (*PARQUET, *ARROW):
-        for number, row in columnar_rows(path):
-            report.rows += 1
-            yield f"row {number + 1}", {name: _cell(value, path, number, name) for name, value in row.items()}
-    elif kind in (".csv", ".tsv"):
+    if kind in (".csv", ".tsv"):
         delimiter = "\t" if kind == ".tsv" else ","
         for number, cells in delimited_rows(path, encoding=request.encoding, delimiter=delimiter, report=report):
             yield f"line {number}", cells
     else:
-        yield from json_objects(path, request=request, report=report)
-
-
-def _cell(value: Any, table: Path, row: int, column: str) -> Any:
-    """Return the value of a cell; of one that holds a file, where it is."""
-    found = file_of(value)
-    if found is None:
-        return value
-    data, name = found
-    digest = hashlib.sha256(data).hexdigest()
-    ends = ends_of(io.BytesIO(data), size=len(data))
-    return Cell(table=table, row=row, column=column, name=name, size=len(data), sha256=digest, ends=ends)
+        yield from annotated_rows(path, request=request, report=report)
