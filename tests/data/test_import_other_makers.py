@@ -125,3 +125,29 @@ def test_nothing_above_the_folder_is_read_where_the_folder_is_the_one_we_are_in(
     path.write_text("\n".join(json.dumps({"video": name, "question": "q", "answer": "x"}) for name in names))
     _, _, refused = imported(tmp_path, path, "table", "--videos", ".")
     assert [row["reason"] for row in refused] == ["unsafe_name"]
+
+
+@pytest.mark.parametrize("names", ["ABC", ["option_a", "option_b", "option_c"], ["Option 1", "Option 2", "Option 3"]])
+def test_options_in_columns_of_their_own_are_the_options(
+    media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], names: list[str]
+) -> None:
+    path = tmp_path / "q.csv"
+    rows = ["a.wav,which?,red,blue,,B,hard", "b.wav,which?,red,blue,green,green,", "sub/c.wav,which?,red,,green,C,"]
+    path.write_text("\n".join([",".join(["video", "question", *names, "answer", "level"]), *rows]))
+    status, index, refused = imported(tmp_path, path, "table")
+    assert status == 0
+    assert index is not None
+    items = [index.record(row)["items"][0] for row in range(len(index.clips))]
+    assert [(item["task"], item["options"], item["answer"]) for item in items] == [
+        ("mcq", ["red", "blue"], "B"), ("mcq", ["red", "blue", "green"], "green"),
+    ]  # fmt: skip
+    assert [row["reason"] for row in refused] == ["bad_options"]  # whether C is then the second or the third
+    assert "ignored  level of 1 rows" in capsys.readouterr().out
+
+
+def test_the_first_option_is_not_taken_for_the_answer(media: Path, tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text("video,question,A,B,correct\na.wav,which?,red,blue,B\n")
+    _, index, refused = imported(tmp_path, path, "table")
+    assert index is None
+    assert len(refused) == 1
