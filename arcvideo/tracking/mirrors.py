@@ -27,14 +27,14 @@ _PATIENCE = 30
 _PARAMETER = 500
 """Letters of a setting that MLflow takes."""
 STEP = "time/step"
-"""What each object of metrics.jsonl has that tells of a step, and those that tell of a finished stage's figures lack."""
+"""In each object of metrics.jsonl that tells of a step, and in none that tells of a finished stage's figures."""
 
 
 class Mirror(Protocol):
     """Where numbers go besides metrics.jsonl; made as `Class(settings, folder=, name=, config=, start=)`.
 
     One that has an attribute `last`, the last step that it holds (-1: none), gets each step once across kills: what it
-    lacks of the steps before `start` is written first, and steps that it holds are not written when they are done again.
+    lacks of the steps before `start` is written first, and steps that it holds are not written again.
     """
 
     def write(self, values: Mapping[str, Any]) -> None:

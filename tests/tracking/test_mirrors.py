@@ -138,7 +138,7 @@ def test_names_for_mlflow_stand_beside_each_other_as_files() -> None:
         "data.sources.x",
     ]
     assert [mlflow_name(name) for name in names] == [
-        "train/kl", "train/rewards.iou.mean", "eval/a", "eval/a.low", "eval/a_needs:audio_", "lr", "data.sources.x",
+        "train/kl", "train/rewards.iou.mean", "eval/a", "eval/a.low", "eval/a_needs:audio_", "data.sources.x",
     ]  # fmt: skip
 
 
