@@ -258,10 +258,11 @@ def test_a_folder_for_indexes_in_the_environment_is_meant_for_every_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build.shards(tmp_path / "mounted", count=2, per_shard=1)
-    paths = sorted((tmp_path / "mounted").glob("*.tar"))
+    there = sorted((tmp_path / "mounted").iterdir())
+    paths = [path for path in there if path.suffix == ".tar"]
     monkeypatch.setenv("ARCVIDEO_INDEX_DIR", str(tmp_path / "indexes"))
     ensure_indexes(paths, progress=False)
-    assert sorted((tmp_path / "mounted").iterdir()) == paths
+    assert sorted((tmp_path / "mounted").iterdir()) == there
     assert {path.suffix for path in (tmp_path / "indexes").iterdir()} == {".index", ".lock"}
     ensure_indexes(paths, progress=False, place=str(tmp_path / "own"))  # `data.index_dir` is nearer
     assert (tmp_path / "own").is_dir()
