@@ -359,8 +359,7 @@ def _write(name: str, indexes: Sequence[ShardIndex], lengths: Sequence[Lengths],
 
 def _tables(shards: Sequence[Path], *, place: str) -> Path:
     """Return the folder of the stored tables of such shards."""
-    place = index_place(place)
-    return (Path(place) if place else shards[0].parent) / _TABLES
+    return Path(index_place(place) or shards[0].parent) / _TABLES
 
 
 def _table_folder(
