@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from arcvideo.tasks import TASKS
-from arcvideo.tasks.answers import one_answer
+from arcvideo.tasks.blocks import one_answer
 
 FULL = "full"
 """The arm in which the model gets everything."""

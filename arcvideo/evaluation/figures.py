@@ -14,7 +14,7 @@ from arcvideo.evaluation.settings import FORM, LOSS, EvaluationSettings, metric_
 from arcvideo.named import failure, imported, path_of
 from arcvideo.structured import SettingsError
 from arcvideo.tasks import TASKS
-from arcvideo.tasks.answers import split_answer
+from arcvideo.tasks.blocks import split_answer
 from arcvideo.tasks.task import Measure, Score, Task, Truth
 
 _FORM = Measure(

@@ -32,7 +32,7 @@ from arcvideo.shards.text import json_of
 from arcvideo.shards.text import rows as text_rows
 from arcvideo.structured import SettingsError
 from arcvideo.tasks import TASKS, RecordError
-from arcvideo.tasks.answers import one_answer, split_answer
+from arcvideo.tasks.blocks import one_answer, split_answer
 from arcvideo.tasks.mcq import MCQ, lists_options, with_options
 from arcvideo.types import Media
 

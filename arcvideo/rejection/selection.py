@@ -8,7 +8,7 @@ from typing import Any
 
 from arcvideo.sampling.settings import SampleSettings
 from arcvideo.tasks import TASKS
-from arcvideo.tasks.answers import answer_text, split_answer
+from arcvideo.tasks.blocks import answer_text, split_answer
 
 BINS = 10
 """Of the histogram of rewards between 0 and 1."""

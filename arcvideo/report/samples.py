@@ -15,7 +15,7 @@ from typing import Any
 from arcvideo.report.film import Film, films
 from arcvideo.report.records import StageRecord
 from arcvideo.tasks import TASKS
-from arcvideo.tasks.answers import split_answer
+from arcvideo.tasks.blocks import split_answer
 from arcvideo.tasks.spans import parse_span
 
 CLIPS = 4

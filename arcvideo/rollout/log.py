@@ -12,7 +12,7 @@ from arcvideo.files import json_line, read_lines, write_lines
 from arcvideo.rollout.rewards.score import Scores
 from arcvideo.rollout.timeline import Asked, draw
 from arcvideo.sampling.groups import Completion, Group
-from arcvideo.tasks.answers import answer_text
+from arcvideo.tasks.blocks import answer_text
 from arcvideo.tasks.spans import parse_span
 
 PICTURED = 6

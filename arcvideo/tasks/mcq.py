@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
-from arcvideo.tasks.answers import TAKEN_BACK, Reading, one_answer, plain, split_answer, undecorated
+from arcvideo.tasks.blocks import TAKEN_BACK, Reading, one_answer, plain, split_answer, undecorated
 from arcvideo.tasks.fields import RecordError, conversation, required_text, styled_answer
 from arcvideo.tasks.task import Asked, Measure, Score, Task, Truth, known
 from arcvideo.types import Sample

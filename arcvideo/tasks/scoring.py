@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from arcvideo.tasks.answers import answer_text, one_answer
+from arcvideo.tasks.blocks import answer_text, one_answer
 from arcvideo.tasks.spans import Span
 from arcvideo.tasks.task import Asked, Measure, Score, true_text
 

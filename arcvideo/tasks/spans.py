@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from arcvideo.tasks.answers import TAKEN_BACK, Reading, one_answer, undecorated
+from arcvideo.tasks.blocks import TAKEN_BACK, Reading, one_answer, undecorated
 
 Span = tuple[float, float]
 """(start, end) in seconds."""

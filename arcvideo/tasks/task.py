@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from arcvideo.tasks.answers import Reading, answer_text, one_answer
+from arcvideo.tasks.blocks import Reading, answer_text, one_answer
 from arcvideo.tasks.spans import clock_span, parse_span
 from arcvideo.types import Sample
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcvideo.tasks.answers import one_answer, split_answer
+from arcvideo.tasks.blocks import one_answer, split_answer
 from arcvideo.tasks.mcq import parse_letter, read_letter
 from arcvideo.tasks.spans import clock, parse_span, read_span
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.tasks.answers import one_answer
+from arcvideo.tasks.blocks import one_answer
 from arcvideo.tasks.mcq import read_letter
 from arcvideo.tasks.spans import read_span
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from arcvideo.tasks import TASKS, RecordError, make_sample
-from arcvideo.tasks.answers import split_answer
+from arcvideo.tasks.blocks import split_answer
 from arcvideo.tasks.fields import SUFFIXES, check_times, suffix
 from arcvideo.tasks.mcq import parse_letter
 from arcvideo.tasks.spans import parse_span
