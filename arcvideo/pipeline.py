@@ -29,6 +29,7 @@ from arcvideo.composing.recipe import (
     given_of,
     half_moved,
     load_recipe,
+    misspelt,
     parent_folder,
     planned_stages,
     standing,
@@ -272,6 +273,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     strange = [word for word in extra if "=" not in word and not word.startswith("~")]
     if strange:
         sys.exit(f"error: {strange[0]}: expected status, or KEY=VALUE{nearest(strange[0], ['status'])}")
+    if problems := misspelt(extra, own=("stale", "gates")):
+        sys.exit(f"error: {problems[0]}")
     try:
         given = given_of(words)
         recipe = load_recipe(names[0], given=given)
