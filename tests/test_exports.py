@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers import AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor, pipeline
 
 from arcvideo.model.disk.card import Card, write_card
 from arcvideo.model.disk.loading import save_model
@@ -245,11 +245,9 @@ def test_the_pipeline_answers_about_a_picture(export, processor):
     question = {"type": "image", "url": str(export / "still.png")}
     chat = answer(text=asked(question), max_new_tokens=4, return_full_text=False)
     inputs = processor.apply_chat_template(asked(question), tokenize=True, return_dict=True)
-    model = AutoModelForImageTextToText.from_pretrained(export)
+    model = AutoModelForMultimodalLM.from_pretrained(export)  # what `any-to-any` loads
     said = model.generate(**inputs, max_new_tokens=4)[0, inputs["input_ids"].shape[1] :]
     assert chat[0]["generated_text"] == processor.decode(said, skip_special_tokens=True)
-    anything = pipeline("any-to-any", model=str(export), device="cpu")
-    assert anything(text=asked(question), max_new_tokens=4, return_full_text=False) == chat
     plain = answer(images=str(export / "still.png"), text="Which colour?", max_new_tokens=4)
     assert plain[0]["generated_text"].startswith("Which colour?")
 
