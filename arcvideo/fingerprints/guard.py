@@ -27,6 +27,8 @@ class DataLike(Protocol):
     def shard_cache(self) -> ShardCacheSettings: ...
     @property
     def workers(self) -> int: ...
+    @property
+    def index_dir(self) -> str | None: ...
 
 
 class SourceLike(Protocol):
@@ -54,9 +56,10 @@ def refuse_overlap(data: DataLike, *, held_out: str) -> str:
         shards = []
     if not shards:
         return ""
-    wanted = ensure_indexes(shards, workers=data.workers)
+    place = data.index_dir or ""
+    wanted = ensure_indexes(shards, workers=data.workers, place=place)
     ours = {
-        name: ensure_indexes(expand_shards(source.shards, cache=data.shard_cache), workers=data.workers)
+        name: ensure_indexes(expand_shards(source.shards, cache=data.shard_cache), workers=data.workers, place=place)
         for name, source in data.sources.items()
     }
     digests = {digest: key for key, digest in _digests(wanted)}

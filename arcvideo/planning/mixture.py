@@ -20,7 +20,7 @@ from arcvideo.planning.sizes import frame_counts, frame_shares, prefix_tokens
 from arcvideo.planning.table import CLIP_ROW, ITEM_ROW, Ints, SourceTable, TableWriter
 from arcvideo.render import media_length, media_lengths
 from arcvideo.shards.expand import expand_shards
-from arcvideo.shards.index import OpenedLater, ShardIndex, content_digest, ensure_indexes, index_folder
+from arcvideo.shards.index import OpenedLater, ShardIndex, content_digest, ensure_indexes, index_folder, index_place
 from arcvideo.shards.lengths import Lengths, all_lengths, counts_name, seal_of
 from arcvideo.shards.locks import locked
 from arcvideo.shards.members import Problem
@@ -359,7 +359,7 @@ def _write(name: str, indexes: Sequence[ShardIndex], lengths: Sequence[Lengths],
 
 def _tables(shards: Sequence[Path], *, place: str) -> Path:
     """Return the folder of the stored tables of such shards."""
-    return (Path(place) if place else shards[0].parent) / _TABLES
+    return Path(index_place(place) or shards[0].parent) / _TABLES
 
 
 def _table_folder(
