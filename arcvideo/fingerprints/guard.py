@@ -90,7 +90,7 @@ def _by_fingerprints(ours: Mapping[str, Sequence[ShardIndex]], wanted: Sequence[
         if pairs:
             raise ValueError(
                 f"data.sources.{name}: holds {len({pair.second for pair in pairs})} clips that are in "
-                f"evaluation.shards too, the first {told(pairs[0], looked_for, there)}; {REMEDY}"
+                f"evaluation.shards too, the first {overlap_line(pairs[0], looked_for, there)}; {REMEDY}"
             )
     if not unseen:
         return ""
@@ -100,7 +100,7 @@ def _by_fingerprints(ours: Mapping[str, Sequence[ShardIndex]], wanted: Sequence[
     )
 
 
-def told(pair: Overlap, first: Printed, second: Printed) -> str:
+def overlap_line(pair: Overlap, first: Printed, second: Printed) -> str:
     """Return one line about an overlap."""
     stretch = pair.picture or pair.sound
     assert stretch is not None
