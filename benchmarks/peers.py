@@ -255,7 +255,8 @@ def main(python: str, folder: Path) -> int:
                 rows.append(
                     Row(
                         metric=f"{told}, {unit} (baseline: {side})", ours=middle["ours"], baseline=middle[side],
-                        ratio=statistics.median(ratios), target=0.5, equal=equal["ours"] and equal[side], spread=(min(ratios), max(ratios)),
+                        ratio=statistics.median(ratios), target=0.5,
+                        equal=equal["ours"] and equal[side], spread=(min(ratios), max(ratios)),
                     )
                 )  # fmt: skip
     return report(
