@@ -32,7 +32,7 @@ from arcvideo.tracking.cost import MemoryUse, accounting, device_peak, settings_
 from arcvideo.tracking.log import RunLog
 from arcvideo.tracking.metrics import read_metrics
 from arcvideo.tracking.settings import LoggerSettings
-from arcvideo.types import Batch, Counts, StepData, model_inputs, summed
+from arcvideo.types import Batch, Counts, StepData, summed
 
 
 class Runner:

@@ -25,7 +25,7 @@ from arcvideo.model.special import special_ids
 from arcvideo.sampling import decode, prefill
 from arcvideo.sampling.decode import Decoding
 from arcvideo.sampling.forked import ForkedCache, PromptRun
-from arcvideo.sampling.prefill import parts_of
+from arcvideo.sampling.prefill import Prefilled, parts_of, runs_of
 from arcvideo.sampling.roofline import bytes_per_turn
 from arcvideo.sampling.sampler import InProcessSampler
 from arcvideo.sampling.settings import Sampling
@@ -83,14 +83,16 @@ def test_prompts_in_several_parts_and_without_padding_give_the_same(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on CUDA: clips one after the other, and every prompt's keys by themselves."""
-    from arcvideo.sampling import sampler
 
-    monkeypatch.setattr(sampler, "parts_of", lambda prompts: parts_of(prompts, tokens=1))
+    def bare(prefilled: Prefilled, padded: bool) -> list[PromptRun]:
+        return runs_of(prefilled, padded=False)
+
+    monkeypatch.setattr(prefill, "parts_of", lambda prompts: parts_of(prompts, tokens=1))
     compared(model, WARM)
-    monkeypatch.setattr(sampler, "runs_of", lambda prefilled, padded: prefill.runs_of(prefilled, padded=False))
+    monkeypatch.setattr(prefill, "runs_of", bare)
     compared(model, WARM)
     monkeypatch.undo()
-    monkeypatch.setattr(sampler, "runs_of", lambda prefilled, padded: prefill.runs_of(prefilled, padded=False))
+    monkeypatch.setattr(prefill, "runs_of", bare)
     compared(model, replace(WARM, decode="static"))
 
 
