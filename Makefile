@@ -8,7 +8,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo pilot test test-slow test-all test-gpu gpu-day machines torture torture-pipeline soak fuzz check format docs clean bench-data bench-evaluate bench-grpo bench-memory bench-model bench-overlap bench-plan bench-remote bench-scale
+.PHONY: help env demo pilot test test-slow test-all test-gpu gpu-day machines torture torture-pipeline soak fuzz check format docs clean bench-data bench-evaluate bench-grpo bench-memory bench-model bench-overlap bench-peers bench-plan bench-remote bench-scale
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -110,6 +110,9 @@ bench-grpo: $(VENV)/ready  ## GRPO with a shared prompt against full copies, and
 bench-overlap: $(VENV)/ready  ## Precision and recall of fingerprints on clips that were changed
 	$(BIN)/python -m benchmarks.overlap
 
+PEERS ?= $(BIN)/python
+bench-peers: $(VENV)/ready  ## First sample and resume beside Mosaic Streaming and Energon (PEERS=python that has them too)
+	$(BIN)/python -m benchmarks.peers --python $(PEERS)
 bench-plan: $(VENV)/ready  ## Planning a million samples: fill, balance, time, memory
 	$(BIN)/python -m benchmarks.plan
 bench-remote: $(VENV)/ready  ## Clips of remote shards by ranges, against copies and streams, with a slow server

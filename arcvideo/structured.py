@@ -38,7 +38,10 @@ def filled(kind: type[Kind], values: Mapping[str, Any], *, key: str = "") -> Kin
         SettingsError: an unknown key, a wrong type, a missing value, or what the dataclass itself refuses.
     """
     if not isinstance(values, Mapping):
-        raise SettingsError(f"{key}: expected a group of settings, got {values!r}")
+        first = dataclasses.fields(kind)[0].name  # type: ignore[arg-type]
+        raise SettingsError(
+            f"{key}: expected a group of settings, got {values!r}; give them one by one, {key}.{first}=..."
+        )
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in values:
@@ -165,8 +168,18 @@ def _plain(kind: type, value: Any, *, key: str) -> Any:
         return str(value)
     elif type(value) is kind:
         return value
-    remedy = f"; {COLON}" if isinstance(value, str) and ": " in value else ""
-    raise SettingsError(f"{key}: expected {wanted}, got {value!r}{remedy}")
+    raise SettingsError(f"{key}: expected {wanted}, got {value!r}{_remedy(kind, value, key=key)}")
+
+
+def _remedy(kind: type, value: Any, *, key: str) -> str:
+    if isinstance(value, str) and ": " in value:
+        return f"; {COLON}"
+    if kind is str and isinstance(value, (list, tuple)) and value and all(isinstance(part, str) for part in value):
+        if key.rpartition(".")[2] != "shards":
+            return "; it takes one text, no list"
+        shown = f"{{{','.join(value)}}}" if len(value) > 1 else value[0]
+        return f"; several shards are one text: {key}='{shown}'"
+    return ""
 
 
 def _join(key: str, name: object) -> str:

@@ -16,6 +16,7 @@ TITLES = {
     "memory": "Memory of a row of the 7B",
     "model": "Model",
     "overlap": "Clips in both of two sets",
+    "peers": "Beside Mosaic Streaming and Energon",
     "plan": "Planning",
     "remote": "Remote shards",
     "runner": "Training loop",

@@ -65,7 +65,7 @@ def test_values_fill_nested_dataclasses_over_their_defaults() -> None:
         ({}, "name: must be set"),
         ({"nmae": "x"}, "nmae: no such setting (did you mean 'name'?)"),
         ({"inner": {"sise": 1}}, "inner.sise: no such setting (did you mean 'size'?)"),
-        ({"inner": 3}, "inner: expected a group of settings, got 3"),
+        ({"inner": 3}, "inner: expected a group of settings, got 3; give them one by one, inner.size=..."),
         ({"inner": {"size": 1.5}}, "inner.size: expected a whole number, got 1.5"),
         ({"inner": {"size": True}}, "inner.size: expected a whole number, got True"),
         ({"inner": {"size": "3"}}, "inner.size: expected a whole number, got '3'"),
@@ -80,7 +80,7 @@ def test_values_fill_nested_dataclasses_over_their_defaults() -> None:
         ({"on": 1}, "on: expected true or false, got 1"),
         ({"limit": "none"}, "limit: expected a whole number, got 'none'"),
         ({"name": None}, "name: expected a text, got None"),
-        ({"name": ["x"]}, "name: expected a text, got ['x']"),
+        ({"name": ["x"]}, "name: expected a text, got ['x']; it takes one text, no list"),
     ],
     ids=str,
 )

@@ -30,6 +30,8 @@ from arcvideo.shards.members import Problem
 
 META = "arc-meta"
 HELD_OUT = "held-out"
+_COLUMNS = 20
+"""Names of columns that are told."""
 _LINE_SECONDS = 10.0
 """Between two lines about progress in a log."""
 
@@ -289,8 +291,10 @@ def _why_not(draft: Draft) -> str:
 
 
 def _print_remarks(report: ImportReport) -> None:
-    for column, count in report.ignored.most_common():
+    for column, count in report.ignored.most_common(_COLUMNS):
         print(f"ignored  {column} of {count} rows")
+    if len(report.ignored) > _COLUMNS:
+        print(f"ignored  {len(report.ignored) - _COLUMNS} further columns")
     if report.loose_tags:
         print(f"warning: {report.loose_tags} questions have <video> without a newline behind it; accepted")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from arcvideo.bench.folder import media_file, table_rows
 from arcvideo.data.import_command import HELD_OUT, held_out_share, is_held_out
+from arcvideo.data.importers.sides import content_of_file
 from arcvideo.files import write_lines
-from arcvideo.seals import sha256_of
 from arcvideo.tasks import RecordError
 
 
@@ -64,11 +64,14 @@ def _split(options: argparse.Namespace) -> int:
 
 
 def _identity(name: str, *, videos: Path | None) -> str:
-    """Return what a clip is known by: its name, or the bytes of its file."""
+    """Return what a clip is known by: its name, or its file, as `import --held-out` knows it."""
     if videos is None:
         return name
     try:
         path = media_file(videos.expanduser(), name)
     except RecordError as error:
         raise ValueError(f"--videos {videos}: {error.detail}") from None
-    return sha256_of(path)
+    try:
+        return content_of_file(path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None

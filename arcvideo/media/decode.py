@@ -13,6 +13,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from arcvideo.media.animation import is_animated_png, is_animated_webp, video_of_webp
 from arcvideo.media.errors import MediaError
 from arcvideo.media.fast import fast_frames
 from arcvideo.media.picture import Choose, VideoFacts, decode_frames, has_alpha, is_mirrored, read_timeline
@@ -52,7 +53,9 @@ def decode(data: bytes, *, name: str, choose: Choose, limits: MediaLimits, decod
     if len(data) > limits.max_bytes:
         raise MediaError("too_large", f"{name}: {len(data)} bytes, the limit is {limits.max_bytes}")
     check_riff_size(data, name=name)
-    if is_still(data):
+    if is_animated_webp(data):
+        data = video_of_webp(data, name=name, limits=limits)
+    elif is_still(data) and not is_animated_png(data):
         return _decode_still(data, name=name, choose=choose, limits=limits)
     try:
         return _decode_streams(data, name=name, choose=choose, limits=limits, decoder=decoder, strict=True)
@@ -117,7 +120,25 @@ def _opened(data: bytes, name: str) -> Iterator[InputContainer]:
     except MemoryError as error:
         raise MediaError("too_large", f"{name}: out of memory while decoding") from error
     except (av.error.FFmpegError, ValueError, IndexError) as error:
-        raise MediaError("unreadable", f"{name}: {error}") from error
+        if _lost_its_table(data):
+            raise MediaError("truncated", f"{name}: its table of frames (moov) is missing: it was cut off") from error
+        said = error.strerror if isinstance(error, av.error.FFmpegError) else error
+        raise MediaError("unreadable", f"{name}: {said}") from error
+
+
+def _lost_its_table(data: bytes) -> bool:
+    """Return whether an MP4 or QuickTime file ends inside of its media, before the table without which none is found.
+
+    Cameras and most writers put that table last.
+    """
+    at = 0
+    while data[4:8] == b"ftyp" and at + 8 <= len(data):
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        size = int.from_bytes(data[at + 8 : at + 16], "big") if size == 1 else size
+        if kind in (b"moov", b"moof") or size < 8:
+            return False
+        at += size
+    return at > len(data)
 
 
 def _check_length(container: InputContainer, *, name: str, limits: MediaLimits) -> None:

@@ -42,13 +42,14 @@ def read_still(data: bytes, *, name: str, limits: MediaLimits) -> np.ndarray:
         raise MediaError(reason, f"{name}: {error}") from error
 
 
-def video_of_stills(stills: Sequence[bytes], *, times: Sequence[float]) -> bytes:
+def video_of_stills(stills: Sequence[bytes], *, times: Sequence[float], end: float | None = None) -> bytes:
     """Return a QuickTime file that shows JPEG or PNG files at their times; their bytes are copied as they are.
 
     Args:
         stills: pictures of one size and one of the two types.
-        times: second of each, ascending; they count from the first. Each is shown until the next one, the last for as
-            long as the one before it, a second where it is alone.
+        times: second of each, ascending; they count from the first. Each is shown until the next one.
+        end: second at which the last one ends; None shows it for as long as the one before it, a second where it is
+            alone.
 
     Raises:
         MediaError: pictures of another type, or of several types or sizes.
@@ -62,6 +63,7 @@ def video_of_stills(stills: Sequence[bytes], *, times: Sequence[float]) -> bytes
         raise MediaError("unreadable", f"frames of a video must be JPEG or PNG files of one type and size: {detail}")
     (codec,), ((width, height),), target = kinds, sizes, io.BytesIO()
     last = round(1000 * (times[-1] - times[-2])) if len(times) > 1 else 1000
+    last = last if end is None else round(1000 * (end - times[-1]))
     milliseconds = [round(1000 * (second - times[0])) for second in times]
     if any(earlier >= later for earlier, later in pairwise(milliseconds)):
         raise MediaError("unreadable", "times of frames must ascend by a millisecond at least")

@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from weakref import WeakSet
@@ -20,6 +20,8 @@ from arcvideo.remote.patience import Broken, Ended, Patience, Refused
 from arcvideo.remote.settings import ShardCacheSettings
 from arcvideo.remote.stream import Stream
 
+_FEW = 2
+"""Further tries at most for what can be done without."""
 _SETTINGS: dict[Path, ShardCacheSettings] = {}
 """Folder of links -> how its files are read, as this process was told."""
 
@@ -107,6 +109,30 @@ def read_range(path: Path, link: Link, *, offset: int, size: int) -> bytes:
     span = Span(path=path, offset=offset, size=size)
     data = (_COMING.take(span) or _Flight(span, link=link)).landed()
     return _range(span, link, ended=threading.Event()) if data is None else data
+
+
+def read_once(path: Path, link: Link, *, offset: int, size: int) -> bytes:
+    """Return bytes of a remote shard that nobody will want again: as `read_range`, but nothing of them is kept."""
+    return _asked(Span(path=path, offset=offset, size=size), link, ended=threading.Event())
+
+
+def read_beside(path: Path, url: str, *, most: int) -> bytes:
+    """Return a whole small file, asked for as the links of the folder of `path` are, with few tries.
+
+    Raises:
+        Refused: there is none, or none that can be read, or it has more than `most` bytes.
+        Changed: it changed meanwhile.
+    """
+    settings = settings_of(path)
+    patience = Patience(url, settings=replace(settings, retries=min(settings.retries, _FEW)))
+    origin = _origin(url, settings.stall_seconds)
+    try:
+        identity = patience.answer(origin.identity)
+    except NoRanges:  # some servers say so of an empty file, and of a page that says that there is no file
+        raise Refused(f"{url}: its server does not give it in parts") from None
+    if identity.size > most:
+        raise Refused(f"{url}: has {identity.size} bytes, at most {most} were expected")
+    return patience.answer(lambda: b"".join(origin.stream(0, identity.size, of=identity)))
 
 
 def _range(span: Span, link: Link, *, ended: threading.Event) -> bytes:

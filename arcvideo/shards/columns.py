@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ from arcvideo.shards.record import RecordMedia, json_member, parse_record, recor
 from arcvideo.tasks import RecordError
 from arcvideo.tasks.fields import check_times
 
-FORMAT = 4
+FORMAT = 5
 """Raised whenever the meaning of a stored column changes, so that old indexes are built again."""
 
 CONTENT = 3
 """Raised whenever equal shards would mean other samples: the data of a stage are named by it."""
 
+FILES = ("clips.npy", "items.npy", "keys.npy", "parts.npy", "quarantine.jsonl")
+"""Of every index, besides meta.json."""
 TEXTS = "records.bin"
 """File of an index with the records' JSON, one after the other: of remote shards, where each would be a request."""
 
@@ -122,10 +124,7 @@ class Columns:
         clips, items = np.array(self.clips, dtype=CLIP), np.array(self.items, dtype=ITEM)
         keys, parts = np.frombuffer(bytes(self.keys), dtype=np.uint8), np.array(self.parts, dtype=PART)
         tagsets = [list(tags) for tags in self.tagsets]
-        digest = self.content
-        digest.update(json.dumps([CONTENT, list(self.tasks), tagsets]).encode())
-        for array in (clips, items, keys, parts):  # no bytes without parts
-            digest.update(array.tobytes())
+        digest = ended(self.content, tasks=list(self.tasks), tagsets=tagsets, arrays=(clips, items, keys, parts))
         np.save(folder / "clips.npy", clips, allow_pickle=False)
         np.save(folder / "items.npy", items, allow_pickle=False)
         np.save(folder / "keys.npy", keys, allow_pickle=False)
@@ -133,7 +132,7 @@ class Columns:
         if self.texts is not None:
             (folder / TEXTS).write_bytes(self.texts)
         write_lines(folder / "quarantine.jsonl", map(asdict, self.problems))
-        meta = {"digest": digest.hexdigest(), "tasks": list(self.tasks), "tagsets": tagsets}
+        meta = {"digest": digest, "tasks": list(self.tasks), "tagsets": tagsets}
         unheard = [
             behind_picture(sound=row["sound_samples"] / SAMPLE_RATE, picture=row["duration"])
             for row in (*clips[clips["has_video"] & ~np.isin(np.arange(len(clips)), parts["clip"])],
@@ -142,3 +141,33 @@ class Columns:
         counts = {"clips": len(clips), "items": len(items), "parts": len(parts), "quarantined": len(self.problems)}
         totals = {"unheard_clips": sum(1 for seconds in unheard if seconds), "unheard_seconds": float(sum(unheard))}
         return {**meta, **counts, **totals}
+
+
+def ended(content: Any, *, tasks: list[str], tagsets: list[list[str]], arrays: Sequence[np.ndarray]) -> str:
+    """Return the hex digest of an index's content.
+
+    Args:
+        content: hash that was given the sha256 of each clip's JSON.
+        tasks: names, as in meta.json.
+        tagsets: as in meta.json.
+        arrays: clips, items, keys, parts.
+    """
+    content.update(json.dumps([CONTENT, tasks, tagsets]).encode())
+    for array in arrays:  # no bytes without parts
+        content.update(array.tobytes())
+    return str(content.hexdigest())
+
+
+def check_meta(meta: Mapping[str, Any]) -> None:
+    """Raise ValueError for a meta.json that we would not have written, by whomever it was sealed."""
+    tasks, tagsets = meta.get("tasks"), meta.get("tagsets")
+    texts = isinstance(tasks, list) and isinstance(tagsets, list)
+    texts = texts and all(
+        isinstance(text, str) for listed in (tasks, *tagsets) if isinstance(listed, list) for text in listed
+    )
+    counts = all(type(meta.get(name)) is int for name in ("clips", "items", "parts", "quarantined", "unheard_clips"))
+    if not texts or not all(isinstance(listed, list) for listed in tagsets or ()) or not counts:
+        raise ValueError("meta.json is not of an index")
+    files = meta.get("files")
+    if not isinstance(meta.get("digest"), str) or not isinstance(files, dict) or set(files) - {TEXTS} != set(FILES):
+        raise ValueError("meta.json is not of an index")

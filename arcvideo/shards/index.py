@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import chain, islice
@@ -26,15 +26,14 @@ from arcvideo.files import FULL, read_lines
 from arcvideo.progress import counted
 from arcvideo.remote.links import read_link
 from arcvideo.remote.origin import Changed
-from arcvideo.shards.columns import CLIP, FORMAT, ITEM, PART, TEXTS, Columns
+from arcvideo.shards.beside import take_over
+from arcvideo.shards.columns import CLIP, FILES, FORMAT, ITEM, PART, TEXTS, Columns, check_meta
 from arcvideo.shards.locks import in_turns, locked
 from arcvideo.shards.members import Problem, read_at, read_groups
 from arcvideo.shards.record import parse_record, probe_jobs
 from arcvideo.shards.rows import mapped_npy
 from arcvideo.shards.seal import check, digests, sealed, unsealed
 from arcvideo.shards.streamed import streamed_columns
-
-_FILES = ("clips.npy", "items.npy", "keys.npy", "parts.npy", "quarantine.jsonl")
 
 _DTYPES: dict[str, np.dtype[Any]] = {"clips": CLIP, "items": ITEM, "keys": np.dtype(np.uint8), "parts": PART}
 
@@ -199,7 +198,7 @@ def open_index(shard: Path, *, place: str = "") -> ShardIndex | None:
         if not isinstance(stored, dict) or stored.get("made_from") != _made_from(shard):
             return None
         meta = unsealed(text, name=folder / "meta.json")
-        _check_meta(meta)
+        check_meta(meta)
         check(folder, meta["files"])
     except FileNotFoundError:
         return None
@@ -212,20 +211,6 @@ def open_index(shard: Path, *, place: str = "") -> ShardIndex | None:
     return ShardIndex(shard=shard, meta=meta, place=place)
 
 
-def _check_meta(meta: Mapping[str, Any]) -> None:
-    """Raise ValueError for what we would not have written, by whomever it was sealed."""
-    tasks, tagsets = meta.get("tasks"), meta.get("tagsets")
-    texts = isinstance(tasks, list) and isinstance(tagsets, list)
-    texts = texts and all(
-        isinstance(text, str) for listed in (tasks, *tagsets) if isinstance(listed, list) for text in listed
-    )
-    counts = all(type(meta.get(name)) is int for name in ("clips", "items", "parts", "quarantined", "unheard_clips"))
-    if not texts or not all(isinstance(listed, list) for listed in tagsets or ()) or not counts:
-        raise ValueError("meta.json is not of an index")
-    if not isinstance(meta.get("digest"), str) or set(meta["files"]) - {TEXTS} != set(_FILES):
-        raise ValueError("meta.json is not of an index")
-
-
 @lru_cache(maxsize=1000)
 def _tell(line: str) -> None:
     """Print a line once, however often an index is asked for before it is made again."""
@@ -234,7 +219,7 @@ def _tell(line: str) -> None:
 
 def seal_index(folder: Path, meta: Mapping[str, Any]) -> None:
     """Write `meta.json` of an index whose other files are complete, with their digests."""
-    files = [*_FILES, *([TEXTS] if (folder / TEXTS).exists() else [])]
+    files = [*FILES, *([TEXTS] if (folder / TEXTS).exists() else [])]
     (folder / "meta.json").write_text(sealed({**meta, "files": digests(folder, files)}), encoding="utf-8")
 
 
@@ -337,7 +322,13 @@ def lock_file(shard: Path, *, place: str = "") -> Path:
 def _build(shard: Path, *, pool: MediaPool, progress: bool = False, place: str = "") -> None:
     made_from, link = _made_from(shard), read_link(shard)
     if link is not None:
-        _publish(streamed_columns(shard, link, pool=pool, progress=progress), made_from, shard=shard, place=place)
+        _publish(
+            lambda folder: (
+                take_over(shard, link, folder=folder)
+                or streamed_columns(shard, link, pool=pool, progress=progress).write(folder)
+            ),
+            made_from, shard=shard, place=place,
+        )  # fmt: skip
         return
     groups, problems = read_groups(shard)
     columns = Columns(problems=problems)
@@ -351,16 +342,18 @@ def _build(shard: Path, *, pool: MediaPool, progress: bool = False, place: str =
                 probed=list(islice(probed, len(own))),
             )
             advance(1)
-    _publish(columns, made_from, shard=shard, place=place)
+    _publish(columns.write, made_from, shard=shard, place=place)
 
 
-def _publish(columns: Columns, made_from: Mapping[str, Any], *, shard: Path, place: str) -> None:
+def _publish(
+    write: Callable[[Path], Mapping[str, Any]], made_from: Mapping[str, Any], *, shard: Path, place: str
+) -> None:
     folder = index_folder(shard, place=place)
     scratch = folder.with_name(f".{folder.name}.partial")  # the lock leaves one writer
     shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
     try:
         scratch.mkdir()
-        seal_index(scratch, {"made_from": made_from, **columns.write(scratch)})
+        seal_index(scratch, {"made_from": made_from, **write(scratch)})
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
     except OSError as error:

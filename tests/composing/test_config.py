@@ -164,7 +164,13 @@ REFUSALS: list[tuple[str, list[str]]] = [
     ("optimizer.lr_factors=1", ["optimizer.lr_factors", "a mapping"]),
     ("model.text.hidden_size=wide", ["model.text.hidden_size", "a whole number"]),
     ("data.sources.tiny_shorts.tasks.mcq=much", ["data.sources.tiny_shorts.tasks.mcq", "a number"]),
-    ("evaluation=3", ["evaluation", "a group of settings"]),
+    ("evaluation=3", ["evaluation", "a group of settings", "evaluation."]),
+    (
+        "data.sources.x.shards=[a.tar,b.tar]",
+        ["a text", "several shards are one text", "x.shards='{a.tar,b.tar}'"],
+    ),
+    ("evaluation.shards=[a.tar]", ["a text", "evaluation.shards='a.tar'"]),
+    ("data.sources.x=[a.tar,b.tar]", ["data.sources.x", "data.sources.x.shards="]),
     ("runner.steps=null", ["runner.steps", "a whole number"]),
     ("data_dir=???", ["data_dir"]),
     # out of range

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from arcvideo.bench import read_bench
 from arcvideo.data.shards import main
 from arcvideo.files import read_lines
+from arcvideo.shards.index import ensure_indexes
 from tests.bench.layouts import clip, lines
 
 
@@ -59,6 +62,27 @@ def test_copies_of_a_clip_are_one_clip_when_the_files_are_there(
     assert train
     assert held
     assert not train & held
+
+
+def test_a_clip_is_on_the_side_where_an_import_has_it_be_it_a_file_or_in_a_table(tmp_path: Path) -> None:
+    names = [f"{number:03d}.mp4" for number in range(12)]
+    for number, name in enumerate(names):
+        clip(tmp_path / "clips" / name, shade=number)
+    rows = [{"video": name, "question": "what?", "answer": "x"} for name in names]
+    lines(tmp_path / "q.jsonl", rows)
+    cells = [{**row, "video": {"bytes": (tmp_path / "clips" / str(row["video"])).read_bytes(),
+                               "path": row["video"]}} for row in rows]  # fmt: skip
+    parquet.write_table(pyarrow.Table.from_pylist(cells), tmp_path / "q.parquet")
+    words = ["--held-out", "50%", "--videos", str(tmp_path / "clips")]
+    _, held = split(tmp_path / "q.jsonl", tmp_path / "out", *words)
+    wanted = {row["video"][:3] for row in held}
+    for kind in ("jsonl", "parquet"):
+        out = tmp_path / kind
+        asked = ["import", "--format", "table", "--annotations", str(tmp_path / f"q.{kind}"), "--out", str(out)]
+        assert main([*asked, "--workers", "0", *words]) == 0
+        (shard,) = out.glob("shard-held-out-*.tar")
+        (index,) = ensure_indexes([shard], progress=False)
+        assert {index.key(row)[:3] for row in range(len(index.clips))} == wanted, kind
 
 
 def test_both_parts_are_benchmarks_of_their_own(tmp_path: Path) -> None:

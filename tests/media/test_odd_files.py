@@ -265,3 +265,52 @@ def test_types_of_sound_that_can_be_stored_are_read(container: str, codec: str) 
 
 def test_an_avif_is_a_picture() -> None:
     assert probe(still(drawing("RGB"), "AVIF"), name="a.avif").has_video
+
+
+# pictures that move, and files that lost their end
+
+
+def animation(kind: str, *, milliseconds: list[int]) -> tuple[bytes, list[np.ndarray]]:
+    pictures = [np.random.default_rng(number).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+                for number in range(len(milliseconds))]  # fmt: skip
+    first, *more = map(Image.fromarray, pictures)
+    how = {"lossless": True} if kind == "WEBP" else {}
+    return still(first, kind, save_all=True, append_images=more, duration=milliseconds, **how), pictures
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "PNG"])
+def test_a_picture_that_moves_is_a_video_with_the_times_it_states(kind: str) -> None:
+    milliseconds = [400, 100, 1500, 250, 750]
+    data, pictures = animation(kind, milliseconds=milliseconds)
+    seen: list[VideoFacts] = []
+
+    def choose(facts: VideoFacts) -> Selection:
+        seen.append(facts)
+        return Selection(indices=tuple(range(facts.frame_count)))
+
+    frames = decode(data, name="a.bin", choose=choose, limits=MediaLimits()).frames
+    (facts,) = seen
+    assert facts.times is not None
+    assert np.allclose(facts.times, np.cumsum([0, *milliseconds[:-1]]) / 1000)
+    assert facts.duration == pytest.approx(3.0, abs=0.3 if kind == "PNG" else 1e-6)
+    assert frames is not None
+    assert all(np.array_equal(*pair) for pair in zip(frames, pictures, strict=True))
+
+
+def test_a_moving_picture_in_front_of_nothing_is_in_front_of_white() -> None:
+    images = [drawing("RGBA"), drawing("RGBA").rotate(90)]
+    data = still(images[0], "WEBP", save_all=True, append_images=images[1:], duration=100, lossless=True)
+    for frame, image in zip(frames_of(data), images, strict=True):
+        opacity = np.asarray(image)[..., 3:]
+        assert (frame[np.broadcast_to(opacity == 0, frame.shape)] == 255).all()
+
+
+def test_a_broken_animation_is_refused_with_a_reason() -> None:
+    data, _ = animation("WEBP", milliseconds=[100, 100, 100])
+    assert reason_of(data[: len(data) // 2]) in ("truncated", "unreadable")
+    assert reason_of(data[:40]) in ("truncated", "unreadable")
+
+
+def test_a_file_that_lost_its_table_of_frames_is_truncated() -> None:
+    data = write(Picture(frames=moving(30)), container="mp4")
+    assert reason_of(data[: len(data) * 2 // 3]) == "truncated"

@@ -6,6 +6,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from arcvideo.feed.source import Source
 from arcvideo.planning import mixture
 from arcvideo.planning import plan as plan_module
 from arcvideo.planning.plan import Plan
-from arcvideo.planning.random_words import words
+from arcvideo.planning.random_words import permutation, words
 from arcvideo.planning.settings import DataSettings, QuarantineSettings, SourceSettings
 from arcvideo.planning.shares import realised
 from arcvideo.planning.table import ITEM_ROW, LargestFirst, SourceTable, largest_first
@@ -220,6 +221,30 @@ def test_where_nothing_is_left_to_share_one_process_opens_the_shards(
         tables = list(ranks.map(lambda _: opened(pattern, tags=[], items_per_clip=3), range(4)))
     assert len(asked) == 1
     assert all((table.item_rows == tables[0].item_rows).all() for table in tables)
+
+
+def test_rows_of_a_map_are_read_a_few_at_a_time_and_those_that_lie_together_at_once() -> None:
+    """However large the pages of the page cache are, what they bring into a process before it lets go stays a small
+    part of the table."""
+    table = synthetic(200_000)
+    spans: list[int] = []
+
+    class Rows(np.ndarray):  # type: ignore[type-arg]
+        def __getitem__(self, numbers: Any) -> Any:
+            spans.append(int(np.max(numbers)) - int(np.min(numbers)))
+            return np.asarray(self)[numbers]
+
+    class Pages:
+        def madvise(self, _: int) -> None:
+            spans.append(-1)
+
+    mapped = dataclasses.replace(table, clip_rows=table.clip_rows.view(Rows), maps=(Pages(),))  # type: ignore[arg-type]
+    for count in (1, 20_000):
+        clips = permutation(200_000, count)[:count]
+        assert (mapped.take_clips(clips) == table.take_clips(clips)).all()
+        assert spans[-1] == -1  # nothing is kept
+    assert spans.count(-1) == len(spans) / 2
+    assert max(spans) < 200_000 / 20
 
 
 def test_places_sorted_in_pieces_are_those_sorted_at_once() -> None:

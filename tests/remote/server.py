@@ -25,6 +25,8 @@ class Served:
     folder: Path
     ranges: bool = True
     etags: bool = True
+    inner: bool = False
+    """Whether files in folders are served: the indexes beside shards."""
     sent: Counter[str] = field(default_factory=Counter)
     """Bytes of each file."""
     asked: list[tuple[str, int, int]] = field(default_factory=list)
@@ -50,9 +52,9 @@ class Handler(BaseHTTPRequestHandler):
             self.served.connections += 1
 
     def do_GET(self) -> None:
-        name = Path(self.path.partition("?")[0]).name
+        name = self.path.partition("?")[0].lstrip("/")
         path = self.served.folder / name
-        if not path.is_file():
+        if not path.is_file() or ("/" in name and not self.served.inner):
             return self.send_error(404)
         data = path.read_bytes()
         start, end, wanted = 0, len(data), self.headers.get("Range")

@@ -52,8 +52,8 @@ def file_of(value: Any) -> tuple[bytes, str] | None:
     return (value, "") if isinstance(value, bytes) else None
 
 
-def cell_bytes(path: Path, *, row: int, column: str) -> bytes:
-    """Return the file in a cell. Rows that ascend cost one pass over the table.
+def cell_bytes(path: Path, *, row: int, column: str, part: int | None = None) -> bytes:
+    """Return the file in a cell, or in a part of the list in it. Rows that ascend cost one pass over the table.
 
     Raises:
         MediaError: there is none any more.
@@ -64,8 +64,9 @@ def cell_bytes(path: Path, *, row: int, column: str) -> bytes:
         del _readers[next(iter(_readers))]
     _readers[key] = reader
     try:
-        found = file_of(reader.value(row))
-    except (ValueError, KeyError, OSError) as error:
+        value = reader.value(row)
+        found = file_of(value if part is None else value[part])
+    except (ValueError, LookupError, TypeError, OSError) as error:
         _readers.pop(key, None)
         raise MediaError("unreadable", f"{path}, row {row + 1}: {error}") from error
     if found is None:

@@ -28,7 +28,7 @@ from arcvideo.data.importers.drafts import (
     media_path,
     whole_json,
 )
-from arcvideo.data.importers.sources import Medium, Stills, is_there
+from arcvideo.data.importers.sources import Cell, Medium, Stills, is_there
 from arcvideo.render import MEDIA_TAG
 from arcvideo.tasks import RecordError
 
@@ -102,7 +102,7 @@ def _import(request: ImportRequest, *, report: ImportReport, needs_media: bool) 
             if not talk.media and needs_media:
                 raise RecordError("no_media", "field 'video' is missing")
             media = [_medium(name, request=request) for name in talk.media]
-            sound = None if talk.sound is None else media_path(talk.sound, request=request)
+            sound = None if talk.sound is None else _medium(talk.sound, request=request)
             for path in (*media[1:], *([] if sound is None else [sound])):
                 if not is_there(path):
                     raise RecordError("no_media", f"{path}: no such file")
@@ -118,6 +118,8 @@ def _import(request: ImportRequest, *, report: ImportReport, needs_media: bool) 
 
 def _medium(named: Named, *, request: ImportRequest) -> Medium:
     """Return the file of a medium, or the frames of a video."""
+    if isinstance(named, Cell):
+        return named
     if isinstance(named, str):
         return media_path(named, request=request)
     paths = [media_path(name, request=request) for name in named.names]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from arcvideo.data.importers.sources import Cell
 from arcvideo.render import MEDIA_TAG
 from arcvideo.tasks import RecordError
 
@@ -46,8 +47,8 @@ class Frames:
     """Second of each."""
 
 
-Named = str | Frames
-"""A medium: the name of a file, or frames."""
+Named = str | Frames | Cell
+"""A medium: the name of a file, frames, or a file in a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +61,8 @@ class Talk:
     """What stands before the first question; "" for nothing."""
     media: tuple[Named, ...]
     """In the order in which they are shown; none for text only."""
-    sound: str | None
-    """Name of a sound that belongs to the only picture."""
+    sound: Named | None
+    """A sound that belongs to the only picture."""
     ignored: tuple[str, ...]
     """Columns that were left out."""
 
@@ -97,7 +98,7 @@ def read_talk(row: Mapping[str, Any]) -> Talk:
         pairs=tuple(zip(questions, (text for _, text in said[1::2]), strict=True)),
         system=system,
         media=shown,
-        sound=str(sounds[0]) if both else None,
+        sound=sounds[0] if both else None,
         ignored=tuple(name for name in _IGNORED if row.get(name)),
     )
 
@@ -171,6 +172,8 @@ def _named(row: Mapping[str, Any], fields: tuple[str, ...], *, fps: Any) -> list
 
 def _name(value: Any, *, fps: Any = None) -> Named:
     """Return the name in a name, or in an object such as {"path": ...}; the frames in a list of names."""
+    if isinstance(value, Cell):
+        return value
     if isinstance(value, Mapping):
         fps = value.get("fps", value.get("sample_fps", fps))
         if value.get("frames") is not None:

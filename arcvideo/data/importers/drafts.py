@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arcvideo.data.importers.columnar import ARROW, PARQUET
 from arcvideo.data.importers.parts import json_parts
-from arcvideo.data.importers.sources import Cell, Medium, label_of, place_of
+from arcvideo.data.importers.sources import Cell, Medium, label_of, place_of, rows_with_cells
 from arcvideo.data.importers.spool import Draft, Problems, Spool
 from arcvideo.shards.items import check_renders, check_values, checked_sample
 from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, Problem
@@ -183,17 +184,38 @@ def media_path(name: Any, *, request: ImportRequest) -> Path:
         raise RecordError("no_media", f"{name[:80]!a} is the name of no file: it holds half a character") from None
     if re.match(r"(?:https?|s3|gs|hf|data):", name):
         raise RecordError("no_media", f"{name[:80]!r} is no file: download it, and name the file")
-    folder = request.media_folder()
-    path = Path(os.path.normpath(folder / os.path.expanduser(name.removeprefix("file://"))))
+    folder = Path(os.path.normpath(request.media_folder()))
+    path = Path(
+        os.path.normpath(folder / os.path.expanduser(_with_slashes(name.removeprefix("file://"), folder=folder)))
+    )
+    inside = os.path.relpath(path, folder)
+    is_outside = inside.split(os.sep)[0] == os.pardir
+    if not is_outside:
+        path = folder / inside  # spelled as the folder is, so that a clip has one key however rows name it
     whole_path = os.fsencode(path.absolute())
     if len(whole_path) > _LONGEST_PATH or any(len(part) > _LONGEST for part in whole_path.split(b"/")):
         raise RecordError("no_media", f"{name[:80]!r}... is longer than the name of a file can be")
-    if not path.name or path == Path(os.path.normpath(folder)):
+    if not path.name or path == folder:
         raise RecordError("no_media", f"{name[:80]!r} names a folder, no file")
-    if not request.outside and not path.is_relative_to(os.path.normpath(folder)):
+    if not request.outside and is_outside:
         detail = f"media {name!r} lies outside of --videos {folder}; name a folder above it, or give --outside"
         raise RecordError("unsafe_name", detail)
     return _spelled(path)
+
+
+def _with_slashes(name: str, *, folder: Path) -> str:
+    """Return a name that was written on Windows as it is written here; any other one as it is.
+
+    Raises:
+        RecordError: `no_media`: it begins with a drive or a server of Windows.
+    """
+    if "\\" not in name or os.path.lexists(folder / name):
+        return name
+    if re.match(r"[A-Za-z]:|\\\\", name):
+        raise RecordError(
+            "no_media", f"{name[:80]!r} is a path of Windows: name the file as it lies in --videos {folder}"
+        )
+    return name.replace("\\", "/")
 
 
 def key_of(medium: Medium, *, request: ImportRequest) -> str:
@@ -243,15 +265,30 @@ def sound_beside(stem: str, *, folder: Path | None) -> Path | None:
 
 
 def json_rows(request: ImportRequest, *, report: ImportReport) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (place, object) of every object in JSON-lines files and in files that hold one JSON list; the rest is
-    refused.
+    """Yield (place, object) of every object in JSON-lines files and in files that hold one JSON list, and of every row
+    of Parquet and Arrow files; the rest is refused.
     """
     for path in existing(request.annotations):
-        yield from json_objects(path, request=request, report=report)
+        yield from annotated_rows(path, request=request, report=report)
 
 
-def json_objects(path: Path, *, request: ImportRequest, report: ImportReport) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the same of one file."""
+def annotated_rows(path: Path, *, request: ImportRequest, report: ImportReport) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the same of one file. NaN is what pandas writes for nothing, so it is nothing."""
+    rows = _columnar if path.suffix.lower() in (*PARQUET, *ARROW) else _json_objects
+    for place, row in rows(path, request=request, report=report):
+        yield (
+            place,
+            {name: None if isinstance(value, float) and value != value else value for name, value in row.items()},
+        )
+
+
+def _columnar(path: Path, *, request: ImportRequest, report: ImportReport) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, row in rows_with_cells(path):
+        report.rows += 1
+        yield f"row {number + 1}", row
+
+
+def _json_objects(path: Path, *, request: ImportRequest, report: ImportReport) -> Iterator[tuple[str, dict[str, Any]]]:
     with open_text(path, encoding=request.encoding) as file:
         while (first := file.read(1)).isspace():
             pass

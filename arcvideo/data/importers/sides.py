@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from arcvideo.data.importers.sources import Cell, Medium, Stills
-
-_EDGE = 1 << 20
-"""Bytes at each end of a file that are looked at: other files of the same size and ends only share a side."""
+from arcvideo.data.importers.sources import Cell, Medium, Stills, ends_of
 
 
 class Clips:
@@ -36,20 +33,34 @@ class Clips:
 
 
 def content_of(medium: Medium) -> str:
-    """Return a text that media of equal bytes share; of a file that cannot be read, one of its path."""
+    """Return a text that media of equal bytes share, be they files or cells of a table; of a file that cannot be read,
+    one of its path.
+    """
     if isinstance(medium, Cell):
-        return medium.sha256
-    paths = medium.paths if isinstance(medium, Stills) else (medium,)
-    return hashlib.sha256("".join(map(_of_file, paths)).encode("utf-8", "surrogateescape")).hexdigest()
+        return _content([medium.ends])
+    return _content(map(_ends_or_path, medium.paths if isinstance(medium, Stills) else (medium,)))
 
 
-def _of_file(path: Path) -> str:
+def content_of_file(path: Path) -> str:
+    """Return the text of a file, so that whoever else chooses sides by content chooses as an import does.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return _content([_ends(path)])
+
+
+def _content(ends: Iterable[str]) -> str:
+    return hashlib.sha256("".join(ends).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _ends_or_path(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            digest = hashlib.sha256(b"%d " % size + file.read(_EDGE))
-            file.seek(max(_EDGE, size - _EDGE))
-            digest.update(file.read(_EDGE))
+        return _ends(path)
     except OSError:  # its rows are refused later
         return str(path)
-    return digest.hexdigest()
+
+
+def _ends(path: Path) -> str:
+    with open(path, "rb") as file:
+        return ends_of(file, size=os.fstat(file.fileno()).st_size)

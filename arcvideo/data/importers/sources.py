@@ -7,17 +7,20 @@ its turn comes, and forgotten when its record is written.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from arcvideo.data.importers.columnar import cell_bytes
+from arcvideo.data.importers.columnar import cell_bytes, columnar_rows, file_of
 from arcvideo.media.errors import MediaError
 from arcvideo.media.still import video_of_stills
 
 _PIECE = 1 << 20
+_EDGE = 1 << 20
+"""Bytes at each end of a file that tell its clip: other files of the same size and ends only share a side."""
 _FRAME_BYTES = 1 << 10
 """What the container adds to a picture, at most."""
 
@@ -34,6 +37,10 @@ class Cell:
     """What the file is called, as far as the table says; the type counts."""
     size: int
     sha256: str
+    ends: str
+    """As `ends_of` gives it."""
+    part: int | None = None
+    """Which of the list in the cell; None for a cell that holds one file."""
 
     @property
     def suffix(self) -> str:
@@ -52,6 +59,45 @@ class Stills:
 
 
 Medium = Path | Cell | Stills
+
+
+def rows_with_cells(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number from 0, row) of a Parquet or Arrow file; in place of a file in it, or in a list in it, its Cell.
+
+    Raises:
+        ValueError: pyarrow is missing, or the file cannot be read.
+    """
+    for number, row in columnar_rows(path):
+        yield number, {name: _with_cells(value, path, number, name) for name, value in row.items()}
+
+
+def _with_cells(value: Any, table: Path, row: int, column: str) -> Any:
+    if isinstance(value, list) and len(value) > 1:
+        return [_cell(one, table, row, column, part) for part, one in enumerate(value)]
+    return _cell(value, table, row, column, None)
+
+
+def _cell(value: Any, table: Path, row: int, column: str, part: int | None) -> Any:
+    """Return a value; of one that holds a file, where it is."""
+    found = file_of(value)
+    if found is None:
+        return value
+    data, name = found
+    sha256, ends = hashlib.sha256(data).hexdigest(), ends_of(io.BytesIO(data), size=len(data))
+    return Cell(table=table, row=row, column=column, name=name, size=len(data), sha256=sha256, ends=ends, part=part)
+
+
+def ends_of(file: IO[bytes], *, size: int) -> str:
+    """Return a text that files of equal bytes share: a digest of their size and of both ends.
+
+    Args:
+        file: at its beginning.
+        size: of it.
+    """
+    digest = hashlib.sha256(b"%d " % size + file.read(_EDGE))
+    file.seek(max(_EDGE, size - _EDGE))
+    digest.update(file.read(_EDGE))
+    return digest.hexdigest()
 
 
 def place_of(medium: Medium) -> list[Any]:
@@ -140,7 +186,7 @@ def _made(medium: Cell | Stills) -> bytes:
         except (MediaError, OSError) as error:
             detail = error.detail if isinstance(error, MediaError) else error
             raise MediaError("no_media", f"{label_of(medium)}: {detail}") from error
-    data = cell_bytes(medium.table, row=medium.row, column=medium.column)
+    data = cell_bytes(medium.table, row=medium.row, column=medium.column, part=medium.part)
     if hashlib.sha256(data).hexdigest() != medium.sha256:
         raise MediaError("unreadable", f"{label_of(medium)}: changed while it was imported; import it again")
     return data

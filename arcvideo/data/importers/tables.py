@@ -6,25 +6,25 @@ Video columns of Hugging Face datasets hold the file itself or its path.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from arcvideo.data.importers.columnar import ARROW, PARQUET, columnar_rows, file_of
+from arcvideo.data.importers.columnar import ARROW, PARQUET
 from arcvideo.data.importers.delimited import delimited_rows
 from arcvideo.data.importers.drafts import (
     Drafting,
     Drafts,
     ImportReport,
     ImportRequest,
+    annotated_rows,
     existing,
     found_media,
-    json_objects,
     judged,
     key_of,
     media_path,
@@ -48,6 +48,8 @@ FIELDS = (
     "end",
 )
 """What a column may be mapped to."""
+Columns = dict[str, str | tuple[str, ...]]
+"""Field -> column, or the columns that hold an option each."""
 _GROUNDING = "When does this happen in the video: {}"
 _GUESSES = {
     "video": ("video", "media", "file", "path", "video_path", "file_name", "filename", "image", "video_id", "videoid"),
@@ -62,6 +64,8 @@ _GUESSES = {
     "end": ("end", "end_time", "stop"),
 }
 """Names that columns have when nobody says which is which."""
+_SPREAD = re.compile(r"(?:(?:option|choice|candidate|opt)s?[ _.-]?)?([a-h1-8])", re.IGNORECASE)
+"""Name of a column that holds one option of several: `A`, `option_b`, `Choice 3`."""
 _SAME_COLUMNS = (*PARQUET, *ARROW, ".csv", ".tsv")
 """Types of files whose rows all have the same columns."""
 _MOST_MAPPINGS = 1000
@@ -103,7 +107,7 @@ def _add_rows(path: Path, *, drafting: Drafting, request: ImportRequest, columns
         ValueError: no row has a column that is named, or one that names media.
     """
     given = {**(columns or {}), **request.columns}
-    missing, mappings, usable = dict(given), dict[tuple[str, ...], dict[str, str]](), False
+    missing, mappings, usable = dict(given), dict[tuple[str, ...], Columns](), False
     first: Sequence[str] = ()
     for place, row in _rows(path, request=request, report=drafting.report):
         names = tuple(row)
@@ -115,13 +119,15 @@ def _add_rows(path: Path, *, drafting: Drafting, request: ImportRequest, columns
             if len(mappings) == _MOST_MAPPINGS:
                 mappings.clear()
             mappings[names] = _mapping(names, given=given, guess=columns is None)
-        cells = {field: row.get(column) for field, column in mappings[names].items()}
+        mapping = mappings[names]
+        cells = {field: _value(row, column) for field, column in mapping.items()}
         if not {"video", "audio"} & cells.keys():
             drafting.report.refuse(place, reason="no_media", detail=f"{place}: {_which(names)}")
             continue
         usable, label = True, str(cells.get("id") or place)
         with judged(label, report=drafting.report, place=place):
             add_row(cells, label=label, drafting=drafting, request=request)
+            _note_ignored(row, mapping=mapping, report=drafting.report)
     for field, column in missing.items() if first else ():
         raise ValueError(f"{path}: no column {column!r} for {field}; there are {', '.join(first)}; see --map")
     if first and not usable:
@@ -217,15 +223,51 @@ def _media(value: Any, *, request: ImportRequest) -> Medium | None:
     return path if os.path.isfile(path) or path.suffix else found_media(str(value), request=request)
 
 
-def _mapping(row: Sequence[str], *, given: Mapping[str, str], guess: bool) -> dict[str, str]:
-    """Field -> column of a row with these columns."""
-    mapping = {field: column for field, column in given.items() if column in row}
+def _mapping(row: Sequence[str], *, given: Mapping[str, str], guess: bool) -> Columns:
+    """Field -> column, or columns that hold an option each, of a row with these columns."""
+    mapping: Columns = {field: column for field, column in given.items() if column in row}
     lower = {column.strip().lower(): column for column in row}
+    spread = _spread(row) if guess and "options" not in given else ()
+    if spread and not set(_GUESSES["options"]) & lower.keys():
+        mapping["options"] = spread
+        lower = {name: column for name, column in lower.items() if column not in spread}
     for field, names in (_GUESSES if guess else {}).items():
         guessed = next((lower[name] for name in names if name in lower and lower[name] not in mapping.values()), None)
         if field not in given and guessed is not None:
             mapping[field] = guessed
     return mapping
+
+
+def _spread(columns: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns that hold an option each, at least A and B or 1 and 2, in order; none where there are none."""
+    found = {match[1].lower(): column for column in columns if (match := _SPREAD.fullmatch(column.strip()))}
+    for marks in ("abcdefgh", "12345678"):
+        run = list(takewhile(found.__contains__, marks))
+        if len(run) > 1:
+            return tuple(found[mark] for mark in run)
+    return ()
+
+
+def _value(row: Mapping[str, Any], column: str | tuple[str, ...]) -> Any:
+    """Return what a row has in a column; of several the list, without empty ones at its end."""
+    if isinstance(column, str):
+        return row.get(column)
+    values = [_words(row.get(name)) for name in column]
+    while values and values[-1] in (None, ""):
+        values.pop()
+    return ["" if value is None else value for value in values]
+
+
+def _note_ignored(row: Mapping[str, Any], *, mapping: Columns, report: ImportReport) -> None:
+    """Count the columns that a row has and nothing was made of."""
+    used = {name for column in mapping.values() for name in ((column,) if isinstance(column, str) else column)}
+    for name, value in row.items():
+        if (
+            name not in used
+            and value not in (None, "", [])
+            and (name in report.ignored or len(report.ignored) < _MOST_MAPPINGS)
+        ):
+            report.ignored[name] += 1
 
 
 def _which(columns: Sequence[str]) -> str:
@@ -235,23 +277,9 @@ def _which(columns: Sequence[str]) -> str:
 
 def _rows(path: Path, *, request: ImportRequest, report: ImportReport) -> Iterator[tuple[str, Mapping[str, Any]]]:
     kind = path.suffix.lower()
-    if kind in (*PARQUET, *ARROW):
-        for number, row in columnar_rows(path):
-            report.rows += 1
-            yield f"row {number + 1}", {name: _cell(value, path, number, name) for name, value in row.items()}
-    elif kind in (".csv", ".tsv"):
+    if kind in (".csv", ".tsv"):
         delimiter = "\t" if kind == ".tsv" else ","
         for number, cells in delimited_rows(path, encoding=request.encoding, delimiter=delimiter, report=report):
             yield f"line {number}", cells
     else:
-        yield from json_objects(path, request=request, report=report)
-
-
-def _cell(value: Any, table: Path, row: int, column: str) -> Any:
-    """Return the value of a cell; of one that holds a file, where it is."""
-    found = file_of(value)
-    if found is None:
-        return value
-    data, name = found
-    digest = hashlib.sha256(data).hexdigest()
-    return Cell(table=table, row=row, column=column, name=name, size=len(data), sha256=digest)
+        yield from annotated_rows(path, request=request, report=report)
