@@ -50,7 +50,9 @@ COMMANDS = {
         module="arcvideo.verify", documented=True, about="check that runs, weights and data are as they were written"
     ),
     "report": Command(module="arcvideo.report.__main__", about="write the page of a pipeline's runs"),
-    "settings": Command(module="arcvideo.composing.reference", about="every setting with its meaning, as Markdown"),
+    "settings": Command(
+        module="arcvideo.composing.reference", documented=True, about="every setting with its meaning, as Markdown"
+    ),
     "torchrun": Command(module="arcvideo.torchrun", about="one stage on several devices"),
     "synthetic": Command(module="arcvideo.synthetic.__main__", about="generate TinyShorts"),
     "model": Command(

@@ -1,4 +1,4 @@
-"""Ask a model about a video: `python -m arcvideo.ask checkpoint=DIR video=clip.mp4 question="..." task=grounding`.
+"""Ask a model about a video: `arcvideo ask checkpoint=DIR video=clip.mp4 question="..." task=grounding`.
 
 The answer is written as it comes, thoughts and answer apart, with the times or the option it names read from it.
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from arcvideo.files import told
+from arcvideo.files import error_line
 from arcvideo.places import words_from_home, writable
 from arcvideo.processes.terminal import speak_plainly
 from arcvideo.structured import SettingsError, from_words, words_help
@@ -330,7 +330,7 @@ def main(words: list[str] | None = None) -> int:
         print(f"error: video: {error}", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
-        print(f"error: {told(error)}", file=sys.stderr)
+        print(f"error: {error_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         again = "; the same command goes on from here" if any(word.startswith("questions=") for word in words) else ""

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arcvideo.bench import BENCHES
-from arcvideo.files import told
+from arcvideo.files import error_line
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.places import words_from_home
 from arcvideo.processes.terminal import speak_plainly
@@ -80,7 +80,7 @@ def main(words: Sequence[str] | None = None) -> int:
             raise ValueError(f"{words[0]}: no such word{close}; `benches`, `--help`, or settings as key=value")
         text = run(from_words(EvaluateSettings, words, example="bench=NAME"))
     except (ValueError, OSError) as error:
-        print(f"error: {told(error)}", file=sys.stderr)
+        print(f"error: {error_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)

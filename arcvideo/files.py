@@ -36,7 +36,7 @@ _REMEDIES = {
 """Error of the operating system -> what to do before the same command is started again."""
 
 
-def told(error: Exception, *, folder: Path | None = None, key: str = "folder") -> str:
+def error_line(error: Exception, *, folder: Path | None = None, key: str = "folder") -> str:
     """Return an error in one line; what the operating system says names a file where it knows it, and the remedy.
 
     Args:

@@ -1,10 +1,10 @@
-"""Run the ordered stages of a recipe: `python -m arcvideo.pipeline recipe=tiny_shorts`.
+"""Run the ordered stages of a recipe: `arcvideo pipeline recipe=tiny_shorts`.
 
-  python -m arcvideo.pipeline recipe=NAME [override ...]          overrides go to every stage
-  python -m arcvideo.pipeline recipe=NAME status [override ...]   where each stage stands, and why
-  ... stale=refuse | rerun | keep                                 what to do with stages that were finished otherwise
-  ... gates=stop | pass                                           whether a gate that stays shut ends the run
-  ... given.NAME=VALUE                                            another value for a `given` of the recipe
+  arcvideo pipeline recipe=NAME [override ...]          overrides go to every stage
+  arcvideo pipeline recipe=NAME status [override ...]   where each stage stands, and why
+  ... stale=refuse | rerun | keep                       what to do with stages that were finished otherwise
+  ... gates=stop | pass                                 whether a gate that stays shut ends the run
+  ... given.NAME=VALUE                                  another value for a `given` of the recipe
 
 Finished stages are skipped and an interrupted one continues from its newest checkpoint. A stage that was finished with
 other settings, data, parent or code is refused, with the difference shown. Each stage runs in a process of its own
@@ -26,16 +26,14 @@ from arcvideo.composing.recipe import (
     PlannedStage,
     Recipe,
     Standing,
-    given_of,
-    half_moved,
-    load_recipe,
     parent_folder,
     planned_stages,
     standing,
+    typed_recipe,
 )
 from arcvideo.evaluation.gates import Measured, gate_table, judge_gates, plan_gates
 from arcvideo.evaluation.targets import Target, compare, judge
-from arcvideo.files import told, write_whole
+from arcvideo.files import error_line, write_whole
 from arcvideo.places import no_place
 from arcvideo.processes.children import REQUEUE_EXIT_CODE, run_child, stop_with_status
 from arcvideo.processes.terminal import speak_plainly
@@ -273,16 +271,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if strange:
         sys.exit(f"error: {strange[0]}: expected status, or KEY=VALUE{nearest(strange[0], ['status'])}")
     try:
-        given = given_of(words)
-        recipe = load_recipe(names[0], given=given)
-        for note in half_moved(names[0], given=given, extra=extra):
-            print(f"note: {note}", file=sys.stderr, flush=True)
+        recipe = typed_recipe(names[0], words=words, extra=extra)
         if "status" in words:
             print(status(recipe, extra=extra))
             return
         met = run(recipe, extra=extra, stale=policies[0], gates=passing[0])
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {told(error, key='run_dir')}")
+        sys.exit(f"error: {error_line(error, key='run_dir')}")
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues from there", file=sys.stderr)
         sys.exit(130)

@@ -24,8 +24,7 @@ import numpy.typing as npt
 
 from arcvideo.layout import MediaLayout
 from arcvideo.model.special import SpecialIds, special_ids, template_of
-from arcvideo.tasks.fields import RecordError
-from arcvideo.tasks.instructions import suffix
+from arcvideo.tasks.fields import RecordError, suffix
 from arcvideo.types import Sample
 
 Ids = npt.NDArray[np.int64]
@@ -56,7 +55,7 @@ class Branch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class SplitQuestion:
     """The first question, cut at its media tags."""
 
     texts: tuple[str, ...]
@@ -72,7 +71,7 @@ class Question:
         return "".join(self.texts)
 
 
-def split_question(sample: Sample) -> Question:
+def split_question(sample: Sample) -> SplitQuestion:
     """Return what stands around the media of the first question; without any tag all media come first.
 
     The released code replaces the exact string `<video>` + newline only; a tag without its newline is accepted here.
@@ -88,9 +87,9 @@ def split_question(sample: Sample) -> Question:
     if tags not in (0, count):
         raise RecordError("bad_media_tag", f"{tags} {MEDIA_TAG} in the questions of a record with {media_named(count)}")
     if not tags:
-        return Question(texts=("",) * count, after=first[0], later=0)
+        return SplitQuestion(texts=("",) * count, after=first[0], later=0)
     after = first[-1].removeprefix("\n") if len(first) > 1 and count == 1 else first[-1]
-    return Question(texts=tuple(first[:-1]), after=after, later=later)
+    return SplitQuestion(texts=tuple(first[:-1]), after=after, later=later)
 
 
 def media_named(count: int) -> str:
@@ -132,7 +131,7 @@ def render_shared(texts: Sequence[str], *, media: Sequence[Ids], tokenizer: Any)
     """Return (n,) int64: start token, then each medium behind its text.
 
     Args:
-        texts: `Question.texts`.
+        texts: `SplitQuestion.texts`.
         media: from `media_ids`, as many.
     """
     pieces = [written("opening", tokenizer)]
@@ -228,7 +227,7 @@ def written(part: str, tokenizer: Any) -> Ids:
     return ids
 
 
-def _asked(sample: Sample, question: Question, *, wording: str, tokenizer: Any) -> str:
+def _asked(sample: Sample, question: SplitQuestion, *, wording: str, tokenizer: Any) -> str:
     """Return the first question behind its media, with its instruction."""
     instruction = suffix(sample.instruction, wording=wording)
     text = f"{question.after}\n{instruction}" if instruction else question.after

@@ -1,4 +1,4 @@
-"""torchrun for a stage, without its wall of text: `python -m arcvideo.torchrun --nproc_per_node 8 stage=sft ...`.
+"""torchrun for a stage, without its wall of text: `arcvideo torchrun --nproc_per_node 8 stage=sft ...`.
 
 The options before the first override are torchrun's own. The rank that failed has said why; this only hands on its exit
 status, which torchrun itself turns into 1, so that status 85 (saved, please requeue) reaches whoever waits for it.

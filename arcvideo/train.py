@@ -61,7 +61,7 @@ from arcvideo.composing.sweep import (
     swept_keys,
     train_parents,
 )
-from arcvideo.files import told
+from arcvideo.files import error_line
 from arcvideo.hidden import hidden
 from arcvideo.lineage.continued import continue_problems, continued_from
 from arcvideo.lineage.lock import agreed, alone_in, launch
@@ -103,7 +103,7 @@ def train(composed: DictConfig) -> float | None:
     except (ValueError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        line = told(error, folder=Path(str(composed.get("run_dir", "."))), key="run_dir")
+        line = error_line(error, folder=Path(str(composed.get("run_dir", "."))), key="run_dir")
         if job is None:
             raise Ended(1, message=f"error: {line}") from error
         # The other jobs of a sweep go on; the table says what became of this one.
@@ -187,8 +187,10 @@ def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float
     try:
         _work(config, parent=parent, word=word)
     except (ValueError, OSError, SafetensorError) as error:
-        # One line is for whoever set something wrong; where it came from is for whoever looks closer.
-        raise ValueError(f"{told(error, folder=config.stage_dir, key='run_dir')}{traced(config.stage_dir)}") from error
+        # Users see one line; the traceback goes to a file.
+        raise ValueError(
+            f"{error_line(error, folder=config.stage_dir, key='run_dir')}{traced(config.stage_dir)}"
+        ) from error
     done = finished(config.stage_dir)
     if done is not None and not launch()[0]:
         forget_errors(config.stage_dir, before=began)

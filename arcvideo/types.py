@@ -55,7 +55,7 @@ class Sample:
     truth: Mapping[str, Any] = field(default_factory=dict)
     """What rewards and metrics compare with: `letter`, `span` (start, end) in seconds, `text`, ..."""
     instruction: str = "none"
-    """Which instruction suffix the question ends with: `none`, or one of `arcvideo.tasks.instructions`."""
+    """Which instruction suffix the question ends with: `none`, or one of `arcvideo.tasks.fields`."""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """The item of the record as it stands there, for rewards; what trains does not read it."""
 

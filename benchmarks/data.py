@@ -31,9 +31,8 @@ from PIL import Image
 from arcvideo.decoding.cache import FrameCache
 from arcvideo.decoding.pool import MediaPool
 from arcvideo.feed.collate import Rendered, collate
-from arcvideo.media import overlay
 from arcvideo.media.clip import to_media
-from arcvideo.media.frames import plan_frames, stamp_text
+from arcvideo.media.frames import plan_frames, stamp, stamp_text
 from arcvideo.media.settings import FrameCacheSettings
 from arcvideo.model.disk.tokenizer import build_tiny_tokenizer
 from arcvideo.render import render_branch, render_prefix, special_ids
@@ -58,7 +57,7 @@ def peer_media(path: str) -> tuple[np.ndarray, np.ndarray]:
         for number, frame in enumerate(file.decode(stream)):
             if number in plan.indices:
                 pixels = np.asarray(frame.to_image()).copy()
-                overlay.stamp(pixels, text=stamp_text(plan.spans[plan.indices.index(number)]))
+                stamp(pixels, text=stamp_text(plan.spans[plan.indices.index(number)]))
                 side = (LAYOUT.image_size, LAYOUT.image_size)
                 images.append(np.asarray(Image.fromarray(pixels).resize(side, Image.Resampling.BICUBIC)))
     with av.open(io.BytesIO(data)) as file:

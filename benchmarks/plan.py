@@ -24,8 +24,7 @@ from arcvideo.planning.families import cut_families
 from arcvideo.planning.plan import Plan
 from arcvideo.planning.random_words import permutation, uniforms
 from arcvideo.planning.settings import SourceSettings
-from arcvideo.planning.sizes import frame_counts
-from arcvideo.planning.table import CLIP_ROW, ITEM_ROW, SourceTable
+from arcvideo.planning.table import CLIP_ROW, ITEM_ROW, SourceTable, frame_counts
 from arcvideo.planning.visits import draw_visits
 from arcvideo.planning.window import WindowPlan
 from benchmarks import big_index

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from arcvideo.files import told as told_of
+from arcvideo.files import error_line
 from arcvideo.model.disk.parts import main as assemble
 from arcvideo.synthetic.base import main as make_base
 from tests.conftest import SmallWorld
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
     ],
 )  # fmt: skip
 def test_an_error_of_the_disk_is_a_line_with_place_and_remedy(error: Exception, told: str) -> None:
-    line = told_of(error, folder=Path("/runs"), key="run_dir")
+    line = error_line(error, folder=Path("/runs"), key="run_dir")
     assert line.startswith(told)
     assert "\n" not in line
 

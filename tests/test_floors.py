@@ -45,7 +45,7 @@ NEIGHBOURS = {
     ("render", "model"): {"positions", "special"},
     ("flops", "model"): {"settings"},  # what a step costs follows from sizes alone
     # The parity command also compares preprocessing with the reference.
-    ("model", "media"): {"audio", "frames", "overlay", "read"},
+    ("model", "media"): {"audio", "frames", "read"},
     ("model", "render"): {"*"},
     # What trainers of others get as `loss` is computed as ours is, a few rows in fp32 at a time; what an objective asks
     # of targets is answered by the head.

@@ -11,7 +11,7 @@ from arcvideo.model.disk.loading import save_model
 from arcvideo.processing import ArcVideoProcessor
 from arcvideo.render import render_branch
 from arcvideo.tasks import make_sample
-from arcvideo.tasks.instructions import SUFFIXES
+from arcvideo.tasks.fields import SUFFIXES
 from tests.data.build import mp4, wav
 from tests.rollout.world import LAYOUT, make_model, tokenizer
 

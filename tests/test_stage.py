@@ -19,6 +19,7 @@ import yaml
 
 from arcvideo import pipeline, stage
 from arcvideo.composing.config import RunConfig
+from arcvideo.composing.recipe import load_recipe
 from arcvideo.feed.source import Source
 from arcvideo.lineage.identity import folder_digest
 from arcvideo.lineage.manifest import Manifest, read_manifest
@@ -325,7 +326,7 @@ def test_a_pipeline_trains_each_stage_from_the_one_before_and_skips_what_is_fini
 ) -> None:
     given = (word.partition("=")[::2] for word in small_world.overrides if not word.startswith("parent="))
     values = {key: yaml.safe_load(value) for key, value in given}
-    recipe = pipeline.load_recipe(str(written_recipe(tmp_path, settings=values)))
+    recipe = load_recipe(str(written_recipe(tmp_path, settings=values)))
     assert pipeline.run(recipe, extra=["evaluation.shards=''"])
     assert "finished already" not in capfd.readouterr().out
     first, second = (read_manifest(tmp_path / "run" / stage) for stage in ("audio_warmup", "pretrain"))
@@ -346,13 +347,13 @@ def test_a_pipeline_trains_each_stage_from_the_one_before_and_skips_what_is_fini
 def test_a_preparation_runs_once_and_must_make_what_it_promises(tmp_path: Path) -> None:
     made = tmp_path / "made"
     step = {"name": "touch", "command": f"-c \"open('{made}', 'a').write('x')\"", "makes": str(made)}
-    recipe = pipeline.load_recipe(str(written_recipe(tmp_path, stages=[], prepare=[step])))
+    recipe = load_recipe(str(written_recipe(tmp_path, stages=[], prepare=[step])))
     assert pipeline.run(recipe)
     assert pipeline.run(recipe)
     assert made.read_text() == "x"
     broken = written_recipe(tmp_path, stages=[], prepare=[step | {"makes": str(tmp_path / "other")}])
     with pytest.raises(SystemExit, match="'touch' ended without making"):
-        pipeline.run(pipeline.load_recipe(str(broken)))
+        pipeline.run(load_recipe(str(broken)))
 
 
 def test_a_failing_stage_ends_the_pipeline_with_its_status(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

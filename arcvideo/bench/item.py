@@ -52,11 +52,6 @@ class Bench:
     notes: tuple[str, ...] = ()
     """What is uncertain or was decided on the way; printed beside the scores."""
 
-    @property
-    def asked(self) -> int:
-        """Questions that the benchmark has, those that cannot be asked included."""
-        return len(self.items) + len(self.holes)
-
 
 ReadBench = Callable[[Path, Mapping[str, str]], Bench]
 """Called with the folder of the benchmark and options.

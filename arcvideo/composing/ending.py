@@ -14,7 +14,7 @@ from hydra._internal import utils
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 
-from arcvideo.files import told
+from arcvideo.files import error_line
 from arcvideo.hidden import plain
 
 
@@ -53,7 +53,7 @@ def refusals(refuse: Callable[[list[str]], None], *, words: Sequence[str], folde
             except (OSError, ValueError) as error:
                 refusal = error if isinstance(error, OSError) else error.__cause__  # logging wraps what it met
                 if isinstance(refusal, OSError) and os.environ.get("HYDRA_FULL_ERROR") != "1":
-                    refuse([told(refusal, folder=where, key=key)])
+                    refuse([error_line(refusal, folder=where, key=key)])
                 raise
 
         return reported(tried)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,7 +148,7 @@ def _path(name: str) -> Path:
     return path
 
 
-def half_moved(name: str, *, given: Mapping[str, str], extra: Sequence[str]) -> list[str]:
+def _half_moved(name: str, *, given: Mapping[str, str], extra: Sequence[str]) -> list[str]:
     """Return a line for each override of a setting that the recipe takes from a `given`, which its `prepare` takes too.
 
     Such a word reaches the stages alone: clips would be made in one folder and looked for in another.
@@ -171,6 +172,24 @@ def half_moved(name: str, *, given: Mapping[str, str], extra: Sequence[str]) -> 
                 f"given.{source}={value} moves both"
             )
     return notes
+
+
+def typed_recipe(name: str, *, words: Sequence[str], extra: Sequence[str]) -> Recipe:
+    """Return the recipe of that name as a command line asks for it; overrides that move half of it get a note each.
+
+    Args:
+        name: as `load_recipe` takes it.
+        words: of the command line; those of the form `given.NAME=VALUE` are other values for its `given`.
+        extra: overrides for every stage.
+
+    Raises:
+        ValueError: as `load_recipe`.
+    """
+    given = _given(words)
+    recipe = load_recipe(name, given=given)
+    for note in _half_moved(name, given=given, extra=extra):
+        print(f"note: {note}", file=sys.stderr, flush=True)
+    return recipe
 
 
 def recipe_names() -> list[str]:
@@ -240,7 +259,7 @@ def _read(word: str) -> Any:
     return value if isinstance(value, (int, float, bool, list, dict, type(None))) else str(value)
 
 
-def given_of(words: Sequence[str]) -> dict[str, str]:
+def _given(words: Sequence[str]) -> dict[str, str]:
     """Return NAME -> VALUE of the words `given.NAME=VALUE`."""
     said = (word.removeprefix("given.").partition("=") for word in words if word.startswith("given."))
     return {name: value for name, _, value in said}

@@ -1,4 +1,4 @@
-"""Every setting with its type, default and meaning, as Markdown: `python -m arcvideo.composing.reference`.
+"""Every setting with its type, default and meaning, as Markdown: `arcvideo settings`.
 
 Read from the dataclasses and the line of documentation under each field, so it cannot be out of date. The documentation
 site makes its page of settings from this.
@@ -69,7 +69,7 @@ def markdown() -> str:
     parts = [
         "# Settings",
         "Every setting of `arcvideo.train`: `key=value` on its command line, on a stage line of a recipe, or in YAML. "
-        "Made from the code (`python -m arcvideo.composing.reference`). `NAME` stands for a name of your own. "
+        "Made from the code (`arcvideo settings`). `NAME` stands for a name of your own. "
         "`python -m arcvideo.train stage=sft --cfg job` shows the values of a stage.",
         "## Groups",
         "Files of ready-made values; `group=option` chooses one.",

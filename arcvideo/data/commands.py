@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # these load torch, which the import and every --help do with
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    top = argparse.ArgumentParser(prog="python -m arcvideo.data.shards", description="Work with shards of clips.")
+    top = argparse.ArgumentParser(prog="arcvideo shards", description="Work with shards of clips.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name, run, text in (
         ("index", _index, "make the sidecar indexes that training needs (done by itself when missing)"),

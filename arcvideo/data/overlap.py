@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from arcvideo.fingerprints.guard import joined, told
+from arcvideo.fingerprints.guard import joined, overlap_line
 from arcvideo.fingerprints.match import overlaps
 from arcvideo.fingerprints.sidecar import Printed, print_folder, print_shard
 from arcvideo.remote.settings import ShardCacheSettings
@@ -56,7 +56,7 @@ def _overlap(options: argparse.Namespace) -> int:
         ]
         options.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for pair in pairs[:20]:
-        print(f"  {told(pair, first, second)}")
+        print(f"  {overlap_line(pair, first, second)}")
     if len(pairs) > 20:
         print(f"  ... and {len(pairs) - 20} more{'' if options.out else '; --out FILE keeps all'}")
     shared, among = len({pair.first for pair in pairs}), len({pair.second for pair in pairs})

@@ -1,4 +1,4 @@
-"""The command line of shards: `python -m arcvideo.data.shards COMMAND`.
+"""The command line of shards: `arcvideo shards COMMAND`.
 
 index    makes the sidecar indexes            inspect  shows a clip as the model will see it
 verify   decodes and hashes every clip        stats    counts tasks, seconds, tokens
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from arcvideo.data import commands
-from arcvideo.files import told
+from arcvideo.files import error_line
 from arcvideo.places import words_from_home
 from arcvideo.processes.terminal import speak_plainly
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except (ValueError, OSError) as error:  # a full disk, a file where a folder should be
-        print(f"error: {told(error)}", file=sys.stderr)
+        print(f"error: {error_line(error)}", file=sys.stderr)
         return 2
 
 

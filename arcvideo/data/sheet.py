@@ -7,7 +7,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from arcvideo.media.overlay import FONT
+from arcvideo.media.frames import FONT
 from arcvideo.types import Media
 
 _WIDTH = 1280

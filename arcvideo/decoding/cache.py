@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from arcvideo.decoding.buffers import Buffers
+from arcvideo.decoding.wire import Buffers
 from arcvideo.files import FULL, remove_leftovers
 from arcvideo.media.settings import FrameCacheSettings, Layout
 from arcvideo.types import Media

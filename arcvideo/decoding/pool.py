@@ -24,8 +24,8 @@ from typing import IO, TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from arcvideo.decoding import wire
-from arcvideo.decoding.buffers import Buffers
 from arcvideo.decoding.probe import Probed, ProbeJob, examine
+from arcvideo.decoding.wire import Buffers
 from arcvideo.media.errors import MediaError
 from arcvideo.media.read import ClipArrays, Reading, ReadRequest, read_request
 from arcvideo.media.settings import Layout, MediaLimits

@@ -25,10 +25,9 @@ from arcvideo.model.special import special_ids
 from arcvideo.model.towers.features import feature_key
 from arcvideo.planning.families import Family
 from arcvideo.planning.settings import DataSettings
-from arcvideo.planning.sizes import frame_counts, frame_shares
-from arcvideo.planning.table import SourceTable
+from arcvideo.planning.table import SourceTable, frame_counts, frame_shares
+from arcvideo.remote.links import is_url
 from arcvideo.remote.reading import Span
-from arcvideo.remote.shards import is_url
 from arcvideo.render import cut_prompt, media_ids, render_branch, render_shared, render_whole, split_question
 from arcvideo.tasks import RecordError, make_pair, make_sample
 from arcvideo.types import Clip, Media, Sample

@@ -31,8 +31,8 @@ from arcvideo.planning.prompt_plan import PromptPlan, evaluation_families
 from arcvideo.planning.settings import DataSettings
 from arcvideo.planning.shares import mixture_report, realised, realised_prompts, with_passes
 from arcvideo.planning.table import SourceTable
+from arcvideo.remote.links import is_url
 from arcvideo.remote.reading import forget, halt, want
-from arcvideo.remote.shards import is_url
 from arcvideo.shards.members import Problem
 from arcvideo.types import Batch, Counts, StepData
 

@@ -27,6 +27,8 @@ class DataLike(Protocol):
     def shard_cache(self) -> ShardCacheSettings: ...
     @property
     def workers(self) -> int: ...
+    @property
+    def index_dir(self) -> str | None: ...
 
 
 class SourceLike(Protocol):
@@ -54,9 +56,10 @@ def refuse_overlap(data: DataLike, *, held_out: str) -> str:
         shards = []
     if not shards:
         return ""
-    wanted = ensure_indexes(shards, workers=data.workers)
+    place = data.index_dir or ""
+    wanted = ensure_indexes(shards, workers=data.workers, place=place)
     ours = {
-        name: ensure_indexes(expand_shards(source.shards, cache=data.shard_cache), workers=data.workers)
+        name: ensure_indexes(expand_shards(source.shards, cache=data.shard_cache), workers=data.workers, place=place)
         for name, source in data.sources.items()
     }
     digests = {digest: key for key, digest in _digests(wanted)}
@@ -87,7 +90,7 @@ def _by_fingerprints(ours: Mapping[str, Sequence[ShardIndex]], wanted: Sequence[
         if pairs:
             raise ValueError(
                 f"data.sources.{name}: holds {len({pair.second for pair in pairs})} clips that are in "
-                f"evaluation.shards too, the first {told(pairs[0], looked_for, there)}; {REMEDY}"
+                f"evaluation.shards too, the first {overlap_line(pairs[0], looked_for, there)}; {REMEDY}"
             )
     if not unseen:
         return ""
@@ -97,7 +100,7 @@ def _by_fingerprints(ours: Mapping[str, Sequence[ShardIndex]], wanted: Sequence[
     )
 
 
-def told(pair: Overlap, first: Printed, second: Printed) -> str:
+def overlap_line(pair: Overlap, first: Printed, second: Printed) -> str:
     """Return one line about an overlap."""
     stretch = pair.picture or pair.sound
     assert stretch is not None

@@ -107,7 +107,7 @@ def _make(
     """Decode every clip and keep what was found, whole or not at all."""
     empty = Prints(picture=np.zeros((0, SIDE * SIDE * 3), np.uint8), sound=np.zeros((0, BANDS), np.uint8))
 
-    def one(row: int) -> Prints | str:
+    def decoded(row: int) -> Prints | str:
         data, sound = load(row)
         if not data:
             return empty
@@ -117,7 +117,7 @@ def _make(
             return f"{keys[row]}: {error}"
 
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        rows = list(watched(pool.map(one, range(len(keys))), what="fingerprints", total=len(keys), unit="clip"))
+        rows = list(watched(pool.map(decoded, range(len(keys))), what="fingerprints", total=len(keys), unit="clip"))
     prints = tuple(empty if isinstance(row, str) else row for row in rows)
     made = Printed(
         name=name, keys=tuple(keys), prints=prints, unread=tuple(row for row in rows if isinstance(row, str))

@@ -53,7 +53,7 @@ def checkpoint_folder(path: Path) -> Path:
     # One with a configuration is somebody's model: whoever loads it says what it lacks.
     described = (path / "config.json").is_file()
     if path.is_dir() and not described and not any(next(path.glob(name), None) for name in WEIGHTS):
-        stages = sorted(found.parent.parent.name for found in path.glob(f"*/{EXPORT_NAME}/config.json"))
+        stages = sorted(file.parent.parent.name for file in path.glob(f"*/{EXPORT_NAME}/config.json"))
         if stages:
             raise ValueError(f"checkpoint={path}: holds several stages; name one: {path / stages[-1]}"
                              + (f" (or {', '.join(stages[:-1])})" if stages[:-1] else ""))  # fmt: skip

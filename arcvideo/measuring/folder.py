@@ -56,7 +56,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        inside = sorted(found.parent for found in (*folder.glob(f"*/{CARD}"), *folder.glob(f"*/*/{CARD}")))
+        inside = sorted(card.parent for card in (*folder.glob(f"*/{CARD}"), *folder.glob(f"*/*/{CARD}")))
         more = f"; inside it are {', '.join(map(str, inside[:3]))}" if inside else ""
         raise ValueError(f"{folder} is no measurement: it has no {CARD}{more}") from None
     except ValueError as error:

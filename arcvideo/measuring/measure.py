@@ -32,7 +32,7 @@ from arcvideo.measuring.questions import Asking, Material, check_metrics, open_q
 from arcvideo.measuring.read import Read, Reader, read_ahead
 from arcvideo.measuring.scores import score_folder
 from arcvideo.measuring.settings import EvaluateSettings
-from arcvideo.media import overlay
+from arcvideo.media.frames import STAMP_VERSION
 from arcvideo.processes.ranks import World, barrier, join
 from arcvideo.progress import watched
 from arcvideo.seals import digest_of
@@ -81,7 +81,7 @@ def _origin(model: Measured, *, asking: Asking) -> dict[str, Any]:
         "questions": asking.digest,
         "keys": digest_of([question.key for question in asking.questions]),
         "parser": digest_of(parsers)[:16],
-        "decoder": f"pyav {version('av')}, stamps {overlay.VERSION}",
+        "decoder": f"pyav {version('av')}, stamps {STAMP_VERSION}",
     }
 
 

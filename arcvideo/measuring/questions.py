@@ -28,7 +28,7 @@ ReadBytes = Callable[[], tuple[bytes, bytes | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class MeasuredQuestion:
     """One question, with its place among all of the measurement."""
 
     number: int
@@ -60,7 +60,7 @@ class Material:
     number: int
     """Its place among the clips."""
     name: str
-    questions: tuple[Question, ...]
+    questions: tuple[MeasuredQuestion, ...]
     read: ReadBytes | None = field(repr=False)
     """None for questions without media."""
     window: tuple[float, float] | None = None
@@ -81,7 +81,7 @@ class Asking:
     source: str = ""
 
     @property
-    def questions(self) -> Iterator[Question]:
+    def questions(self) -> Iterator[MeasuredQuestion]:
         """All questions, in order."""
         return (question for material in self.materials for question in material.questions)
 
@@ -177,7 +177,7 @@ def _shards(pattern: str, *, style: str, progress: bool) -> Asking:
     return Asking(name="shards", digest=digest, materials=tuple(materials), holes=tuple(holes), source=pattern)
 
 
-def _of_record(index: ShardIndex, row: int, *, style: str, first: int) -> Iterator[Question]:
+def _of_record(index: ShardIndex, row: int, *, style: str, first: int) -> Iterator[MeasuredQuestion]:
     clip, key = index.clips[row], index.key(row)
     record = index.record(row)
     start, count = int(clip["item_start"]), int(clip["item_count"])
@@ -185,7 +185,7 @@ def _of_record(index: ShardIndex, row: int, *, style: str, first: int) -> Iterat
     for place, facts in enumerate(index.items[start : start + count]):
         item = record["items"][int(facts["number"])]
         sample = make_sample(item, key=f"{key}/{int(facts['number'])}", media_key=media_key, style=style)
-        yield Question(
+        yield MeasuredQuestion(
             number=first + place,
             sample=sample,
             tags=tuple(index.tagsets[facts["tagset"]]),
@@ -208,7 +208,7 @@ def _files(settings: EvaluateSettings, *, style: str) -> Asking:
     bench = read_bench(settings.bench, folder, **settings.option)
     holes = [Lost(key=hole.id, reason=hole.reason, detail=hole.detail) for hole in bench.holes]
     digest = hashlib.sha256()
-    clips: dict[tuple[Path, tuple[float, float] | None], list[Question]] = {}
+    clips: dict[tuple[Path, tuple[float, float] | None], list[MeasuredQuestion]] = {}
     for number, item in enumerate(bench.items):
         name = _clip_name(item, folder=folder)
         digest.update(json.dumps(_identity(item, name=name), sort_keys=True, default=str).encode())
@@ -217,7 +217,7 @@ def _files(settings: EvaluateSettings, *, style: str) -> Asking:
         except RecordError as error:
             holes.append(Lost(key=item.id, reason=error.reason, detail=error.detail))
             continue
-        question = Question(number=number, sample=sample, tags=item.tags, fields=item.fields)
+        question = MeasuredQuestion(number=number, sample=sample, tags=item.tags, fields=item.fields)
         clips.setdefault((item.clip, item.window), []).append(question)
     materials = tuple(
         Material(

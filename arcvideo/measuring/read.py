@@ -14,7 +14,7 @@ from torch import Tensor
 from arcvideo.layout import MediaLayout
 from arcvideo.measuring.arms import OtherSounds, Seen, split_bare
 from arcvideo.measuring.folder import Lost
-from arcvideo.measuring.questions import Material, Question
+from arcvideo.measuring.questions import Material, MeasuredQuestion
 from arcvideo.measuring.settings import NO_STAMPS, OTHER_SOUND
 from arcvideo.media.errors import MediaError
 from arcvideo.tasks.fields import RecordError, check_times
@@ -98,7 +98,7 @@ class Reader:
                     seconds=time.perf_counter() - began)  # fmt: skip
 
 
-def _outside(questions: Sequence[Question], *, seconds: float) -> Iterator[Lost]:
+def _outside(questions: Sequence[MeasuredQuestion], *, seconds: float) -> Iterator[Lost]:
     """Yield questions about times that the clip does not have."""
     for question in questions:
         try:

@@ -23,8 +23,8 @@ from arcvideo.measuring.needs_page import write_needs_page
 from arcvideo.measuring.settings import ARMS
 from arcvideo.seals import digest_of
 from arcvideo.tasks import TASKS
-from arcvideo.tasks.answers import read_span
 from arcvideo.tasks.grounding import GROUNDING
+from arcvideo.tasks.spans import read_span
 
 NEEDS = "needs.jsonl"
 UNREAD = "unread.jsonl"

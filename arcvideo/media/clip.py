@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from arcvideo.media.audio import fit_waveform, mel_chunks, silent_seconds
-from arcvideo.media.frames import plan_frames, stamp_text
-from arcvideo.media.overlay import stamp
+from arcvideo.media.frames import plan_frames, stamp, stamp_text
 from arcvideo.media.picture import keeps_to
 from arcvideo.media.read import ClipArrays, Reading, read_arrays, read_request, resize
 from arcvideo.media.settings import Layout, MediaLimits

@@ -11,10 +11,19 @@ from typing import TypedDict, Unpack
 import numpy as np
 from PIL import Image
 
-from arcvideo.media import overlay
 from arcvideo.media.decode import decode
 from arcvideo.media.errors import MediaError
-from arcvideo.media.frames import FramePlan, check_policy, plan_frames, stamp_text, time_spans
+from arcvideo.media.frames import (
+    STAMP_VERSION,
+    ChosenFrames,
+    check_font,
+    check_policy,
+    plan_frames,
+    stamp,
+    stamp_scaled,
+    stamp_text,
+    time_spans,
+)
 from arcvideo.media.picture import Selection, Size, VideoFacts
 from arcvideo.media.settings import DECODERS, RESIZERS, Layout, MediaLimits
 from arcvideo.media.sound import SAMPLE_RATE
@@ -47,7 +56,7 @@ class ReadRequest:
     def __post_init__(self) -> None:
         # Here, because inside the decoder a user's mistake would look like a broken file.
         check_policy(self.policy)
-        overlay.check_font(self.font)
+        check_font(self.font)
         if self.decoder not in DECODERS:
             raise ValueError(f"decoder {self.decoder!r}: choose one of {', '.join(DECODERS)}")
         if self.resize not in RESIZERS:
@@ -138,7 +147,7 @@ def clip_key(digest: bytes, *, request: ReadRequest) -> str:
         request.max_frames,
         request.policy,
         seed,
-        overlay.VERSION,
+        STAMP_VERSION,
         _font_id(request.font),
     )
     if request.decoder != "pyav":
@@ -191,13 +200,13 @@ def _heard(waveform: np.ndarray | None, *, request: ReadRequest) -> np.ndarray |
     return part.copy() if part.size else None
 
 
-def _plan(facts: VideoFacts, request: ReadRequest) -> FramePlan:
+def _plan(facts: VideoFacts, request: ReadRequest) -> ChosenFrames:
     first, facts = _shown(facts, request)
     plan = _planned(facts, request)
     return replace(plan, indices=tuple(first + index for index in plan.indices))
 
 
-def _planned(facts: VideoFacts, request: ReadRequest) -> FramePlan:
+def _planned(facts: VideoFacts, request: ReadRequest) -> ChosenFrames:
     return plan_frames(
         frame_count=facts.frame_count,
         fps=facts.fps,
@@ -226,9 +235,9 @@ class _Seen:
         def finish(frame: np.ndarray, slot: int, size: Size) -> np.ndarray:
             stamped, text = frame.copy(), stamp_text(plan.spans[slot // (request.candidates or 1)])
             if frame.shape[:2] == size:
-                overlay.stamp(stamped, text=text, font=request.font)
+                stamp(stamped, text=text, font=request.font)
             else:
-                overlay.stamp_scaled(stamped, text=text, size=size, font=request.font)
+                stamp_scaled(stamped, text=text, size=size, font=request.font)
             room[slot] = resize(stamped, size=side).transpose(2, 0, 1)
             if request.bare:
                 room[count + slot] = resize(frame, size=side).transpose(2, 0, 1)

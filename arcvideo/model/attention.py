@@ -140,10 +140,10 @@ class VarlenPlan:
     """As in the other plans; a packed row has no cache."""
 
 
-Plan = PackedPlan | BatchPlan | FlexPlan | VarlenPlan
+AttentionPlan = PackedPlan | BatchPlan | FlexPlan | VarlenPlan
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, plan: Plan) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, *, plan: AttentionPlan) -> Tensor:
     """Return the attention output, shaped like `q`.
 
     Args:
@@ -170,7 +170,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, plan: Plan) -> Tensor:
     return (joined if plan.order is None else joined.index_select(0, plan.order)).view(q.shape)
 
 
-def attend_openly(q: Tensor, k: Tensor, v: Tensor, *, plan: Plan) -> tuple[Tensor, Tensor]:
+def attend_openly(q: Tensor, k: Tensor, v: Tensor, *, plan: AttentionPlan) -> tuple[Tensor, Tensor]:
     """Return the attention output, shaped like `q`, and the weights (B, H, Q, K) it comes from.
 
     Args:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, DynamicCache, PreTrainedModel
 
 from arcvideo.model.arc_hunyuan.head import as_head, score
-from arcvideo.model.attention import Plan
+from arcvideo.model.attention import AttentionPlan
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.disk.weights import check_fit
 from arcvideo.model.families.table import parts_of
@@ -244,14 +244,14 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
         positions = four_axes(position_ids, shape=shape)
         hidden = self.language_model.model(inputs_embeds, positions=positions, plan=plan, cache=cache, trace=trace)
         kept = target_positions if target_positions is not None else logits_to_keep
-        found: dict[str, Any] = self._found(
+        results: dict[str, Any] = self._results(
             hidden, labels, ask=ask, kept=kept, few=supervised_only, count=num_items_in_batch
         )
-        output = ArcVideoOutput(past_key_values=cache, last_hidden_state=hidden, **found, **seen_states(trace))
+        output = ArcVideoOutput(past_key_values=cache, last_hidden_state=hidden, **results, **seen_states(trace))
         named = self.config.return_dict if return_dict is None else return_dict
         return output if named else output.to_tuple()
 
-    def _found(
+    def _results(
         self, hidden: Tensor, labels: Tensor | None, *, ask: Ask | None, kept: int | Tensor, **how: Any
     ) -> dict[str, Tensor | None]:
         """Return scores of the targets at the kept positions where something is asked, else loss and logits."""
@@ -320,7 +320,7 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
         cache: Any,
         attention_mask: Tensor | None,
         written_out: bool,
-    ) -> Plan:
+    ) -> AttentionPlan:
         length, dtype, device = embeds.shape[-2], embeds.dtype, embeds.device
         implementation = self.config._attn_implementation or "sdpa"
         if implementation == "sdpa" and self._auto_attention:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from arcvideo.model.attention import BatchPlan, Block, Mask, PackedPlan, Plan, Span, VarlenPlan
+from arcvideo.model.attention import AttentionPlan, BatchPlan, Block, Mask, PackedPlan, Span, VarlenPlan
 from arcvideo.model.flex import flex_batch, flex_plan
 from arcvideo.types import Segments
 
@@ -31,7 +31,7 @@ def batch_plan(
     device: torch.device,
     implementation: str = "sdpa",
     written_out: bool = False,
-) -> Plan:
+) -> AttentionPlan:
     """Return the plan of a batch whose last `queries` of `keys` tokens are asked about.
 
     Args:
@@ -117,7 +117,7 @@ def packed_plan(
     device: torch.device,
     implementation: str = "sdpa",
     width: int | None = None,
-) -> Plan:
+) -> AttentionPlan:
     """Return the plan of a packed row: batched families, documents by their bounds, or one FlexAttention.
 
     Args:

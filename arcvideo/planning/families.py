@@ -10,8 +10,7 @@ import numpy.typing as npt
 
 from arcvideo.planning.cost import PackCost
 from arcvideo.planning.pack import greedy_cuts
-from arcvideo.planning.sizes import attention_pairs, audio_chunks, prefix_tokens
-from arcvideo.planning.table import Ints
+from arcvideo.planning.table import Ints, attention_pairs, audio_chunks, prefix_tokens
 from arcvideo.planning.visits import MODALITY_NAMES, Visits
 
 _ITEMS = ("item", "branch")

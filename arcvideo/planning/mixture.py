@@ -16,11 +16,20 @@ import numpy.typing as npt
 from arcvideo.layout import MediaLayout
 from arcvideo.planning.repeated import repeated_keys
 from arcvideo.planning.settings import DataSettings, SourceSettings
-from arcvideo.planning.sizes import frame_counts, frame_shares, prefix_tokens
-from arcvideo.planning.table import CLIP_ROW, ITEM_ROW, Ints, SourceTable, TableWriter
+from arcvideo.planning.table import (
+    CLIP_ROW,
+    ITEM_ROW,
+    Ints,
+    SourceTable,
+    TableWriter,
+    frame_counts,
+    frame_limits,
+    frame_shares,
+    prefix_tokens,
+)
 from arcvideo.render import media_length, media_lengths
 from arcvideo.shards.expand import expand_shards
-from arcvideo.shards.index import OpenedLater, ShardIndex, content_digest, ensure_indexes, index_folder
+from arcvideo.shards.index import OpenedLater, ShardIndex, content_digest, ensure_indexes, index_folder, index_place
 from arcvideo.shards.lengths import Lengths, all_lengths, counts_name, seal_of
 from arcvideo.shards.locks import locked
 from arcvideo.shards.members import Problem
@@ -98,27 +107,6 @@ def open_mixture(
 def index_digest(tables: Sequence[SourceTable]) -> str:
     """Hex digest of the content of all shards of all sources: what a stage's identity calls its data."""
     return content_digest((table.name, table.indexes) for table in tables)
-
-
-def frame_limits(duration: np.ndarray, *, clip: Ints, text: Ints, settings: DataSettings, layout: MediaLayout) -> Ints:
-    """Return (C,) most frames each clip may have: the layout's limit, or by the policy fewer_frames as many as fit
-    beside the longest of its items; items that would leave fewer than `data.min_frames` do not count, they are dropped.
-
-    Args:
-        duration: (C,) seconds.
-        clip: (I,) clip of each item.
-        text: (I,) tokens of each item that are not media: the start token, the text before the media, the branch.
-    """
-    limit = np.full(len(duration), layout.max_frames, dtype=np.int64)
-    if settings.over_budget == "fewer_frames":
-        ends = media_length(0, layout=layout)
-        room = (
-            (settings.token_budget - text - ends) // (media_length(1, layout=layout) - ends) * layout.frames_per_group
-        )
-        tight = room < frame_counts(duration, max_frames=layout.max_frames)[clip]
-        tight &= room >= settings.min_frames
-        np.minimum.at(limit, clip[tight], room[tight])
-    return limit
 
 
 def source_table(
@@ -359,7 +347,7 @@ def _write(name: str, indexes: Sequence[ShardIndex], lengths: Sequence[Lengths],
 
 def _tables(shards: Sequence[Path], *, place: str) -> Path:
     """Return the folder of the stored tables of such shards."""
-    return (Path(place) if place else shards[0].parent) / _TABLES
+    return Path(index_place(place) or shards[0].parent) / _TABLES
 
 
 def _table_folder(

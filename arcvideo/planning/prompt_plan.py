@@ -10,8 +10,7 @@ import numpy.typing as npt
 
 from arcvideo.planning.families import Family
 from arcvideo.planning.random_words import permutation
-from arcvideo.planning.sizes import prefix_tokens
-from arcvideo.planning.table import Ints, SourceTable
+from arcvideo.planning.table import Ints, SourceTable, prefix_tokens
 from arcvideo.planning.visits import BOTH, MODALITY_NAMES, draw_visits
 
 

@@ -10,8 +10,7 @@ import numpy as np
 
 from arcvideo.planning.plan import Plan
 from arcvideo.planning.prompt_plan import PromptPlan
-from arcvideo.planning.sizes import ragged
-from arcvideo.planning.table import SourceTable, visit_tokens
+from arcvideo.planning.table import SourceTable, ragged, visit_tokens
 
 
 def with_passes(tables: Sequence[SourceTable], *, unit: str) -> list[SourceTable]:

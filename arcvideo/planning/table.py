@@ -1,5 +1,5 @@
-"""What may be drawn from one source: a row for each clip and each item, in memory or mapped from files that all ranks
-of a machine share."""
+"""What may be drawn from one source, and how long it is: a row for each clip and each item, in memory or mapped from
+files that all ranks of a machine share, and the arithmetic of lengths that the plan, its costs and preflight share."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import mmap
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from arcvideo.planning.settings import SourceSettings
-from arcvideo.planning.sizes import prefix_tokens
+from arcvideo.layout import MediaLayout
+from arcvideo.planning.settings import DataSettings, SourceSettings
+from arcvideo.render import media_length
 from arcvideo.shards.index import ShardIndex
 from arcvideo.shards.members import Problem
 from arcvideo.shards.rows import RowWriter
 
 Ints = npt.NDArray[np.int64]
-
 CLIP_ROW = np.dtype(
     [
         ("item_start", "<i8"), ("item_count", "<i4"), ("shard", "<i4"), ("row", "<i4"), ("frames", "<i4"),
@@ -28,20 +29,89 @@ CLIP_ROW = np.dtype(
 """A clip. shard, row: place among the indexes; frames: shown, 0 for text only; frame_limit: frames it may have, the
 layout's max_frames or fewer by the policy fewer_frames; media_tokens: from `<vid>` to `</vid>`, 0 for text only; both:
 has picture and sound."""
-
 ITEM_ROW = np.dtype(
     [("weight", "<f8"), ("row", "<i4"), ("before", "<i4"), ("branch", "<i4"), ("group", "<i4"), ("task", "<i2")]
 )
 """An item. weight: that of its task over the number of items of that task in the clip; row: in the shard's item table;
 before: tokens of the text before the media; branch: tokens behind the media; group: items of a clip in the same group
 share a prefix; task: position in `tasks`."""
-
 _HELD = 1 << 20
 """Numbers sorted at once."""
 _LARGEST = (1 << 20) - 1
 """Numbers from here on are alike to `LargestFirst`: each that is told apart has a count."""
 _TOUCHED = 256
 """Rows of a map that are read before its pages are let go: one may bring 2 MiB of the page cache into the process."""
+
+
+def prefix_tokens(before: Any, media: Any) -> Any:
+    """Return the tokens of prefixes: start token, text before the media, media; 0 without media."""
+    return np.where(media > 0, 1 + before + media, 0)
+
+
+def attention_pairs(prefix: Any, branches: Any = 0, squares: Any = 0) -> Any:
+    """Return the query-key pairs of families: causal inside each part, and every branch sees the whole prefix.
+
+    Args:
+        prefix: tokens.
+        branches: tokens of all branches of a family.
+        squares: sum of the squares of the branches' tokens.
+    """
+    whole = np.asarray(prefix, dtype=np.float64)  # columns may be of 32 bits, and squares are not
+    return (whole * (whole + 1) + squares + branches) / 2 + branches * whole
+
+
+def audio_chunks(frames: Any, *, seconds: int) -> Any:
+    """Return the chunks of sound of this many seconds that go with frames, of which there is one a second."""
+    return -(-frames // seconds)
+
+
+def ragged(starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return start, start + 1, ... of each start, `sizes` numbers each, one after the other."""
+    ends = np.cumsum(sizes)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + sizes, sizes)
+
+
+def frame_counts(duration: np.ndarray, *, max_frames: Any) -> npt.NDArray[np.int64]:
+    """Return frames of clips of these lengths in seconds: one a second, at least 1, at most max_frames."""
+    return np.clip(np.ceil(duration), 1, max_frames).astype(np.int64)
+
+
+def frame_limits(duration: np.ndarray, *, clip: Ints, text: Ints, settings: DataSettings, layout: MediaLayout) -> Ints:
+    """Return (C,) most frames each clip may have: the layout's limit, or by the policy fewer_frames as many as fit
+    beside the longest of its items; items that would leave fewer than `data.min_frames` do not count, they are dropped.
+
+    Args:
+        duration: (C,) seconds.
+        clip: (I,) clip of each item.
+        text: (I,) tokens of each item that are not media: the start token, the text before the media, the branch.
+    """
+    limit = np.full(len(duration), layout.max_frames, dtype=np.int64)
+    if settings.over_budget == "fewer_frames":
+        ends = media_length(0, layout=layout)
+        room = (
+            (settings.token_budget - text - ends) // (media_length(1, layout=layout) - ends) * layout.frames_per_group
+        )
+        tight = room < frame_counts(duration, max_frames=layout.max_frames)[clip]
+        tight &= room >= settings.min_frames
+        np.minimum.at(limit, clip[tight], room[tight])
+    return limit
+
+
+def frame_shares(seconds: Sequence[float], *, limit: int) -> tuple[int, ...]:
+    """Return the frames of each medium of a record: one a second it begins, or its share of `limit`, at least one.
+
+    Args:
+        seconds: length of each medium.
+        limit: frames of all together; more media than that have one each.
+    """
+    wanted = frame_counts(np.array(seconds), max_frames=limit)
+    more, spare = wanted - 1, max(limit - len(wanted), 0)
+    if more.sum() > spare:
+        # Whole numbers only: what division leaves goes to the largest remainders, the earlier medium first.
+        shares, remainders = np.divmod(more * spare, more.sum())
+        shares[np.argsort(-remainders, kind="stable")[: spare - shares.sum()]] += 1
+        wanted = 1 + shares
+    return tuple(wanted.tolist())
 
 
 @dataclass(frozen=True, kw_only=True)

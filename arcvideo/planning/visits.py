@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arcvideo.planning.random_words import permutation, shuffled, uniforms_at, words_at
-from arcvideo.planning.sizes import ragged
-from arcvideo.planning.table import Ints, SourceTable
+from arcvideo.planning.table import Ints, SourceTable, ragged
 
 BOTH, VIDEO, AUDIO = 0, 1, 2
 """What a visit shows of its clip."""

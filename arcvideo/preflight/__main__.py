@@ -1,4 +1,4 @@
-"""What a recipe needs: `python -m arcvideo.preflight recipe=NAME [stage=NAME,...] [device=h200] [gpus=8]`.
+"""What a recipe needs: `arcvideo preflight recipe=NAME [stage=NAME,...] [device=h200] [gpus=8]`.
 
   ... utilization=0.4 gpu_memory=GIB host_memory=GIB   what the estimate assumes and what there is
   ... peak_tflops=N bandwidth_tb=N   a device by its numbers (with gpu_memory=), whatever its name
@@ -8,7 +8,7 @@
   ... override ...     for every stage, and given.NAME=VALUE, as arcvideo.pipeline takes them
 
 Per stage: samples, tokens, packs, steps, FLOPs, wall time, memory and disk, from settings and index alone; no torch, no
-weights. The index must be there (`python -m arcvideo.data.shards index SHARDS`); packs and steps are those that
+weights. The index must be there (`arcvideo shards index SHARDS`); packs and steps are those that
 training will take once a run has counted the tokens, and before that assume questions and answers of ordinary length.
 Of a source without shards the sizes under `expect:` of the recipe are taken, and the stage is marked `declared`.
 For stages that have finished the estimate stands beside what was measured.
@@ -27,12 +27,10 @@ from arcvideo.composing.recipe import (
     ExpectedSource,
     PlannedStage,
     Recipe,
-    given_of,
-    half_moved,
-    load_recipe,
     planned_stages,
+    typed_recipe,
 )
-from arcvideo.files import told
+from arcvideo.files import error_line
 from arcvideo.preflight.estimate import Estimate, estimate, row_of
 from arcvideo.preflight.fitting import full_together, misfits
 from arcvideo.preflight.machine import GIB, Machine, machine_of
@@ -57,20 +55,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own = {key: value for key, _, value in (word.partition("=") for word in words) if key in OWN_WORDS}
     extra = [word for word in words if word.partition("=")[0] not in OWN_WORDS and not word.startswith("given.")]
     try:
-        sys.exit(_preflight(own, given=given_of(words), extra=extra))
+        sys.exit(_preflight(own, words=words, extra=extra))
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {told(error)}")
+        sys.exit(f"error: {error_line(error)}")
 
 
-def _preflight(own: dict[str, str], *, given: Mapping[str, str], extra: Sequence[str]) -> int:
+def _preflight(own: dict[str, str], *, words: Sequence[str], extra: Sequence[str]) -> int:
     if "recipe" not in own:
         raise ValueError("name one recipe: python -m arcvideo.preflight recipe=tiny_shorts")
     for key in ("largest", "trace"):
         if own.get(key, "no") not in ("yes", "no"):
             raise ValueError(f"{key}={own[key]}: yes or no")
-    recipe = load_recipe(own["recipe"], given=given)
-    for note in half_moved(own["recipe"], given=given, extra=extra):
-        print(f"note: {note}", file=sys.stderr, flush=True)
+    recipe = typed_recipe(own["recipe"], words=words, extra=extra)
     machine = machine_of(own, recipe=recipe.machine)
     stages = _chosen(recipe, own=own, extra=extra)
     forecasts, problems, errors = _estimates(

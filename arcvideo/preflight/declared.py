@@ -8,6 +8,7 @@ from typing import NamedTuple
 from arcvideo.composing.config import RunConfig
 from arcvideo.composing.recipe import ExpectedSource
 from arcvideo.planning.settings import SourceSettings
+from arcvideo.planning.table import attention_pairs, audio_chunks
 from arcvideo.render import media_length
 
 ORDINARY = {"plain": (150, 60), "think": (400, 300), "draft": (400, 300)}
@@ -47,10 +48,10 @@ def declared_row(source: SourceSettings, expected: ExpectedSource, *, name: str,
     prefix = 1 + media_length(frames, layout=config.layout) if frames else 0
     prompted = config.objective.sampled
     tokens = questions * (prefix + branch) if prompted else prefix + questions * branch
-    alone = (prefix + branch) ** 2 / 2
-    pairs = questions * alone if prompted else prefix**2 / 2 + questions * (branch**2 / 2 + branch * prefix)
+    together = attention_pairs(prefix, questions * branch, questions * branch**2)
+    pairs = float(questions * attention_pairs(prefix + branch) if prompted else together)
     shown = questions if prompted else 1
-    chunks = math.ceil(frames / config.layout.chunk_seconds)
+    chunks = audio_chunks(frames, seconds=config.layout.chunk_seconds)
     per_visit = (questions, tokens, 0 if prompted else questions * targets, shown * frames, shown * chunks, pairs)
     return Row(*(visits * value for value in per_visit))
 

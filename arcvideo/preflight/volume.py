@@ -15,8 +15,7 @@ from arcvideo.planning.mixture import source_table
 from arcvideo.planning.plan import Plan
 from arcvideo.planning.settings import SourceSettings
 from arcvideo.planning.shares import pass_tokens, with_passes
-from arcvideo.planning.sizes import attention_pairs, audio_chunks, prefix_tokens
-from arcvideo.planning.table import SourceTable
+from arcvideo.planning.table import SourceTable, attention_pairs, audio_chunks, prefix_tokens
 from arcvideo.planning.window import WindowPlan
 from arcvideo.preflight.declared import ORDINARY, Row, declared_longest, declared_row
 from arcvideo.shards.expand import expand_shards

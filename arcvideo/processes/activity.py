@@ -56,7 +56,7 @@ class Seen:
         """Whether nothing more will come from it."""
         return self.state != THERE or self.ended
 
-    def told(self, *, word: str = "") -> str:
+    def line(self, *, word: str = "") -> str:
         """Return it as part of a line."""
         return f"rank {self.rank} {word or self.state}: {self.doing}, for {self.seconds:.0f} s"
 
@@ -152,7 +152,7 @@ class Activity:
                 places = {self.rank} if peer.state == THERE else {self.rank, peer.rank}
                 for place in places:
                     with (self.logs / f"rank_{place}.log").open("a", encoding="utf-8") as file:
-                        file.write(plain(f"as rank {self.rank} saw it: {peer.told()}\n"))
+                        file.write(plain(f"as rank {self.rank} saw it: {peer.line()}\n"))
 
     def speaks(self, seen: Sequence[Seen]) -> bool:
         """Return whether this rank is the first of those that can still tell a person."""
@@ -291,17 +291,17 @@ def blame(seen: Sequence[Seen], *, waits: Sequence[int] = ()) -> str:
     """
     bad = [peer for peer in seen if peer.state != THERE and not peer.ended]
     if bad:
-        return "; ".join(peer.told() for peer in bad)
+        return "; ".join(peer.line() for peer in bad)
     busy = [peer for peer in seen if not peer.waits and not peer.ended and peer.rank not in waits]
     if busy:
-        return max(busy, key=lambda peer: peer.seconds).told(word="is slow")
-    return "all ranks wait for each other: " + "; ".join(peer.told(word="waits") for peer in seen)
+        return max(busy, key=lambda peer: peer.seconds).line(word="is slow")
+    return "all ranks wait for each other: " + "; ".join(peer.line(word="waits") for peer in seen)
 
 
 def lost_line(lost: Sequence[Seen]) -> str:
     """Return what a rank says that cannot go on without those."""
     return (
-        f"{'; '.join(peer.told() for peer in lost)}. Find out what ended it (the memory of its machine?), then {_AGAIN}"
+        f"{'; '.join(peer.line() for peer in lost)}. Find out what ended it (the memory of its machine?), then {_AGAIN}"
     )
 
 

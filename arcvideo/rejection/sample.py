@@ -1,4 +1,4 @@
-"""Rejection sampling: `python -m arcvideo.rejection.sample checkpoint=DIR shards='data/train-*.tar' out=DIR`.
+"""Rejection sampling: `arcvideo sample checkpoint=DIR shards='data/train-*.tar' out=DIR`.
 
 Draws `num_generations` answers to every question, keeps those that pass (MCQ right, IoU above 0.6, format valid; at
 most `keep` a question) and writes shards with their reasoning, which `stage=cold_start` and `stage=final_sft` train on
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from arcvideo.files import told
+from arcvideo.files import error_line
 from arcvideo.places import words_from_home
 from arcvideo.processes.terminal import speak_plainly
 from arcvideo.sampling.settings import SampleSettings
@@ -51,7 +51,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
         totals = sample(settings)
     except (ValueError, OSError) as error:
-        print(f"error: {told(error)}", file=sys.stderr)
+        print(f"error: {error_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)

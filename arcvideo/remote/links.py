@@ -36,6 +36,11 @@ class Link:
     identity: Identity
 
 
+def is_url(name: str) -> bool:
+    """Return whether a shard's name is to be fetched."""
+    return "://" in name
+
+
 def read_link(path: Path) -> Link | None:
     """Return what a path links to; None for a file that is a shard itself.
 

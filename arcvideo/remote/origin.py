@@ -188,10 +188,10 @@ def _in_time(ask: Callable[[], T], *, seconds: float, late: Callable[[Future[T]]
         raise
 
 
-def _close(asked: Future[Any]) -> None:
+def _close(answer: Future[Any]) -> None:
     """Close an answer that nobody waits for any more."""
-    if asked.exception() is None:
-        asked.result().close()
+    if answer.exception() is None:
+        answer.result().close()
 
 
 @contextmanager

@@ -28,11 +28,6 @@ _FRESH = 60.0
 """Seconds for which the answer is believed: the ranks of a node ask one after the other."""
 
 
-def is_url(name: str) -> bool:
-    """Return whether a shard's name is to be fetched."""
-    return "://" in name
-
-
 class ShardCache:
     """A folder of links to remote shards, parts of them, and copies; any number of processes may share it."""
 

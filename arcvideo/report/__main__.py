@@ -1,4 +1,4 @@
-"""`python -m arcvideo.report runs/tiny_shorts` writes the page of a pipeline's runs."""
+"""Write the page of a pipeline's runs: `arcvideo report runs/tiny_shorts`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from arcvideo.files import told
+from arcvideo.files import error_line
 from arcvideo.processes.terminal import speak_plainly
 from arcvideo.report.page import write_page
 
@@ -18,7 +18,7 @@ def main() -> None:
     try:
         print(write_page(parser.parse_args().run_dir))
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {told(error)}")
+        sys.exit(f"error: {error_line(error)}")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def films(keys: Iterable[str], *, shards: Sequence[str], config: Mapping[str, An
     model = config.get("model", {})
     worker = MediaWorker(limits=MediaLimits(**config.get("data", {}).get("limits", {})))
     try:
-        for shard_index in _indexes(shards, cache=config.get("data", {}).get("shard_cache")):
+        for shard_index in _indexes(shards, data=config.get("data", {})):
             for key, row in _rows(shard_index, keys=wanted - recorded.keys()).items():
                 request = ReadRequest(
                     name=key,
@@ -72,18 +72,19 @@ def films(keys: Iterable[str], *, shards: Sequence[str], config: Mapping[str, An
     return recorded
 
 
-def _indexes(shards: Sequence[str], *, cache: Mapping[str, Any] | None) -> Iterable[Any]:
+def _indexes(shards: Sequence[str], *, data: Mapping[str, Any]) -> Iterable[Any]:
     from arcvideo.remote.settings import ShardCacheSettings
     from arcvideo.shards.expand import expand_shards
     from arcvideo.shards.index import open_index
 
+    cache, place = data.get("shard_cache"), data.get("index_dir") or ""
     for pattern in dict.fromkeys(shards):
         try:
             paths = expand_shards(pattern, cache=ShardCacheSettings(**cache) if cache else None, fetch=False)
         except ValueError:
             continue  # moved since: the page does without
         for path in paths:
-            opened = open_index(path) if path.exists() else None
+            opened = open_index(path, place=place) if path.exists() else None
             if opened is not None:
                 yield opened
 

@@ -15,7 +15,8 @@ from typing import Any
 from arcvideo.report.film import Film, films
 from arcvideo.report.records import StageRecord
 from arcvideo.tasks import TASKS
-from arcvideo.tasks.answers import parse_span, split_answer
+from arcvideo.tasks.answers import split_answer
+from arcvideo.tasks.spans import parse_span
 
 CLIPS = 4
 """Held-out clips shown where no stage says `evaluation.samples`."""
@@ -45,7 +46,7 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class AnsweredQuestion:
     """A question with its truth and the answers to it."""
 
     kind: str
@@ -63,7 +64,7 @@ class Example:
 
     key: str
     film: Film | None
-    questions: tuple[Question, ...] = field(default=())
+    questions: tuple[AnsweredQuestion, ...] = field(default=())
 
     @property
     def duration(self) -> float:
@@ -132,7 +133,7 @@ def _with_films(examples: Sequence[Example], *, shards: Sequence[str], stage: St
     return [replace(example, film=by_key.get(example.key)) for example in examples]
 
 
-def _asked(metric: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Question:
+def _asked(metric: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> AnsweredQuestion:
     first = rows[0][1]
     span = _span(first["truth"])
     answers = []
@@ -147,7 +148,7 @@ def _asked(metric: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Questi
         )
     answers = [_together(list(same)) for _, same in groupby(answers, key=lambda answer: replace(answer, label=""))]
     truth = _seconds(span) if span else str(first["truth"])
-    return Question(kind=metric, text=first["question"], truth=truth, span=span, answers=tuple(answers))
+    return AnsweredQuestion(kind=metric, text=first["question"], truth=truth, span=span, answers=tuple(answers))
 
 
 def _together(same: Sequence[Answer]) -> Answer:
@@ -158,7 +159,7 @@ def _together(same: Sequence[Answer]) -> Answer:
     return replace(same[0], label=f"{same[0].label}{between}{same[-1].label}")
 
 
-def _group(rows: Sequence[Mapping[str, Any]]) -> Question:
+def _group(rows: Sequence[Mapping[str, Any]]) -> AnsweredQuestion:
     """Return a group of rollouts: equal completions once, with how often they came."""
     first = rows[0]
     truth = first["truth"] if isinstance(first["truth"], Mapping) else {"text": first["truth"]}
@@ -173,7 +174,7 @@ def _group(rows: Sequence[Mapping[str, Any]]) -> Question:
         answers.append(replace(answer, advantage=float(row["advantage"])))
     true_text = _seconds(span) if span else str(truth.get("letter") or truth.get("text") or dict(truth))
     kind = f"step {first['step']}, {first.get('task', 'rollout')}"
-    return Question(kind=kind, text=first["question"], truth=true_text, span=span, answers=tuple(answers))
+    return AnsweredQuestion(kind=kind, text=first["question"], truth=true_text, span=span, answers=tuple(answers))
 
 
 def _answer(text: str, *, label: str, score: str, good: float | None, timed: bool) -> Answer:

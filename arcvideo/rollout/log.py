@@ -12,7 +12,8 @@ from arcvideo.files import json_line, read_lines, write_lines
 from arcvideo.rollout.rewards.score import Scores
 from arcvideo.rollout.timeline import Asked, draw
 from arcvideo.sampling.groups import Completion, Group
-from arcvideo.tasks import answers
+from arcvideo.tasks.answers import answer_text
+from arcvideo.tasks.spans import parse_span
 
 PICTURED = 6
 """Prompts about spans on the picture."""
@@ -36,7 +37,7 @@ def sample_rows(groups: Sequence[Group], scores: Scores, *, gains: Tensor, count
                 "truth": dict(prompt.truth),
                 "completion": completion.text,
                 "finished": completion.finished,
-                "span": None if true is None else answers.parse_span(completion.text),
+                "span": None if true is None else parse_span(completion.text),
                 "rewards": {name: value for name, value in parts.items() if value == value},
                 "notes": _notes(scores, index=index),
                 "reward": float(scores.total[index]),
@@ -88,7 +89,7 @@ def _asked(group: Group) -> Asked:
     """Return a prompt about a span as the picture shows it."""
     media = group.prompt.media
     true = tuple(float(second) for second in group.prompt.truth["span"])
-    said = [answers.parse_span(completion.text) for completion in group.completions]
+    said = [parse_span(completion.text) for completion in group.completions]
     clip = float(max((max(item.seconds, item.frame_count) for item in media), default=0))
     return Asked(
         question=group.prompt.question,
@@ -101,4 +102,4 @@ def _asked(group: Group) -> Asked:
 
 
 def _short(completion: Completion) -> str:
-    return answers.answer_text(completion.text) or completion.text
+    return answer_text(completion.text) or completion.text

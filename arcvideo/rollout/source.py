@@ -34,7 +34,7 @@ from arcvideo.rollout.measure import TIMES, Report, gap_metrics, metrics, report
 from arcvideo.rollout.reference import frozen_copy
 from arcvideo.rollout.rewards.loading import load_reward
 from arcvideo.rollout.rows import empty_row, forward_logprobs, gains_of, pack, rows_of, rows_per_rank, weighted
-from arcvideo.sampling.draw import seed_at
+from arcvideo.sampling.decode import seed_at
 from arcvideo.sampling.encode import with_features
 from arcvideo.sampling.groups import Group, place_of
 from arcvideo.sampling.sampler import sampler_class

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from arcvideo.files import whole
-from arcvideo.tasks import answers
+from arcvideo.tasks.spans import clock, temporal_iou
 
 Span = tuple[float, float]
 
@@ -65,14 +65,14 @@ def _panel(
     for second in _ticks(panel.seconds):
         x = _LEFT + second * scale
         canvas.line((x, top + _HEAD, x, bottom), fill=_FAINT)
-        canvas.text((x, bottom + 2), answers.clock(second), fill=_INK, font=font, anchor="mt")
+        canvas.text((x, bottom + 2), clock(second), fill=_INK, font=font, anchor="mt")
     bar(panel.true, row=0, colour=_TRUE)
     for row, (span, text) in enumerate(zip(panel.said, panel.texts, strict=True), start=1):
         y = top + _HEAD + row * (_BAR + _GAP) + _BAR // 2
         if span is None:
             canvas.text((_LEFT, y), _cut(f"unreadable: {text}", 100), fill=_NONE, font=font, anchor="lm")
             continue
-        overlap = answers.temporal_iou(span, panel.true)
+        overlap = temporal_iou(span, panel.true)
         mixed = [round(bad + overlap * (good - bad)) for bad, good in zip(_BAD, _GOOD, strict=True)]
         bar(span, row=row, colour=(mixed[0], mixed[1], mixed[2]))
         label = f"{span[0]:g} - {span[1]:g} s   IoU {overlap:.2f}"

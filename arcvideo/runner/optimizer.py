@@ -1,7 +1,8 @@
-"""The torch optimizer given to DeepSpeed: parameter groups, AdamW, Muon."""
+"""The torch optimizer given to DeepSpeed: parameter groups, AdamW, Muon; and the schedule of its learning rates."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from arcvideo.runner.muon import Muon
-from arcvideo.runner.settings import OptimizerSettings
+from arcvideo.runner.settings import OptimizerSettings, ScheduleSettings
 from arcvideo.runner.trainable import base_of, module_of
 
 # Read and written by row, not multiplied: Muon's argument about matrices does not hold for them.
@@ -98,3 +99,20 @@ def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], *, settings: Opti
     if settings.name == "muon":
         return MuonWithAdamW(groups, settings=settings)
     return torch.optim.AdamW(groups, lr=settings.lr, betas=_betas(settings), eps=settings.eps, fused=True)
+
+
+def lr_ratio(step: int, *, schedule: ScheduleSettings, steps: int) -> float:
+    """Share of the peak learning rate at `step`, counted from 0, of a run of `steps` steps.
+
+    The warm-up ends at the peak on step `warmup_steps`, or halfway through a run that is not longer than that; the
+    decay reaches `min_ratio` on the last step.
+    """
+    warmup = schedule.warmup_steps if schedule.warmup_steps < steps else steps // 2
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if schedule.name == "constant":
+        return 1.0
+    span = max(steps - 1 - warmup, 1)
+    done = min((step - warmup) / span, 1.0)
+    left = 1.0 - done if schedule.name == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return schedule.min_ratio + (1.0 - schedule.min_ratio) * left

@@ -20,10 +20,10 @@ from arcvideo.runner.engine import Engine
 from arcvideo.runner.facts import facts_of, numbers_of, passed_over, values_of
 from arcvideo.runner.gradient import add_gradients
 from arcvideo.runner.liveness import GradientWatch, LivenessReport, check_modalities, predictions
+from arcvideo.runner.optimizer import lr_ratio
 from arcvideo.runner.protocols import BatchSource, Course, HeldRollouts, Judging, NoCourse, Objective, RunResult
 from arcvideo.runner.resuming import first_checkpoint, take_best
 from arcvideo.runner.saving import Saver
-from arcvideo.runner.schedule import lr_ratio
 from arcvideo.runner.settings import RunnerSettings, ScheduleSettings
 from arcvideo.saving.checkpoint import Checkpoint, CheckpointFolder
 from arcvideo.saving.randomness import random_state, restore_random_state, seed_all

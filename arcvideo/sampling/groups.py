@@ -1,12 +1,18 @@
-"""What a rollout returns: for each prompt a group of completions."""
+"""What a rollout asks of whatever decodes, and what comes back: for each prompt a group of completions.
+
+`docs/rollout.md` tells what an engine outside this process provides.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
 from arcvideo.feed.prompts import Prompt
+from arcvideo.sampling.settings import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,3 +46,23 @@ def place_of(prompt: Prompt) -> int:
     """
     assert prompt.place is not None, f"prompt {prompt.key} of a rollout has no place"
     return prompt.place
+
+
+class Sampler(Protocol):
+    """Draws groups of completions from the policy as it is now."""
+
+    seconds: dict[str, float]
+    """Time spent so far in `prefill` and in `decode`."""
+
+    def sample(
+        self, prompts: Sequence[Prompt], *, num_generations: int, settings: Sampling, seeds: Sequence[int]
+    ) -> list[Group]:
+        """Return one group per prompt, in order; a pure function of (weights, prompt, settings, seed of the prompt).
+
+        Args:
+            prompts: may repeat a clip; what else is in the list must not change a prompt's completions.
+            num_generations: completions per prompt.
+            settings: temperature, filters, lengths, stops.
+            seeds: one per prompt.
+        """
+        ...

@@ -1,7 +1,8 @@
-"""Prefilling prompts: every clip once, then every question behind its clip.
+"""Prefilling prompts: every clip once, then every question behind its clip, in a cache that is written in place.
 
 Rows of different length are padded on the right and masked; positions are given explicitly, so padding changes nothing.
-Shapes: B prompts, U distinct prefixes, P and Q padded tokens of prefixes and questions, V vocabulary.
+Shapes: B prompts, U distinct prefixes, P and Q padded tokens of prefixes and questions, V vocabulary; in the cache R
+rows, H key-value heads, N cached tokens, D head width.
 """
 
 from __future__ import annotations
@@ -12,18 +13,66 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from arcvideo.feed.prompts import Prompt
 from arcvideo.model.arc_hunyuan.head import exact_logits
 from arcvideo.model.positions import next_position, replace_newlines, xd_positions
 from arcvideo.model.special import SpecialIds
 from arcvideo.render import Ids
-from arcvideo.sampling.cache import fork
 from arcvideo.sampling.forked import PromptRun
 
 PREFILL_TOKENS = 32_768
 """Padded tokens that one forward takes: enough to fill a GPU, and memory that does not grow with the prompts."""
+
+
+class RowsLayer(DynamicLayer):
+    """Keys and values of one layer inside a buffer with room for the tokens to come."""
+
+    def __init__(self, *, keys: Tensor, values: Tensor, room: int) -> None:
+        """Copy (R, H, N, D) keys and values into buffers of N + room tokens."""
+        super().__init__()
+        self.dtype, self.device = keys.dtype, keys.device
+        self.is_initialized = True
+        self._keys, self._values = _with_room(keys, room=room), _with_room(values, room=room)
+        self._length = keys.shape[-2]
+        self._expose()
+
+    def _expose(self) -> None:
+        self.keys = self._keys[:, :, : self._length]
+        self.values = self._values[:, :, : self._length]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append (R, H, n, D) and return views of everything cached."""
+        end = self._length + key_states.shape[-2]
+        assert end <= self._keys.shape[-2], "the cache was made with too little room"
+        self._keys[:, :, self._length : end] = key_states
+        self._values[:, :, self._length : end] = value_states
+        self._length = end
+        self._expose()
+        return self._keys[:, :, :end], self._values[:, :, :end]
+
+
+def _with_room(states: Tensor, *, room: int) -> Tensor:
+    rows, heads, length, width = states.shape
+    buffer = states.new_zeros(rows, heads, length + room, width)  # zeros: masked slots must not hold NaN
+    buffer[:, :, :length] = states
+    return buffer
+
+
+def fork(cache: Cache, *, rows: Tensor, room: int) -> Cache:
+    """Return a cache whose row i is a copy of row `rows[i]`, with room for `room` more tokens; the given one is used
+    up.
+
+    For several questions about one clip; the completions of a question share its row by reference (`ForkedCache`).
+    """
+    layers: list[Any] = list(cache.layers)
+    cache.layers.clear()
+    for number, layer in enumerate(layers):  # in place of the old one: no more than a layer lies there twice
+        layers[number] = RowsLayer(keys=layer.keys[rows], values=layer.values[rows], room=room)
+    return Cache(layers=layers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,7 @@ from arcvideo.model.families.table import FAMILIES, family_of
 from arcvideo.model.special import ALL_SPECIALS
 from arcvideo.named import load
 from arcvideo.objectives.settings import IN_PROCESS
-from arcvideo.sampling.decode import Answers, Decoding
-from arcvideo.sampling.draw import uniforms
+from arcvideo.sampling.decode import Answers, Decoding, uniforms
 from arcvideo.sampling.forked import ForkedCache
 from arcvideo.sampling.graph import Graphs
 from arcvideo.sampling.groups import Completion, Group

@@ -17,7 +17,7 @@ from arcvideo.media.errors import MediaError
 from arcvideo.media.frames import behind_picture
 from arcvideo.media.sound import SAMPLE_RATE
 from arcvideo.shards.items import checked_sample
-from arcvideo.shards.members import Group, Member, Problem, as_utf8
+from arcvideo.shards.members import Member, Problem, RecordMembers, as_utf8
 from arcvideo.shards.record import RecordMedia, json_member, parse_record, record_media
 from arcvideo.tasks import RecordError
 from arcvideo.tasks.fields import check_times
@@ -70,7 +70,7 @@ class Columns:
     content: Any = field(default_factory=hashlib.sha256)
 
     def add(
-        self, group: Group, *, read: Callable[[Member], bytes], probed: Sequence[Probed | MediaError | None]
+        self, group: RecordMembers, *, read: Callable[[Member], bytes], probed: Sequence[Probed | MediaError | None]
     ) -> None:
         """One record: a clip with its items, or rows of the quarantine list.
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import braceexpand
 
+from arcvideo.remote.links import is_url
 from arcvideo.remote.settings import ShardCacheSettings
-from arcvideo.remote.shards import ShardCache, is_url
+from arcvideo.remote.shards import ShardCache
 
 
 def expand_shards(pattern: str, *, cache: ShardCacheSettings | None = None, fetch: bool = True) -> list[Path]:

@@ -148,12 +148,18 @@ class ShardIndex:
         return [Problem(**{**row, "shard": self.shard.name}) for row in rows]
 
 
+def index_place(place: str) -> str:
+    """Return `data.index_dir`, where it is empty what ARCVIDEO_INDEX_DIR says, which every command reads."""
+    return place or os.environ.get("ARCVIDEO_INDEX_DIR", "")
+
+
 def index_folder(shard: Path, *, place: str = "") -> Path:
     """Return the folder of a shard's index.
 
     Args:
         place: `data.index_dir`. Shards of one name from several folders have indexes of different names there.
     """
+    place = index_place(place)
     if not place:
         return shard.with_name(shard.name + ".index")
     digest = hashlib.sha256(os.path.abspath(shard).encode()).hexdigest()

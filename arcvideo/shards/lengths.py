@@ -30,7 +30,7 @@ from arcvideo.shards.members import Problem
 from arcvideo.shards.rows import mapped_npy
 from arcvideo.shards.seal import check, digests, sealed, unsealed
 from arcvideo.tasks import RecordError, has_pair, make_pair, make_sample
-from arcvideo.tasks.instructions import SUFFIXES
+from arcvideo.tasks.fields import SUFFIXES
 
 LENGTHS = np.dtype([("before", "<i4"), ("branch", "<i4"), ("targets", "<i4"), ("group", "<i4")])
 """Tokens before the media, of the branch, and supervised ones; items of a clip with equal text before their media

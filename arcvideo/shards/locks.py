@@ -64,7 +64,8 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
         file = open(path, "w")  # noqa: SIM115 - closed below, and only opening it may be refused
     except OSError as error:
         raise ValueError(
-            f"{path}: cannot be written ({error.strerror}); give a folder that can hold the indexes, data.index_dir=DIR"
+            f"{path}: cannot be written ({error.strerror}); give a folder that can hold the indexes, "
+            "data.index_dir=DIR, or ARCVIDEO_INDEX_DIR=DIR in the environment of any command"
         ) from error
     with file:
         try:

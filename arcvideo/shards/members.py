@@ -59,7 +59,7 @@ class Member:
 
 
 @dataclass(kw_only=True)
-class Group:
+class RecordMembers:
     """Consecutive members with the same key: one record."""
 
     key: str
@@ -70,12 +70,12 @@ class Grouping:
     """Members of a tar sorted into records as they come."""
 
     def __init__(self) -> None:
-        self._runs: dict[str, list[Group]] = {}
+        self._runs: dict[str, list[RecordMembers]] = {}
         self._refused: dict[str, Problem] = {}
         self._problems: list[Problem] = []
-        self._last: Group | None = None
+        self._last: RecordMembers | None = None
 
-    def add(self, entry: Member | Problem) -> Group | None:
+    def add(self, entry: Member | Problem) -> RecordMembers | None:
         """Take in the next member; returns the group that ends before it, if one does."""
         if isinstance(entry, Problem):
             if entry.stage == "shard":
@@ -87,16 +87,16 @@ class Grouping:
         if last is not None and last.key == key and all(member.extension != entry.extension for member in last.members):
             last.members.append(entry)
             return None
-        self._last = Group(key=key, members=[entry])
+        self._last = RecordMembers(key=key, members=[entry])
         self._runs.setdefault(key, []).append(self._last)
         return last
 
     @property
-    def last(self) -> Group | None:
+    def last(self) -> RecordMembers | None:
         """The group that may still grow."""
         return self._last
 
-    def records(self) -> tuple[list[Group], list[Problem]]:
+    def records(self) -> tuple[list[RecordMembers], list[Problem]]:
         """Return the groups that are records, in order, and what is wrong with the rest."""
         good, problems = [], list(self._problems)
         for key, groups in self._runs.items():
@@ -108,7 +108,7 @@ class Grouping:
         return good, [*self._refused.values(), *problems]
 
 
-def read_groups(shard: Path) -> tuple[list[Group], list[Problem]]:
+def read_groups(shard: Path) -> tuple[list[RecordMembers], list[Problem]]:
     """Return the records of a tar in order, and what is wrong with its members. Only headers are read.
 
     A key names one record: when it comes again, the first record is kept and each other one is a problem. A record
@@ -130,7 +130,7 @@ def streamed_members(stream: Stream, *, shard: Path) -> Iterator[Member | Proble
     return _checked_members(walk_bytes(stream.pread, size=stream.size), shard=shard, size=stream.size)
 
 
-def _judged(groups: list[Group]) -> tuple[list[Group], list[Problem]]:
+def _judged(groups: list[RecordMembers]) -> tuple[list[RecordMembers], list[Problem]]:
     """Return what is used of the members with one key, in as many groups as they stand together, and why the rest is
     not.
     """

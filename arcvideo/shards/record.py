@@ -16,7 +16,7 @@ import numpy as np
 
 from arcvideo.decoding.probe import NO_MEDIA, Extent, MediaFacts, Probed, ProbeJob
 from arcvideo.media.errors import MediaError
-from arcvideo.shards.members import AUDIO, IMAGE, OTHER, VIDEO, Group, Member, numbered
+from arcvideo.shards.members import AUDIO, IMAGE, OTHER, VIDEO, Member, RecordMembers, numbered
 from arcvideo.shards.text import json_value
 from arcvideo.tasks import RecordError
 
@@ -49,7 +49,7 @@ class RecordMedia:
         )
 
 
-def json_member(group: Group) -> Member:
+def json_member(group: RecordMembers) -> Member:
     members = [member for member in group.members if member.extension == "json"]
     if len(members) != 1:
         raise RecordError("no_json" if not members else "several_json", f"{len(members)} .json members")
@@ -68,21 +68,21 @@ def parse_record(data: bytes) -> dict[str, Any]:
     return record
 
 
-def _media_groups(group: Group) -> list[Group]:
+def _media_groups(group: RecordMembers) -> list[RecordMembers]:
     """Return the record's media, each as a record of its own: the group itself, or the groups of its numbers in
     order.
     """
-    parts: dict[int, Group] = {}
+    parts: dict[int, RecordMembers] = {}
     for member in group.members:
         pair = numbered(member.extension)
         if pair is not None:
-            part = parts.setdefault(pair[0], Group(key=f"{group.key}.{pair[0]}"))
+            part = parts.setdefault(pair[0], RecordMembers(key=f"{group.key}.{pair[0]}"))
             part.members.append(replace(member, extension=pair[1]))
     plain = [member for member in group.members if member.extension in VIDEO | IMAGE | AUDIO]
     return [group] if not parts or plain else [parts[number] for number in sorted(parts)]
 
 
-def _media_members(group: Group) -> tuple[list[Member], list[Member]]:
+def _media_members(group: RecordMembers) -> tuple[list[Member], list[Member]]:
     """Return pictures (videos or stills) and sounds; a single member of unknown type is tried as a picture."""
     pictures = [member for member in group.members if member.extension in VIDEO | IMAGE]
     sounds = [member for member in group.members if member.extension in AUDIO]
@@ -92,7 +92,7 @@ def _media_members(group: Group) -> tuple[list[Member], list[Member]]:
     return pictures, sounds
 
 
-def probe_jobs(group: Group, *, shard: Path) -> list[ProbeJob | None]:
+def probe_jobs(group: RecordMembers, *, shard: Path) -> list[ProbeJob | None]:
     """Return what to probe of a record, a job for each of its media, at least one.
 
     A medium is one picture and at most one sound, or one sound; its job is None when its members are otherwise.
@@ -100,7 +100,7 @@ def probe_jobs(group: Group, *, shard: Path) -> list[ProbeJob | None]:
     return [_probe_job(part, shard=shard) for part in _media_groups(group)]
 
 
-def _probe_job(group: Group, *, shard: Path) -> ProbeJob | None:
+def _probe_job(group: RecordMembers, *, shard: Path) -> ProbeJob | None:
     pictures, sounds = _media_members(group)
     if len(pictures) > 1 or len(sounds) > 1 or not (pictures or sounds):
         return None
@@ -111,7 +111,7 @@ def _probe_job(group: Group, *, shard: Path) -> ProbeJob | None:
 
 
 def record_media(
-    group: Group, *, record: Mapping[str, Any], probed: Sequence[Probed | MediaError | None]
+    group: RecordMembers, *, record: Mapping[str, Any], probed: Sequence[Probed | MediaError | None]
 ) -> RecordMedia:
     """Return where the record's media lie and what probing found, in the order of `probe_jobs`."""
     parts = tuple(
@@ -129,7 +129,7 @@ def record_media(
     return replace(parts[0], digest=digest, facts=facts, parts=parts)
 
 
-def _one_medium(group: Group, *, record: Mapping[str, Any], probed: Probed | MediaError | None) -> RecordMedia:
+def _one_medium(group: RecordMembers, *, record: Mapping[str, Any], probed: Probed | MediaError | None) -> RecordMedia:
     pictures, sounds = _media_members(group)
     types = VIDEO | IMAGE | AUDIO
     if isinstance(probed, MediaError) and (pictures or sounds)[0].extension not in types:

@@ -18,7 +18,7 @@ from arcvideo.remote.origin import Changed
 from arcvideo.remote.reading import changed, confirm, opened_stream
 from arcvideo.remote.stream import Stream
 from arcvideo.shards.columns import Columns
-from arcvideo.shards.members import OTHER, Group, Grouping, Member, Problem, streamed_members
+from arcvideo.shards.members import OTHER, Grouping, Member, Problem, RecordMembers, streamed_members
 from arcvideo.shards.record import probe_jobs
 
 
@@ -54,7 +54,7 @@ class _Passing:
         self._grouping = Grouping()
         self._texts: dict[int, bytes] = {}
         """Place in the shard -> JSON."""
-        self._examined: deque[tuple[Group, int]] = deque()
+        self._examined: deque[tuple[RecordMembers, int]] = deque()
         """Records whose jobs were given out, and how many, in order."""
 
     def columns(self) -> Columns:
@@ -85,7 +85,7 @@ class _Passing:
         if self._grouping.last is not None:
             yield from self._given(self._grouping.last)
 
-    def _given(self, group: Group) -> list[ProbeJob | None]:
+    def _given(self, group: RecordMembers) -> list[ProbeJob | None]:
         jobs = [self._here(job) for job in probe_jobs(group, shard=self._shard)]
         self._examined.append((group, len(jobs)))
         return jobs

@@ -1,4 +1,4 @@
-"""`python -m arcvideo.synthetic --out DIR`: makes the TinyShorts shards."""
+"""Make the TinyShorts shards: `arcvideo synthetic --out DIR`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from arcvideo.files import told
+from arcvideo.files import error_line
 from arcvideo.processes.terminal import speak_plainly
 from arcvideo.progress import counted
 from arcvideo.synthetic.settings import TinyShortsSettings
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         _make(options.out, settings=settings, workers=options.workers)
     except (ValueError, OSError) as error:
-        print(f"arcvideo.synthetic: {told(error, folder=options.out)}", file=sys.stderr)
+        print(f"arcvideo.synthetic: {error_line(error, folder=options.out)}", file=sys.stderr)
         return 2
     return 0
 
@@ -46,7 +46,7 @@ def _make(out: Path, *, settings: TinyShortsSettings, workers: int) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     defaults = TinyShortsSettings()
-    parser = argparse.ArgumentParser(prog="python -m arcvideo.synthetic", description=__doc__)
+    parser = argparse.ArgumentParser(prog="arcvideo synthetic", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory for the shards")
     parser.add_argument("--clips", type=int, default=defaults.clips, help="training clips (%(default)s)")
     parser.add_argument("--test-clips", type=int, default=defaults.test_clips, help="held-out clips (%(default)s)")

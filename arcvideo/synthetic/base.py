@@ -22,7 +22,7 @@ import torch
 import yaml
 from safetensors import SafetensorError
 
-from arcvideo.files import told
+from arcvideo.files import error_line
 from arcvideo.layout import MediaLayout
 from arcvideo.media.clip import read_clip, to_media
 from arcvideo.model.configuration import ArcVideoConfig
@@ -163,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ValueError(f"{place}: cannot be written; give another folder")
         make_base(options)
     except (ValueError, OSError, SafetensorError) as error:
-        print(f"error: {told(error, folder=options.out)}", file=sys.stderr)
+        print(f"error: {error_line(error, folder=options.out)}", file=sys.stderr)
         return 2
     return 0
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from arcvideo.media.overlay import FONT
+from arcvideo.media.frames import FONT
 from arcvideo.synthetic.script import Script, Shape
 
 WIDTH, HEIGHT, FPS = 128, 192, 4

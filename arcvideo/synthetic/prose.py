@@ -24,7 +24,7 @@ from arcvideo.synthetic.questions import letter_items, questions, scene
 from arcvideo.synthetic.script import Script
 from arcvideo.synthetic.towers import descend, split_parameters
 from arcvideo.tasks import make_sample
-from arcvideo.tasks.instructions import SUFFIXES
+from arcvideo.tasks.fields import SUFFIXES
 from arcvideo.types import Batch, model_inputs
 
 _TASKS = ("qa", "mcq", "grounding", "asr", "caption")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from arcvideo.synthetic.script import COLORS, KINDS, SCREEN_WORDS, SOUNDS, SPOKEN_WORDS, Script
-from arcvideo.tasks.answers import clock, clock_span
+from arcvideo.tasks.spans import clock, clock_span
 
 Item = dict[str, Any]
 Fact = tuple[str, str, tuple[str, ...], list[str]]

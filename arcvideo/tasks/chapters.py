@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from arcvideo.tasks.answers import answer_text, clock_span
+from arcvideo.tasks.answers import answer_text
 from arcvideo.tasks.fields import RecordError, conversation, interval, optional_text, styled_answer
 from arcvideo.tasks.scoring import text_measures
+from arcvideo.tasks.spans import clock_span
 from arcvideo.tasks.task import Task, told_times
 from arcvideo.types import Sample
 

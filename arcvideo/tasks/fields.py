@@ -1,4 +1,5 @@
-"""Reading fields of a record's item, with an error that names the field; what all tasks share."""
+"""What all tasks share: fields of a record's item, read with an error that names the field, and the instructions that
+ask for reasoning and an answer block."""
 
 from __future__ import annotations
 
@@ -7,6 +8,27 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from arcvideo.types import Sample, Turn
+
+PAST_END = 1.0
+"""Seconds that a time may lie behind the end of its clip: annotations round, containers round otherwise."""
+_ARC = (
+    "Output the thinking process in <think> </think> and final answer{only} in <answer> </answer> tags, i.e., "
+    "<think> reasoning process here </think><answer> answer here </answer>."
+)
+SUFFIXES: dict[str, dict[str, str]] = {
+    "arc": {
+        "none": "",
+        "general": _ARC.format(only=""),
+        "mcq": _ARC.format(only=" (only option index)"),
+        "grounding": _ARC.format(only=" (only time range)"),
+    },
+    "brief": {
+        "none": "",
+        "general": "Think, then answer.",
+        "mcq": "Think, then give the option.",
+        "grounding": "Think, then give the time range.",
+    },
+}
 
 
 class RecordError(ValueError):
@@ -58,10 +80,6 @@ def interval(value: Any, *, name: str) -> tuple[float, float]:
     if not good or not 0 <= numbers[0] <= numbers[1]:
         raise RecordError(f"bad_{name}", f"{name!r} must be [start, end] in seconds, 0 <= start <= end, got {value!r}")
     return float(numbers[0]), float(numbers[1])
-
-
-PAST_END = 1.0
-"""Seconds that a time may lie behind the end of its clip: annotations round, containers round otherwise."""
 
 
 def check_times(item: Any, *, seconds: float) -> None:
@@ -131,3 +149,12 @@ def text_sample(task: str, *, question: str = "") -> Callable[..., Sample]:
         )
 
     return make
+
+
+def suffix(instruction: str, *, wording: str) -> str:
+    """Return the suffix without its leading newline; empty for the instruction `none`."""
+    if wording not in SUFFIXES:
+        raise ValueError(f"wording={wording!r}: choose one of {', '.join(SUFFIXES)}")
+    if instruction not in SUFFIXES[wording]:
+        raise ValueError(f"instruction={instruction!r}: choose one of {', '.join(SUFFIXES[wording])}")
+    return SUFFIXES[wording][instruction]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from arcvideo.tasks.answers import Reading, Span, clock_span, read_span, temporal_iou
+from arcvideo.tasks.answers import Reading
 from arcvideo.tasks.fields import RecordError, conversation, interval, required_text, styled_answer
 from arcvideo.tasks.scoring import best_constant_span
+from arcvideo.tasks.spans import Span, clock_span, read_span, temporal_iou
 from arcvideo.tasks.task import Asked, Measure, Score, Task, Truth, Worth, told_times
 from arcvideo.types import Sample
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from arcvideo.tasks.answers import Span, answer_text, one_answer
+from arcvideo.tasks.answers import answer_text, one_answer
+from arcvideo.tasks.spans import Span
 from arcvideo.tasks.task import Asked, Measure, Score, true_text
 
 CONSTANT_CANDIDATES = 64

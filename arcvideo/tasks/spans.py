@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from arcvideo.tasks.blocks import TAKEN_BACK, Reading, one_answer, undecorated
+from arcvideo.tasks.answers import TAKEN_BACK, Reading, one_answer, undecorated
 
 Span = tuple[float, float]
 """(start, end) in seconds."""
@@ -68,6 +68,15 @@ class _Time:
     end: int
     seconds: float
     unit: int | None
+
+
+def parse_span(text: str) -> tuple[float, float] | None:
+    """Return the (start, end) in seconds of the one time range an answer names; None without one, or when reversed.
+
+    Understands clocks (HH:MM:SS, MM:SS, with fractions), amounts ('3.5 s', '1 min 2 s', '12 seconds' in Chinese), pairs
+    and JSON of bare numbers, all dashes, and English and Chinese connectors.
+    """
+    return read_span(text).value
 
 
 def read_span(text: str) -> Reading[Span]:

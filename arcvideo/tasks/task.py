@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from arcvideo.tasks.answers import Reading, answer_text, clock_span, one_answer, parse_span
+from arcvideo.tasks.answers import Reading, answer_text, one_answer
+from arcvideo.tasks.spans import clock_span, parse_span
 from arcvideo.types import Sample
 
 Truth = Mapping[str, Any]
@@ -127,7 +128,7 @@ class Task:
     sample: MakeSample
     """Makes a Sample of an item."""
     instruction: str = "general"
-    """Which instruction suffix asks for thoughts and an answer block (`tasks/instructions.py`)."""
+    """Which instruction suffix asks for thoughts and an answer block (`tasks/fields.py`)."""
     question: str = ""
     """Standard question; empty when every item has its own."""
     read: Callable[[str, Truth], Reading[Any]] = read_text

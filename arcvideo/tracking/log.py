@@ -51,10 +51,10 @@ class RunLog:
         self._file = MetricsFile(folder / "metrics.jsonl", keep_below=start) if first else None
         quiet = dataclasses.replace(logger, wandb="disabled", tensorboard=False, mirrors=[])
         settings = logger if first else quiet
-        past = read_metrics(self._file.path) if self._file is not None and wandb_id is not None else []
+        past = read_metrics(self._file.path) if self._file is not None and start else []
         self._wandb = WandbMirror(settings, folder=folder, name=name, config=config, run_id=wandb_id, past=past)
         self._tensorboard = TensorBoardMirror(settings, folder=folder, start=start)
-        self._mirrors = open_mirrors(settings, folder=folder, name=name, config=config, start=start)
+        self._mirrors = open_mirrors(settings, folder=folder, name=name, config=config, start=start, past=past)
 
     @property
     def wandb_id(self) -> str | None:

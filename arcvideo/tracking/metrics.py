@@ -117,29 +117,27 @@ class WandbMirror(BesideMirror):
         }
         server = os.environ.get("WANDB_BASE_URL") or _WANDB
         advice = f" (server {server}; logger.wandb=offline asks none)" if mode == "online" else ""
-        super().__init__("W&B", None if mode == "disabled" else partial(_WandbRun, options, past), advice=advice)
+        make = None if mode == "disabled" else partial(_WandbRun, options)
+        super().__init__("W&B", make, past=past, advice=advice)
 
 
 class _WandbRun:
     """The run itself, in the thread that talks to W&B."""
 
-    def __init__(self, options: dict[str, Any], past: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, options: dict[str, Any]) -> None:
         import wandb
 
-        sent = last_sent(Path(options["dir"]), run_id=options["id"]) if past else -1
+        sent = last_sent(Path(options["dir"]), run_id=options["id"])
         self._run = wandb.init(settings=_quiet(), **options)
         _hide_in_logs()
         # Online, the server says where the run stands; of files only they themselves know.
-        newest = int(self._run.step) - 1 if options["mode"] == "online" else sent
-        for line in past:
-            if line["step"] > newest:
-                _log(self._run, line)
+        self.last = int(self._run.step) - 1 if options["mode"] == "online" else sent
 
     def write(self, values: Mapping[str, Any]) -> None:
         _log(self._run, values)
 
     def close(self, *, exit_code: int) -> None:
-        self._run.finish(exit_code=exit_code)
+        _finish(self._run, exit_code=exit_code)
 
 
 def _log(run: Any, item: Mapping[str, Any]) -> None:
@@ -229,7 +227,14 @@ def _record_lineage(made: Artifact, *, used: Sequence[Artifact], options: Mappin
         else:
             run.use_artifact(artifact)
     run.log_artifact(_artifact(made, make=wandb.Artifact), aliases=["latest", made.identity[:12]])
-    run.finish()
+    _finish(run)
+
+
+def _finish(run: Any, *, exit_code: int = 0) -> None:
+    """End a run, and wait for its files."""
+    import wandb
+
+    run.finish(exit_code=exit_code)
     # An offline run may return from `finish` before its file is written; this waits for W&B's own process to end.
     wandb.teardown()
 
@@ -320,6 +325,7 @@ class TensorBoardMirror:
             for key, value in values.items():
                 if key != "step" and isinstance(value, int | float):
                     self._writer.add_scalar(key, value, values["step"])
+            self._writer.flush()  # a kill must not cost steps before the next checkpoint
         except Exception as error:
             self._give_up(error)
 

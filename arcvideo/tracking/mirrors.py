@@ -9,10 +9,11 @@ import contextlib
 import json
 import os
 import queue
+import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,10 +26,16 @@ _PATIENCE = 30
 """Seconds a mirror may take to finish."""
 _PARAMETER = 500
 """Letters of a setting that MLflow takes."""
+STEP = "time/step"
+"""In each object of metrics.jsonl that tells of a step, and in none that tells of a finished stage's figures."""
 
 
 class Mirror(Protocol):
-    """Where numbers go besides metrics.jsonl; made as `Class(settings, folder=, name=, config=, start=)`."""
+    """Where numbers go besides metrics.jsonl; made as `Class(settings, folder=, name=, config=, start=)`.
+
+    One that has an attribute `last`, the last step that it holds (-1: none), gets each step once across kills: what it
+    lacks of the steps before `start` is written first, and steps that it holds are not written again.
+    """
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Take one object of metrics.jsonl: `step`, and numbers by name."""
@@ -45,15 +52,24 @@ class BesideMirror:
     late = ""
     """What else is said of one that does not answer in time."""
 
-    def __init__(self, name: str, make: Callable[[], Mirror] | None, *, advice: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[], Mirror] | None,
+        *,
+        past: Sequence[Mapping[str, Any]] = (),
+        advice: str = "",
+    ) -> None:
         """Start.
 
         Args:
             name: for messages.
             make: makes the mirror, in the thread; None for one that is off.
+            past: objects of metrics.jsonl from before; those that a kill kept from the mirror are written first.
             advice: said behind any failure: where it was sent to, and what to do.
         """
         self.name, self._on, self._advice = name, make is not None, advice
+        self._past = past
         self._todo: queue.Queue[Mapping[str, Any] | int] = queue.Queue(_WAITING)
         if make is None:
             return
@@ -82,12 +98,20 @@ class BesideMirror:
     def _work(self, make: Callable[[], Mirror]) -> None:
         try:
             mirror = make()
+            last = getattr(mirror, "last", None)
+            past, self._past = self._past, ()
+            for line in past if last is not None else ():
+                if line["step"] > last and self._on:
+                    mirror.write(line)
+            del past  # as long as the run is
             while self._on:
                 item = self._todo.get()
                 if isinstance(item, int):
                     mirror.close(exit_code=item)
                     return
-                mirror.write(item)
+                # Figures of a stage that is measured again stand behind its steps, and are new.
+                if last is None or item["step"] > last or STEP not in item:
+                    mirror.write(item)
         except Exception as error:
             self._give_up(error)
 
@@ -99,7 +123,13 @@ class BesideMirror:
 
 
 def open_mirrors(
-    settings: LoggerSettings, *, folder: Path, name: str, config: Mapping[str, Any], start: int
+    settings: LoggerSettings,
+    *,
+    folder: Path,
+    name: str,
+    config: Mapping[str, Any],
+    start: int,
+    past: Sequence[Mapping[str, Any]] = (),
 ) -> list[BesideMirror]:
     """Return the mirrors that `logger.mirrors` names, each in its thread.
 
@@ -109,6 +139,7 @@ def open_mirrors(
         name: of the run.
         config: resolved settings.
         start: first step that will be written.
+        past: objects of metrics.jsonl from before it.
     """
 
     def maker(mirror: str) -> Callable[[], Mirror]:
@@ -119,7 +150,7 @@ def open_mirrors(
 
         return make
 
-    return [BesideMirror(mirror, maker(mirror)) for mirror in settings.mirrors]
+    return [BesideMirror(mirror, maker(mirror), past=past) for mirror in settings.mirrors]
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
@@ -146,26 +177,40 @@ class MlflowMirror:
         project = self._client.get_experiment_by_name(settings.project)
         experiment = project.experiment_id if project else self._client.create_experiment(settings.project)
         note = folder / "mlflow.json"
+        self.last = -1
         if note.exists() and start:
             self.run_id = str(json.loads(note.read_text())["run_id"])
             self._client.update_run(self.run_id, status="RUNNING")
+            history = self._client.get_metric_history(self.run_id, mlflow_name(STEP))
+            self.last = max((row.step for row in history), default=-1)
             return
-        tags = {"group": folder.absolute().parent.name, "stage": folder.name, **dict.fromkeys(settings.tags, "true")}
+        tags = {mlflow_name(tag): "true" for tag in settings.tags}
+        tags |= {"group": folder.absolute().parent.name, "stage": folder.name}
         self.run_id = self._client.create_run(experiment, run_name=name, tags=tags).info.run_id
         note.write_text(json.dumps({"run_id": self.run_id}) + "\n")
-        parameters = [Param(key, str(value)[:_PARAMETER]) for key, value in _flat(config)]
+        parameters = [Param(mlflow_name(key), str(value)[:_PARAMETER]) for key, value in _flat(config)]
         for first in range(0, len(parameters), 100):
             self._client.log_batch(self.run_id, params=parameters[first : first + 100])
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Log one step's numbers."""
         now, step = int(time.time() * 1000), int(values["step"])
-        metrics = [self._metric(key, value, now, step) for key, value in numbers(values).items()]
+        metrics = [self._metric(mlflow_name(key), value, now, step) for key, value in numbers(values).items()]
         self._client.log_batch(self.run_id, metrics=metrics)
 
     def close(self, *, exit_code: int) -> None:
         """End the run."""
         self._client.set_terminated(self.run_id, status="FAILED" if exit_code else "FINISHED")
+
+
+def mlflow_name(name: str) -> str:
+    """Return a name that MLflow takes: `eval/mcq_accuracy.low`, `eval/mcq_accuracy_needs:audio_`.
+
+    Where its runs are files, slashes make folders, so that `x` and `x/low` could not both be. It draws one panel for
+    what stands before the first slash, which stays.
+    """
+    group, slash, rest = re.sub(r"[^\w.\- :/]", "_", name).partition("/")
+    return (group + slash + rest.replace("/", "."))[:250]
 
 
 class SwanlabMirror:
@@ -176,6 +221,10 @@ class SwanlabMirror:
     ) -> None:
         """Begin a run, or go on with the one that this folder began."""
         import swanlab
+
+        # It drops steps that its server has, and writes its files late, so they do not say what a kill left: all is
+        # written again.
+        self.last = -1
 
         self._run = swanlab.init(
             project=settings.project,
@@ -213,6 +262,7 @@ class TrackioMirror:
         self._run = trackio.init(
             project=settings.project, name=name, group=group, config=dict(_flat(config)), resume="allow", embed=False
         )
+        self.last: int | None = getattr(self._run, "_next_step", 0) - 1
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Log one step's numbers."""

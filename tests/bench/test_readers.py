@@ -294,7 +294,7 @@ def test_what_is_wrong_with_a_question_is_listed_with_its_id(
     bench = read_bench("own", tmp_path)
     assert ids(bench) == ["good"]
     assert [(hole.id, hole.reason) for hole in bench.holes] == [(change.get("id", "bad"), reason)]
-    assert bench.asked == 2
+    assert len(bench.items) + len(bench.holes) == 2
 
 
 def test_lines_that_are_no_json_do_not_hide_the_others(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from arcvideo.decoding.buffers import Buffers
+from arcvideo.decoding.wire import Buffers
 
 
 def place(array: np.ndarray) -> int:

@@ -14,7 +14,7 @@ from arcvideo.layout import MediaLayout
 from arcvideo.lineage.manifest import read_manifest
 from arcvideo.lineage.parents import resolve_parent
 from arcvideo.media.frames import time_spans
-from arcvideo.model.towers.fusion import rows_per_frame
+from arcvideo.model.arc_hunyuan.parts import rows_per_frame
 from arcvideo.planning.mixture import open_mixture
 from arcvideo.planning.plan import Plan
 from arcvideo.planning.settings import DataSettings, SourceSettings

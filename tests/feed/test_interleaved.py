@@ -15,7 +15,7 @@ from arcvideo.model.disk.tokenizer import load_tokenizer
 from arcvideo.model.positions import replace_newlines, xd_positions
 from arcvideo.model.special import special_ids
 from arcvideo.planning.settings import DataSettings, SourceSettings
-from arcvideo.planning.sizes import frame_shares
+from arcvideo.planning.table import frame_shares
 from arcvideo.render import (
     cut_prompt,
     media_ids,

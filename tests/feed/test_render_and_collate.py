@@ -7,7 +7,7 @@ import torch
 from arcvideo.feed.collate import Rendered, collate, collate_groups
 from arcvideo.feed.prompts import Prompt
 from arcvideo.model.special import special_ids
-from arcvideo.planning.sizes import prefix_tokens
+from arcvideo.planning.table import prefix_tokens
 from arcvideo.render import (
     media_length,
     render_branch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,16 @@ def test_a_stage_measured_on_its_own_clips_is_refused_unless_told(small_world: S
     assert not list(tmp_path.rglob("metrics.jsonl"))
     train(small_world, tmp_path, measured, "data.overlap=allow")
     assert list(tmp_path.rglob("metrics.jsonl"))
+
+
+@pytest.mark.slow
+def test_a_stage_writes_nothing_beside_shards_whose_indexes_have_a_folder(
+    small_world: SmallWorld, tmp_path: Path
+) -> None:
+    data = tmp_path / "mounted"
+    data.mkdir()
+    for shard in small_world.data.glob("*.tar"):
+        shutil.copy(shard, data)
+    there = sorted(data.iterdir())
+    train(small_world, tmp_path / "runs", f"data_dir={data}", f"data.index_dir={tmp_path}/indexes")
+    assert sorted(data.iterdir()) == there

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from arcvideo.evaluate import main
-from arcvideo.measuring.questions import Asking, Material, Question, check_metrics
+from arcvideo.measuring.questions import Asking, Material, MeasuredQuestion, check_metrics
 from arcvideo.measuring.scores import score_folder
 from arcvideo.tasks import make_sample
 from tests.measuring.test_scores import measured
@@ -108,7 +108,9 @@ def test_one_without_items_is_said_to_have_none(name: str, tmp_path: Path, capsy
 
 def asking() -> Asking:
     fields: dict[str, Any] = {"task": "mcq", "question": "Which?", "options": ["red", "blue"], "answer": "B"}
-    question = Question(number=0, sample=make_sample(fields, key="c/0", media_key="c"), tags=("dim:x",), fields=fields)
+    question = MeasuredQuestion(
+        number=0, sample=make_sample(fields, key="c/0", media_key="c"), tags=("dim:x",), fields=fields
+    )
     material = Material(number=0, name="c", questions=(question,), read=None)
     return Asking(name="own", digest="d", materials=(material,))
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from arcvideo.media import overlay
+from arcvideo.media.frames import stamp
 from arcvideo.media.read import resize
 
 TEXT = "00:00:03-00:00:04"
@@ -11,7 +11,7 @@ TEXT = "00:00:03-00:00:04"
 
 def _stamped(width: int, height: int, text: str = TEXT) -> np.ndarray:
     frame = np.full((height, width, 3), 90, dtype=np.uint8)
-    overlay.stamp(frame, text=text)
+    stamp(frame, text=text)
     return frame
 
 
@@ -56,7 +56,7 @@ def test_frames_too_small_for_the_box_are_stamped_as_far_as_it_fits(size):
 
 def test_an_unreadable_font_is_named():
     with pytest.raises(ValueError, match="no-such"):
-        overlay.stamp(np.zeros((64, 64, 3), np.uint8), text=TEXT, font="no-such.ttf")
+        stamp(np.zeros((64, 64, 3), np.uint8), text=TEXT, font="no-such.ttf")
 
 
 def test_resize_equals_the_reference(golden_tensors):

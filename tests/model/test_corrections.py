@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from arcvideo.model.arc_hunyuan.parts import audio_for_frames
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.positions import xd_positions
 from arcvideo.model.settings import Corrections
-from arcvideo.model.towers.fusion import audio_for_frames
 from tests.model.small import SETTINGS, SPECIAL, Row, clip, prefix, text
 
 

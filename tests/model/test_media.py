@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from arcvideo.model.arc_hunyuan.parts import audio_for_frames, rows_per_frame
 from arcvideo.model.towers.features import FeatureStore, feature_key, tower_digest
-from arcvideo.model.towers.fusion import audio_for_frames, rows_per_frame
 from arcvideo.model.towers.media import normalize_pixels
 from tests.model.small import SETTINGS, Row, clip, prefix, small_model, text
 

@@ -16,7 +16,7 @@ from arcvideo.model.disk.tokenizer import (
     save_tokenizer,
 )
 from arcvideo.model.special import ANSWER_TAGS, SPECIALS, special_ids
-from arcvideo.tasks.instructions import suffix
+from arcvideo.tasks.fields import suffix
 
 ROOT = Path(__file__).parents[2]
 

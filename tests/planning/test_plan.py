@@ -17,8 +17,7 @@ from arcvideo.planning.plan import Plan
 from arcvideo.planning.random_words import permutation, uniforms, words
 from arcvideo.planning.settings import DataSettings, SourceSettings
 from arcvideo.planning.shares import mixture_report, realised, with_passes
-from arcvideo.planning.sizes import frame_counts
-from arcvideo.planning.table import SourceTable
+from arcvideo.planning.table import SourceTable, frame_counts
 from arcvideo.planning.visits import choose_items, draw_visits
 from arcvideo.shards.write import Record, write_shards
 from benchmarks.plan import synthetic

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from arcvideo.flops import Segment
-from arcvideo.planning.sizes import attention_pairs, audio_chunks, prefix_tokens, ragged
+from arcvideo.planning.table import attention_pairs, audio_chunks, prefix_tokens, ragged
 
 
 def test_pairs_of_a_family_are_those_of_its_segments() -> None:

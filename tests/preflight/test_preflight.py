@@ -16,6 +16,7 @@ import pytest
 
 from arcvideo.composing.recipe import ExpectedSource, load_recipe, planned_stages
 from arcvideo.feed.source import Source
+from arcvideo.flops import Segment
 from arcvideo.model.disk.tokenizer import load_tokenizer
 from arcvideo.planning.cost import pack_cost
 from arcvideo.preflight.__main__ import main
@@ -358,6 +359,7 @@ def test_declared_prompts_are_those_of_shards_alike() -> None:
     # tokens of a prompt: the start, 40 frames of 114 tokens between <vid> and </vid>, a question with thoughts
     assert found.longest == 1 + 2 + 40 * 114 + 400
     assert found.tokens == found.samples * found.longest
+    assert found.pairs == found.samples * Segment(length=found.longest).pairs
 
 
 def test_preference_pairs_keep_and_ask_a_reference() -> None:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arcvideo.rollout.rewards.builtin import Reward
 from arcvideo.rollout.rewards.loading import load_reward, rewards
-from arcvideo.rollout.rewards.protocol import Reward
-from arcvideo.tasks.answers import clock_span, parse_span
-from arcvideo.tasks.instructions import SUFFIXES
+from arcvideo.tasks.fields import SUFFIXES
+from arcvideo.tasks.spans import clock_span, parse_span
 
 TRUTH = (2.0, 6.0)
 THINK = "<think>x</think>"

@@ -12,8 +12,8 @@ import yaml
 
 from arcvideo.processes.launcher import launch_variables
 from arcvideo.processes.ranks import World
+from arcvideo.runner.optimizer import lr_ratio
 from arcvideo.runner.runner import Runner
-from arcvideo.runner.schedule import lr_ratio
 from arcvideo.runner.settings import (
     OptimizerSettings,
     RunnerSettings,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.cache_utils import Cache
 
-from arcvideo.sampling.draw import filtered
+from arcvideo.sampling.decode import filtered
 from arcvideo.sampling.groups import Completion, Group
 from arcvideo.sampling.prefill import prefill
 from arcvideo.sampling.sampler import InProcessSampler

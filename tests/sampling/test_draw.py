@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from arcvideo.sampling.draw import draw, filtered, uniforms
+from arcvideo.sampling.decode import draw, filtered, uniforms
 
 
 def test_draw_follows_the_distribution() -> None:

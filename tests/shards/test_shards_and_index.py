@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from arcvideo.report.film import _indexes
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ShardIndex, build_index, ensure_indexes, index_folder, open_index
 from arcvideo.shards.lengths import all_lengths
@@ -251,3 +252,23 @@ def test_shards_in_a_folder_that_cannot_be_written_have_their_indexes_elsewhere(
     opened = open_index(paths[0], place=str(place))
     assert opened is not None
     assert opened.digest == indexes[0].digest
+
+
+def test_a_folder_for_indexes_in_the_environment_is_meant_for_every_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build.shards(tmp_path / "mounted", count=2, per_shard=1)
+    there = sorted((tmp_path / "mounted").iterdir())
+    paths = [path for path in there if path.suffix == ".tar"]
+    monkeypatch.setenv("ARCVIDEO_INDEX_DIR", str(tmp_path / "indexes"))
+    ensure_indexes(paths, progress=False)
+    assert sorted((tmp_path / "mounted").iterdir()) == there
+    assert {path.suffix for path in (tmp_path / "indexes").iterdir()} == {".index", ".lock"}
+    ensure_indexes(paths, progress=False, place=str(tmp_path / "own"))  # `data.index_dir` is nearer
+    assert (tmp_path / "own").is_dir()
+
+
+def test_the_report_finds_clips_whose_indexes_have_a_folder(tmp_path: Path) -> None:
+    pattern = build.shards(tmp_path / "mounted", count=2, per_shard=1)
+    ensure_indexes(sorted((tmp_path / "mounted").glob("*.tar")), progress=False, place=str(tmp_path / "indexes"))
+    assert len(list(_indexes([str(pattern)], data={"index_dir": str(tmp_path / "indexes")}))) == 2

@@ -10,7 +10,7 @@ import pytest
 from arcvideo.synthetic.questions import Item, letter_items, questions
 from arcvideo.synthetic.script import Script, draw_script
 from arcvideo.tasks import TASKS, make_sample
-from arcvideo.tasks.answers import parse_span
+from arcvideo.tasks.spans import parse_span
 
 SCRIPTS = [
     *(draw_script(split="train", index=index, seed=5) for index in range(150)),

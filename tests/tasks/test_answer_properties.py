@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcvideo.tasks.answers import clock, one_answer, parse_letter, parse_span, read_letter, read_span, split_answer
+from arcvideo.tasks.answers import one_answer, split_answer
+from arcvideo.tasks.mcq import parse_letter, read_letter
+from arcvideo.tasks.spans import clock, parse_span, read_span
 
 TEXTS = ["red", "a blue car", "green", "two white dogs", "nothing of this", "I see it", "both 1 and 2", "左边的人"]
 MANY = settings(max_examples=100, deadline=None)

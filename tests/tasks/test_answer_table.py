@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.tasks.answers import one_answer, read_letter, read_span
+from arcvideo.tasks.answers import one_answer
+from arcvideo.tasks.mcq import read_letter
+from arcvideo.tasks.spans import read_span
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "answers.md"
 OPTIONS = ["a cat", "a dog", "a bird", "a cow"]

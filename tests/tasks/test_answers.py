@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from arcvideo.tasks.answers import clock, clock_span, parse_letter, parse_span, split_answer, temporal_iou
+from arcvideo.tasks.answers import split_answer
+from arcvideo.tasks.mcq import parse_letter
+from arcvideo.tasks.spans import clock, clock_span, parse_span, temporal_iou
 
 OPTIONS = ["red", "blue", "green", "white"]
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from arcvideo.tasks import TASKS, RecordError, make_sample, scoring
-from arcvideo.tasks.answers import temporal_iou
+from arcvideo.tasks.spans import temporal_iou
 
 
 @pytest.mark.parametrize(

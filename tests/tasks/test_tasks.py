@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from arcvideo.tasks import TASKS, RecordError, make_sample
-from arcvideo.tasks.answers import parse_letter, parse_span, split_answer
-from arcvideo.tasks.fields import check_times
-from arcvideo.tasks.instructions import SUFFIXES, suffix
+from arcvideo.tasks.answers import split_answer
+from arcvideo.tasks.fields import SUFFIXES, check_times, suffix
+from arcvideo.tasks.mcq import parse_letter
+from arcvideo.tasks.spans import parse_span
 from arcvideo.types import Sample
 
 ITEMS: dict[str, dict[str, Any]] = {

@@ -80,6 +80,16 @@ def test_tensorboard_has_the_numbers_of_every_step(tmp_path: Path) -> None:
     assert events.Tags()["scalars"] == ["train/loss"]
 
 
+def test_tensorboard_has_what_a_killed_run_did(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    mirror = TensorBoardMirror(LoggerSettings(tensorboard=True), folder=tmp_path, start=0)
+    for step in range(3):
+        mirror.write({"step": step, "train/loss": 3.0 - step})
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()  # nobody has closed it
+    assert [event.step for event in events.Scalars("train/loss")] == [0, 1, 2]
+    mirror.close()
+
+
 def test_a_tensorboard_that_fails_switches_itself_off(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tensorboard")
     mirror = TensorBoardMirror(LoggerSettings(tensorboard=True), folder=tmp_path, start=0)

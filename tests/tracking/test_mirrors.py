@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 
 from arcvideo.tracking.log import RunLog
-from arcvideo.tracking.mirrors import BesideMirror, numbers, open_mirrors
+from arcvideo.tracking.mirrors import BesideMirror, mlflow_name, numbers, open_mirrors
 from arcvideo.tracking.settings import LoggerSettings, logger_problems
 
 CONFIG = {"stage": {"name": "sft"}, "runner": {"steps": 3}, "logger": {"tags": ["a"]}}
-ROWS = [{"step": step, "train/loss": 1.0 / (step + 1), "note": "x"} for step in range(4)]
+ROWS: list[dict[str, Any]] = [
+    {"step": step, "train/loss": 1.0 / (step + 1), "time/step": 1.0, "note": "x"} for step in range(4)
+]
+FIGURES = {"step": 4, "eval/mcq_accuracy[needs:audio]": 0.5, "eval/mcq_accuracy": 0.5, "eval/mcq_accuracy/low": 0.25}
 
 
 class FileMirror:
@@ -35,6 +38,12 @@ class FileMirror:
         self.file.close()
 
 
+class Keeping(FileMirror):
+    """A logger that knows what it holds: a run was killed after the third step had come to it."""
+
+    last = 2
+
+
 class Broken(FileMirror):
     """A logger that fails."""
 
@@ -43,8 +52,9 @@ class Broken(FileMirror):
 
 
 def written(folder: Path, settings: LoggerSettings, *, start: int = 0, end: int = 2) -> None:
-    mirrors = open_mirrors(settings, folder=folder, name="sft-1", config=CONFIG, start=start)
-    for row in ROWS[start:end]:
+    rows = [*ROWS, FIGURES]
+    mirrors = open_mirrors(settings, folder=folder, name="sft-1", config=CONFIG, start=start, past=rows[:start])
+    for row in rows[start:end]:
         for mirror in mirrors:
             mirror.write(row)
     for mirror in mirrors:
@@ -61,8 +71,29 @@ def test_a_logger_of_another_package_gets_every_step_and_the_end(tmp_path: Path)
     log.close(exit_code=3)
     head, *rows, end = [json.loads(line) for line in (tmp_path / "own.jsonl").read_text().splitlines()]
     assert head == {"name": "sft-1", "project": "p", "start": 0}
-    assert rows == [{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}]
+    assert rows == [{"step": 0, "loss": 1.0, "time/step": 1.0}, {"step": 1, "loss": 0.5, "time/step": 1.0}]
     assert end == {"exit_code": 3}
+
+
+@pytest.mark.parametrize(("start", "steps"), [(1, [3, 4]), (4, [3, 4])], ids=["ahead of the checkpoint", "behind it"])
+def test_a_logger_that_knows_what_it_holds_gets_each_step_once_across_a_kill(
+    start: int, steps: list[int], tmp_path: Path
+) -> None:
+    written(tmp_path, LoggerSettings(mirrors=[f"{__name__}:Keeping"]), start=start, end=5)
+    lines = [json.loads(line) for line in (tmp_path / "own.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "step" in line] == steps
+
+
+def test_figures_of_a_stage_that_is_measured_again_reach_a_logger_again(tmp_path: Path) -> None:
+    class Full(FileMirror):
+        last = 4
+
+    full = BesideMirror(
+        "full", lambda: Full(LoggerSettings(), folder=tmp_path, name="n", config={}, start=4), past=ROWS
+    )
+    full.write(FIGURES)
+    full.close(exit_code=0)
+    assert '"eval/mcq_accuracy": 0.5' in (tmp_path / "own.jsonl").read_text()
 
 
 def test_a_logger_that_fails_is_told_once_and_training_goes_on(
@@ -96,14 +127,24 @@ def test_what_is_no_logger_is_told_before_a_run(monkeypatch: pytest.MonkeyPatch)
     assert logger_problems(LoggerSettings(mirrors=[f"{__name__}:FileMirror"])) == []
 
 
+def test_names_for_mlflow_stand_beside_each_other_as_files() -> None:
+    names = ["train/kl", "train/rewards/iou/mean", "eval/a", "eval/a/low", "eval/a[needs:audio]", "data.sources.x"]
+    assert [mlflow_name(name) for name in names] == [
+        "train/kl", "train/rewards.iou.mean", "eval/a", "eval/a.low", "eval/a_needs:audio_", "data.sources.x",
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
-def test_mlflow_has_the_settings_and_each_step_once_across_a_restart(tmp_path: Path) -> None:
+def test_mlflow_has_the_settings_and_each_step_once_across_a_restart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     mlflow = pytest.importorskip("mlflow")
     folder = tmp_path / "shorts" / "sft"
     folder.mkdir(parents=True)
     settings = LoggerSettings(mirrors=["mlflow"], project="p", tags=["small"])
-    written(folder, settings)
-    written(folder, settings, start=2, end=4)
+    written(folder, settings, end=3)
+    written(folder, settings, start=2, end=5)
+    assert "is off for this run" not in capsys.readouterr().err
     client = mlflow.MlflowClient((folder.parent / "mlruns").as_uri())
     (run,) = client.search_runs([client.get_experiment_by_name("p").experiment_id])
     assert run.info.status == "FINISHED"
@@ -111,6 +152,8 @@ def test_mlflow_has_the_settings_and_each_step_once_across_a_restart(tmp_path: P
     assert (run.data.tags["group"], run.data.tags["stage"]) == ("shorts", "sft")
     history = client.get_metric_history(run.info.run_id, "train/loss")
     assert [(row.step, row.value) for row in history] == [(row["step"], row["train/loss"]) for row in ROWS]
+    figures = {"eval/mcq_accuracy": 0.5, "eval/mcq_accuracy.low": 0.25, "eval/mcq_accuracy_needs:audio_": 0.5}
+    assert run.data.metrics.items() >= figures.items()
 
 
 @pytest.mark.slow
@@ -125,14 +168,14 @@ def test_swanlab_writes_files_that_can_be_sent_later(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.slow
-def test_trackio_has_each_step(
+def test_trackio_has_each_step_once_across_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    pytest.importorskip("trackio")
+    storage = pytest.importorskip("trackio.sqlite_storage")
     folder = tmp_path / "shorts" / "sft"
     folder.mkdir(parents=True)
-    written(folder, LoggerSettings(mirrors=["trackio"], project="p"))
+    written(folder, LoggerSettings(mirrors=["trackio"], project="p"), end=3)
+    written(folder, LoggerSettings(mirrors=["trackio"], project="p"), start=2, end=5)
     assert "is off for this run" not in capsys.readouterr().err
-    files = [path for path in tmp_path.rglob("*") if path.is_file() and "trackio" in str(path)]
-    assert any(b"train/loss" in path.read_bytes() for path in files)
+    assert [row["step"] for row in storage.SQLiteStorage.get_logs("p", "sft-1")] == [0, 1, 2, 3, 4]

@@ -66,6 +66,25 @@ def test_steps_that_a_kill_kept_from_wandb_are_sent_from_the_file(tmp_path: Path
     for row in rows[4:]:
         again.write(row)
     again.close()
-    steps = [int(item.value_json) for record in records(folder) if record.HasField("history")
-             for item in record.history.item if "_step" in (item.key, *item.nested_key)]  # fmt: skip
-    assert steps == [0, 1, 2, 3, 4, 5]
+    assert steps(folder) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.slow
+def test_steps_that_wandb_has_and_a_resumed_run_does_again_are_there_once(tmp_path: Path) -> None:
+    folder = tmp_path / "shorts" / "sft"
+    folder.mkdir(parents=True)
+    rows = [{"step": step, "train/loss": float(step), "time/step": 1.0} for step in range(6)]
+    settings = LoggerSettings(wandb="offline")
+    # The kill came three steps after the last checkpoint, and W&B had them all.
+    for start, end in ((0, 4), (1, 6)):
+        run = WandbMirror(settings, folder=folder, name="n", config={}, run_id="abcd1234", past=rows[:start])
+        for row in rows[start:end]:
+            run.write(row)
+        run.close()
+    assert steps(folder) == [0, 1, 2, 3, 4, 5]
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps in the W&B files of a stage."""
+    items = [item for record in records(folder) if record.HasField("history") for item in record.history.item]
+    return [int(item.value_json) for item in items if "_step" in (item.key, *item.nested_key)]

@@ -151,8 +151,8 @@ class Spool:
         number = 0
         while rows := self._run(_NEXT.format("number, media, key"), number):
             for number, media, key in rows:
-                found = [of_json(medium) for medium in json.loads(media)]
-                yield number, [medium for medium in found if medium is not None], key
+                media_of_record = [of_json(medium) for medium in json.loads(media)]
+                yield number, [medium for medium in media_of_record if medium is not None], key
 
     def drafts(self, *, sound_of: Callable[[Medium], Medium | None]) -> Iterator[Draft]:
         """Yield the records; those without a sound of their own have what `sound_of` says of their first medium."""

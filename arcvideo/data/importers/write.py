@@ -59,13 +59,13 @@ def write_drafts(
     """
     out, part = ledger.path.parent, Part()
 
-    def count(one: Part) -> None:
-        report.used += one.used
-        report.problems.extend(Problem(**problem) for problem in one.problems)
+    def count(finished: Part) -> None:
+        report.used += finished.used
+        report.problems.extend(Problem(**problem) for problem in finished.problems)
 
-    def kept(one: Part) -> None:
-        count(one)
-        advance(one.drafts)
+    def kept(finished: Part) -> None:
+        count(finished)
+        advance(finished.drafts)
 
     rest = ledger.unfinished(drafts, each=kept)
     with MediaPool(count=workers) as pool:
@@ -99,7 +99,7 @@ def write_drafts(
             count(part)
     if not ledger.parts:
         raise ValueError(f"nothing to write to {out}: there are no records")
-    return [out / one.shard for one in ledger.parts]
+    return [out / part.shard for part in ledger.parts]
 
 
 def room_of_shard() -> int:
@@ -134,9 +134,9 @@ class _Ready:
     probed: Sequence[Probed | MediaError | None] = ()
 
     def close(self) -> None:
-        for one in (*self.media, self.sound):
-            if isinstance(one, Opened):
-                one.close()
+        for medium in (*self.media, self.sound):
+            if isinstance(medium, Opened):
+                medium.close()
 
 
 def _examined(drafts: Iterator[Draft], *, pool: MediaPool) -> Generator[_Ready, None, None]:
@@ -216,9 +216,9 @@ def _media(ready: _Ready) -> dict[str, Content]:
     for number, (medium, probed) in enumerate(zip(ready.media, ready.probed, strict=True)):
         if medium is None:
             continue
-        for one in (medium, probed):
-            if isinstance(one, MediaError):
-                raise one
+        for side in (medium, probed):
+            if isinstance(side, MediaError):
+                raise side
         assert isinstance(medium, Opened)
         assert isinstance(probed, Probed)
         clips.append({_type(medium.medium, known=VIDEO | AUDIO | IMAGE, other="media"): medium})

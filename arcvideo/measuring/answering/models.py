@@ -15,7 +15,7 @@ from arcvideo.lineage.parents import checkpoint_folder
 from arcvideo.measuring.answering.endpoint import Endpoint
 from arcvideo.measuring.answering.hub import HubModel
 from arcvideo.measuring.answering.ours import Ours
-from arcvideo.measuring.questions import Question
+from arcvideo.measuring.questions import MeasuredQuestion
 from arcvideo.measuring.read import Read
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.structured import SettingsError
@@ -47,7 +47,7 @@ class Measured(Protocol):
         """Return a digest of everything that is written to it about a clip."""
         ...
 
-    def first_prompt(self, question: Question) -> str:
+    def first_prompt(self, question: MeasuredQuestion) -> str:
         """Return what a question looks like to it."""
         ...
 

@@ -19,7 +19,7 @@ from arcvideo.layout import MediaLayout
 from arcvideo.lineage.manifest import EXPORT_NAME, read_manifest
 from arcvideo.lineage.parents import checkpoint_folder, resolve_parent
 from arcvideo.measuring.arms import Seen, arm_clip
-from arcvideo.measuring.questions import Question
+from arcvideo.measuring.questions import MeasuredQuestion
 from arcvideo.measuring.read import Read
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.media.clip import to_media
@@ -103,7 +103,7 @@ class Ours:
             text.update(prompt.ids.tobytes())
         return text.hexdigest()[:16]
 
-    def first_prompt(self, question: Question) -> str:
+    def first_prompt(self, question: MeasuredQuestion) -> str:
         """Return what a question looks like to the model, a clip of one frame in front of it."""
         frames = None if question.sample.media_key is None else 1
         ids = self._prompt(question, media=None, frames=frames, seconds=None).question_ids
@@ -197,7 +197,9 @@ class Ours:
         changed = encoded(list(later.values()), model=model)
         return {arm: medium for arm, medium in (media | dict(zip(later, changed, strict=True))).items() if arm in shown}
 
-    def _prompt(self, question: Question, *, media: Media | None, frames: int | None, seconds: float | None) -> Prompt:
+    def _prompt(
+        self, question: MeasuredQuestion, *, media: Media | None, frames: int | None, seconds: float | None
+    ) -> Prompt:
         tokenizer, sample = self.processor.tokenizer, question.sample
         branch = render_branch(sample, tokenizer=tokenizer, wording=self.processor.wording)
         prefix = np.zeros(0, dtype=np.int64)

@@ -13,10 +13,10 @@ from torch import Tensor
 from arcvideo.evaluation.answers import Answer, answer_about
 from arcvideo.layout import MediaLayout
 from arcvideo.measuring.arms import arm_clip
-from arcvideo.measuring.questions import Question
+from arcvideo.measuring.questions import MeasuredQuestion
 from arcvideo.measuring.read import Read
 from arcvideo.measuring.settings import EvaluateSettings
-from arcvideo.tasks.instructions import suffix
+from arcvideo.tasks.fields import suffix
 from arcvideo.types import Clip
 
 FRAMES_LAYOUT = MediaLayout()
@@ -27,7 +27,7 @@ FRAMES_LAYOUT = MediaLayout()
 class Told:
     """One question in one arm."""
 
-    question: Question
+    question: MeasuredQuestion
     arm: str
     text: str
     clip: Clip | None
@@ -35,14 +35,14 @@ class Told:
     read: Read
 
 
-def question_text(question: Question, *, wording: str) -> str:
+def question_text(question: MeasuredQuestion, *, wording: str) -> str:
     """Return the question with its instruction, without the mark of where the frames stand."""
     text = question.sample.turns[0].question.replace("<video>", "").strip()
     instruction = suffix(question.sample.instruction, wording=wording)
     return f"{text}\n{instruction}" if instruction else text
 
 
-def told(read: Read, *, wording: str) -> Iterator[Told]:
+def pending(read: Read, *, wording: str) -> Iterator[Told]:
     """Yield what is left to ask about a clip."""
     arms = dict.fromkeys(arm for question in read.material.questions for arm in read.wanted.get(question.key, ()))
     for arm in arms:
@@ -74,7 +74,7 @@ class PlainModel:
         texts = "\n".join(map(self.first_prompt, read.material.questions))
         return hashlib.sha256(texts.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
-    def first_prompt(self, question: Question) -> str:
+    def first_prompt(self, question: MeasuredQuestion) -> str:
         """Return the text of a question."""
         return question_text(question, wording=self.wording)
 
@@ -82,7 +82,7 @@ class PlainModel:
         """Yield the answers about one clip at a time, with the seconds they took; raises what `answers` raises."""
         for read in clips:
             began = time.perf_counter()
-            answers = self.answers(told(read, wording=self.wording))
+            answers = self.answers(pending(read, wording=self.wording))
             video = 0.0 if read.seen is None else read.seen.clip.duration
             yield answers, {"answer": time.perf_counter() - began, "video": video}
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from arcvideo.model.arc_hunyuan.head import Head
-from arcvideo.model.attention import Plan, attend, attend_openly
+from arcvideo.model.attention import AttentionPlan, attend, attend_openly
 from arcvideo.model.fused import kernel
 from arcvideo.model.norms import RMSNorm, rms_norm
 from arcvideo.model.output import Trace
@@ -97,7 +97,7 @@ class Attention(nn.Module):
         self.key_layernorm = RMSNorm(self.head_dim, eps=settings.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, *, rope: Rope, plan: Plan, cache: Any = None, weights: list[Tensor] | None = None
+        self, x: Tensor, *, rope: Rope, plan: AttentionPlan, cache: Any = None, weights: list[Tensor] | None = None
     ) -> Tensor:
         # Rows of qkv are grouped by key head: its queries, then one key, then one value.
         qkv = self.qkv_proj(x).unflatten(-1, (-1, self.groups + 2, self.head_dim))
@@ -147,7 +147,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.mlp = MLP(settings)
 
     def forward(
-        self, x: Tensor, rope: Rope, plan: Plan, cache: Any = None, weights: list[Tensor] | None = None
+        self, x: Tensor, rope: Rope, plan: AttentionPlan, cache: Any = None, weights: list[Tensor] | None = None
     ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rope=rope, plan=plan, cache=cache, weights=weights)
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -164,7 +164,7 @@ class Decoder(nn.Module):
         self.recompute = "none"
 
     def forward(
-        self, x: Tensor, *, positions: Tensor, plan: Plan, cache: Any = None, trace: Trace | None = None
+        self, x: Tensor, *, positions: Tensor, plan: AttentionPlan, cache: Any = None, trace: Trace | None = None
     ) -> Tensor:
         """Return final hidden states, shaped like x (..., L, D); positions are (..., 4, L)."""
         rope = rope_tables(positions, settings=self.settings, dtype=x.dtype, across_halves=self.across_halves)

@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoderLayer, Qwen2_5_VLRMSNorm
 
-from arcvideo.model.attention import Plan, attend, attend_openly
+from arcvideo.model.attention import AttentionPlan, attend, attend_openly
 from arcvideo.model.output import Trace
 from arcvideo.model.recompute import run_layer
 from arcvideo.model.settings import TextSettings
@@ -32,7 +32,7 @@ def by_plan(
     value: Tensor,
     attention_mask: Tensor | None = None,
     *,
-    plan: Plan,
+    plan: AttentionPlan,
     ours: Any = None,
     weights: list[Tensor] | None = None,
     **others: Any,
@@ -91,7 +91,7 @@ class DecoderLayer(Qwen2_5_VLDecoderLayer):
     """A layer that is called as our own are."""
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, rope: Rope, plan: Plan, cache: Any = None, weights: list[Tensor] | None = None
+        self, x: Tensor, rope: Rope, plan: AttentionPlan, cache: Any = None, weights: list[Tensor] | None = None
     ) -> Tensor:
         own = hasattr(cache, "attend")
         layer: Any = super()  # what it is given beside its own arguments reaches the attention function
@@ -118,7 +118,7 @@ class Decoder(nn.Module):
         self.recompute = "none"
 
     def forward(
-        self, x: Tensor, *, positions: Tensor, plan: Plan, cache: Any = None, trace: Trace | None = None
+        self, x: Tensor, *, positions: Tensor, plan: AttentionPlan, cache: Any = None, trace: Trace | None = None
     ) -> Tensor:
         """Return final hidden states, shaped like x (..., L, D); positions are (..., 4, L)."""
         shape = x.shape

@@ -19,12 +19,11 @@ from torch import Tensor
 
 from arcvideo.layout import MediaLayout
 from arcvideo.media.audio import SAMPLE_RATE, cut_waveform, fit_waveform, mel_chunks
-from arcvideo.media.frames import plan_frames, stamp_text
-from arcvideo.media.overlay import stamp
+from arcvideo.media.frames import plan_frames, stamp, stamp_text
 from arcvideo.media.read import resize
+from arcvideo.model.arc_hunyuan.parts import rows_per_frame
 from arcvideo.model.positions import replace_newlines, xd_positions
 from arcvideo.model.special import special_ids
-from arcvideo.model.towers.fusion import rows_per_frame
 from arcvideo.model.towers.media import normalize_pixels
 from arcvideo.render import MEDIA_TAG, media_ids, render_branch, render_shared, render_whole, split_question
 from arcvideo.types import Sample, Turn

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from arcvideo.files import told
+from arcvideo.files import error_line
 from arcvideo.model.configuration import ArcVideoConfig, ids_to_config
 from arcvideo.model.disk.loading import empty_model, save_model
 from arcvideo.model.disk.tokenizer import load_tokenizer, save_tokenizer
@@ -293,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
         (options.out / "parts.json").write_text(json.dumps([asdict(part) for part in parts], indent=1) + "\n")
         write_sums(options.out)
     except (ValueError, OSError, SafetensorError) as error:
-        print(f"error: {told(error, folder=options.out)}", file=sys.stderr)
+        print(f"error: {error_line(error, folder=options.out)}", file=sys.stderr)
         return 2
     for part in parts:
         print(f"{part.module:24} {part.tensors:5} tensors {part.parameters:14,} parameters  {part.source}")

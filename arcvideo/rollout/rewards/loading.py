@@ -8,17 +8,10 @@ from typing import Any
 
 from arcvideo.named import brought, load, path_of, problem
 from arcvideo.objectives.settings import GrpoSettings
-from arcvideo.rollout.rewards.builtin import answer_format, one_answer
-from arcvideo.rollout.rewards.graded import graded_makers, graded_rewards
-from arcvideo.rollout.rewards.length import repetition, soft_overlong
-from arcvideo.rollout.rewards.protocol import Reward
+from arcvideo.rollout.rewards.builtin import MAKERS, REWARDS, Reward, graded_makers, graded_rewards
 from arcvideo.structured import nearest
 from arcvideo.tasks import TASKS
 
-REWARDS: dict[str, Reward] = {"format": answer_format, "one_answer": one_answer}
-"""Name -> reward of any task; tasks bring their own."""
-MAKERS: dict[str, Callable[..., Reward]] = {"soft_overlong": soft_overlong, "repetition": repetition}
-"""Name -> function that makes a reward of its arguments: `repetition(ngram=3)`; tasks bring their own."""
 TRL_REWARDS = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")
 """Rewards of TRL that are used by name alone; their column `solution` is our letter or text of the truth."""
 TRL_MAKERS = ("get_cosine_scaled_reward", "get_repetition_penalty_reward", "get_soft_overlong_punishment")

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from arcvideo.feed.prompts import Prompt
 from arcvideo.objectives.settings import GrpoSettings
+from arcvideo.rollout.rewards.builtin import RESERVED, Reward, awaited, quiet
 from arcvideo.rollout.rewards.loading import load_reward
-from arcvideo.rollout.rewards.protocol import RESERVED, Reward, awaited, quiet
 from arcvideo.sampling.groups import Group
 
 

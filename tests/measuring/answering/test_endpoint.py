@@ -16,7 +16,7 @@ import torch
 
 from arcvideo.measuring.answering.endpoint import Endpoint, EndpointError
 from arcvideo.measuring.arms import Seen
-from arcvideo.measuring.questions import Material, Question
+from arcvideo.measuring.questions import Material, MeasuredQuestion
 from arcvideo.measuring.read import Read
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.tasks import make_sample
@@ -68,7 +68,7 @@ def endpoint(url: str, *, tries: int = 3, deadline: float = 30.0) -> Endpoint:
 
 def clip() -> Read:
     item = {"task": "mcq", "question": "Which?", "options": ["red", "blue"], "answer": "B"}
-    question = Question(number=0, sample=make_sample(item, key="c/0", media_key="c"), tags=("t",), fields=item)
+    question = MeasuredQuestion(number=0, sample=make_sample(item, key="c/0", media_key="c"), tags=("t",), fields=item)
     decoded = Clip(
         key="c", frames=torch.zeros(2, 3, 64, 64, dtype=torch.uint8), waveform=torch.zeros(32000), duration=2.0,
         frame_times=torch.tensor([[0.0, 1.0], [1.0, 2.0]]),

@@ -18,7 +18,7 @@ from arcvideo.evaluation.answers import Answer
 from arcvideo.measuring.answering.hub import HubModel, film
 from arcvideo.measuring.answering.models import open_model
 from arcvideo.measuring.arms import Seen, arm_clip
-from arcvideo.measuring.questions import Material, Question
+from arcvideo.measuring.questions import Material, MeasuredQuestion
 from arcvideo.measuring.read import Read
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.tasks import make_sample
@@ -53,7 +53,7 @@ def blank(shown: Clip) -> Clip:
 
 def read(*arms: str, seen: Clip | None = None) -> Read:
     item = {"task": "mcq", "question": "Which?", "options": ["red", "blue"], "answer": "B"}
-    question = Question(number=0, sample=make_sample(item, key="c/0", media_key="c"), tags=("t",), fields=item)
+    question = MeasuredQuestion(number=0, sample=make_sample(item, key="c/0", media_key="c"), tags=("t",), fields=item)
     material = Material(number=0, name="c", questions=(question,), read=None)
     return Read(material=material, wanted={"c/0": arms}, seen=Seen(clip=seen or clip(), bare=None), other=None, lost=(),
                 seconds=0.0)  # fmt: skip
