@@ -26,6 +26,7 @@ from arcvideo.composing.recipe import (
     PlannedStage,
     Recipe,
     Standing,
+    misspelt,
     parent_folder,
     planned_stages,
     standing,
@@ -270,6 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     strange = [word for word in extra if "=" not in word and not word.startswith("~")]
     if strange:
         sys.exit(f"error: {strange[0]}: expected status, or KEY=VALUE{nearest(strange[0], ['status'])}")
+    if problems := misspelt(extra, own=("stale", "gates")):
+        sys.exit(f"error: {problems[0]}")
     try:
         recipe = typed_recipe(names[0], words=words, extra=extra)
         if "status" in words:

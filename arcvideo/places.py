@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,16 @@ RECIPES = (Path(__file__).parent / "recipes").resolve()
 
 
 def writable(folder: Path) -> bool:
-    """Return whether files can be made in a folder, or the folder itself below the nearest one that is there."""
+    """Return whether files can be made in a folder, or the folder itself below the nearest one that is there.
+
+    It is tried: what the bits of the modes allow says nothing to root, of /proc, or of a disk that is full.
+    """
     there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), Path("/"))
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    try:
+        with tempfile.TemporaryDirectory(prefix=".arcvideo-", dir=there):
+            return True
+    except OSError:
         return False
-    return not os.statvfs(there).f_flag & os.ST_RDONLY
 
 
 def no_place(folder: Path, *, run_dir: str) -> str:

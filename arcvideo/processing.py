@@ -20,7 +20,9 @@ from arcvideo.layout import MediaLayout
 from arcvideo.media.clip import clip_of_frames, read_clip, to_media
 from arcvideo.messages import PLAIN_OPTIONS, Attached, file_bytes
 from arcvideo.model.configuration import ArcVideoConfig
-from arcvideo.model.disk.loading import CODE_FILE, load_config, share, write_code
+from arcvideo.model.disk.carried import auto_map, share, write_code
+from arcvideo.model.disk.hub import folder_of
+from arcvideo.model.disk.loading import load_config
 from arcvideo.model.disk.tokenizer import Template, load_templates, load_tokenizer, save_templates, save_tokenizer
 from arcvideo.model.disk.tokenizer import chat_template as own_template
 from arcvideo.model.families.table import family_of
@@ -73,12 +75,12 @@ class ArcVideoProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> ArcVideoProcessor:  # type: ignore[override]
-        """Return the processor of a checkpoint directory; `wording` and `font` overrule what it stores.
+        """Return the processor of a folder or a repository of the hub; `wording` and `font` overrule what it stores.
 
         Raises:
             ValueError: no tokenizer there, or a stored layout that the model beside it does not read.
         """
-        directory = Path(str(pretrained_model_name_or_path)) / kwargs.get("subfolder", "")
+        directory = folder_of(pretrained_model_name_or_path, options=kwargs)
         path = directory / PROCESSOR_FILE
         stored = json.loads(path.read_text()) if path.is_file() else {}
         choices = {name: kwargs.get(name) or stored.get(name) for name in ("wording", "font")}
@@ -111,7 +113,7 @@ class ArcVideoProcessor(ProcessorMixin):
         """Return what `processor_config.json` holds."""
         return {
             "processor_class": type(self).__name__,
-            "auto_map": {"AutoProcessor": f"{Path(CODE_FILE).stem}.{type(self).__name__}"},
+            "auto_map": auto_map("AutoProcessor", name=type(self).__name__),
             "layout": asdict(self.layout),
             "wording": self.wording,
             "font": self.font,
@@ -119,7 +121,7 @@ class ArcVideoProcessor(ProcessorMixin):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoProcessor") -> None:
-        """Do nothing: a saved processor names the package, it does not carry a copy of its code."""
+        """Do nothing: `save_pretrained` writes the code."""
 
     @property
     def model_input_names(self) -> list[str]:

@@ -15,6 +15,7 @@ from arcvideo.composing.overrides import merge_notes
 from arcvideo.lineage.manifest import Manifest, write_manifest
 from arcvideo.lineage.parents import Parent
 from arcvideo.lineage.state import State
+from arcvideo.places import writable
 from arcvideo.shards.write import write_shards
 from tests.compose import settings
 from tests.data import build
@@ -108,6 +109,10 @@ def test_ranks_that_cannot_share_a_step_and_places_that_cannot_be_written_are_to
     config = settings("stage=sft", f"run_dir={tmp_path}/file/runs")
     with pytest.raises(ValueError, match=r"run_dir=.*cannot be written"):
         train_module._check_places(config, shards=shards, ranks=1)
+    for place in ("/proc", "/proc/none/runs", "/sys/none"):  # root may write there, says the mode
+        assert not writable(Path(place)), place
+    assert writable(tmp_path / "new" / "folder")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "file"]
     readonly = {str(shard.parent)}
     monkeypatch.setattr(train_module, "writable", lambda folder: str(folder) not in readonly)
     config = settings("stage=sft", f"run_dir={tmp_path}/runs")

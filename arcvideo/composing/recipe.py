@@ -15,7 +15,7 @@ import yaml
 
 from arcvideo.composing.compose import stage_config
 from arcvideo.composing.config import RunConfig, plain_dict
-from arcvideo.composing.overrides import parsed, words_of
+from arcvideo.composing.overrides import folders, is_group, parsed, setting_type, settings_words, words_of
 from arcvideo.evaluation.targets import Comparison, Target
 from arcvideo.lineage.identity import folder_digest
 from arcvideo.lineage.manifest import EXPORT_NAME, finished
@@ -257,6 +257,21 @@ def _read(word: str) -> Any:
     except ValueError:
         return word.partition("=")[2]
     return value if isinstance(value, (int, float, bool, list, dict, type(None))) else str(value)
+
+
+def misspelt(words: Sequence[str], *, own: Sequence[str]) -> list[str]:
+    """Return a line for each word that is no setting, but nearly one of a command's own words.
+
+    Args:
+        words: overrides that the command would hand on to a stage, which knows nothing of its words.
+        own: names that the command takes as `NAME=VALUE`.
+    """
+    keys = [word.partition("=")[0] for word in settings_words(words) if "=" in word]
+    return [
+        f"{key}: no such word{meant}; `--help` shows all"
+        for key in keys
+        if setting_type(key) is None and not is_group(key, among=folders(words)) and (meant := nearest(key, [*own]))
+    ]
 
 
 def _given(words: Sequence[str]) -> dict[str, str]:

@@ -43,6 +43,7 @@ DECIDING = (
 )
 """Rooms whose modules decide weights; a new module in one of them counts, a new room has to be added here."""
 BYSTANDERS = {
+    "model": ("disk.card", "disk.carried"),  # what lies beside the weights of an export
     "shards": ("locks", "write"),  # locking, writing shards: what is read counts by its digest
     "rollout": ("log", "timeline"),
     # A checkpoint gives back what was saved bit for bit; the rest watches, counts, logs, or stops a run.

@@ -216,7 +216,7 @@ class ArcVideoConfig(PreTrainedConfig):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
-        """Do nothing: a saved folder names the package, it does not carry a copy of its code."""
+        """Do nothing: the model's `save_pretrained` writes the code."""
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return what differs from an empty configuration, and every size and id: a file is read alone."""

@@ -13,11 +13,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+from transformers.models.auto import modeling_auto
 
 from arcvideo.model.arc_hunyuan.head import as_head, score
 from arcvideo.model.attention import AttentionPlan
 from arcvideo.model.configuration import ArcVideoConfig
+from arcvideo.model.disk.carried import MODEL_KINDS, auto_map, share, write_code
 from arcvideo.model.disk.weights import check_fit
 from arcvideo.model.families.table import parts_of
 from arcvideo.model.fused import fuse
@@ -110,7 +112,22 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
-        """Do nothing: a saved folder names the package, it does not carry a copy of its code."""
+        """Do nothing: `save_pretrained` writes the code."""
+
+    def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # type: ignore[override]
+        """Write configuration, weights, and the code for `trust_remote_code`, in files that others may read.
+
+        Raises:
+            ValueError: `push_to_hub`, which would leave the code behind; the method of that name takes it along.
+        """
+        if options.get("push_to_hub"):
+            raise ValueError("push_to_hub=True: save the model to a directory and upload that, or call push_to_hub()")
+        models = auto_map(*MODEL_KINDS, name=type(self).__name__)
+        self.config.auto_map = {**auto_map("AutoConfig", name=type(self.config).__name__), **models}
+        super().save_pretrained(save_directory, **options)
+        if options.get("is_main_process", True):
+            write_code(Path(save_directory))
+            share(Path(save_directory))
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.language_model.model.embed_tokens
@@ -296,10 +313,10 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
 
     def _embed(self, input_ids: Tensor, fused: Tensor | None, *, decoding: bool) -> Tensor:
         """Return (..., L, D) with fused tokens in place of image ids."""
-        embeds = self.language_model.model.embed_tokens(input_ids)
+        embed = self.language_model.model.embed_tokens
         if fused is None and decoding:
             # A sampled image id is text like any other; looking for one would cost a device sync a step.
-            return embeds
+            return embed(input_ids)
         slots = (input_ids.flatten() == self.config.image_token_id).nonzero().squeeze(1)
         count = 0 if fused is None else len(fused)
         if len(slots) != count:
@@ -307,9 +324,8 @@ class ArcVideoForConditionalGeneration(ArcVideoMediaMixin, ArcVideoGenerationMix
                 f"the ids hold {len(slots)} image tokens but the media give {count}: "
                 f"{_frames(self.settings.kind.frames_per_group)} {self.settings.tokens_per_group} of them here"
             )
-        if fused is None:
-            return embeds
-        return insert(embeds, slots=slots, tokens=fused)
+        # After the count: ids of another model's processor may lie beyond the table.
+        return embed(input_ids) if fused is None else insert(embed(input_ids), slots=slots, tokens=fused)
 
     def _plan(
         self,
@@ -353,6 +369,5 @@ def _frames(count: int) -> str:
     return "a frame has" if count == 1 else f"{count} frames have"
 
 
-AutoModel.register(ArcVideoConfig, ArcVideoForConditionalGeneration)
-AutoModelForCausalLM.register(ArcVideoConfig, ArcVideoForConditionalGeneration)
-AutoModelForImageTextToText.register(ArcVideoConfig, ArcVideoForConditionalGeneration)
+for _kind in MODEL_KINDS:
+    getattr(modeling_auto, _kind).register(ArcVideoConfig, ArcVideoForConditionalGeneration)

@@ -27,14 +27,16 @@ from arcvideo.composing.recipe import (
     ExpectedSource,
     PlannedStage,
     Recipe,
+    misspelt,
     planned_stages,
     typed_recipe,
 )
 from arcvideo.files import error_line
 from arcvideo.preflight.estimate import Estimate, estimate, row_of
 from arcvideo.preflight.fitting import full_together, misfits
-from arcvideo.preflight.machine import GIB, Machine, machine_of
+from arcvideo.preflight.machine import Machine, machine_of
 from arcvideo.preflight.measured import Measured, error_table, measured
+from arcvideo.preflight.table import table
 from arcvideo.processes.children import run_child
 from arcvideo.processes.terminal import speak_plainly
 
@@ -54,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     own = {key: value for key, _, value in (word.partition("=") for word in words) if key in OWN_WORDS}
     extra = [word for word in words if word.partition("=")[0] not in OWN_WORDS and not word.startswith("given.")]
+    if problems := misspelt(extra, own=OWN_WORDS):
+        sys.exit(f"error: {problems[0]}")
     try:
         sys.exit(_preflight(own, words=words, extra=extra))
     except (ValueError, OSError) as error:
@@ -124,62 +128,6 @@ def _tracer(machine: Machine) -> Callable[[Estimate, RunConfig], Estimate]:
         )
 
     return traced
-
-
-def table(forecasts: Sequence[Estimate], *, machine: Machine) -> str:
-    """Return the estimates, a line a stage."""
-    rows = [
-        f"{'stage':<14}{'samples':>10}{'tokens':>10}{'packs':>8}{'steps/ep':>9}{'steps':>7}{'FLOPs':>9}{'hours':>8}"
-        f"{'weights':>9}{'grads':>7}{'optim':>7}{'activ':>7}{'rollout':>8}{'GPU':>7}{'host':>7}{'disk':>7}"
-        + (f"{'price':>9}" if machine.price else "")
-        + "  counts"
-    ]
-    for forecast in forecasts:
-        gpu, epoch = forecast.gpu, forecast.epoch
-        sizes = (gpu.gradients, gpu.optimizer, gpu.activations)
-        ends = (gpu.total, forecast.host, forecast.disk)
-        rows.append(
-            f"{forecast.name:<14}{epoch.samples:>10.0f}{epoch.tokens:>10.3g}{epoch.packs:>8}{epoch.steps:>9}{forecast.steps:>7}"
-            f"{forecast.flops:>9.2g}{forecast.seconds / 3600:>8.2f}{gpu.weights / GIB:>9.1f}"
-            + "".join(f"{size / GIB:>7.1f}" for size in sizes)
-            + f"{gpu.rollout / GIB:>8.1f}"
-            + "".join(f"{size / GIB:>7.1f}" for size in ends)
-            + (f"{machine.cost(forecast.seconds):>9.2f}" if machine.price else "")
-            + f"  {epoch.how}"
-        )
-    rows += [_total(forecasts, machine=machine)] if len(forecasts) > 1 else []
-    assumed = f"{machine.gpus} x {machine.device} at {machine.utilization:.0%} of {machine.peak / 1e12:g} TFLOP/s"
-    notes = [f"samples to steps/ep: of an epoch. Memory and disk in GiB. Assumed: {assumed}."]
-    if any(forecast.epoch.how == "declared" for forecast in forecasts):
-        notes.append("declared: shards are not there; sizes are those that the recipe expects, not counted ones.")
-    if any(forecast.steps != forecast.epoch.steps for forecast in forecasts):
-        notes.append("FLOPs and hours are of `steps` (runner.steps), not of an epoch.")
-    if any(forecast.traced for forecast in forecasts):
-        notes.append("activ, rollout: traced at full shapes. Neither traces nor formulas were compared with a GPU yet.")
-    if len(forecasts) > 1:
-        notes.append("all: sums; of memory, the stage that needs most.")
-    decoding = sum(forecast.rollout_seconds for forecast in forecasts)
-    if decoding:
-        notes.append(
-            f"Of the hours {decoding / 3600:.2f} are decoding, at {machine.bandwidth / 1e12:g} TB/s of memory."
-        )
-    return "\n".join([*rows, *notes])
-
-
-def _total(forecasts: Sequence[Estimate], *, machine: Machine) -> str:
-    """Return the line under the stages: work, time, disk and price added up, memory of the stage that needs most."""
-    seconds, steps = sum(forecast.seconds for forecast in forecasts), sum(forecast.steps for forecast in forecasts)
-    most = (
-        max(forecast.gpu.total for forecast in forecasts),
-        max(forecast.host for forecast in forecasts),
-        sum(forecast.disk for forecast in forecasts),
-    )
-    flops = sum(forecast.flops for forecast in forecasts)
-    return (
-        f"{'all':<14}{'':>37}{steps:>7}{flops:>9.2g}{seconds / 3600:>8.2f}{'':>38}"
-        + "".join(f"{size / GIB:>7.1f}" for size in most)
-        + (f"{machine.cost(seconds):>9.2f}" if machine.price else "")
-    )
 
 
 def _run_largest(stage: PlannedStage) -> int:

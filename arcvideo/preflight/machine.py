@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from arcvideo.composing.recipe import MachineSettings
 from arcvideo.flops import peak_flops
+from arcvideo.structured import nearest
 
 GIB = float(1 << 30)
 GPU_GB = {
@@ -83,8 +84,8 @@ def machine_of(words: dict[str, str], *, recipe: MachineSettings | None) -> Mach
     numbers = ("peak_tflops", "bandwidth_tb", "gpu_memory")
     if device not in (*GPU_GB, "cpu") and not all(key in words for key in numbers):
         raise ValueError(
-            f"device={device}: not a device that is known by name; choose from {', '.join(GPU_GB)}, cpu, or give its "
-            f"numbers: {'=N '.join(numbers)}=N"
+            f"device={device}: not a device that is known by name{nearest(device, list(GPU_GB))}; "
+            f"choose from {', '.join(GPU_GB)}, cpu, or give its numbers: {'=N '.join(numbers)}=N"
         )
     here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     processes = defaults.gpus if device == defaults.device else 8

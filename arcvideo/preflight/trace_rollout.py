@@ -26,8 +26,7 @@ from arcvideo.preflight.trace import META, Held, fused_attention, traced_attenti
 from arcvideo.sampling import forked
 from arcvideo.sampling.decode import Decoding
 from arcvideo.sampling.encode import with_features
-from arcvideo.sampling.forked import ForkedCache
-from arcvideo.sampling.kernels import HALF
+from arcvideo.sampling.forked import HALF, ForkedCache
 from arcvideo.sampling.prefill import prefill_all
 from arcvideo.sampling.settings import grpo_sampling
 from arcvideo.sampling.step import step_of

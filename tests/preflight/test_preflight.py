@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ from arcvideo.preflight.largest import run_largest
 from arcvideo.preflight.machine import Machine, machine_of
 from arcvideo.preflight.memory import host_memory, memory, parameters, trained_parameters
 from arcvideo.preflight.row import fullest_row
+from arcvideo.preflight.table import table
 from arcvideo.preflight.trace_rollout import trace_rollout
 from arcvideo.preflight.tracing import Tracing
 from arcvideo.preflight.volume import volume
@@ -81,13 +83,30 @@ def test_a_price_has_a_column_and_the_stages_a_total(shard: Path, capsys: pytest
     with pytest.raises(SystemExit) as done:
         main([f"recipe={recipe}", "device=h200", "gpus=2", "price=1e6", "data.packs_per_step=4", "largest=no"])
     assert done.value.code == 0
-    head, first, second, total = (line.split() for line in capsys.readouterr().out.splitlines()[:4])
+    run = capsys.readouterr().out.split("\n\n")[1]
+    head, first, second, total = (
+        line.split() for line in run.replace("the run", "run").replace(" GiB", "").splitlines()
+    )
     place, hours, disk = head.index("price"), head.index("hours"), head.index("disk")
     assert total[0] == "all"
     assert float(first[place]) == pytest.approx(2e6 * float(first[hours]), abs=2e6 * 0.005)
-    shift = place - len(total) + 1
-    assert float(total[place - shift]) == pytest.approx(float(first[place]) + float(second[place]), abs=2)
-    assert float(total[disk - shift]) == pytest.approx(float(first[disk]) + float(second[disk]), abs=0.2)
+    assert float(total[place]) == pytest.approx(float(first[place]) + float(second[place]), abs=2)
+    assert float(total[disk]) == pytest.approx(float(first[disk]) + float(second[disk]), abs=0.2)
+
+
+@pytest.mark.parametrize("name", ["arc_hunyuan_7b", "tiny_shorts"])
+def test_the_tables_fit_a_terminal_of_80_columns(
+    name: str,
+) -> None:
+    expect = {source: ExpectedSource(samples=99_000_000) for stage in planned_stages(load_recipe(name))
+              for source in stage.config.data.sources}  # fmt: skip
+    stages = planned_stages(load_recipe(name))
+    machine = machine_of({"price": "99", "gpus": "2048"}, recipe=None)
+    rows = [estimate(stage.config, machine=machine, expect=expect) for stage in stages]
+    long = replace(rows[0], name="a_stage_with_a_very_long_name_of_its_own")
+    lines = table([*rows, long], machine=machine).splitlines()
+    assert max(map(len, lines)) <= 80, max(lines, key=len)
+    assert sum("a_stage_with_a_very_lon~" in line for line in lines) == 3
 
 
 def test_memory_alone_does_not_change_the_speed_and_says_so(shard: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -308,6 +327,10 @@ def test_the_steps_are_those_of_the_plan_that_training_follows(small_world: Smal
         ("device=h9", "choose from h20"),
         ("stage=sfd", "the recipe has sft"),
         ("largest=maybe", "yes or no"),
+        ("devise=h200", r"devise: no such word \(did you mean 'device'\?\)"),
+        ("utilisation=0.5", r"utilisation: no such word \(did you mean 'utilization'\?\)"),
+        ("device=h20O", r"device=h20o: .*\(did you mean 'h20'\?\)"),
+        ("runner.stps=3", r"runner.stps: no such setting \(did you mean 'runner.steps'\?\)"),
     ],
 )
 def test_a_wrong_word_is_told_with_its_key(shard: Path, word: str, told: str) -> None:

@@ -13,7 +13,8 @@ from arcvideo.objectives.next_token import NextToken
 from arcvideo.processes.ranks import World
 from arcvideo.runner.engine import Engine, Refuse
 from arcvideo.runner.optimizer import MuonWithAdamW, build_optimizer, parameter_groups, peak_lrs
-from arcvideo.runner.settings import OptimizerSettings
+from arcvideo.runner.schedule import lr_ratio
+from arcvideo.runner.settings import OPTIMIZERS, OptimizerSettings, ScheduleSettings
 from arcvideo.runner.trainable import tensor_digest, train_only
 from arcvideo.types import model_inputs
 from tests.compose import settings
@@ -154,6 +155,26 @@ def test_the_rate_of_a_module_is_a_rate_whichever_optimizer_moves_it(name: str) 
     rates = peak_lrs(model.named_parameters(), settings=settings)
     assert rates["llm"] == [1e-4]
     assert rates["audio_projector"] == [1e-3]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_highest_rate_over_a_run_is_the_rate_that_was_asked_for(
+    world: World, optimizer: str, schedule: str
+) -> None:
+    model = Tiny()
+    train_only(model, TRAIN)
+    asked = OptimizerSettings(name=optimizer, lr=2e-3, muon_lr=7e-3, module_lrs={"llm": 1e-4})
+    engine = Engine(model, world=world, settings=engine_keys(0), optimizer=asked, clip_norm=1.0)
+    shape, seen = ScheduleSettings(name=schedule, warmup_steps=4), []
+    for step in range(20):
+        engine.set_lr(lr_ratio(step, schedule=shape, steps=20))
+        seen.append({(group["module"], group["lr"]) for group in engine._basic().param_groups})
+    rates = {rate for row in seen for module, rate in row if module == "llm"}
+    assert max(rates) == 1e-4
+    assert dict(seen[0])["llm"] == pytest.approx(1e-4 / 5)
+    others = {rate for row in seen for module, rate in row if module == "audio_projector"}
+    assert max(others) == 2e-3
 
 
 def test_nothing_to_train_is_an_error_that_names_the_key() -> None:

@@ -12,7 +12,7 @@ SHOWN = ("stage", "data", "optimizer", "schedule", "runner", "lora", "grpo", "dp
 """Blocks of the settings that the card lists; all of them stand in the stage's manifest."""
 
 USE = """```python
-import arcvideo  # registers the classes; or pass trust_remote_code=True below
+import arcvideo  # pip install arcvideo; or leave this out and pass trust_remote_code=True twice below
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 processor = AutoProcessor.from_pretrained("THIS FOLDER")
@@ -22,7 +22,7 @@ inputs = processor.apply_chat_template([{"role": "user", "content": question}], 
 answer = model.generate(**inputs, max_new_tokens=256)
 print(processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 ```"""
-"""How an export is used; the package arcvideo must be installed."""
+"""How an export is used; with `trust_remote_code=True` the package need not be installed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,34 +13,6 @@ from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.disk.weights import HEAD, fill, weight_files
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.seals import SUMS, Damaged, check_sums
-
-CODE_FILE = "arcvideo_classes.py"
-CODE = '''"""Where transformers finds the classes of this folder: in the package arcvideo, which must be installed."""
-
-from arcvideo.model.configuration import ArcVideoConfig
-from arcvideo.model.modeling import ArcVideoForConditionalGeneration
-from arcvideo.processing import ArcVideoProcessor
-
-__all__ = ["ArcVideoConfig", "ArcVideoForConditionalGeneration", "ArcVideoProcessor"]
-'''
-"""For `trust_remote_code=True` without `import arcvideo`. Decoding, stamping and mels are most of the package, so a
-copy of the code would be the package; a process without it is told by name what to install."""
-
-
-def write_code(directory: Path) -> None:
-    """Write the file that `auto_map` of an export names."""
-    (directory / CODE_FILE).write_text(CODE)
-
-
-def share(directory: Path) -> None:
-    """Give every file of a folder the mode that the process's umask leaves: safetensors writes for its owner alone."""
-    probe = directory / f".{uuid.uuid4().hex}"
-    probe.touch(mode=0o666)
-    mode = probe.stat().st_mode & 0o777
-    probe.unlink()
-    for path in directory.iterdir():
-        if path.is_file() and not path.is_symlink():
-            path.chmod(mode)
 
 
 def load_config(directory: Path) -> ArcVideoConfig:
@@ -117,15 +88,7 @@ def save_model(
         left.unlink(missing_ok=True)
     tied = model.config.tie_word_embeddings
     given = None if state is None else {name: x for name, x in state.items() if name != HEAD or not tied}
-    classes = Path(CODE_FILE).stem
-    dotted = f"{classes}.{ArcVideoForConditionalGeneration.__name__}"
-    model.config.auto_map = {
-        "AutoConfig": f"{classes}.{ArcVideoConfig.__name__}",
-        **dict.fromkeys(("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText"), dotted),
-    }
     model.save_pretrained(directory, state_dict=given, max_shard_size="5GB")
-    write_code(Path(directory))
-    share(Path(directory))
 
 
 def empty_model(config: ArcVideoConfig) -> ArcVideoForConditionalGeneration:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from arcvideo.model.disk.loading import share
+from arcvideo.model.disk.carried import share
 from arcvideo.model.settings import LoraSettings, adapter_targets
 from arcvideo.seals import write_sums
 from arcvideo.structured import nearest
