@@ -3,7 +3,7 @@
   ... utilization=0.4 gpu_memory=GIB host_memory=GIB   what the estimate assumes and what there is
   ... peak_tflops=N bandwidth_tb=N   a device by its numbers (with gpu_memory=), whatever its name
   ... price=2.5        of one device and hour, in your currency: a column and the total
-  ... trace=yes        memory from tracing each stage's fullest row at full shapes (a minute each) in place of formulas
+  ... trace=yes        each stage's fullest row and rollout traced at full shapes (a minute each), no formulas
   ... largest=yes|no   train once on the largest batch of every stage, on this machine; yes where an NVIDIA device is
   ... override ...     for every stage, and given.NAME=VALUE, as arcvideo.pipeline takes them
 
@@ -18,7 +18,7 @@ Exit status 1: something is missing; 2: something cannot fit, and the line says 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,9 +105,9 @@ def _estimates(
 ) -> tuple[list[Estimate], list[str], list[Measured]]:
     """Return the estimate of each stage, what does not fit, and what was measured."""
     forecasts, problems, errors = [], [], []
+    traced = _tracer(machine) if trace else lambda forecast, config: forecast
     for stage in stages:
-        forecast = estimate(stage.config, machine=machine, expect=expect)
-        forecast = _traced(forecast, config=stage.config) if trace else forecast
+        forecast = traced(estimate(stage.config, machine=machine, expect=expect), stage.config)
         forecasts.append(forecast)
         problems += misfits(stage.words, config=stage.config, estimate=forecast, machine=machine)
         errors += measured(stage.config, estimate=forecast, machine=machine)
@@ -115,12 +115,19 @@ def _estimates(
     return forecasts, problems, errors
 
 
-def _traced(forecast: Estimate, *, config: RunConfig) -> Estimate:
-    """Return the same with activations as a trace of the stage's real step counts them."""
-    from arcvideo.preflight.trace import trace_row
+def _tracer(machine: Machine) -> Callable[[Estimate, RunConfig], Estimate]:
+    """Return what puts traces in place of a stage's formulas."""
+    from arcvideo.preflight.tracing import Tracing  # torch is imported with it
 
-    traced = trace_row(config, row=row_of(config, epoch=forecast.epoch))
-    return replace(forecast, gpu=replace(forecast.gpu, activations=float(traced.peak)), traced=True)
+    tracing = Tracing()
+
+    def traced(forecast: Estimate, config: RunConfig) -> Estimate:
+        row = row_of(config, epoch=forecast.epoch)
+        return replace(
+            forecast, gpu=tracing.memory(forecast.gpu, config=config, row=row, ranks=machine.gpus), traced=True
+        )
+
+    return traced
 
 
 def _run_largest(stage: PlannedStage) -> int:

@@ -62,7 +62,7 @@ def activations(config: RunConfig, *, row: Row) -> Activations:
     text, how = config.model.text, config.model.activation_checkpointing
     learning = _learning(config)
     tokens, targets = row.tokens(config), row.targets * row.families
-    layer, products = _layer(text, w=w, learning=learning), _products(text, w=w)
+    layer, products = _layer(text, w=w, learning=learning, normed=_own_layers(config)), _products(text, w=w)
     inputs = w * text.hidden_size
     # What one layer's backward needs on top: the gradient of its output, and, inside the gated unit, gradients of both
     # halves and their joined copy, while the gate and, where it was kept, the product are let go.
@@ -71,14 +71,15 @@ def activations(config: RunConfig, *, row: Row) -> Activations:
     kept = text.num_hidden_layers * {"none": layer, "selective": products + inputs, "full": inputs}[how]
     anew = {"none": 0, "selective": layer - products, "full": layer}[how]
     media = row.families * _media(config, frames=row.frames, w=w)
-    # A tied head's gradient waits for the embedding's.
-    tied = w * text.vocab_size * text.hidden_size if learning.llm else 0
+    # A tied head's gradient waits for the embedding's, to which it is added; another's goes as it comes.
+    words = w * text.vocab_size * text.hidden_size if learning.llm else 0
+    tied = words if text.tie_word_embeddings else 0
     biggest = 2 * w * text.intermediate_size * text.hidden_size if learning.llm else 0
     end = _norm(text.hidden_size, w=w, learns=learning.llm) * tokens + w * text.hidden_size * (tokens + targets)
     return Activations(
-        loss=kept * tokens + media + end + tied + _head(text, targets=targets, w=w),
+        loss=kept * tokens + media + end + words + _head(text, targets=targets, w=w),
         decoder=(kept + anew + passing) * tokens + media + tied + biggest,
-        towers=media + 3 * tied + _tower_backward(config, frames=row.frames, w=w) + inputs * tokens,
+        towers=media + words + 2 * tied + _tower_backward(config, frames=row.frames, w=w) + inputs * tokens,
     )
 
 
@@ -109,15 +110,20 @@ def _norm(width: int, *, w: int, learns: bool) -> int:
     return (4 + (w if learns else 0)) * width
 
 
-def _layer(text: TextSettings, *, w: int, learning: _Learning) -> int:
-    """Kept of a decoder layer for each token when nothing is computed anew."""
+def _own_layers(config: RunConfig) -> bool:
+    """Return whether decoder and merger are ARC's: fused projections, queries and keys normed, convolutions."""
+    return "qkv_proj" in config.model.kind.adapter_targets
+
+
+def _layer(text: TextSettings, *, w: int, learning: _Learning, normed: bool) -> int:
+    """Kept of a decoder layer for each token when nothing is computed anew; `normed`: queries and keys are."""
     wide, inner = text.hidden_size, text.intermediate_size
     queries, keys = (heads * text.attention_head_dim for heads in (text.num_attention_heads, text.num_key_value_heads))
     norms = 2 * _norm(wide, w=w, learns=learning.llm)
     inputs = w * wide * (learning.reads("qkv_proj") + learning.reads("gate_and_up_proj"))
     # The fused projection stays whole, because the values are a view of it; queries and keys once more, normalised.
     attention = w * (queries + 2 * keys) + w * (queries + keys)
-    attention += sum(_norm(width, w=w, learns=learning.llm) for width in (queries, keys))
+    attention += sum(_norm(width, w=w, learns=learning.llm) for width in (queries, keys)) if normed else 0
     # The kernel's output, and one fp32 number a query and head.
     attention += w * queries + 4 * text.num_attention_heads
     # Both halves, the gate's activation, and their product.
@@ -138,18 +144,21 @@ def _media(config: RunConfig, *, frames: int, w: int) -> float:
         return 0.0
     model, train = config.model, config.stage.train
     vision, audio, wide = model.vision, model.audio, model.text.hidden_size
+    groups = config.layout.groups(frames)
     side = vision.force_image_size // vision.patch_size
     patches = side**2
     whole = patches * vision.hidden_size
     kept = 0.0
     if "vit" in train:
-        kept += frames * _tower_layers(config, patches=patches, w=w)
+        kept += groups * _tower_layers(config, patches=patches, w=w)
         # The normed patches of the merger get a gradient, so its norm keeps its fp32 input.
-        kept += frames * whole * (4 if w == 2 else 0)
+        kept += groups * whole * (4 if w == 2 else 0)
     if "vision_projector" in train or "vit" in train:
-        # Normed patches, the convolutions' inputs and outputs, rows of cells, the last norm.
+        # Normed patches, the convolutions' inputs and outputs, rows of cells, the last norm; or, of patches that are
+        # merged by two matrices, the norm's output twice and both sides of the activation.
         cells = w * (2 * whole + whole // 2 + whole // 2 + whole + whole // 4 + side * vision.hidden_size)
-        kept += frames * (cells + model.tokens_per_frame * _norm(wide, w=w, learns=True))
+        cells += model.tokens_per_frame * _norm(wide, w=w, learns=True)
+        kept += groups * (cells if _own_layers(config) else 4 * w * whole)
     rows = frames * model.rows_per_second
     if "audio_projector" in train or "whisper" in train:
         kept += rows * w * (2 * audio.d_model + 2 * wide)
@@ -184,15 +193,15 @@ def _tower_layer(width: int, inner: int, *, heads: int, w: int) -> int:
 def _tower_backward(config: RunConfig, *, frames: int, w: int) -> float:
     """Made by the backward of merger and towers on top of what was kept."""
     vision, audio = config.model.vision, config.model.audio
-    patches = (vision.force_image_size // vision.patch_size) ** 2
+    patches, groups = (vision.force_image_size // vision.patch_size) ** 2, config.layout.groups(frames)
     made = 0.0
     if "vit" in config.stage.train:
         inside = _tower_layer(vision.hidden_size, vision.intermediate_size, heads=vision.num_attention_heads, w=w)
         again = inside if config.model.activation_checkpointing == "full" else 0
         passing = w * (vision.hidden_size + 2 * vision.intermediate_size)
-        made += min(frames, FRAMES_TOGETHER) * patches * (again + passing)
+        made += min(groups, FRAMES_TOGETHER) * patches * (again + passing)
     if {"vision_projector", "vit"} & set(config.stage.train):
-        made += frames * patches * vision.hidden_size * 2 * w
+        made += groups * patches * vision.hidden_size * 2 * w
     if "whisper" in config.stage.train:
         positions = -(-frames * 50 // audio.max_source_positions) * audio.max_source_positions
         made += positions * _tower_layer(audio.d_model, audio.encoder_ffn_dim, heads=audio.encoder_attention_heads, w=w)

@@ -15,6 +15,7 @@ from arcvideo.model.disk.lora import add_adapters
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.special import default_ids
 from arcvideo.objectives import load_objective
+from arcvideo.preflight.memory import towers_ahead
 from arcvideo.preflight.row import Row
 from arcvideo.runner.trainable import PREFIXES, train_only, trained_modules
 from arcvideo.tasks import DEFAULT_TASK
@@ -79,14 +80,13 @@ def batch_of(config: RunConfig, *, row: Row, device: torch.device) -> Batch:
     parents = [-1 if place % stride == 0 else place - place % stride for place in range(len(lengths))]
     count = len(places)
     extra = {"advantages": torch.zeros(len(ends))}
+    clip: dict[str, Any] = {"frames": row.frames, "device": device, "ahead": towers_ahead(config)}
     extra |= {name: torch.zeros(count) for name in ("old_logprobs", "ref_logprobs")}
     return Batch(
         input_ids=family.repeat(row.families),
         position_ids=torch.zeros(4, starts[-1], dtype=torch.int64),
         segments=Segments(starts=torch.tensor(starts, dtype=torch.int32), parents=torch.tensor(parents)),
-        media=tuple(_media(config, frames=row.frames, device=device) for _ in range(row.families))
-        if row.frames
-        else (),
+        media=tuple(media_of(config, **clip) for _ in range(row.families if row.frames else 0)),
         target_positions=places,
         target_ids=torch.zeros(count, dtype=torch.int64),
         target_weights=torch.ones(count),
@@ -97,16 +97,25 @@ def batch_of(config: RunConfig, *, row: Row, device: torch.device) -> Batch:
     )
 
 
-def _media(config: RunConfig, *, frames: int, device: torch.device) -> Media:
+def media_of(config: RunConfig, *, frames: int, device: torch.device, ahead: bool = False) -> Media:
+    """Return a clip of so many frames on `device`, with tower outputs where the stage stores them.
+
+    Args:
+        config: of the stage.
+        frames: at least one.
+        device: of the tensors.
+        ahead: the clip has been through the towers, which gave their outputs in the model's precision.
+    """
     vision, audio = config.model.vision, config.model.audio
     chunks = -(-frames * 50 // audio.max_source_positions)
     bare = Media(key="traced", frame_count=frames, seconds=frames, has_video=True, has_audio=True)
-    if config.feature_cache:
+    if config.feature_cache or ahead:
+        dtype = torch.bfloat16 if ahead and config.runner.precision == "bf16" else torch.float32
         patches = (vision.force_image_size // vision.patch_size) ** 2
         return replace(
             bare,
-            patches=torch.zeros(config.layout.groups(frames), patches, vision.hidden_size, device=device),
-            speech=torch.zeros(chunks, audio.max_source_positions, audio.d_model, device=device),
+            patches=torch.zeros(config.layout.groups(frames), patches, vision.hidden_size, device=device, dtype=dtype),
+            speech=torch.zeros(chunks, audio.max_source_positions, audio.d_model, device=device, dtype=dtype),
         )
     side = vision.force_image_size
     return replace(

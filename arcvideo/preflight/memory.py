@@ -8,7 +8,7 @@ from typing import Any
 from arcvideo.composing.config import RunConfig
 from arcvideo.flops import decoder_weights, head_weights
 from arcvideo.model.settings import ModelSettings, adapter_targets
-from arcvideo.preflight.activations import activations
+from arcvideo.preflight.activations import FRAMES_TOGETHER, activations
 from arcvideo.preflight.row import Row
 from arcvideo.runner.settings import zero_stage
 
@@ -33,11 +33,15 @@ class Memory:
     """Of prefilling and decoding, and whole weights gathered for it; not there at the same time as activations."""
     buffers: float = 0.0
     """Of collectives."""
+    features: float = 0.0
+    """Outputs of frozen towers for all clips of a rollout, or of a step of pairs: sampling, reference and updates read
+    them."""
 
     @property
     def total(self) -> float:
         """At the worst moment."""
-        return self.weights + self.gradients + self.optimizer + self.buffers + max(self.activations, self.rollout)
+        kept = self.weights + self.gradients + self.optimizer + self.buffers + self.features
+        return kept + max(self.activations, self.rollout)
 
 
 def parameters(model: ModelSettings) -> dict[str, float]:
@@ -105,16 +109,45 @@ def memory(config: RunConfig, *, ranks: int, row: Row) -> Memory:
     reference = sizes["llm"] if config.keeps_reference and not adapted else 0.0
     cut = {level: ranks if zero >= level else 1 for level in (1, 2, 3)}
     states, host_weights = offloaded(config, "offload_optimizer"), offloaded(config, "offload_param")
-    gathered = width * sizes["llm"] if grpo and zero >= 3 else 0.0
     copies = 2 * sum(sizes.values()) if config.runner.precision == "bf16" and width == 4 else 0.0
     return Memory(
         weights=width * ((0.0 if host_weights else trained / cut[3]) + frozen + reference) + copies,
         gradients=0.0 if states and (zero == 3 or width == 4) else 4 * trained / cut[2],
         optimizer=0.0 if states else (12 if width == 2 else 8) * trained / cut[1],
         activations=activations(config, row=row).peak,
-        rollout=gathered + _rollout(config, row=row, ranks=ranks) if grpo else 0.0,
+        rollout=gathered(config) + _rollout(config, row=row, ranks=ranks) if grpo else 0.0,
         buffers=_buffers(config, trained=trained, ranks=ranks),
+        features=_clips(config, row=row, ranks=ranks) * _outputs(config, frames=row.frames),
     )
+
+
+def gathered(config: RunConfig) -> float:
+    """Return bytes of weights that a rollout needs whole and ZeRO-3 has cut."""
+    cut = config.objective.sampled and zero_stage(config.engine) >= 3
+    return _width(config) * parameters(config.model)["llm"] if cut else 0.0
+
+
+def _clips(config: RunConfig, *, row: Row, ranks: int) -> int:
+    """Return the clips of a step whose towers' outputs a rank keeps on the device; none while a tower learns."""
+    if not towers_ahead(config):
+        return 0
+    if config.objective.sampled:
+        return -(-config.grpo.num_prompts // ranks)
+    return -(-config.data.packs_per_step // ranks) * row.families
+
+
+def towers_ahead(config: RunConfig) -> bool:
+    """Return whether clips go through the towers before the forward that trains: for a rollout or a reference."""
+    read_twice = config.objective.sampled or (config.objective.paired and config.keeps_reference)
+    return read_twice and not {"vit", "whisper"} & set(config.stage.train)
+
+
+def _outputs(config: RunConfig, *, frames: int) -> int:
+    """Return bytes of what the towers give of a clip."""
+    vision, audio = config.model.vision, config.model.audio
+    patches = config.layout.groups(frames) * (vision.force_image_size // vision.patch_size) ** 2
+    heard = -(-frames * 50 // audio.max_source_positions) * audio.max_source_positions
+    return _width(config) * (patches * vision.hidden_size + heard * audio.d_model)
 
 
 def _buffers(config: RunConfig, *, trained: float, ranks: int) -> float:
@@ -177,20 +210,38 @@ def _width(config: RunConfig) -> int:
 
 def _rollout(config: RunConfig, *, row: Row, ranks: int) -> float:
     """Return bytes of all prompts of a rank decoded together: each prompt's keys and values once, its completions'
-    beside it.
+    beside it. Outputs of towers are counted elsewhere.
 
     Prompts are prefilled a part at a time: of those a layer holds its inputs and outputs, the fused projection and the
-    gated unit, and its keys and values twice while they are laid out.
+    gated unit, and its keys and values twice while they are laid out. A turn of decoding holds logits of all rows, in
+    fp32 and twice in fp64.
     """
     text, grpo, width = config.model.text, config.grpo, _width(config)
     layer = 2 * text.num_key_value_heads * text.attention_head_dim * width
     prompts = -(-grpo.num_prompts // ranks)
     prompt = row.tokens(config) / row.families - sum(row.branches)
     together = min(prompts, max(int(PREFILL_TOKENS // prompt), 1)) * prompt
-    inside = width * (4 * text.hidden_size + 4 * text.intermediate_size)
+    fused = "gate_and_up_proj" in config.model.kind.adapter_targets
+    inside = width * (4 * text.hidden_size + (4 if fused else 3) * text.intermediate_size)
     own = grpo.num_generations * grpo.max_completion_length
     cached = text.num_hidden_layers * layer * prompts
-    return float(cached * prompt + max(together * max(inside, layer), cached * own))
+    turn = prompts * grpo.num_generations * text.vocab_size * (4 + 2 * 8)
+    sampling = cached * prompt + max(together * max(inside, layer), cached * own + turn)
+    return float(max(sampling, _encoding(config, row=row, ranks=ranks)))
+
+
+def _encoding(config: RunConfig, *, row: Row, ranks: int) -> float:
+    """Return bytes of a rollout's clips on their way through the towers, without the outputs: all pictures twice, laid
+    end to end, and a layer at work on as many frames as are read at once; at the end the outputs, which are joined.
+    """
+    clips, width, vision = _clips(config, row=row, ranks=ranks), _width(config), config.model.vision
+    if config.feature_cache or not clips:
+        return 0.0
+    pictures = clips * width * row.frames * 3 * vision.force_image_size**2
+    inside = width * ((3 if config.model.kind.gated_vision else 2) * vision.intermediate_size + 2 * vision.hidden_size)
+    frames = min(FRAMES_TOGETHER, clips * config.layout.groups(row.frames))
+    patches = frames * (vision.force_image_size // vision.patch_size) ** 2
+    return max(2.0 * pictures + patches * inside, pictures + clips * _outputs(config, frames=row.frames))
 
 
 def _batches(config: RunConfig) -> float:

@@ -80,7 +80,7 @@ def _notes(forecasts: Sequence[Estimate], *, machine: Machine) -> list[str]:
     if any(forecast.steps != forecast.epoch.steps for forecast in forecasts):
         notes.append("FLOPs and hours are of `steps` (runner.steps), not of an epoch.")
     if any(forecast.traced for forecast in forecasts):
-        notes.append("activ: traced at full shapes; not compared with a GPU yet, nor are formulas.")
+        notes.append("activ, rollout: traced at full shapes; not compared with a GPU yet, nor are formulas.")
     if len(forecasts) > 1:
         notes.append(f"{ALL}: sums; of memory, the stage that needs most.")
     decoding = sum(forecast.rollout_seconds for forecast in forecasts)

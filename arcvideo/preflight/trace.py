@@ -30,7 +30,6 @@ from arcvideo.objectives.scores import forward_of, loss_of
 from arcvideo.preflight.made import batch_of, drop_gradients, model_of, objective_of
 from arcvideo.preflight.row import Row, fullest_row
 from arcvideo.processes.terminal import speak_plainly
-from arcvideo.sampling.prefill import PREFILL_TOKENS
 
 META = torch.device("meta")
 GIB = 1 << 30
@@ -98,6 +97,11 @@ class Held(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._free, size)
 
+    def restart(self) -> int:
+        """Return the peak so far; the next one counts from what is held now."""
+        peak, self.peak = self.peak, self.now
+        return peak
+
     def _free(self, size: int) -> None:
         self.now -= size
 
@@ -113,11 +117,12 @@ def _on_meta(tensor: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("arcvideo::_scaled_dot_product_traced", mutates_args=())
-def _attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def traced_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the output (..., Q, h) and log-sum-exp (..., Q) of a fused kernel, which is all that it holds."""
     raise NotImplementedError("for tracing on the meta device only")
 
 
-@_attention.register_fake
+@traced_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     # The kernels write their output as the queries lie, heads beside each other.
     return torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=torch.float32)
@@ -143,7 +148,7 @@ def _backward(ctx: Any, grad: Tensor, grad_lse: Tensor | None) -> tuple[Tensor, 
     return _attention_backward(grad, *ctx.saved_tensors)
 
 
-_attention.register_autograd(_backward, setup_context=_save)
+traced_attention.register_autograd(_backward, setup_context=_save)
 
 
 @contextmanager
@@ -155,14 +160,14 @@ def fused_attention() -> Iterator[None]:
     ours = nn.functional.scaled_dot_product_attention
 
     def traced(query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **more: Any) -> Tensor:
-        return _attention(query, key, value)[0] if query.is_meta else ours(query, key, value, *arguments, **more)
+        return traced_attention(query, key, value)[0] if query.is_meta else ours(query, key, value, *arguments, **more)
 
     def branches(query: Tensor, key: Tensor, value: Tensor, **more: Any) -> Tensor:
-        return _attention(query, key, value)[0]
+        return traced_attention(query, key, value)[0]
 
     def documents(query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **more: Any) -> Tensor:
         heads_first = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
-        return _attention(*heads_first)[0].squeeze(0).transpose(0, 1)
+        return traced_attention(*heads_first)[0].squeeze(0).transpose(0, 1)
 
     def kernel(spans: Any, parents: Any, **keywords: Any) -> str:
         return kernel_of(spans, parents, **keywords | {"device": "cuda"})
@@ -206,27 +211,6 @@ def trace_row(config: RunConfig, *, row: Row) -> Traced:
         after_forward = held.now
         total.backward()
     return Traced(tokens=batch.input_ids.numel(), peak=held.peak, held=after_forward, calls=held.calls)
-
-
-def trace_prefill(config: RunConfig, *, length: int, prompts: int) -> int:
-    """Return the most bytes above the weights while prompts of a rollout are prefilled, a part at a time.
-
-    Clips are already encoded, and their tokens are those of a text: the decoder holds the same for both.
-
-    Args:
-        config: of the stage.
-        length: tokens of each prompt.
-        prompts: how many.
-    """
-    model, held, caches = model_of(config, device=META).eval(), Held(), []
-    together = max(PREFILL_TOKENS // length, 1)
-    with torch.no_grad(), held, fused_attention():
-        for first in range(0, prompts, together):
-            rows = min(together, prompts - first)
-            ids = torch.zeros(rows, length, dtype=torch.int64).to(META)
-            places = torch.zeros(rows, 4, length, dtype=torch.int64)
-            caches.append(model(input_ids=ids, position_ids=places, use_cache=True, logits_to_keep=1).past_key_values)
-    return held.peak
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

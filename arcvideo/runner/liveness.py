@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from arcvideo.objectives.logprobs import AT_ONCE
+from arcvideo.objectives.scores import Ask, asks
 from arcvideo.processes.ranks import World, gather_json
 from arcvideo.runner.trainable import base_of, module_of
-from arcvideo.types import Batch, Media
+from arcvideo.types import Batch, Media, model_inputs
 
 MODALITIES = ("video", "audio")
 _CONTENT = {"video": ("pixels", "patches"), "audio": ("mel", "speech")}
@@ -29,7 +31,8 @@ class LivenessReport:
     """What was proven, for the manifest."""
 
     moved: dict[str, float] = field(default_factory=dict)
-    """`video/permuted` and so on -> largest change of a logit."""
+    """`video/permuted` and so on -> largest change of a target's log-probability or mean logit; of any logit where the
+    objective takes logits."""
     gradients: dict[str, float] = field(default_factory=dict)
     """Trained module -> root of the summed squared gradients of the micro-batches watched."""
     notes: list[str] = field(default_factory=list)
@@ -80,8 +83,23 @@ def zeroed(batch: Batch, *, modality: str) -> Batch:
     return replace(batch, media=tuple(silence(item) if has(item, modality) else item for item in batch.media))
 
 
+def predictions(batch: Batch, *, run: Callable[..., Tensor], objective: Any) -> Tensor:
+    """Return what the proof compares: (2, T) log-probabilities and mean logits of the targets, or (T, V) logits where
+    the objective takes them.
+
+    Args:
+        batch: one packed row.
+        run: as in `loss_of`.
+        objective: what is trained by.
+    """
+    if not asks(objective):
+        return run(**model_inputs(batch))
+    # The mean logit moves also where every target is as good as certain.
+    return run(**model_inputs(batch), ask=Ask(ids=batch.target_ids, figures=("mean_logit",)))
+
+
 def check_modalities(steps: Iterable[Sequence[Batch]], *, forward: Forward, world: World) -> LivenessReport:
-    """Prove that video and audio move the logits.
+    """Prove that video and audio move the predictions.
 
     Looks through `steps` (this rank's micro-batches of the first steps) until some rank has each modality. Every
     rank runs the same number of forwards, whatever its data. Two equal forwards measure the noise of the machine;
@@ -110,14 +128,15 @@ def _check(modality: str, batches: Sequence[Batch], *, forward: Forward, world: 
     batch = candidates[0] if candidates else batches[0]
     swapped = permuted(batch, modality=modality, donors=donors)
     with torch.no_grad():
-        reference, again = forward(batch), forward(batch)
-        variants = {"permuted": forward(swapped or batch), "zeroed": forward(zeroed(batch, modality=modality))}
-    noise = _change(reference, again)
-    mine = {name: _change(reference, logits) for name, logits in variants.items()}
+        # One after the other: where they are all logits of a row, two of them lie there at a time.
+        reference = forward(batch)
+        noise = _change(reference, forward(batch))
+        mine = {"permuted": _change(reference, forward(swapped or batch))}
+        mine["zeroed"] = _change(reference, forward(zeroed(batch, modality=modality)))
     facts = {"noise": noise, "here": bool(candidates), "swapped": swapped is not None, **mine}
     parts = [part for part in gather_json(facts, world=world) if part["here"]]
     floor = max(part["noise"] for part in parts)
-    for name in variants:
+    for name in mine:
         tried = [part for part in parts if name == "zeroed" or part["swapped"]]
         if not tried:
             report.notes.append(f"{modality}: only one clip in the step, so it could not be permuted")
@@ -126,7 +145,7 @@ def _check(modality: str, batches: Sequence[Batch], *, forward: Forward, world: 
         report.moved[f"{modality}/{name}"] = moved
         if not moved > 2 * floor:
             raise DeadModality(
-                f"{modality} is dead: {name} {modality} left every logit as it was (moved {moved:.3g}, "
+                f"{modality} is dead: {name} {modality} left every prediction as it was (moved {moved:.3g}, "
                 f"noise {floor:.3g}) for sample {batch.keys[0] if batch.keys else '?'}. The model does not read "
                 "what the batch carries: check that the forward gets `media` and that its embeddings reach the "
                 "language model. "
@@ -135,7 +154,12 @@ def _check(modality: str, batches: Sequence[Batch], *, forward: Forward, world: 
 
 
 def _change(first: Tensor, second: Tensor) -> float:
-    return float((first.float() - second.float()).abs().max()) if first.numel() else 0.0
+    """Return the largest difference of two (..., n) tensors, in fp32 some rows at a time."""
+    if not first.numel():
+        return 0.0
+    rows = max(AT_ONCE // first[0].numel(), 1)
+    parts = zip(first.split(rows), second.split(rows), strict=True)
+    return float(torch.stack([(one.float() - two.float()).abs().max() for one, two in parts]).max())
 
 
 class GradientWatch:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from arcvideo.runner.badnumbers import SkippedSteps, SpikeRule
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.facts import facts_of, numbers_of, passed_over, values_of
 from arcvideo.runner.gradient import add_gradients
-from arcvideo.runner.liveness import GradientWatch, LivenessReport, check_modalities
+from arcvideo.runner.liveness import GradientWatch, LivenessReport, check_modalities, predictions
 from arcvideo.runner.optimizer import lr_ratio
 from arcvideo.runner.protocols import BatchSource, Course, HeldRollouts, Judging, NoCourse, Objective, RunResult
 from arcvideo.runner.resuming import first_checkpoint, take_best
@@ -31,7 +32,7 @@ from arcvideo.tracking.cost import MemoryUse, accounting, device_peak, settings_
 from arcvideo.tracking.log import RunLog
 from arcvideo.tracking.metrics import read_metrics
 from arcvideo.tracking.settings import LoggerSettings
-from arcvideo.types import Batch, Counts, StepData, model_inputs, summed
+from arcvideo.types import Batch, Counts, StepData, summed
 
 
 class Runner:
@@ -100,6 +101,8 @@ class Runner:
         self._counts: Counts = {}
         self._skips = SkippedSteps(folder / "skipped.jsonl", budget=settings.skip_budget, writes=engine.world.first)
         self._report = LivenessReport()
+        # Without the feature cache: it would answer for changed clips with the features of the originals.
+        self._predict = partial(predictions, run=engine, objective=objective)
         self._watch: GradientWatch | None = None
 
     def run(self, *, until: int | None = None) -> RunResult:
@@ -281,19 +284,14 @@ class Runner:
         ahead = range(min(self.settings.liveness_scan, self.settings.steps))
         # What is looked at ahead is counted when it is trained on.
         batches = ([batch.to(self.engine.device) for batch in self.source.batches(step).batches] for step in ahead)
-        # Without the feature cache: it would answer for changed clips with the features of the originals.
-        self._report = check_modalities(
-            batches, forward=lambda batch: self.engine(**model_inputs(batch)), world=self.world
-        )
+        self._report = check_modalities(batches, forward=self._predict, world=self.world)
         self._watch = GradientWatch(self.engine.trained_parameters(), train=self.train, world=self.world)
 
     def _prove_again(self, step: int, batches: Sequence[Batch]) -> None:
         every = self.settings.liveness_every
         if every and step and step % every == 0:
             moved = [[batch.to(self.engine.device) for batch in batches]]
-            again = check_modalities(
-                moved, forward=lambda batch: self.engine(**model_inputs(batch)), world=self.world
-            ).moved
+            again = check_modalities(moved, forward=self._predict, world=self.world).moved
             self._report.moved.update(again)
             self._log.say(f"liveness at step {step}: {', '.join(f'{key} {value:.3g}' for key, value in again.items())}")
 

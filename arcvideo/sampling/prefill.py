@@ -121,7 +121,7 @@ def prefill(model: Any, prompts: Sequence[Prompt], *, features: Any = None) -> P
             logits_to_keep=1,
             features=features,
         )
-        rows = torch.tensor(owner, device=device)
+        rows = torch.tensor(owner).to(device)
         cache = fork(cache, rows=rows, room=mask.shape[1])
         mask = torch.cat([first.mask[rows], mask], dim=1)
     output = model(
@@ -186,6 +186,34 @@ def runs_of(prefilled: Prefilled, *, padded: bool) -> list[PromptRun]:
             run.values.append(layer.values[row : row + 1].index_select(2, place))
         layers[number] = None  # before the next layer is copied
     return runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """Prompts of any number, prefilled a part at a time."""
+
+    runs: list[PromptRun]
+    """Of all prompts, in the order of `order`."""
+    logits: Tensor
+    """(B, V) float32 of each prompt's first new token."""
+    positions: Tensor
+    """(B,) int64 of the same."""
+    order: list[int]
+    """Which prompt each of these is."""
+
+
+def prefill_all(model: Any, prompts: Sequence[Prompt], *, features: Any = None) -> Ready:
+    """Prefill prompts in the parts of `parts_of`; arguments as of `prefill`."""
+    runs: list[PromptRun] = []
+    logits, positions, order = [], [], []
+    for part in parts_of(prompts):
+        prefilled = prefill(model, [prompts[number] for number in part], features=features)
+        logits.append(prefilled.logits)
+        positions.append(prefilled.next_positions)
+        order += part
+        # CUDA's flash takes no mask; on the CPU one padded call is faster than one a prompt.
+        runs += runs_of(prefilled, padded=prefilled.logits.device.type == "cpu")
+    return Ready(runs=runs, logits=torch.cat(logits), positions=torch.cat(positions), order=order)
 
 
 def _distinct(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[int]]:

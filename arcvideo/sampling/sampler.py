@@ -22,10 +22,10 @@ from arcvideo.model.special import ALL_SPECIALS
 from arcvideo.named import load
 from arcvideo.objectives.settings import IN_PROCESS
 from arcvideo.sampling.decode import Answers, Decoding, uniforms
-from arcvideo.sampling.forked import ForkedCache, PromptRun
+from arcvideo.sampling.forked import ForkedCache
 from arcvideo.sampling.graph import Graphs
 from arcvideo.sampling.groups import Completion, Group
-from arcvideo.sampling.prefill import parts_of, prefill, runs_of
+from arcvideo.sampling.prefill import prefill_all
 from arcvideo.sampling.settings import Sampling
 from arcvideo.sampling.step import step_of
 
@@ -90,16 +90,10 @@ class InProcessSampler:
         generations = noise.shape[1]
         began = time.perf_counter()
         device = next(self.model.parameters()).device
-        runs: list[PromptRun] = []
-        logits, lengths, order = [], [], []
-        for part in parts_of(prompts):
-            prefilled = prefill(self.model, [prompts[number] for number in part], features=self.features)
-            logits.append(prefilled.logits)
-            lengths.append(prefilled.next_positions)
-            order += part
-            # CUDA's flash takes no mask; on the CPU one padded call is faster than one a prompt.
-            runs += runs_of(prefilled, padded=device.type == "cpu")
-        firsts, positions = (torch.cat(parts).repeat_interleave(generations, 0) for parts in (logits, lengths))
+        ready = prefill_all(self.model, prompts, features=self.features)
+        runs, order = ready.runs, ready.order
+        firsts, positions = (x.repeat_interleave(generations, 0) for x in (ready.logits, ready.positions))
+        del ready
         began = self._count("prefill", since=began)
         decode = settings.decode
         if decode == "auto":

@@ -56,8 +56,9 @@ class PlainStep:
             input_ids=tokens[:, None],
             position_ids=positions[:, None, None].expand(-1, 4, 1),  # a text token: same on all axes
             past_key_values=self._cache,
+            logits_to_keep=tokens[:0],  # of no position: the model's own are rounded to its precision
         )
-        return output.logits[:, -1].float()
+        return exact_logits(self._model.language_model.lm_head, output.last_hidden_state[:, -1]).float()
 
 
 class TokenStep:

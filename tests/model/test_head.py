@@ -322,8 +322,30 @@ def test_a_grown_vocabulary_keeps_a_head_that_scores() -> None:
     compared(model, inputs, ask)
 
 
-def test_logits_to_sample_from_are_in_fp32() -> None:
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("how", ["bf16", "autocast", "fp32"])
+@pytest.mark.usefixtures("cut")
+def test_logits_to_sample_from_are_those_that_scores_are_made_of(how: str, bias: bool) -> None:
+    """A sampler whose logits are rounded to half precision disagrees with the trainer by up to an eighth of a nat."""
+    head, hidden, ids, _ = problem(torch.bfloat16 if how == "bf16" else torch.float32, bias=bias)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
+        logits = exact_logits(head, hidden)
+        scored = score(head, hidden, ask=Ask(ids=ids), words=WORDS)[0]
+        plain = head(hidden)
+    assert logits.dtype == torch.float32
+    sampled = logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]
+    # Two sums of the same products in another order.
+    torch.testing.assert_close(sampled, scored, rtol=1e-5, atol=1e-4)
+    if how == "fp32":
+        assert torch.equal(logits, plain), "nothing is rounded, so nothing is done otherwise"
+    else:
+        assert not torch.equal(logits, logits.bfloat16().float())
+
+
+def test_a_device_that_multiplies_into_fp32_makes_them_in_one_product() -> None:
     head, hidden, _, _ = problem(torch.bfloat16)
-    assert exact_logits(head, hidden).dtype == torch.float32
-    traced = exact_logits(head.to("meta"), hidden.detach().to("meta"))
-    assert (traced.dtype, traced.shape) == (torch.float32, (TARGETS, WORDS))
+    head, there, held = head.to(META), hidden.detach().to(META), Held()
+    with held, torch.no_grad():
+        traced = exact_logits(head, there)
+        assert (traced.dtype, traced.shape) == (torch.float32, (TARGETS, WORDS))
+    assert held.peak == 4 * TARGETS * WORDS

@@ -28,6 +28,8 @@ from arcvideo.preflight.machine import Machine, machine_of
 from arcvideo.preflight.memory import host_memory, memory, parameters, trained_parameters
 from arcvideo.preflight.row import fullest_row
 from arcvideo.preflight.table import table
+from arcvideo.preflight.trace_rollout import trace_rollout
+from arcvideo.preflight.tracing import Tracing
 from arcvideo.preflight.volume import volume
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import build_index, ensure_indexes
@@ -166,8 +168,33 @@ def test_a_trace_takes_the_place_of_the_formula(shard: Path, capsys: pytest.Capt
             main([f"recipe={shard.parent / 'small.yaml'}", "device=cpu", "gpus=1", f"trace={trace}"])
         assert done.value.code == 0
         found.append(capsys.readouterr().out)
-    assert "activ: traced" in found[1]
-    assert "activ: traced" not in found[0]
+    assert "activ, rollout: traced" in found[1]
+    assert "traced" not in found[0]
+
+
+def test_a_trace_of_a_sampled_stage_counts_its_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings("stage=grpo", "grpo.num_prompts=5", "data.sources.mine.shards=x.tar")
+    row, tracing = fullest_row(config), Tracing()
+    formula = memory(config, ranks=2, row=row)
+    found = tracing.memory(formula, config=config, row=row, ranks=2)
+    alone = trace_rollout(config, row=row, prompts=3)
+    assert found.rollout == alone.peak - alone.features
+    assert found.features == alone.features == formula.features > 0
+    monkeypatch.setattr("arcvideo.preflight.tracing.trace_rollout", None)
+    again = tracing.memory(formula, config=config, row=row, ranks=2)
+    assert again == found, "a stage of the same shape shares the trace"
+
+
+def test_a_trace_of_decoding_holds_the_room_of_all_completions() -> None:
+    few, many = (
+        trace_rollout(config, row=fullest_row(config), prompts=2)
+        for config in (settings("stage=grpo", f"grpo.num_generations={count}") for count in (2, 10))
+    )
+    text = settings("stage=grpo").model.text
+    token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.attention_head_dim * 4
+    room = settings("stage=grpo").grpo.max_completion_length
+    assert many.decoding - few.decoding >= 2 * 8 * room * token
+    assert (many.prefill, many.encoding, many.features) == (few.prefill, few.encoding, few.features)
 
 
 @pytest.mark.parametrize("stage", ["sft", pytest.param("grpo", marks=pytest.mark.slow)])
@@ -250,7 +277,8 @@ def test_grpo_counts_keys_values_and_whole_weights_for_decoding() -> None:
     row = fullest_row(settings(*words), longest=1000)
     cut, whole = (memory(settings(*words, f"engine=zero{zero}"), ranks=8, row=row) for zero in (3, 1))
     token = 2 * 32 * 8 * 128 * 2  # keys and values, layers, heads, width, bytes
-    assert whole.rollout == token * (1000 + 8 * 1024)
+    logits = 8 * settings(*words).model.text.vocab_size * (4 + 2 * 8)  # of a turn, in fp32 and twice in fp64
+    assert whole.rollout == token * (1000 + 8 * 1024) + logits
     assert cut.rollout - whole.rollout == 2 * parameters(settings(*words).model)["llm"]
     other = memory(settings(*words, "engine=zero3", "stage.objective=next_token"), ranks=8, row=row)
     assert other.rollout == 0

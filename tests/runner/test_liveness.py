@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from arcvideo.model.arc_hunyuan.head import Head
 from arcvideo.objectives.next_token import NextToken
 from arcvideo.processes.ranks import World
+from arcvideo.runner import liveness
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.liveness import DeadModality, check_modalities, permuted, zeroed
 from arcvideo.runner.protocols import BatchSource, Objective, RunResult
@@ -191,11 +195,67 @@ def test_each_proof_reports_how_far_its_own_change_moved_the_logits(world: World
         assert moved[f"{modality}/permuted"] != moved[f"{modality}/zeroed"]
 
 
+def test_of_a_head_that_scores_no_logits_of_all_words_are_asked(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a row of the 7B they would be 2 GB, four times, and as much again in fp32."""
+    seen: list[tuple[int, ...]] = []
+    score = Head.forward
+
+    def noted(head: Head, hidden: torch.Tensor, ask: Any = None) -> torch.Tensor:
+        rows = score(head, hidden, ask)
+        seen.append(tuple(rows.shape))
+        return rows
+
+    monkeypatch.setattr(Head, "forward", noted)
+    report = run(real_model(), tmp_path, world=world, source=RealRows(), objective=NextToken(), liveness_every=1)
+    targets = {len(RealRows().batches(step).batches[0].target_ids) for step in range(3)}
+    forwards, proofs, steps = 2 * 4, 3, 3
+    assert len(seen) == forwards * proofs + steps
+    assert {shape[1] for shape in seen} == targets
+    assert all(value > 0 for value in report.liveness["moved"].values())
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most numbers of an fp32 tensor that an operator makes."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float32:
+            self.most = max(self.most, result.numel())
+        return result
+
+
+def test_of_logits_two_lie_there_at_a_time_and_a_part_in_fp32(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    row, words, part = batch(0, media=(clip(1), clip(2), clip(3))), 5000, 700
+    logits = torch.zeros(11, words, dtype=torch.bfloat16)
+    calls = 0
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def forward(one: Batch) -> torch.Tensor:
+        nonlocal calls
+        assert sum(made() is not None for made in alive) < 2
+        made = logits.clone()
+        made[-1, -1] = max(calls % 4 - 1, 0)
+        alive.append(weakref.ref(made))
+        calls += 1
+        return made
+
+    monkeypatch.setattr(liveness, "AT_ONCE", 2 * words + part)
+    with Largest() as largest:
+        moved = check_modalities([[row]], forward=forward, world=world).moved
+    changes = {"permuted": 1.0, "zeroed": 2.0}
+    assert moved == {f"{name}/{how}": size for name in ("video", "audio") for how, size in changes.items()}
+    assert largest.most == 2 * words
+
+
 def test_sound_that_is_zero_already_does_not_pass_for_sound(world: World) -> None:
     model = Tiny()
     silent = replace(clip(1), mel=torch.zeros(1, 8, 6))
     rows = [batch(0, media=(silent,)), batch(1, media=(clip(2),))]
-    with pytest.raises(DeadModality, match="zeroed audio left every logit as it was"):
+    with pytest.raises(DeadModality, match="zeroed audio left every prediction as it was"):
         check_modalities([rows], forward=lambda row: model(**model_inputs(row)).logits, world=world)
 
 

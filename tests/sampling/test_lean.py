@@ -16,15 +16,21 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from arcvideo.model.arc_hunyuan.language import Decoder, LanguageModel, rope_tables
+from arcvideo.model.configuration import ArcVideoConfig
+from arcvideo.model.disk.tokenizer import build_tiny_tokenizer
+from arcvideo.model.families.table import FAMILIES
+from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import TextSettings
+from arcvideo.model.special import special_ids
 from arcvideo.sampling import decode, prefill
 from arcvideo.sampling.decode import Decoding
 from arcvideo.sampling.forked import ForkedCache, PromptRun
-from arcvideo.sampling.prefill import parts_of
+from arcvideo.sampling.prefill import Prefilled, parts_of, runs_of
 from arcvideo.sampling.roofline import bytes_per_turn
 from arcvideo.sampling.sampler import InProcessSampler
 from arcvideo.sampling.settings import Sampling
 from arcvideo.sampling.step import PlainStep, TokenStep, step_of
+from tests.compose import settings as compose
 from tests.rollout.world import make_model, make_prompts, tokenizer
 from tests.sampling.oracle import PlainSampler
 from tests.sampling.test_sampler import likely_end
@@ -77,14 +83,16 @@ def test_prompts_in_several_parts_and_without_padding_give_the_same(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on CUDA: clips one after the other, and every prompt's keys by themselves."""
-    from arcvideo.sampling import sampler
 
-    monkeypatch.setattr(sampler, "parts_of", lambda prompts: parts_of(prompts, tokens=1))
+    def bare(prefilled: Prefilled, padded: bool) -> list[PromptRun]:
+        return runs_of(prefilled, padded=False)
+
+    monkeypatch.setattr(prefill, "parts_of", lambda prompts: parts_of(prompts, tokens=1))
     compared(model, WARM)
-    monkeypatch.setattr(sampler, "runs_of", lambda prefilled, padded: prefill.runs_of(prefilled, padded=False))
+    monkeypatch.setattr(prefill, "runs_of", bare)
     compared(model, WARM)
     monkeypatch.undo()
-    monkeypatch.setattr(sampler, "runs_of", lambda prefilled, padded: prefill.runs_of(prefilled, padded=False))
+    monkeypatch.setattr(prefill, "runs_of", bare)
     compared(model, replace(WARM, decode="static"))
 
 
@@ -108,6 +116,41 @@ def test_a_decoder_that_somebody_hooked_into_is_called_as_it_is(model: Any) -> N
     finally:
         hook.remove()
     assert seen
+
+
+PAGES = {"arc_hunyuan": "tiny", "arc_hunyuan_1b": "tiny_hunyuan_1b", "arc_qwen": "tiny_qwen"}
+"""Family -> page of a tiny model."""
+
+
+def family_model(family: str) -> Any:
+    """A tiny model of a family, with random weights."""
+    torch.manual_seed(0)
+    words = build_tiny_tokenizer(["Which colour is seen?"], vocab_size=400, family=family)
+    settings = compose("stage=sft", f"model={PAGES[family]}").model
+    config = ArcVideoConfig.from_settings(settings, vocab_size=len(words), special=special_ids(words))
+    return ArcVideoForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("how", ["bf16", "autocast"])
+@pytest.mark.parametrize(
+    ("kind", "family"), [(PlainStep, family) for family in PAGES] + [(TokenStep, "arc_hunyuan")], ids=str
+)
+def test_logits_are_drawn_from_as_they_are_scored(kind: Any, family: str, how: str) -> None:
+    """Rounded to half precision they would be compared with log-probabilities that are not."""
+    made = family_model(family).to(DEVICE, torch.bfloat16 if how == "bf16" else torch.float32).eval()
+    # Under autocast transformers' rope raises keys to fp32, and so they are cached.
+    keys = torch.float32 if (family, how) == ("arc_qwen", "autocast") else torch.bfloat16
+    cache = shared(made.settings.text, prompts=[4], width=2, room=3, device=DEVICE, dtype=keys)
+    with torch.no_grad(), torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=how == "autocast"):
+        step = PlainStep(made, cache=cache) if kind is PlainStep else step_of(made, cache=cache, end=8)
+        assert type(step) is kind
+        logits = step(torch.tensor([7, 9], device=DEVICE), torch.tensor([4, 4], device=DEVICE))
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
+def test_every_family_has_a_tiny_page() -> None:
+    assert set(PAGES) == set(FAMILIES)
 
 
 def test_rows_leave_in_whole_prompts_and_by_the_longest_answer() -> None:

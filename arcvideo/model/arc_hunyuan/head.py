@@ -83,16 +83,21 @@ def score(head: nn.Module, hidden: Tensor, *, ask: Ask, words: int) -> Tensor:
 
 
 def exact_logits(head: nn.Module, hidden: Tensor) -> Tensor:
-    """Return (T, V) logits of (T, D) hidden states in at least fp32, not rounded on the way where the device can.
+    """Return (T, V) logits of (T, D) hidden states in at least fp32, from the products that `score` makes: what is
+    sampled from them is compared with what it says.
 
-    What is sampled from them is compared with what `score` says.
+    Only a head that `score` asks for logits rounds them to the type of its products, for both alike.
     """
-    plain = type(head) is Head and head.bias is None and hidden.dtype == head.weight.dtype
-    if plain and hidden.device.type in WIDE_PRODUCTS and hidden.dtype.itemsize < 4:
-        weight: Any = head.weight
-        return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
-    logits: Tensor = head(hidden)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    dtype = _dtype(hidden)
+    if dtype.itemsize >= 4 or type(head) is not Head or type(head.weight) is not nn.Parameter:
+        logits: Tensor = head(hidden)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    with _as_written(hidden):
+        factors = _Factors(hidden, head.weight, head.bias, dtype=dtype, temperature=1.0)
+        # Where the weight is turned to fp32 first, a block of words at a time: no such copy of all of it exists.
+        blocks = [slice(0, len(head.weight))] if factors.wide else _blocks(len(hidden), head.weight)
+        parts = [factors.logits(words) for words in blocks]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
