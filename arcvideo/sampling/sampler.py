@@ -95,9 +95,7 @@ class InProcessSampler:
         firsts, positions = (x.repeat_interleave(generations, 0) for x in (ready.logits, ready.positions))
         del ready
         began = self._count("prefill", since=began)
-        decode = settings.decode
-        if decode == "auto":
-            decode = "cuda_graph" if device.type == "cuda" else "dynamic"
+        decode = settings.decode_on(device.type)
         cache = ForkedCache(runs, width=generations, room=settings.max_new_tokens, static=decode != "dynamic")
         end = max(prompt.length for prompt in prompts) + settings.max_new_tokens
         decoding = Decoding(

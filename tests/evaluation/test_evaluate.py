@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from arcvideo.evaluation.evaluate import without_audio
-from arcvideo.evaluation.figures import choose
+from arcvideo.evaluation.evaluate import ask_all, without_audio
+from arcvideo.evaluation.figures import arms_of, choose
 from arcvideo.evaluation.predictions import read_predictions, read_scores
 from arcvideo.evaluation.settings import EvaluationSettings, metric_names
 from arcvideo.feed.prompts import Prompt
@@ -59,6 +59,22 @@ class Oracle:
             text = "silence"
         ids = torch.zeros(1, dtype=torch.int64)
         return Completion(ids=ids, logprobs=ids.float(), finished=True, text=f"<think>x</think><answer>{text}</answer>")
+
+
+def test_prompts_are_read_as_they_are_asked_and_not_held() -> None:
+    prompts, read = held_out(), []
+    chosen = choose([prompt.outline for prompt in prompts], settings=SMALL)
+    answers = ask_all(
+        (read.append(prompt.key) or prompt for prompt in prompts),
+        sampler=Oracle(make_model()),
+        wanted=arms_of(chosen),
+        numbers={prompt.key: number for number, prompt in enumerate(prompts)},
+        settings=SMALL,
+    )
+    assert next(answers)
+    assert len(read) < len(prompts) / 2, "eight questions are asked at a time, of clips that have four"
+    assert sum(map(len, answers)) > 0
+    assert len(read) == len(prompts)
 
 
 def test_a_perfect_model_scores_perfectly_and_chance_is_what_guessing_gives(

@@ -144,6 +144,12 @@ def test_a_graph_without_a_gpu_is_refused(sampler: InProcessSampler) -> None:
         sampler.sample(make_prompts(), num_generations=4, settings=replace(WARM, decode="cuda_graph"), seeds=[0] * 4)
 
 
+def test_a_gpu_replays_graphs_unless_another_way_is_asked_for() -> None:
+    ways = {device: WARM.decode_on(device) for device in ("cuda", "cpu")}
+    assert ways == {"cuda": "cuda_graph", "cpu": "dynamic"}
+    assert replace(WARM, decode="static").decode_on("cuda") == "static"
+
+
 def test_a_stop_string_ends_a_completion_and_only_that_one(sampler: InProcessSampler) -> None:
     prompts, free = make_prompts(), replace(WARM, max_new_tokens=20)
     plain = sampler.sample(prompts, num_generations=4, settings=free, seeds=[7] * 4)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from arcvideo.composing.config import ConfigError, plain_dict
 from arcvideo.lineage.manifest import read_manifest
@@ -19,7 +20,10 @@ from arcvideo.lineage.state import state_of, wanted
 from arcvideo.measuring.folder import Journal
 from arcvideo.measuring.measure import measure
 from arcvideo.measuring.settings import EvaluateSettings
+from arcvideo.processes.ranks import join
 from arcvideo.stage import measure_stage
+from arcvideo.validation import after
+from arcvideo.validation.asking import HeldOut
 from tests.compose import settings
 from tests.conftest import SmallWorld
 from tests.spawned import finished
@@ -95,6 +99,21 @@ def test_every_measurement_has_its_own_folder_with_scores_for_each_tag(measured:
     assert card["origin"]["questions"]
     assert card["scoring"]["chosen"]
     assert "| mcq_accuracy |" in (measured.folder / "export" / "README.md").read_text()
+
+
+def test_an_export_is_measured_on_the_device_of_its_rank(
+    measured: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = copied(measured, tmp_path)
+
+    def devices(held: HeldOut, model: torch.nn.Module, *, folder: Path) -> dict[str, Any]:
+        (folder / "predictions.jsonl").touch()
+        return {parameter.device.type: {} for parameter in model.parameters()}
+
+    monkeypatch.setattr(HeldOut, "measure", devices)
+    # Weights on meta stand for weights on a GPU: wherever the rank is, the model has to go.
+    world = replace(join(), device=torch.device("meta"))
+    assert list(after._figures(done.config, world=world, manifest=read_manifest(measured.folder))) == ["meta"]
 
 
 class Killed(BaseException):
