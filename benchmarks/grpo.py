@@ -230,6 +230,7 @@ def bound_notes() -> list[str]:
     return [
         "bound of log-probs and update by operations at the released widths, G=8 (computed, not measured): "
         + "; ".join(rows),
+        "a ratio may exceed the bound, which counts operations: the copies also move more memory",
         "not shown: rollouts, which a long completion makes the larger part of a step; kernels of a GPU; several ranks",
     ]
 

@@ -41,10 +41,10 @@ from arcvideo.rollout.source import RolloutSource
 from arcvideo.runner.engine import Engine
 from arcvideo.runner.settings import OptimizerSettings
 from arcvideo.types import Media, Sample, Turn
-from benchmarks.table import Row, median_ratio
+from benchmarks.table import Row, median_ratio, ratio_spread
 
 PROMPTS, GENERATIONS, FRAMES, COMPLETION = 2, 8, 24, 32
-STEPS, WARM_UP, TARGET = 2, 1, 5.0
+STEPS, WARM_UP, TARGET = 5, 1, 5.0
 LR, CLIP = 1e-3, 1.0
 WORDS = "which colour has the shape that moves from the left side to the right side of the picture and then vanishes"
 GRPO = GrpoSettings(
@@ -351,6 +351,7 @@ def step_rows() -> tuple[list[Row], list[str]]:
         ours=statistics.median(measured.ours[WARM_UP:]),
         baseline=statistics.median(measured.trl[WARM_UP:]),
         ratio=median_ratio(measured.ours[WARM_UP:], measured.trl[WARM_UP:]),
+        spread=ratio_spread(measured.ours[WARM_UP:], measured.trl[WARM_UP:]),
         target=TARGET,
         bound=_flop_bound(model.settings, prompt=length, length=COMPLETION),
         equal=apart < 0.02 and norms < 1e-3,

@@ -171,6 +171,7 @@ class Data:
     sources: dict[str, Any]
     shard_cache: ShardCacheSettings = field(default_factory=ShardCacheSettings)
     workers: int = 0
+    index_dir: str | None = None
 
 
 def data(**sources: Path) -> Data:

@@ -12,8 +12,7 @@ from arcvideo.model.settings import RECOMPUTES
 from arcvideo.objectives.next_token import NextToken
 from arcvideo.processes.ranks import World
 from arcvideo.runner.engine import Engine, Refuse
-from arcvideo.runner.optimizer import MuonWithAdamW, build_optimizer, parameter_groups, peak_lrs
-from arcvideo.runner.schedule import lr_ratio
+from arcvideo.runner.optimizer import MuonWithAdamW, build_optimizer, lr_ratio, parameter_groups, peak_lrs
 from arcvideo.runner.settings import OPTIMIZERS, OptimizerSettings, ScheduleSettings
 from arcvideo.runner.trainable import tensor_digest, train_only
 from arcvideo.types import model_inputs
