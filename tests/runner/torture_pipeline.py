@@ -120,11 +120,21 @@ def descended(mark: str) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):
-            if f"{MARK}={mark}".encode() not in (path / "environ").read_bytes().split(b"\0"):
+            if f"{MARK}={mark}".encode() not in _environment(path):
                 continue
             if (path / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
                 found.append(int(path.name))
     return sorted(found)
+
+
+def _environment(process: Path) -> list[bytes]:
+    """Variables of a process; one that is just becoming another program has none for a moment."""
+    for _ in range(20):
+        if variables := (process / "environ").read_bytes():
+            return variables.split(b"\0")
+        (process / "exe").readlink()  # a thread of the kernel has none, and never variables
+        time.sleep(0.005)
+    return []
 
 
 def started(command: list[str], *, folder: Path, mark: str, ranks: int) -> subprocess.Popen[bytes]:
