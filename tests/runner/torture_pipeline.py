@@ -267,7 +267,9 @@ def _digest(path: Path) -> str:
 
 def _untimed(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _untimed(one) for key, one in value.items() if not str(key).startswith(TIMED)}
+        return {
+            key: _untimed(one) for key, one in value.items() if not str(key).removeprefix("train/").startswith(TIMED)
+        }
     return [_untimed(one) for one in value] if isinstance(value, list) else value
 
 

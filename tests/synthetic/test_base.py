@@ -10,6 +10,7 @@ import torch
 
 from arcvideo.feed.source import Source
 from arcvideo.layout import MediaLayout
+from arcvideo.lineage.identity import folder_digest
 from arcvideo.model.disk.loading import load_model
 from arcvideo.model.disk.tokenizer import load_tokenizer
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
@@ -34,6 +35,14 @@ def test_what_was_reached_is_written_last(small_world: SmallWorld) -> None:
     assert {"vision", "audio", "language", "features"} <= set(reached)
     assert reached["features"] == 16
     assert all(0 <= reached[name] <= 1 for name in ("vision", "audio", "language"))
+
+
+def test_base_weights_that_are_made_again_are_the_same_parent(small_world: SmallWorld, tmp_path: Path) -> None:
+    steps = [f"--{part}-steps=1" for part in ("vision", "audio", "language")]
+    for name in ("one", "other"):
+        words = [f"--data={small_world.data}", f"--out={tmp_path / name}", "--workers=1", "--threads=1", *steps]
+        assert main(words) == 0
+    assert folder_digest(tmp_path / "one") == folder_digest(tmp_path / "other")
 
 
 def test_the_tokenizer_writes_what_the_clips_say(
