@@ -139,6 +139,7 @@ def parent_words(overrides: Sequence[str]) -> list[str]:
 def train_parents(config: RunConfig, *, overrides: Sequence[str], chosen: Mapping[str, str]) -> None:
     """Train the parent stage in a process of its own if it is not finished; that process does the same for its parent.
 
+    One that was killed behind its training, before it was measured, is measured; it is a parent without figures, too.
     Jobs that ask at the same time wait for each other: a stage's folder has a lock.
 
     Args:
@@ -149,9 +150,13 @@ def train_parents(config: RunConfig, *, overrides: Sequence[str], chosen: Mappin
         SystemExit: the parent failed; its exit status is passed on.
     """
     stage = config.stage.parent
-    if config.parent or stage == BASE or finished(Path(config.run_dir) / stage) is not None:
+    if config.parent or stage == BASE:
         return
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    trained = finished(Path(config.run_dir) / stage)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if trained is not None and (trained.evaluation or several):
+        return
+    if several:
         raise ValueError(
             f"stage {config.stage.name} needs {stage}, which has not finished in {config.run_dir}, and a job of "
             "several processes cannot train it on the way: run `python -m arcvideo.pipeline` or that stage first"
@@ -162,7 +167,10 @@ def train_parents(config: RunConfig, *, overrides: Sequence[str], chosen: Mappin
     words = [f"stage={beside(chosen['stage'], stage=stage)}", *shared, *search_words(), "train_parents=true"]
     command = [sys.executable, "-m", "arcvideo.train", *words]
     print(f"parent first: {' '.join(command[1:])}", flush=True)
-    if status := run_child(command):
+    status = run_child(command)
+    if status in (1, 2) and trained is not None:
+        print(f"{stage} is trained but could not be measured; its weights are started from", flush=True)
+    elif status:
         sys.exit(status)
 
 

@@ -16,10 +16,13 @@ import yaml
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from arcvideo.composing import sweep
 from arcvideo.composing.plugins import plugin_problems, sweep_words
 from arcvideo.composing.sweep import SweepJob, job_name, lower_is_better, parent_words, swept_keys
+from arcvideo.lineage.manifest import write_manifest
 from tests.compose import settings
 from tests.conftest import SmallWorld
+from tests.lineage.test_lineage import manifest
 from tests.spawned import children, finished, running
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,6 +85,39 @@ def test_the_search_goes_where_the_metric_is_better_unless_told_otherwise() -> N
 def test_parents_get_the_words_that_are_meant_for_them() -> None:
     told = ["stage=grpo", "++grpo.beta=0.1", "++model=tiny", "++parents.runner.steps=7", "++run_dir=x"]
     assert parent_words(told) == ["model=tiny", "parents.runner.steps=7", "run_dir=x", "runner.steps=7"]
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "status", "started"),
+    [("", 0, True), ("", 1, True), ("1f", 0, False)],
+    ids=["killed", "broken", "done"],
+)
+def test_a_parent_that_was_killed_before_it_was_measured_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, evaluation: str, status: int, started: bool
+) -> None:
+    config = settings("stage=pretrain", f"run_dir={tmp_path}")
+    (tmp_path / "audio_warmup").mkdir()
+    write_manifest(manifest(evaluation=evaluation), folder=tmp_path / "audio_warmup")
+    commands: list[list[str]] = []
+    monkeypatch.setattr(sweep, "search_words", list)
+    monkeypatch.setattr(sweep, "run_child", lambda command: commands.append(command) or status)
+    sweep.train_parents(config, overrides=[], chosen={"model": "tiny", "stage": "tiny/pretrain"})
+    assert [word for command in commands for word in command if word.startswith("stage=")] == (
+        ["stage=tiny/audio_warmup"] * started
+    )
+
+
+def test_a_parent_that_is_told_to_stop_while_it_is_measured_stops_the_job(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = settings("stage=pretrain", f"run_dir={tmp_path}")
+    (tmp_path / "audio_warmup").mkdir()
+    write_manifest(manifest(evaluation=""), folder=tmp_path / "audio_warmup")
+    monkeypatch.setattr(sweep, "search_words", list)
+    monkeypatch.setattr(sweep, "run_child", lambda command: 85)
+    with pytest.raises(SystemExit) as stopped:
+        sweep.train_parents(config, overrides=[], chosen={"model": "tiny", "stage": "tiny/pretrain"})
+    assert stopped.value.code == 85
 
 
 def test_the_slurm_launcher_composes_and_saves_before_the_limit(tmp_path: Path) -> None:
