@@ -101,9 +101,9 @@ def test_a_parent_that_was_killed_before_it_was_measured_is_measured(
     commands: list[list[str]] = []
     monkeypatch.setattr(sweep, "search_words", list)
     monkeypatch.setattr(sweep, "run_child", lambda command: commands.append(command) or status)
-    sweep.train_parents(config, overrides=[], chosen={"model": "tiny", "stage": "tiny/pretrain"})
+    sweep.train_parents(config, overrides=[], chosen={"model": "tiny", "stage": "pretrain"})
     assert [word for command in commands for word in command if word.startswith("stage=")] == (
-        ["stage=tiny/audio_warmup"] * started
+        ["stage=audio_warmup"] * started
     )
 
 
@@ -116,7 +116,7 @@ def test_a_parent_that_is_told_to_stop_while_it_is_measured_stops_the_job(
     monkeypatch.setattr(sweep, "search_words", list)
     monkeypatch.setattr(sweep, "run_child", lambda command: 85)
     with pytest.raises(SystemExit) as stopped:
-        sweep.train_parents(config, overrides=[], chosen={"model": "tiny", "stage": "tiny/pretrain"})
+        sweep.train_parents(config, overrides=[], chosen={"model": "tiny", "stage": "pretrain"})
     assert stopped.value.code == 85
 
 
