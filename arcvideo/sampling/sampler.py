@@ -95,7 +95,7 @@ class InProcessSampler:
         firsts, positions = (x.repeat_interleave(generations, 0) for x in (ready.logits, ready.positions))
         del ready
         began = self._count("prefill", since=began)
-        decode = settings.decode_on(device.type)
+        decode = decode_on(device.type, decode=settings.decode)
         cache = ForkedCache(runs, width=generations, room=settings.max_new_tokens, static=decode != "dynamic")
         end = max(prompt.length for prompt in prompts) + settings.max_new_tokens
         decoding = Decoding(
@@ -152,6 +152,13 @@ class InProcessSampler:
             finished=bool(answers.finished[row]),
             text=self.tokenizer.decode(ids.tolist(), skip_special_tokens=True),
         )
+
+
+def decode_on(device: str, *, decode: str) -> str:
+    """Return how completions are decoded on a kind of device (cpu, cuda): as `decode` says, or what auto stands for."""
+    if decode != "auto":
+        return decode
+    return "cuda_graph" if device == "cuda" else "dynamic"
 
 
 def _noise(prompts: Sequence[Prompt], *, seeds: Sequence[int], num_generations: int, settings: Sampling) -> Tensor:

@@ -50,12 +50,6 @@ class Sampling:
         if not all(self.stop):
             raise ValueError("stop has an empty text: every completion would end at once")
 
-    def decode_on(self, device: str) -> str:
-        """Return how completions are decoded on a kind of device (cpu, cuda): `decode`, or what auto stands for."""
-        if self.decode != "auto":
-            return self.decode
-        return "cuda_graph" if device == "cuda" else "dynamic"
-
 
 def grpo_sampling(settings: GrpoSettings) -> Sampling:
     """Return the sampling of a GRPO stage."""

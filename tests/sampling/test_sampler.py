@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from arcvideo.sampling.sampler import InProcessSampler
+from arcvideo.sampling.sampler import InProcessSampler, decode_on
 from arcvideo.sampling.settings import Sampling
 from tests.rollout.world import full_logprobs, make_model, make_prompts, tokenizer
 
@@ -145,9 +145,9 @@ def test_a_graph_without_a_gpu_is_refused(sampler: InProcessSampler) -> None:
 
 
 def test_a_gpu_replays_graphs_unless_another_way_is_asked_for() -> None:
-    ways = {device: WARM.decode_on(device) for device in ("cuda", "cpu")}
+    ways = {device: decode_on(device, decode="auto") for device in ("cuda", "cpu")}
     assert ways == {"cuda": "cuda_graph", "cpu": "dynamic"}
-    assert replace(WARM, decode="static").decode_on("cuda") == "static"
+    assert decode_on("cuda", decode="static") == "static"
 
 
 def test_a_stop_string_ends_a_completion_and_only_that_one(sampler: InProcessSampler) -> None:
