@@ -139,7 +139,8 @@ def parent_words(overrides: Sequence[str]) -> list[str]:
 def train_parents(config: RunConfig, *, overrides: Sequence[str], chosen: Mapping[str, str]) -> None:
     """Train the parent stage in a process of its own if it is not finished; that process does the same for its parent.
 
-    One that was killed behind its training, before it was measured, is measured; it is a parent without figures, too.
+    A parent that was killed after its training and before its measurement is measured now; when that fails, its weights
+    are started from all the same.
     Jobs that ask at the same time wait for each other: a stage's folder has a lock.
 
     Args:
