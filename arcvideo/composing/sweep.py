@@ -96,7 +96,7 @@ class SweepJob:
             "seconds": manifest.seconds if manifest else 0.0,
         }
         self.hydra_dir.mkdir(parents=True, exist_ok=True)
-        (self.hydra_dir / JOB_NAME).write_text(json.dumps(row, indent=1) + "\n")
+        write_whole(self.hydra_dir / JOB_NAME, json.dumps(row, indent=1) + "\n")
 
 
 def job_name(stage: str, *, overrides: Mapping[str, str], swept: Sequence[str] = ()) -> str:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from arcvideo.files import write_whole
 from arcvideo.report.page import write_page
 from arcvideo.report.records import read_lines
 from arcvideo.report.sets import Cells, metric_rows, question_sets, told_sets
@@ -46,7 +47,7 @@ def write_summary(
         "differences": list(differences),
         "passed": all(v.met for v in verdicts),
     }
-    (run_dir / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
+    write_whole(run_dir / SUMMARY, json.dumps(summary, indent=1) + "\n")
     write_page(run_dir, stages=list(stages))
     return summary
 

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
+from arcvideo.files import write_whole
 from arcvideo.report.curves import scatter
 from arcvideo.report.page import rendered, save
 
@@ -34,7 +35,7 @@ def write_sweep(folder: Path) -> dict[str, Any]:
     ranked = sorted(measured, key=lambda job: job["value"], reverse=not lower_is_better)
     ranked += [job for job in jobs if job["value"] is None]
     table = {"metric": jobs[0]["metric"], "keys": swept, "jobs": ranked}
-    (folder / "sweep.json").write_text(json.dumps(table, indent=1) + "\n")
+    write_whole(folder / "sweep.json", json.dumps(table, indent=1) + "\n")
     save(folder / "sweep.html", _page(table, name=folder.name))
     return table
 

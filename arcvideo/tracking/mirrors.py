@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from arcvideo.files import write_whole
 from arcvideo.named import load
 from arcvideo.tracking.settings import MIRRORS, LoggerSettings
 
@@ -187,7 +188,7 @@ class MlflowMirror:
         tags = {mlflow_name(tag): "true" for tag in settings.tags}
         tags |= {"group": folder.absolute().parent.name, "stage": folder.name}
         self.run_id = self._client.create_run(experiment, run_name=name, tags=tags).info.run_id
-        note.write_text(json.dumps({"run_id": self.run_id}) + "\n")
+        write_whole(note, json.dumps({"run_id": self.run_id}) + "\n")
         parameters = [Param(mlflow_name(key), str(value)[:_PARAMETER]) for key, value in _flat(config)]
         for first in range(0, len(parameters), 100):
             self._client.log_batch(self.run_id, params=parameters[first : first + 100])
@@ -286,7 +287,7 @@ def kept_id(note: Path, *, again: bool) -> str:
     if again and note.exists():
         return str(json.loads(note.read_text())["id"])
     made = os.urandom(8).hex()
-    note.write_text(json.dumps({"id": made}) + "\n")
+    write_whole(note, json.dumps({"id": made}) + "\n")
     return made
 
 
