@@ -44,7 +44,16 @@ class MetricsFile:
         self._file = path.open("a")
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append one object; it must have `step`."""
+        """Append one object; it must have `step`.
+
+        Raises:
+            FileNotFoundError: the file is gone with its folder; what is written from now on would lie elsewhere.
+        """
+        if not self.path.exists():
+            raise FileNotFoundError(
+                f"{self.path}: is not there any more: the folder of the run was unmounted, moved or removed; put it "
+                "back, then the same command continues"
+            )
         self._file.write(json_line(_plain(values)))
         self._file.flush()
 
