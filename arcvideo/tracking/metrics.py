@@ -114,7 +114,7 @@ class WandbMirror(BesideMirror):
         options = {
             "project": settings.project,
             "entity": settings.entity,
-            "tags": list(settings.tags) or None,
+            "tags": [hidden(tag) for tag in settings.tags] or None,
             "mode": mode,
             "dir": str(folder),
             "name": name,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from arcvideo.files import write_whole
+from arcvideo.hidden import hidden
 from arcvideo.named import load
 from arcvideo.tracking.settings import MIRRORS, LoggerSettings
 
@@ -185,7 +186,7 @@ class MlflowMirror:
             history = self._client.get_metric_history(self.run_id, mlflow_name(STEP))
             self.last = max((row.step for row in history), default=-1)
             return
-        tags = {mlflow_name(tag): "true" for tag in settings.tags}
+        tags = {mlflow_name(hidden(tag)): "true" for tag in settings.tags}
         tags |= {"group": folder.absolute().parent.name, "stage": folder.name}
         self.run_id = self._client.create_run(experiment, run_name=name, tags=tags).info.run_id
         write_whole(note, json.dumps({"run_id": self.run_id}) + "\n")
@@ -233,7 +234,7 @@ class SwanlabMirror:
             name=name,
             group=folder.absolute().parent.name,
             job_type=folder.name,
-            tags=list(settings.tags) or None,
+            tags=[hidden(tag) for tag in settings.tags] or None,
             config=dict(_flat(config)),
             mode=os.environ.get("SWANLAB_MODE", "offline"),  # type: ignore[arg-type]
             log_dir=str(folder / "swanlog"),
