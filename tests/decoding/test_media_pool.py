@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from arcvideo.decoding import pool as pools
+from arcvideo.decoding import pool as pool_module
 from arcvideo.decoding.pool import TRIES, MediaPool, NoDecoder
 from arcvideo.layout import MediaLayout
 from arcvideo.media.clip import read_clip
@@ -151,6 +151,17 @@ def test_a_process_that_holds_on_to_memory_is_replaced_before_it_costs_a_file(la
             assert _process(pool) is None
 
 
+def test_a_process_is_replaced_after_so_many_files(layout, monkeypatch):
+    few = "from arcvideo.decoding import worker; worker._MOST_FILES = 3; worker.main()"
+    monkeypatch.setattr(pool_module, "_COMMAND", [sys.executable, "-c", few])
+    with MediaPool() as pool:
+        kept = []
+        for number in range(6):
+            assert pool.read_clip(picture(), name=f"{number}.jpg", layout=layout).frames is not None
+            kept.append(_process(pool) is not None)
+    assert kept == [True, True, False] * 2
+
+
 def test_the_kernel_would_rather_end_the_decoder_than_the_training(pool, layout):
     pool.read_clip(picture(), name="a.jpg", layout=layout)
     own = int(Path("/proc/self/oom_score_adj").read_text())
@@ -211,8 +222,8 @@ os.read(0, 1 << 20)
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EAGAIN])
 def test_a_process_that_the_system_does_not_start_costs_no_clip(short_video, layout, monkeypatch, number):
     """The system refuses for a while (too many processes), or for good (no permission)."""
-    monkeypatch.setattr(pools, "_PAUSE", 0.001)
-    started, refusals = pools._start, []
+    monkeypatch.setattr(pool_module, "_PAUSE", 0.001)
+    started, refusals = pool_module._start, []
 
     def refusing(limits):
         if number == errno.EACCES or len(refusals) < 2:
@@ -220,7 +231,7 @@ def test_a_process_that_the_system_does_not_start_costs_no_clip(short_video, lay
             raise OSError(number, os.strerror(number), sys.executable)
         return started(limits)
 
-    monkeypatch.setattr(pools, "_start", refusing)
+    monkeypatch.setattr(pool_module, "_start", refusing)
     with MediaPool() as pool:
         if number == errno.EACCES:
             with pytest.raises(NoDecoder, match=r"does not start: .*Permission denied"):
