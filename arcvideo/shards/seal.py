@@ -28,6 +28,25 @@ def check(folder: Path, files: Mapping[str, seals.Seal]) -> None:
     seals.check_once(folder, files)
 
 
+def difference(shard: Path) -> str:
+    """Return how a shard differs from the digest beside it, with the remedy; empty without one, and when it is whole.
+
+    Every byte is read, once a machine: whoever indexes a shard takes all of it for data.
+
+    Raises:
+        OSError: the disk refuses to read.
+    """
+    side = seals.sidecar(shard)
+    try:
+        (said,) = seals.read_sums(side).values()
+        check(shard.parent, {shard.name: {"size": shard.stat().st_size, "sha256": said}})
+    except FileNotFoundError:
+        return ""
+    except ValueError:
+        return f"not the file of {side.name}; restore it, or delete that and the index when the change is meant"
+    return ""
+
+
 def sealed(content: Mapping[str, Any]) -> str:
     """Return the JSON text of an object that tells when it was changed."""
     return json.dumps({**content, _SEAL: _seal(content)})

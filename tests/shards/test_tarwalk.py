@@ -86,7 +86,9 @@ def test_both_of_two_joined_tars_are_used_and_the_seam_is_told(tmp_path: Path) -
     assert f"to {first.stat().st_size}:" in problems[0].detail
 
 
-@pytest.mark.parametrize(("records", "zeros", "reason"), [(0, 1 << 20, "empty_tar"), (3, 3 << 20, "zero_tail"), (3, 30 << 10, "zero_tail")])
+@pytest.mark.parametrize(
+    ("records", "zeros", "reason"), [(0, 1 << 20, "empty_tar"), (3, 3 << 20, "zero_tail"), (3, 30 << 10, "zero_tail")]
+)
 def test_space_that_was_never_filled_is_told(tmp_path: Path, records: int, zeros: int, reason: str) -> None:
     data = shard(tmp_path, count=records).read_bytes() if records else b""
     keys, problems = keys_and_problems(written(tmp_path, data + bytes(zeros)))
