@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -189,10 +189,16 @@ def _file(path: Path, findings: Findings, *, vouched: set[Path]) -> None:
     elif name.endswith(".jsonl"):
         findings.look("file of rows", path, lambda: read_lines(path), remedy="repair or delete the line")
     elif name.endswith(".json"):
-        findings.look("JSON file", path, lambda: json.loads(path.read_bytes()), remedy=_RESTORE)
-        findings.unsealed.append(path)
+        content = findings.look("JSON file", path, lambda: _json(path), remedy=_RESTORE)
+        if not seals.sidecar(path).exists() and not (isinstance(content, dict) and "seal" in content):
+            findings.unsealed.append(path)
     else:
         findings.unsealed.append(path)
+
+
+def _json(path: Path) -> Any:
+    content = json.loads(seals.read_sealed(path))
+    return seals.read_object(path) if isinstance(content, dict) else content
 
 
 def _is_features(path: Path) -> bool:

@@ -104,7 +104,7 @@ def ask_many(settings: Settings) -> str:
         with out.open("a", encoding="ascii") as file:
             for row in watched(asker.answers(left), what="answering", total=len(left), unit="question"):
                 failed += "error" in row
-                file.write(json_line({**row, "how": how}))
+                file.write(json_line({**row, "how": how}, checked=True))
                 file.flush()
     counts = f"{len(left) - failed} answered, {len(lines) - len(left)} were there already, {failed} could not be"
     return f"{settings.out}: {counts}"

@@ -40,12 +40,12 @@ class MetricsFile:
         """
         self.path = path
         kept = [line for line in _lines(path) if line["step"] < keep_below]
-        write_lines(path, map(_plain, kept))
+        write_lines(path, map(_plain, kept), checked=True)
         self._file = path.open("a")
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one object; it must have `step`."""
-        self._file.write(json_line(_plain(values)))
+        self._file.write(json_line(_plain(values), checked=True))
         self._file.flush()
 
     def close(self) -> None:
