@@ -39,7 +39,7 @@ from arcvideo.saving.checkpoint import read_checkpoint
 from arcvideo.shards.columns import CONTENT
 from arcvideo.shards.index import ShardIndex, index_folder, open_index
 from arcvideo.shards.members import read_at, read_groups
-from arcvideo.shards.seal import unsealed
+from arcvideo.shards.seal import unsealed, vouched
 
 T = TypeVar("T")
 _AGAIN = "remove it, it is made again when it is needed"
@@ -207,14 +207,16 @@ def _is_features(path: Path) -> bool:
 
 def _check_shard(path: Path, findings: Findings) -> None:
     """A tar: against the digest beside it, or against its index, or as far as its own headers tell."""
-    side = seals.sidecar(path)
     index = None
-    if side.exists():
+    if seals.sidecar(path).exists() or vouched(path) is not None:
 
         def whole() -> None:
             seals.forget(path.parent)
-            said = next(iter(seals.read_sums(side).values()), "")
-            seals.check(path.parent, {path.name: {"size": path.stat().st_size, "sha256": said}})
+            side, said = vouched(path) or (path, "")
+            try:
+                seals.check(path.parent, {path.name: {"size": path.stat().st_size, "sha256": said}})
+            except seals.Damaged:
+                raise ValueError(f"is not the file of {side.name}") from None
 
         findings.look("shard", path, whole, remedy=_RESTORE)
     else:

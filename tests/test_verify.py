@@ -207,6 +207,20 @@ def test_a_run_folder_and_its_data_are_whole_and_every_export_file_is_vouched_fo
     }  # fmt: skip
 
 
+def test_a_shard_of_tiny_shorts_is_compared_with_its_description(small_world: SmallWorld, tmp_path: Path) -> None:
+    shard = tmp_path / "test-000000.tar"
+    for path in (small_world.data / shard.name, small_world.data / "dataset.json"):
+        shutil.copy2(path, tmp_path)
+    assert verify(tmp_path).whole["shard"] == 1
+    assert not ensure_indexes([shard], progress=False)[0].problems()
+    data = bytearray(shard.read_bytes())
+    data[data.index(b"tiny_shorts")] ^= 1
+    shard.write_bytes(data)
+    assert [damage.path for damage in verify(shard).damages] == [shard]
+    (problem,) = ensure_indexes([shard], progress=False)[0].problems()
+    assert problem.stage == "shard"
+
+
 def test_indexes_without_their_shard_are_checked_too(everything: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(index_folder(everything / "data" / "shard-000000.tar"), tmp_path / "x.tar.index")
     assert not verify(folder).damages
