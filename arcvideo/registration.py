@@ -8,10 +8,12 @@ modules is what imports transformers, ours wait until it is whole: they may need
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
 from collections.abc import Callable, Sequence
+from copy import copy
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 OURS = {
@@ -45,11 +47,21 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname not in OURS and not fullname.startswith(PACKAGE):
             return None
-        spec = PathFinder.find_spec(fullname, path)
+        spec = self._found(fullname, path, target)
         if spec is not None and spec.loader is not None:
             execute = self._then_ours if fullname in OURS else self._counted
+            spec.loader = copy(spec.loader)  # that of a hook may be shared by everything that it finds
             spec.loader.exec_module = execute(spec.loader, fullname)  # type: ignore[method-assign, assignment, unused-ignore]
         return spec
+
+    def _found(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
+        """Return what those behind this one find: a hook that counts or checks what is imported is one of them."""
+        behind = itertools.dropwhile(lambda finder: finder is not self, list(sys.meta_path))
+        for finder in itertools.islice(behind, 1, None):
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None:
+                return spec
+        return None
 
     def _then_ours(self, loader: Loader, fullname: str) -> Callable[[ModuleType], None]:
         run = loader.exec_module

@@ -245,10 +245,9 @@ def encode(text: str, *, tokenizer: Any) -> Ids:
     Raises:
         RecordError: `special_in_text`.
     """
-    return _encoded(text, tokenizer)
+    return (_kept if len(text) <= _SHORT else _encoded)(text, tokenizer)
 
 
-@lru_cache(maxsize=1 << 14)  # questions repeat from clip to clip
 def _encoded(text: str, tokenizer: Any) -> Ids:
     tokens = tokenizer.encode(text, add_special_tokens=False) if text else []
     structural = frozenset(vars(special_ids(tokenizer)).values())
@@ -258,3 +257,8 @@ def _encoded(text: str, tokenizer: Any) -> Ids:
     ids = np.array(tokens, dtype=np.int64)
     ids.setflags(write=False)
     return ids
+
+
+_kept = lru_cache(maxsize=1 << 12)(_encoded)
+_SHORT = 1_000
+"""Characters of a text that is worth keeping: questions repeat from clip to clip, long answers do not."""

@@ -69,7 +69,9 @@ from arcvideo.lineage.manifest import finished, read_manifest
 from arcvideo.lineage.parents import Parent, resolve_parent
 from arcvideo.lineage.state import State, refusal, state_of, wanted
 from arcvideo.places import CONF_DIR, no_place, writable
+from arcvideo.processes.activity import note
 from arcvideo.processes.children import end_with_parent, stop_with_status
+from arcvideo.processes.lifesign import signs_of_life
 from arcvideo.processes.terminal import one_voice, speak_plainly
 from arcvideo.report.closing import closing_text
 
@@ -184,8 +186,10 @@ def _act(config: RunConfig, *, parent: Parent, state: State, word: str) -> float
     if word != "unmeasured":
         _record(config.stage_dir)
     began = time.time()
+    note("loading torch")
     try:
-        _work(config, parent=parent, word=word)
+        with nullcontext() if launch()[0] else signs_of_life():
+            _work(config, parent=parent, word=word)
     except (ValueError, OSError, SafetensorError) as error:
         # Users see one line; the traceback goes to a file.
         raise ValueError(
@@ -323,8 +327,8 @@ def _main() -> None:
     except ConfigError as error:
         _refuse(str(error).splitlines())
         return
-    for note in merge_notes(words, config=first) if not launch()[0] else ():
-        print(f"note: {note}", file=sys.stderr, flush=True)
+    for line in merge_notes(words, config=first) if not launch()[0] else ():
+        print(f"note: {line}", file=sys.stderr, flush=True)
     sweep = bool({"-m", "--multirun"} & names)
     _refuse([wrong] if (wrong := no_place(first.stage_dir, run_dir=first.run_dir)) else [])
     # Python's parser of arguments refuses overrides on both sides of a flag.

@@ -48,3 +48,43 @@ def test_modules_that_others_build_on_can_be_imported_first() -> None:
 def test_every_module_can_be_imported_first() -> None:
     assert len(MODULES) > 100
     fresh([name for name in MODULES if not name.endswith("__main__")])
+
+
+HOOKED = """
+import sys
+from importlib.machinery import PathFinder
+
+class Hook:
+    \"\"\"As those that count branches or check types: every module that it finds, it executes itself.\"\"\"
+
+    def __init__(self):
+        self.executed, self.loaders = [], {}
+
+    def find_spec(self, fullname, path=None, target=None):
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is None or not fullname.startswith("arcvideo"):
+            return None
+        self.loaders[fullname], spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        self.executed.append(module.__name__)
+        self.loaders[module.__name__].exec_module(module)
+
+hook = Hook()
+sys.meta_path.insert(0, hook)
+import arcvideo.files, arcvideo.seals
+from transformers import AutoConfig
+AutoConfig.for_model("arc_hunyuan_video")
+print(*hook.executed)
+"""
+
+
+def test_import_hooks_of_others_see_every_module_once() -> None:
+    done = subprocess.run([sys.executable, "-c", HOOKED], cwd=ROOT, capture_output=True, text=True, check=True)
+    seen = done.stdout.split()
+    assert {"arcvideo", "arcvideo.files", "arcvideo.seals", "arcvideo.model.configuration"} <= set(seen)
+    assert len(seen) == len(set(seen))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from arcvideo.lineage.manifest import Manifest, write_manifest
 from arcvideo.lineage.parents import Parent
 from arcvideo.lineage.state import State
 from arcvideo.places import writable
+from arcvideo.processes import lifesign
 from arcvideo.shards.write import write_shards
 from tests.compose import settings
 from tests.data import build
@@ -220,3 +222,16 @@ def test_the_traceback_of_an_earlier_error_is_gone_once_the_stage_is_finished(
     monkeypatch.setattr("arcvideo.stage.run_stage", ends)
     train_module._act(config, parent=parent, state=State(word="interrupted"), word="interrupted")
     assert not list(folder.glob("error-*.txt"))
+
+
+def test_a_stage_that_is_silent_for_long_says_what_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def waits(*_: object, **__: object) -> None:
+        while "working: loading torch, for " not in capsys.readouterr().err:
+            time.sleep(0.01)
+
+    monkeypatch.setattr("arcvideo.stage.run_stage", waits)
+    monkeypatch.setattr(lifesign, "SILENCE_SECONDS", 0.05)
+    config, parent = settings("stage=sft", f"run_dir={tmp_path}"), Parent(path=tmp_path, identity="0")
+    train_module._act(config, parent=parent, state=State(word="new"), word="new")

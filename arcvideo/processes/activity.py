@@ -105,7 +105,7 @@ class Activity:
         self._tell(ended=True)
 
     def note(self, what: str, keys: Sequence[str] = ()) -> None:
-        """Tell what begins now, with which samples."""
+        """Tell the others what begins now, with which samples."""
         self._what, self._keys, self._at = what, tuple(keys[:8]), time.time()
         self._tell()
 
@@ -253,6 +253,8 @@ class Activity:
 
 
 _HERE: Activity | None = None
+_NOW = ("starting", time.monotonic())
+"""What this process does, and since when."""
 
 
 def here() -> Activity | None:
@@ -260,10 +262,17 @@ def here() -> Activity | None:
     return _HERE
 
 
-def note(what: str) -> None:
-    """Tell the peers, if there are any, what begins now; outside the loop, whose watchdog tells them of its steps."""
+def note(what: str, keys: Sequence[str] = ()) -> None:
+    """Tell what begins now, with which samples: to the peers, if there are any, and to whoever asks `doing`."""
+    global _NOW
+    _NOW = (what, time.monotonic())
     if _HERE is not None:
-        _HERE.note(what)
+        _HERE.note(what, keys)
+
+
+def doing() -> tuple[str, float]:
+    """Return what this process does as far as it told, and the second of the monotonic clock in which it began that."""
+    return _NOW
 
 
 def beside(what: str) -> None:

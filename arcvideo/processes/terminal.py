@@ -8,6 +8,7 @@ import io
 import os
 import re
 import sys
+import time
 import traceback
 import zlib
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ class _Plain(io.TextIOWrapper):
 
     def write(self, text: str) -> int:
         """Write; see `hidden.plain`. A reader that has gone, or a full disk behind a redirection, ends no run."""
+        global _SPOKEN
+        _SPOKEN = time.monotonic()
         try:
             super().write(plain(text, colours=self.isatty()))
         except OSError as error:
@@ -44,6 +47,14 @@ class _Plain(io.TextIOWrapper):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
+
+
+_SPOKEN = 0.0
+
+
+def last_spoken() -> float:
+    """Return the second of the monotonic clock of the last word to a person since `speak_plainly`; else 0."""
+    return _SPOKEN
 
 
 def speak_plainly() -> None:

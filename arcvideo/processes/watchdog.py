@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from arcvideo.hidden import plain
-from arcvideo.processes.activity import HANG_EXIT_CODE, Seen, blame, here
+from arcvideo.processes.activity import HANG_EXIT_CODE, Seen, blame, here, note
 from arcvideo.processes.ranks import World
 from arcvideo.processes.terminal import to_person
 
@@ -65,8 +65,7 @@ class Watchdog:
         """Progress: what begins now, with which samples."""
         now = time.monotonic()
         self._where = (what, tuple(keys), now)
-        if (peers := here()) is not None:
-            peers.note(what, keys)
+        note(what, keys)
         # Arming starts a thread, which fast steps would feel.
         if self._seconds and now - self._armed >= _ARM_EVERY:
             self._armed = now

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from arcvideo.decoding import pool as pool_module
 from arcvideo.decoding.pool import TRIES, MediaPool
 from arcvideo.layout import MediaLayout
 from arcvideo.media.clip import read_clip
@@ -147,6 +148,17 @@ def test_a_process_that_holds_on_to_memory_is_replaced_before_it_costs_a_file(la
         for number in range(3):
             assert pool.read_clip(picture(), name=f"{number}.jpg", layout=layout).frames is not None
             assert _process(pool) is None
+
+
+def test_a_process_is_replaced_after_so_many_files(layout, monkeypatch):
+    few = "from arcvideo.decoding import worker; worker._MOST_FILES = 3; worker.main()"
+    monkeypatch.setattr(pool_module, "_COMMAND", [sys.executable, "-c", few])
+    with MediaPool() as pool:
+        kept = []
+        for number in range(6):
+            assert pool.read_clip(picture(), name=f"{number}.jpg", layout=layout).frames is not None
+            kept.append(_process(pool) is not None)
+    assert kept == [True, True, False] * 2
 
 
 def test_the_kernel_would_rather_end_the_decoder_than_the_training(pool, layout):

@@ -9,6 +9,7 @@ from arcvideo.feed.prompts import Prompt
 from arcvideo.model.special import special_ids
 from arcvideo.planning.table import prefix_tokens
 from arcvideo.render import (
+    encode,
     media_length,
     render_branch,
     render_prefix,
@@ -46,6 +47,14 @@ def family(*rows: Sample, frames: int = 2) -> Rendered:
 
 def text(ids: object) -> str:
     return tokenizer().decode(ids)
+
+
+def test_tokens_of_short_texts_are_kept_and_those_of_long_ones_are_not() -> None:
+    question, answer = "what is shown? ", "red " * 400
+    assert encode(question, tokenizer=tokenizer()) is encode(question, tokenizer=tokenizer())
+    first, second = (encode(answer, tokenizer=tokenizer()) for _ in range(2))
+    assert first is not second
+    assert first.tolist() == second.tolist()
 
 
 def test_prefix_is_start_then_frames_then_nothing() -> None:
