@@ -11,6 +11,7 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
+from arcvideo.files import Fields
 from arcvideo.report.curves import scatter
 from arcvideo.report.page import rendered, save
 from arcvideo.seals import Damaged, read_object, write_sealed
@@ -57,7 +58,7 @@ def read_jobs(folder: Path, *, unread: list[str]) -> list[dict[str, Any]]:
     return jobs
 
 
-_JOB = {
+_JOB: Fields = {
     "folder": str, "overrides": dict, "metric": str, "seconds": (int, float),
     "value": (int, float, type(None)),
 }  # fmt: skip
