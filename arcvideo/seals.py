@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from arcvideo.files import sync, write_whole
+from arcvideo.files import is_partial, sync, write_whole
 
 Seal = Mapping[str, Any]
 """`size` in bytes and `sha256` in hex of one file."""
@@ -33,7 +33,7 @@ def seal(path: Path) -> dict[str, Any]:
 
 def seal_folder(folder: Path) -> dict[str, dict[str, Any]]:
     """Sync and seal every file of a folder, sub-folders included; return relative name -> seal."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not is_partial(path))
     seals = {path.relative_to(folder).as_posix(): seal(path) for path in paths}
     for inner in {folder, *(path.parent for path in paths)}:
         sync(inner)

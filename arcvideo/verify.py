@@ -27,7 +27,7 @@ import numpy as np
 from arcvideo import seals
 from arcvideo.decoding.cache import check_cached
 from arcvideo.evaluation.predictions import read_predictions
-from arcvideo.files import read_lines
+from arcvideo.files import error_line, read_lines
 from arcvideo.lineage.manifest import EXPORT_NAME, MANIFEST_NAME, read_manifest
 from arcvideo.lineage.parents import Parent
 from arcvideo.lineage.started import STARTED_NAME, read_started
@@ -95,13 +95,21 @@ def verify(path: Path) -> Findings:
         return findings
     waiting = [path] if path.is_dir() else []  # as deep as anybody likes
     while waiting:
-        waiting += reversed(_folder(waiting.pop(), findings))
+        folder = waiting.pop()
+        try:
+            waiting += reversed(_folder(folder, findings))
+        except OSError as error:
+            remedy = "repair the disk or its permissions"
+            findings.damages.append(Damage(path=folder, what=str(error.strerror), remedy=remedy))
     return findings
 
 
 def _folder(folder: Path, findings: Findings) -> list[Path]:
     """Check what a folder is, then its files; a file that was compared with a seal is not looked at again. Returns the
     folders in it that are to be checked.
+
+    Raises:
+        OSError: nobody may look into it.
     """
     folders: list[Path] = []
     vouched: set[Path] = set()
@@ -115,14 +123,7 @@ def _folder(folder: Path, findings: Findings) -> list[Path]:
         vouched |= _check_stage(folder, findings)
     if (folder / seals.SUMS).exists():
         vouched |= _check_sums(folder, findings)
-    try:
-        inside = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        findings.damages.append(
-            Damage(path=folder, what=str(error.strerror), remedy="repair the disk or its permissions")
-        )
-        return folders
-    for entry in inside:
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path = Path(entry.path)
         if entry.is_symlink():
             continue  # what it names is somebody else's folder
@@ -283,8 +284,8 @@ def main(words: Sequence[str] | None = None) -> int:
     for path in options.paths:
         try:
             findings = verify(path)
-        except FileNotFoundError as error:
-            print(f"error: {error}", file=sys.stderr)
+        except OSError as error:
+            print(f"error: {error_line(error)}", file=sys.stderr)
             return 2
         for damage in findings.damages:
             print(damage)

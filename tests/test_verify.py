@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -249,3 +251,25 @@ def test_whatever_lies_in_a_folder_is_checked_or_passed_over(
         "nested.json",
         "nested.jsonl",
     ]
+
+
+def test_a_folder_that_nobody_may_look_into_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Root may look everywhere, so the refusal is the test's."""
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "open.jsonl").write_text("{\n")
+    stat = Path.stat
+
+    def refusing(path: Path, **words: Any) -> Any:
+        if path.parent.name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **words)
+
+    monkeypatch.setattr(Path, "stat", refusing)
+    assert main([str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'closed'}: Permission denied; repair the disk or its permissions" in said
+    assert f"{tmp_path / 'open.jsonl'}: " in said
+    assert main([str(tmp_path / "closed" / "deeper")]) == 2
+    assert "Permission denied" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from arcvideo.evaluation.answers import Answer, answer_of
-from arcvideo.files import json_line, parsed_lines, write_whole
+from arcvideo.files import is_partial, json_line, parsed_lines, write_whole
 from arcvideo.seals import digest_of, read_object
 
 CARD, SCORES, PREDICTIONS = "card.json", "scores.json", "predictions.jsonl"
@@ -86,7 +86,7 @@ def open_measurement(folder: Path, *, origin: Mapping[str, Any], facts: Mapping[
                              for key in differing)  # fmt: skip
             raise ValueError(f"{folder} holds another measurement: {details}; give another name=")
         return card
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and not all(map(is_partial, folder.iterdir())):
         raise ValueError(f"{folder} is not empty and no measurement; give another name= or out=")
     folder.mkdir(parents=True, exist_ok=True)
     card = {"format": FORMAT, "name": folder.name, "origin": origin, **facts}

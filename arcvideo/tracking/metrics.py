@@ -44,7 +44,16 @@ class MetricsFile:
         self._file = path.open("a")
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append one object; it must have `step`."""
+        """Append one object; it must have `step`.
+
+        Raises:
+            FileNotFoundError: the file is gone with its folder; what is written from now on would lie elsewhere.
+        """
+        if not self.path.exists():
+            raise FileNotFoundError(
+                f"{self.path}: is not there any more: the folder of the run was unmounted, moved or removed; put it "
+                "back, then the same command continues"
+            )
         self._file.write(json_line(_plain(values), checked=True))
         self._file.flush()
 
@@ -105,7 +114,7 @@ class WandbMirror(BesideMirror):
         options = {
             "project": settings.project,
             "entity": settings.entity,
-            "tags": list(settings.tags) or None,
+            "tags": [hidden(tag) for tag in settings.tags] or None,
             "mode": mode,
             "dir": str(folder),
             "name": name,
