@@ -124,10 +124,10 @@ def json_line(row: Mapping[str, Any], *, checked: bool = False) -> str:
     return json.dumps({**row, CHECK: _crc(row)} if checked else row) + "\n"
 
 
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a file of JSON lines, whole."""
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]], *, checked: bool = False) -> None:
+    """Write a file of JSON lines, whole; `checked` as in `json_line`."""
     with whole(path) as temporary, temporary.open("w", encoding="ascii") as file:
-        file.writelines(map(json_line, rows))
+        file.writelines(json_line(row, checked=checked) for row in rows)
 
 
 @contextmanager

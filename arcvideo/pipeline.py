@@ -35,11 +35,12 @@ from arcvideo.composing.recipe import (
 )
 from arcvideo.evaluation.gates import Measured, gate_table, judge_gates, plan_gates
 from arcvideo.evaluation.targets import Target, compare, judge
-from arcvideo.files import error_line, write_whole
+from arcvideo.files import error_line
 from arcvideo.lineage.lock import alone_in
 from arcvideo.places import no_place
 from arcvideo.processes.children import REQUEUE_EXIT_CODE, run_child, stop_with_status
 from arcvideo.processes.terminal import speak_plainly
+from arcvideo.seals import Damaged, read_object, write_sealed
 from arcvideo.structured import nearest
 
 STALE_POLICIES = ("refuse", "rerun", "keep")
@@ -122,8 +123,7 @@ def _pass_gates(stage: PlannedStage, gates: Sequence[Target], *, recipe: Recipe,
     verdicts = judge_gates(gates, metrics=evaluations(run_dir, stages=[stage.name]), run_dir=run_dir)
     rows = [{"metric": verdict.target.metric, "met": verdict.met, "reason": verdict.reason} for verdict in verdicts]
     path = run_dir / GATES
-    noted = json.loads(path.read_text()) if path.exists() else {}
-    write_whole(path, json.dumps({**noted, stage.name: rows}, indent=1) + "\n")
+    write_sealed(path, json.dumps({**_noted(path), stage.name: rows}, indent=1) + "\n")
     is_open = all(verdict.met for verdict in verdicts)
     print(f"[{recipe.name}] {stage.name}: gates {'open' if is_open else 'shut'}\n{gate_table(verdicts)}", flush=True)
     if is_open:
@@ -264,12 +264,21 @@ def _remember(stages: Sequence[PlannedStage], *, name: str, seconds: float) -> N
         return
     path = Path(stages[0].config.run_dir) / "prepared.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps({**_remembered(path.parent), name: round(seconds, 1)}))
+    write_sealed(path, json.dumps({**_remembered(path.parent), name: round(seconds, 1)}) + "\n")
 
 
 def _remembered(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "prepared.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    seconds = _noted(run_dir / "prepared.json")
+    return {name: value for name, value in seconds.items() if isinstance(value, int | float)}
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    """Return what was noted for people; nothing, which is said, when it is damaged: it decides nothing."""
+    try:
+        return read_object(path) if path.exists() else {}
+    except Damaged as error:
+        print(f"{error}; what it said is left out", file=sys.stderr)
+        return {}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -39,7 +39,7 @@ from arcvideo.saving.checkpoint import read_checkpoint
 from arcvideo.shards.columns import CONTENT
 from arcvideo.shards.index import ShardIndex, index_folder, open_index
 from arcvideo.shards.members import read_at, read_groups
-from arcvideo.shards.seal import unsealed
+from arcvideo.shards.seal import unsealed, vouched
 
 T = TypeVar("T")
 _AGAIN = "remove it, it is made again when it is needed"
@@ -190,10 +190,16 @@ def _file(path: Path, findings: Findings, *, vouched: set[Path]) -> None:
     elif name.endswith(".jsonl"):
         findings.look("file of rows", path, lambda: read_lines(path), remedy="repair or delete the line")
     elif name.endswith(".json"):
-        findings.look("JSON file", path, lambda: json.loads(path.read_bytes()), remedy=_RESTORE)
-        findings.unsealed.append(path)
+        content = findings.look("JSON file", path, lambda: _json(path), remedy=_RESTORE)
+        if not seals.sidecar(path).exists() and not (isinstance(content, dict) and "seal" in content):
+            findings.unsealed.append(path)
     else:
         findings.unsealed.append(path)
+
+
+def _json(path: Path) -> Any:
+    content = json.loads(seals.read_sealed(path))
+    return seals.read_object(path) if isinstance(content, dict) else content
 
 
 def _is_features(path: Path) -> bool:
@@ -202,14 +208,16 @@ def _is_features(path: Path) -> bool:
 
 def _check_shard(path: Path, findings: Findings) -> None:
     """A tar: against the digest beside it, or against its index, or as far as its own headers tell."""
-    side = seals.sidecar(path)
     index = None
-    if side.exists():
+    if seals.sidecar(path).exists() or vouched(path) is not None:
 
         def whole() -> None:
             seals.forget(path.parent)
-            said = next(iter(seals.read_sums(side).values()), "")
-            seals.check(path.parent, {path.name: {"size": path.stat().st_size, "sha256": said}})
+            side, said = vouched(path) or (path, "")
+            try:
+                seals.check(path.parent, {path.name: {"size": path.stat().st_size, "sha256": said}})
+            except seals.Damaged:
+                raise ValueError(f"is not the file of {side.name}") from None
 
         findings.look("shard", path, whole, remedy=_RESTORE)
     else:

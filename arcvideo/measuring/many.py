@@ -103,7 +103,7 @@ def ask_many(settings: Settings) -> str:
         answers = asker.answers(left) if asker is not None else ()
         for row in watched(answers, what="answering", total=len(left), unit="question"):
             failed += "error" in row
-            file.write(json_line({**row, "how": how}))
+            file.write(json_line({**row, "how": how}, checked=True))
             file.flush()
     counts = f"{len(left) - failed} answered, {len(lines) - len(left)} were there already, {failed} could not be"
     return f"{settings.out}: {counts}"

@@ -40,7 +40,7 @@ class MetricsFile:
         """
         self.path = path
         kept = [line for line in _lines(path) if line["step"] < keep_below]
-        write_lines(path, map(_plain, kept))
+        write_lines(path, map(_plain, kept), checked=True)
         self._file = path.open("a")
 
     def write(self, values: Mapping[str, Any]) -> None:
@@ -54,7 +54,7 @@ class MetricsFile:
                 f"{self.path}: is not there any more: the folder of the run was unmounted, moved or removed; put it "
                 "back, then the same command continues"
             )
-        self._file.write(json_line(_plain(values)))
+        self._file.write(json_line(_plain(values), checked=True))
         self._file.flush()
 
     def close(self) -> None:
