@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors of the operating system for want of room: a full disk, a used-up quota, the limit on the size of a file."""
@@ -81,6 +82,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def is_partial(path: Path) -> bool:
+    """Return whether a file is under way, or was when its writer was killed; nobody reads it."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
+
+
 _DEAD = 3600.0
 """Seconds after which a file that is being written without anybody writing to it was left by a process that ended."""
 
@@ -118,10 +124,26 @@ def json_line(row: Mapping[str, Any], *, checked: bool = False) -> str:
     return json.dumps({**row, CHECK: _crc(row)} if checked else row) + "\n"
 
 
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a file of JSON lines, whole."""
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]], *, checked: bool = False) -> None:
+    """Write a file of JSON lines, whole; `checked` as in `json_line`."""
     with whole(path) as temporary, temporary.open("w", encoding="ascii") as file:
-        file.writelines(map(json_line, rows))
+        file.writelines(json_line(row, checked=checked) for row in rows)
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[IO[str]]:
+    """Open a file of JSON lines to append to, alone: wait for another process that has it so, and say that once.
+
+    What others wrote has to be read inside the block.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for {path}: another job writes it", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
 
 
 Fields = Mapping[str, type | tuple[type, ...]]

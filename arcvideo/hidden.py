@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 MASK = "***"
-_USER = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^\s/@?#'\"<>]+@", re.IGNORECASE)
+_USER = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*:/{1,2})[^\s/@?#'\"<>]+@", re.IGNORECASE)
 _QUERY = re.compile(
     r"(?P<name>[?&;][^=&\s]*(?:token|key|secret|sig|signature|passw(?:or)?d|credential|auth|session|jwt)[^=&\s]*=)"
     r"[^&\s'\"<>#]*[^&\s'\"<>#:;,.)]",
     re.IGNORECASE,
 )
-"""The parts of a URL that let somebody in."""
+"""The parts of a URL that let somebody in; taken for a path it has lost a slash."""
 _SECRET_NAME = re.compile(r"(?:^|_)(?:TOKEN|(?:API)?KEY|SECRET|PASS(?:WORD|WD)?|CREDENTIALS?|AUTH)(?:_|$)", re.I)
 _SHORTEST = 8
 """Signs of a value that is looked for inside of other texts; a shorter one would be found in words."""
@@ -34,7 +34,7 @@ def hidden(text: str) -> str:
     Secret is a variable that says so by its name (TOKEN, KEY, SECRET, PASSWORD, ...) or whose value settings took; of
     the latter, paths stay, because whoever reads a message must find the file.
     """
-    if "://" in text:
+    if ":/" in text:
         text = _QUERY.sub(rf"\g<name>{MASK}", _USER.sub(rf"\g<scheme>{MASK}@", text))
     for value, name in _secrets().items():
         if value in text:
@@ -84,7 +84,7 @@ def plain(text: str, *, colours: bool = False) -> str:
         text: one write; a carriage return at its beginning is a progress bar's and stays.
         colours: leave colours in, for a terminal that a person looks at.
     """
-    if text.isprintable() and "://" not in text and not _secrets():
+    if text.isprintable() and ":/" not in text and not _secrets():
         return text
     if _BAR.fullmatch(text):
         return text

@@ -18,7 +18,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,12 @@ from arcvideo.composing.recipe import (
 )
 from arcvideo.evaluation.gates import Measured, gate_table, judge_gates, plan_gates
 from arcvideo.evaluation.targets import Target, compare, judge
-from arcvideo.files import error_line, write_whole
+from arcvideo.files import error_line
+from arcvideo.lineage.lock import alone_in
 from arcvideo.places import no_place
 from arcvideo.processes.children import REQUEUE_EXIT_CODE, run_child, stop_with_status
 from arcvideo.processes.terminal import speak_plainly
+from arcvideo.seals import Damaged, read_object, write_sealed
 from arcvideo.structured import nearest
 
 STALE_POLICIES = ("refuse", "rerun", "keep")
@@ -69,24 +72,34 @@ def run(recipe: Recipe, *, extra: Sequence[str] = (), stale: str = "refuse", gat
     for run_dir in {stage.config.run_dir for stage in stages}:
         if wrong := no_place(Path(run_dir), run_dir=run_dir):
             raise ValueError(wrong)
-    for step in recipe.prepare:
-        if Path(step.makes).exists():
-            print(f"[{recipe.name}] {step.name}: there already ({step.makes})", flush=True)
-            continue
-        print(f"[{recipe.name}] {step.name}: python {step.command}", flush=True)
-        started = time.monotonic()
-        _call([sys.executable, *shlex.split(step.command)], what=step.name)
-        if not Path(step.makes).exists():
-            sys.exit(f"error: preparation {step.name!r} ended without making {step.makes}")
-        _remember(stages, name=step.name, seconds=time.monotonic() - started)
+    _prepare(recipe, stages=stages)
     for number, stage in enumerate(stages):
-        entry = standing(stages)[number] if stale != "keep" else standing([stage])[0]
-        if not _skipped(entry, recipe=recipe, stale=stale):
+
+        def stands(number: int = number, stage: PlannedStage = stage) -> Standing:
+            return standing(stages)[number] if stale != "keep" else standing([stage])[0]
+
+        if not _skipped(stands, recipe=recipe, stale=stale):
             print(f"[{recipe.name}] {stage.name}: python -m arcvideo.train {shlex.join(stage.words)}", flush=True)
             _call([*_launcher(), "-m", "arcvideo.train", *stage.words], what=stage.name)
         if stage.name in planned:
             _pass_gates(stage, planned[stage.name], recipe=recipe, policy=gates)
     return summarise(recipe, stages=stages)
+
+
+def _prepare(recipe: Recipe, *, stages: Sequence[PlannedStage]) -> None:
+    """Make what is not there yet, one pipeline of a folder at a time: two would write the same files."""
+    run_dir = Path(stages[0].config.run_dir) if stages else None
+    for step in recipe.prepare:
+        with alone_in(run_dir / "prepare") if run_dir and not Path(step.makes).exists() else nullcontext():
+            if Path(step.makes).exists():
+                print(f"[{recipe.name}] {step.name}: there already ({step.makes})", flush=True)
+                continue
+            print(f"[{recipe.name}] {step.name}: python {step.command}", flush=True)
+            started = time.monotonic()
+            _call([sys.executable, *shlex.split(step.command)], what=step.name)
+            if not Path(step.makes).exists():
+                sys.exit(f"error: preparation {step.name!r} ended without making {step.makes}")
+            _remember(stages, name=step.name, seconds=time.monotonic() - started)
 
 
 def _planned_gates(recipe: Recipe, *, stages: Sequence[PlannedStage]) -> dict[str, list[Target]]:
@@ -110,8 +123,7 @@ def _pass_gates(stage: PlannedStage, gates: Sequence[Target], *, recipe: Recipe,
     verdicts = judge_gates(gates, metrics=evaluations(run_dir, stages=[stage.name]), run_dir=run_dir)
     rows = [{"metric": verdict.target.metric, "met": verdict.met, "reason": verdict.reason} for verdict in verdicts]
     path = run_dir / GATES
-    noted = json.loads(path.read_text()) if path.exists() else {}
-    write_whole(path, json.dumps({**noted, stage.name: rows}, indent=1) + "\n")
+    write_sealed(path, json.dumps({**_noted(path), stage.name: rows}, indent=1) + "\n")
     is_open = all(verdict.met for verdict in verdicts)
     print(f"[{recipe.name}] {stage.name}: gates {'open' if is_open else 'shut'}\n{gate_table(verdicts)}", flush=True)
     if is_open:
@@ -130,8 +142,13 @@ def _pass_gates(stage: PlannedStage, gates: Sequence[Target], *, recipe: Recipe,
     sys.exit(GATE_EXIT_CODE)
 
 
-def _skipped(entry: Standing, *, recipe: Recipe, stale: str) -> bool:
-    """Return whether a stage needs no run; says so, refuses it, or moves what stands in its way."""
+def _skipped(stands: Callable[[], Standing], *, recipe: Recipe, stale: str) -> bool:
+    """Return whether a stage needs no run; says so, refuses it, or moves what stands in its way.
+
+    Args:
+        stands: looks how the stage stands, again after the job that works in its folder has ended.
+    """
+    entry = stands()
     name, state = entry.stage.name, entry.state
     if state.word == "finished":
         print(f"[{recipe.name}] {name}: finished already", flush=True)
@@ -143,9 +160,13 @@ def _skipped(entry: Standing, *, recipe: Recipe, stale: str) -> bool:
     elif state.word == "stale" and stale == "keep" and state.manifest is not None:
         print(f"[{recipe.name}] {name}: kept as it is, though {'; '.join(state.reasons)}", flush=True)
     elif state.word == "stale" and stale == "rerun":
-        aside = _move_aside(entry.stage.folder)
-        print(f"[{recipe.name}] {name}: runs again ({'; '.join(state.reasons)}); what was there is in {aside}")
-        return False
+        with alone_in(entry.stage.folder):  # a job that still writes there must not lose the folder
+            state = stands().state
+            if state.word == "stale":
+                aside = _move_aside(entry.stage.folder)
+                print(f"[{recipe.name}] {name}: runs again ({'; '.join(state.reasons)}); what was there is in {aside}")
+                return False
+        return _skipped(stands, recipe=recipe, stale=stale)  # another pipeline was as fast
     elif state.word == "stale":
         print(stale_text(entry), file=sys.stderr)
         sys.exit(STALE_EXIT_CODE)
@@ -243,12 +264,21 @@ def _remember(stages: Sequence[PlannedStage], *, name: str, seconds: float) -> N
         return
     path = Path(stages[0].config.run_dir) / "prepared.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**_remembered(path.parent), name: round(seconds, 1)}))
+    write_sealed(path, json.dumps({**_remembered(path.parent), name: round(seconds, 1)}) + "\n")
 
 
 def _remembered(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "prepared.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    seconds = _noted(run_dir / "prepared.json")
+    return {name: value for name, value in seconds.items() if isinstance(value, int | float)}
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    """Return what was noted for people; nothing, which is said, when it is damaged: it decides nothing."""
+    try:
+        return read_object(path) if path.exists() else {}
+    except Damaged as error:
+        print(f"{error}; what it said is left out", file=sys.stderr)
+        return {}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -19,7 +19,7 @@ def writable(folder: Path) -> bool:
 
     It is tried: what the bits of the modes allow says nothing to root, of /proc, or of a disk that is full.
     """
-    there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), Path("/"))
+    there = next((place for place in (folder, *folder.absolute().parents) if os.path.exists(place)), Path("/"))
     try:
         with tempfile.TemporaryDirectory(prefix=".arcvideo-", dir=there):
             return True

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from arcvideo.files import sync, write_whole
+from arcvideo.files import is_partial, sync, write_whole
 
 Seal = Mapping[str, Any]
 """`size` in bytes and `sha256` in hex of one file."""
@@ -33,7 +33,7 @@ def seal(path: Path) -> dict[str, Any]:
 
 def seal_folder(folder: Path) -> dict[str, dict[str, Any]]:
     """Sync and seal every file of a folder, sub-folders included; return relative name -> seal."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not is_partial(path))
     seals = {path.relative_to(folder).as_posix(): seal(path) for path in paths}
     for inner in {folder, *(path.parent for path in paths)}:
         sync(inner)
@@ -148,6 +148,57 @@ def publish(scratch: Path, path: Path) -> None:
     sidecar(path).unlink(missing_ok=True)
     os.replace(scratch, path)
     write_whole(sidecar(path), f"{fact['sha256']}  {path.name}\n")
+
+
+def write_sealed(path: Path, text: str) -> None:
+    """Write a file of text, whole, and its digest beside it; a stop in between leaves it without digest."""
+    data = text.encode()
+    sidecar(path).unlink(missing_ok=True)
+    write_whole(path, data)
+    write_whole(sidecar(path), f"{hashlib.sha256(data).hexdigest()}  {path.name}\n")
+
+
+def read_sealed(path: Path) -> bytes:
+    """Return the bytes of a file, compared with the digest beside it where there is one.
+
+    Raises:
+        Damaged: it was changed since it was written.
+        OSError: the disk refuses to read, or nothing is there.
+    """
+    for last in (False, True):  # another process may write it between the two readings
+        data, side = path.read_bytes(), sidecar(path)
+        try:
+            said = next(iter(read_sums(side).values()), "")
+        except FileNotFoundError:
+            return data
+        except Damaged:
+            said = ""
+        if said == hashlib.sha256(data).hexdigest():
+            return data
+        if last:
+            break
+    raise Damaged(f"{path}: is not the file of {side.name}; restore it, or delete that when the change is meant")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, compared with the digest beside it or with its own `seal`, where it has one.
+
+    Raises:
+        Damaged: it is none, or was changed since it was written; one line that names it.
+        OSError: the disk refuses to read, or nothing is there.
+    """
+    try:
+        content = json.loads(read_sealed(path))
+    except Damaged:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path}: not JSON ({error}); restore it, or delete it") from None
+    if not isinstance(content, dict):
+        raise Damaged(f"{path}: not an object; restore it, or delete it")
+    own = content.get("seal")
+    if isinstance(own, str) and own != digest_of({name: content[name] for name in content if name != "seal"}):
+        raise Damaged(f"{path}: was changed since it was written; restore it, or delete it")
+    return content
 
 
 _MOST_REMEMBERED = 65536

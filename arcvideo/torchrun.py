@@ -26,6 +26,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if not words or {"-h", "--help"} & set(words):
         print(__doc__)
         return
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
@@ -44,6 +45,10 @@ def main(words: Sequence[str] | None = None) -> None:
             print(f"error: rank {rank} was ended by {signal.Signals(-failure.exitcode).name}", file=sys.stderr)
             sys.exit(128 - failure.exitcode)
         sys.exit(failure.exitcode)
+    except SignalException as stopped:
+        sys.exit(128 + stopped.sigval)
+    except (ValueError, RuntimeError, OSError) as error:  # an option of torchrun's, a port that somebody has
+        sys.exit(f"error: torchrun: {str(error).partition(chr(10))[0]}")
 
 
 def _hand_on(number: int, frame: FrameType | None) -> None:

@@ -298,6 +298,10 @@ def main() -> None:
     """Check the overrides, then hand over to Hydra."""
     try:
         _main()
+    except OSError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        _refuse([error_line(error)])
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues from the newest checkpoint", file=sys.stderr)
         sys.exit(130)

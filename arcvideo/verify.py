@@ -20,14 +20,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from arcvideo import seals
 from arcvideo.decoding.cache import check_cached
 from arcvideo.evaluation.predictions import read_predictions
-from arcvideo.files import read_lines
+from arcvideo.files import error_line, read_lines
 from arcvideo.lineage.manifest import EXPORT_NAME, MANIFEST_NAME, read_manifest
 from arcvideo.lineage.parents import Parent
 from arcvideo.lineage.started import STARTED_NAME, read_started
@@ -39,7 +39,7 @@ from arcvideo.saving.checkpoint import read_checkpoint
 from arcvideo.shards.columns import CONTENT
 from arcvideo.shards.index import ShardIndex, index_folder, open_index
 from arcvideo.shards.members import read_at, read_groups
-from arcvideo.shards.seal import unsealed
+from arcvideo.shards.seal import unsealed, vouched
 
 T = TypeVar("T")
 _AGAIN = "remove it, it is made again when it is needed"
@@ -95,13 +95,21 @@ def verify(path: Path) -> Findings:
         return findings
     waiting = [path] if path.is_dir() else []  # as deep as anybody likes
     while waiting:
-        waiting += reversed(_folder(waiting.pop(), findings))
+        folder = waiting.pop()
+        try:
+            waiting += reversed(_folder(folder, findings))
+        except OSError as error:
+            remedy = "repair the disk or its permissions"
+            findings.damages.append(Damage(path=folder, what=str(error.strerror), remedy=remedy))
     return findings
 
 
 def _folder(folder: Path, findings: Findings) -> list[Path]:
     """Check what a folder is, then its files; a file that was compared with a seal is not looked at again. Returns the
     folders in it that are to be checked.
+
+    Raises:
+        OSError: nobody may look into it.
     """
     folders: list[Path] = []
     vouched: set[Path] = set()
@@ -115,14 +123,7 @@ def _folder(folder: Path, findings: Findings) -> list[Path]:
         vouched |= _check_stage(folder, findings)
     if (folder / seals.SUMS).exists():
         vouched |= _check_sums(folder, findings)
-    try:
-        inside = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        findings.damages.append(
-            Damage(path=folder, what=str(error.strerror), remedy="repair the disk or its permissions")
-        )
-        return folders
-    for entry in inside:
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path = Path(entry.path)
         if entry.is_symlink():
             continue  # what it names is somebody else's folder
@@ -189,10 +190,16 @@ def _file(path: Path, findings: Findings, *, vouched: set[Path]) -> None:
     elif name.endswith(".jsonl"):
         findings.look("file of rows", path, lambda: read_lines(path), remedy="repair or delete the line")
     elif name.endswith(".json"):
-        findings.look("JSON file", path, lambda: json.loads(path.read_bytes()), remedy=_RESTORE)
-        findings.unsealed.append(path)
+        content = findings.look("JSON file", path, lambda: _json(path), remedy=_RESTORE)
+        if not seals.sidecar(path).exists() and not (isinstance(content, dict) and "seal" in content):
+            findings.unsealed.append(path)
     else:
         findings.unsealed.append(path)
+
+
+def _json(path: Path) -> Any:
+    content = json.loads(seals.read_sealed(path))
+    return seals.read_object(path) if isinstance(content, dict) else content
 
 
 def _is_features(path: Path) -> bool:
@@ -201,14 +208,16 @@ def _is_features(path: Path) -> bool:
 
 def _check_shard(path: Path, findings: Findings) -> None:
     """A tar: against the digest beside it, or against its index, or as far as its own headers tell."""
-    side = seals.sidecar(path)
     index = None
-    if side.exists():
+    if seals.sidecar(path).exists() or vouched(path) is not None:
 
         def whole() -> None:
             seals.forget(path.parent)
-            said = next(iter(seals.read_sums(side).values()), "")
-            seals.check(path.parent, {path.name: {"size": path.stat().st_size, "sha256": said}})
+            side, said = vouched(path) or (path, "")
+            try:
+                seals.check(path.parent, {path.name: {"size": path.stat().st_size, "sha256": said}})
+            except seals.Damaged:
+                raise ValueError(f"is not the file of {side.name}") from None
 
         findings.look("shard", path, whole, remedy=_RESTORE)
     else:
@@ -275,8 +284,8 @@ def main(words: Sequence[str] | None = None) -> int:
     for path in options.paths:
         try:
             findings = verify(path)
-        except FileNotFoundError as error:
-            print(f"error: {error}", file=sys.stderr)
+        except OSError as error:
+            print(f"error: {error_line(error)}", file=sys.stderr)
             return 2
         for damage in findings.damages:
             print(damage)

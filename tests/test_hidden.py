@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
         (f"s3://{SECRET}@bucket/x", "s3://***@bucket/x"),
         (f"https://h/x?X-Amz-Signature={SECRET}&a=1", "https://h/x?X-Amz-Signature=***&a=1"),
         (f"get https://h/x?a=1&access_token={SECRET}: HTTP 403", "get https://h/x?a=1&access_token=***: HTTP 403"),
+        (f"http:/me:{SECRET}@h/x?token={SECRET}: no such file", "http:/***@h/x?token=***: no such file"),
         ("https://h/{000..011}.tar", "https://h/{000..011}.tar"),
         ("mail me@host, see http://host/a@b", "mail me@host, see http://host/a@b"),
     ],
@@ -153,7 +154,8 @@ def test_planted_secrets_reach_no_file_and_no_line(small_world: SmallWorld, tmp_
     names = {"PLANTED": f"{SECRET}-a", "WANDB_API_KEY": f"{SECRET}-b{'0' * 40}", "HF_TOKEN": f"{SECRET}-c"}
     env = {**os.environ, **names, "WANDB_MODE": "offline"}
     common = [sys.executable, "-m", "arcvideo.train", "stage=sft", *small_world.overrides,
-              "logger.wandb=offline", "logger.project=${oc.env:PLANTED}"]  # fmt: skip
+              "logger.wandb=offline", "logger.project=${oc.env:PLANTED}",
+              "logger.tags=[${oc.env:HF_TOKEN}]"]  # fmt: skip
     good = finished([*common, f"run_dir={tmp_path / 'good'}"], seconds=600, cwd=ROOT, env=env)
     assert good.returncode == 0, good.stderr
     url = f"https://me:{SECRET}-d@127.0.0.1:9/x.tar?token={SECRET}-e"

@@ -9,6 +9,8 @@ import shutil
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ import yaml
 
 from arcvideo import pipeline
 from arcvideo.composing.config import plain_dict
-from arcvideo.composing.recipe import Recipe, load_recipe, planned_stages, standing
+from arcvideo.composing.recipe import Preparation, Recipe, load_recipe, planned_stages, standing
 from arcvideo.evaluation.predictions import Prediction, write_predictions
+from arcvideo.lineage.lock import alone_in
 from arcvideo.lineage.manifest import Manifest, write_manifest
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ensure_indexes
@@ -99,6 +102,39 @@ def test_a_stale_stage_runs_again_on_request_and_nothing_is_deleted(recipe: Reci
     assert called == ["audio_warmup", "pretrain", "sft"]
     kept = {path.name for path in Path(recipe.run_dir).iterdir() if (path / "manifest.json").exists()}
     assert kept == {"audio_warmup.old-1", "pretrain.old-1"}
+
+
+def test_a_folder_in_which_a_job_still_works_is_not_moved_away(recipe: Recipe, called: list[str]) -> None:
+    finish(recipe, "audio_warmup")
+    folder = Path(recipe.run_dir) / "audio_warmup"
+    words: dict[str, Any] = {"extra": ["runner.steps=4"], "stale": "rerun"}
+    with ThreadPoolExecutor(2) as threads:
+        with alone_in(folder):
+            running = [threads.submit(pipeline.run, recipe, **words) for _ in range(2)]
+            time.sleep(0.5)
+            assert (folder / "manifest.json").exists()
+        assert all(run.result() for run in running)
+    assert not folder.with_name("audio_warmup.old-2").exists()
+    assert (folder.with_name("audio_warmup.old-1") / "manifest.json").exists()
+    assert called.count("audio_warmup") == 2
+
+
+def test_two_pipelines_prepare_one_after_the_other(
+    recipe: Recipe, called: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, begun = tmp_path / "made", []
+
+    def call(command: list[str], what: str) -> None:
+        begun.append(what)
+        if what == "data":
+            time.sleep(0.3)
+            made.write_text("")
+
+    monkeypatch.setattr(pipeline, "_call", call)
+    step = Preparation(name="data", makes=str(made), command="-c pass")
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(pipeline.run, [replace(recipe, prepare=[step])] * 2))
+    assert begun.count("data") == 1
 
 
 def test_a_stale_stage_is_kept_on_request(recipe: Recipe, called: list[str]) -> None:

@@ -49,6 +49,12 @@ def test_wrong_settings_are_said_once(tmp_path: Path) -> None:
     assert done.stderr.count("runner.stpes: no such setting") == 1
 
 
+def test_an_option_that_torchrun_refuses_is_one_line() -> None:
+    done = start("arcvideo.torchrun", "--nproc_per_node", "banana", "stage=sft")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines() == ["error: torchrun: Unsupported nproc_per_node value: banana"]
+
+
 @pytest.mark.slow
 def test_two_ranks_train_and_only_the_first_speaks(small_world: SmallWorld, tmp_path: Path) -> None:
     words = ["stage=sft", *small_world.overrides, f"run_dir={tmp_path}", "engine=zero2", "optimizer.name=adamw"]

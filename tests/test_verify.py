@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,18 +15,23 @@ from safetensors.torch import save_file
 
 from arcvideo import seals
 from arcvideo.decoding.cache import FrameCache
+from arcvideo.evaluation.predictions import Prediction, write_predictions
 from arcvideo.feed.quarantine import Quarantine
 from arcvideo.files import json_line, read_lines
 from arcvideo.lineage.manifest import Manifest, write_manifest
+from arcvideo.measuring import folder as measuring
+from arcvideo.measuring.folder import Lost, write_card
 from arcvideo.media.settings import FrameCacheSettings
 from arcvideo.model.towers.features import FeatureStore
 from arcvideo.rejection.journal import Journal
 from arcvideo.rejection.selection import Drawn
+from arcvideo.rollout.log import RolloutLog
 from arcvideo.saving.checkpoint import CheckpointFolder
 from arcvideo.shards.index import ensure_indexes, index_folder
 from arcvideo.shards.lengths import all_lengths
 from arcvideo.shards.seal import sealed
 from arcvideo.shards.write import write_shards
+from arcvideo.tracking.metrics import MetricsFile
 from arcvideo.verify import main, verify
 from tests.conftest import SmallWorld
 from tests.data import build
@@ -62,6 +69,18 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Journal(root / "sampled" / "x-000000.answers.jsonl", origin={"seed": 1}) as journal:
         journal.add([Drawn(key="a/0", task="qa", answer="x", texts=["y"], finished=[True], scores=[None])])
         journal.lose(["b/0"], reason="corrupt")
+    figures = root / "sft" / "evaluations" / "m"
+    figures.mkdir(parents=True)
+    write_card(figures, {"name": "m", "origin": {"questions": "e" * 64}})
+    with measuring.Journal(figures, rank=0) as answers:
+        answers.lose([Lost(key="a/0", reason="corrupt", detail="of a clip")])
+    seals.write_sealed(root / "sft" / "evaluation.json", json.dumps({"mcq_accuracy": {"value": 0.61}}))
+    metrics = MetricsFile(root / "sft" / "metrics.jsonl", keep_below=0)
+    metrics.write({"step": 0, "train/loss": 2.25})
+    metrics.close()
+    row = Prediction(metric="mcq_accuracy", key="a/0", question="?", truth="B", prediction="B", score=1.0)
+    write_predictions(root / "sft" / "predictions.jsonl", predictions=[row])
+    RolloutLog(root / "sft" / "rollouts.jsonl").write([{"key": "a/0", "reward": 0.25}], step=0, groups=[])
     (root / "sft" / "quarantine.jsonl").write_text(
         json_line({"source": "s", "key": "k", "stage": "media", "reason": "corrupt"}, checked=True)
     )
@@ -73,7 +92,8 @@ SEALED = (
     "data/shard-000000.tar.index/meta.json", "sft/checkpoints/step-3/state.json",
     "sft/checkpoints/step-3/manifest.json", "sft/export/model.safetensors", "sft/export/config.json",
     "sft/manifest.json", "sft/adapter/model.safetensors", "base/config.json", "sft/quarantine.jsonl",
-    "sampled/x-000000.answers.jsonl",
+    "sampled/x-000000.answers.jsonl", "sft/evaluation.json", "sft/evaluations/m/card.json",
+    "sft/evaluations/m/answers-0.jsonl", "sft/metrics.jsonl", "sft/predictions.jsonl", "sft/rollouts.jsonl",
 )  # fmt: skip
 
 
@@ -189,6 +209,20 @@ def test_a_run_folder_and_its_data_are_whole_and_every_export_file_is_vouched_fo
     }  # fmt: skip
 
 
+def test_a_shard_of_tiny_shorts_is_compared_with_its_description(small_world: SmallWorld, tmp_path: Path) -> None:
+    shard = tmp_path / "test-000000.tar"
+    for path in (small_world.data / shard.name, small_world.data / "dataset.json"):
+        shutil.copy2(path, tmp_path)
+    assert verify(tmp_path).whole["shard"] == 1
+    assert not ensure_indexes([shard], progress=False)[0].problems()
+    data = bytearray(shard.read_bytes())
+    data[data.index(b"tiny_shorts")] ^= 1
+    shard.write_bytes(data)
+    assert [damage.path for damage in verify(shard).damages] == [shard]
+    (problem,) = ensure_indexes([shard], progress=False)[0].problems()
+    assert problem.stage == "shard"
+
+
 def test_indexes_without_their_shard_are_checked_too(everything: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(index_folder(everything / "data" / "shard-000000.tar"), tmp_path / "x.tar.index")
     assert not verify(folder).damages
@@ -217,3 +251,25 @@ def test_whatever_lies_in_a_folder_is_checked_or_passed_over(
         "nested.json",
         "nested.jsonl",
     ]
+
+
+def test_a_folder_that_nobody_may_look_into_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Root may look everywhere, so the refusal is the test's."""
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "open.jsonl").write_text("{\n")
+    stat = Path.stat
+
+    def refusing(path: Path, **words: Any) -> Any:
+        if path.parent.name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **words)
+
+    monkeypatch.setattr(Path, "stat", refusing)
+    assert main([str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'closed'}: Permission denied; repair the disk or its permissions" in said
+    assert f"{tmp_path / 'open.jsonl'}: " in said
+    assert main([str(tmp_path / "closed" / "deeper")]) == 2
+    assert "Permission denied" in capsys.readouterr().err

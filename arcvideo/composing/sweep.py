@@ -26,6 +26,7 @@ from arcvideo.hidden import hidden
 from arcvideo.lineage.manifest import finished
 from arcvideo.lineage.parents import BASE
 from arcvideo.processes.children import run_child
+from arcvideo.seals import write_sealed
 
 PLACES = ("run_dir", "data_dir", "base", "threads", "feature_cache", "logger", "train_parents", "parents")
 """Settings that say where and how a job runs: they do not name its folder."""
@@ -97,7 +98,7 @@ class SweepJob:
             "seconds": manifest.seconds if manifest else 0.0,
         }
         self.hydra_dir.mkdir(parents=True, exist_ok=True)
-        (self.hydra_dir / JOB_NAME).write_text(json.dumps(row, indent=1) + "\n")
+        write_sealed(self.hydra_dir / JOB_NAME, json.dumps(row, indent=1) + "\n")
 
 
 def job_name(stage: str, *, overrides: Mapping[str, str], swept: Sequence[str] = ()) -> str:
@@ -211,14 +212,15 @@ def lower_is_better(metric: str) -> bool:
 
 def report_sweep(folder: Path) -> bool:
     """Write and print the table of a sweep's jobs; whether all of them came to a value or had none to come to."""
-    from arcvideo.report.sweep import print_sweep, write_sweep
+    from arcvideo.report.sweep import print_sweep, read_jobs, write_sweep
 
-    jobs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{JOB_NAME}"))]
+    unread: list[str] = []
+    jobs = read_jobs(folder, unread=unread)
     if jobs:
         print_sweep(write_sweep(folder), page=folder / "sweep.html")
-    failed = [job for job in jobs if job["error"]]
-    for job in failed:
-        print(f"error: {job['folder']}: {job['error']}", file=sys.stderr)
+    failed = [*unread, *(f"{job['folder']}: {job['error']}" for job in jobs if job.get("error"))]
+    for line in failed:
+        print(f"error: {line}", file=sys.stderr)
     return not failed
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from arcvideo.remote.settings import ShardCacheSettings
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ShardIndex, ensure_indexes
 from arcvideo.shards.members import Problem
+from arcvideo.tasks import RecordError
 
 if TYPE_CHECKING:  # these load torch, which the import and every --help do without
     from arcvideo.data.inspection import View
@@ -130,14 +132,16 @@ def _decoding_problems(index: ShardIndex) -> Iterator[Problem]:
 def _examined(index: ShardIndex, *, read: Callable[..., Clip]) -> Iterator[Problem]:
     for row in watched(range(len(index.clips)), what=index.shard.name, total=len(index.clips), unit="clip"):
         try:
+            index.text(row)
             for part, medium in enumerate(index.media(row)):
                 data, sound = index.media_bytes(row, part=part)
                 if media_digest(data, sidecar_audio=sound) != bytes(medium["digest"]):
                     raise MediaError("corrupt", "the bytes are not those that were indexed")
                 read(data, name=index.key(row), sidecar_audio=sound)
-        except (MediaError, OSError) as error:
+        except (MediaError, RecordError, OSError) as error:
             reason = getattr(error, "reason", "unreadable")
-            yield Problem(key=index.key(row), stage="media", reason=reason, detail=str(error))
+            stage = "record" if isinstance(error, RecordError) else "media"
+            yield Problem(key=index.key(row), stage=stage, reason=reason, detail=str(error))
 
 
 def _stats(options: argparse.Namespace) -> int:
@@ -208,6 +212,12 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
+def _whole_records(index: ShardIndex, *, most: int) -> Iterator[dict[str, Any]]:
+    for row in range(min(len(index.clips), most)):
+        with suppress(RecordError):  # its items are counted as lost where lengths are
+            yield index.record(row)
+
+
 def _view(options: argparse.Namespace, index: ShardIndex, *, token_budget: int | None = None) -> View:
     from arcvideo.data.inspection import View
     from arcvideo.model.disk.tokenizer import build_tiny_tokenizer, load_tokenizer
@@ -215,7 +225,7 @@ def _view(options: argparse.Namespace, index: ShardIndex, *, token_budget: int |
     if options.tokenizer is not None:
         tokenizer = load_tokenizer(options.tokenizer)
     else:
-        corpus = (text for row in range(min(len(index.clips), 200)) for text in _texts(index.record(row)))
+        corpus = (text for record in _whole_records(index, most=200) for text in _texts(record))
         tokenizer = build_tiny_tokenizer(corpus)
     layout = MediaLayout(
         image_size=options.image_size,

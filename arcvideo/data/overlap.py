@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from arcvideo.files import write_lines
 from arcvideo.fingerprints.guard import joined, overlap_line
 from arcvideo.fingerprints.match import overlaps
 from arcvideo.fingerprints.sidecar import Printed, print_folder, print_shard
@@ -54,7 +54,7 @@ def _overlap(options: argparse.Namespace) -> int:
             {**asdict(pair), "first": first.keys[pair.first], "second": second.keys[pair.second], "kind": pair.kind}
             for pair in pairs
         ]
-        options.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_lines(options.out, rows)
     for pair in pairs[:20]:
         print(f"  {overlap_line(pair, first, second)}")
     if len(pairs) > 20:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from arcvideo.files import parsed_lines
 from arcvideo.progress import watched
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ShardIndex, ensure_indexes
-from arcvideo.shards.members import read_at, read_groups
-from arcvideo.shards.write import Record, write_shards
+from arcvideo.shards.members import read_groups
+from arcvideo.shards.write import Record, copied, write_shards
+from arcvideo.tasks import RecordError
 
 NEEDS = "needs.jsonl"
 """What a measurement says of its items."""
@@ -103,10 +106,13 @@ def _records(
     """Yield the shard's records, media as they are; those without an item that is kept are left out."""
     groups = {group.key: group for group in read_groups(index.shard)[0]}
     for row in watched(range(len(index.clips)), what=index.shard.name, total=len(index.clips), unit="clip"):
-        key = index.key(row)
-        content = index.record(row)
-        items = []
-        for number, item in enumerate(content["items"]):
+        try:
+            record = copied(index, row, groups=groups)
+        except RecordError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        key, items = record.key, []
+        for number, item in enumerate(record.content["items"]):
             mine = tags.get(f"{key}/{number}", ())
             counts.update(mine)
             if only and not set(mine) & set(only):
@@ -116,11 +122,7 @@ def _records(
                 counts[_LOOSE] += 1
             items.append(tagged)
         if items:
-            members = [member for member in groups[key].members if member.extension != "json"]
-            media = {
-                member.extension: read_at(index.shard, offset=member.offset, size=member.size) for member in members
-            }
-            yield Record(key=key, content={**content, "items": items}, media=media)
+            yield replace(record, content={**record.content, "items": items})
 
 
 def _tagged(item: Any, *, tags: Sequence[str]) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +18,9 @@ from arcvideo.progress import watched
 from arcvideo.remote.settings import ShardCacheSettings
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ShardIndex, ensure_indexes
-from arcvideo.shards.members import read_at, read_groups
-from arcvideo.shards.write import Record, write_shards
+from arcvideo.shards.members import read_groups
+from arcvideo.shards.write import Record, copied, write_shards
+from arcvideo.tasks import RecordError
 
 if TYPE_CHECKING:  # these load torch
     from arcvideo.decoding.pool import MediaPool
@@ -94,17 +97,19 @@ def _records(index: ShardIndex, *, model: Whisper, pool: MediaPool, unheard: lis
     """Yield the shard's records with what is heard in them; a file that cannot be decoded in time keeps its record."""
     groups = {group.key: group for group in read_groups(index.shard)[0]}
     for row in watched(range(len(index.clips)), what=index.shard.name, total=len(index.clips), unit="clip"):
-        key = index.key(row)
-        members = [member for member in groups[key].members if member.extension != "json"]
-        media = {member.extension: read_at(index.shard, offset=member.offset, size=member.size) for member in members}
-        content = index.record(row)
+        try:
+            record = copied(index, row, groups=groups)
+        except RecordError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        content = dict(record.content)
         # Of several media nobody knows which one a transcript without a question is of.
         if index.clips[row]["sound_samples"] and index.media_count(row) == 1:
             try:
                 content["items"] = [*content["items"], *_heard(index, row, model=model, pool=pool)]
             except MediaError as error:
                 unheard.append(error)
-        yield Record(key=key, content=content, media=media)
+        yield replace(record, content=content)
 
 
 def _heard(index: ShardIndex, row: int, *, model: Whisper, pool: MediaPool) -> list[dict[str, Any]]:

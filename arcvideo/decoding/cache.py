@@ -121,7 +121,7 @@ class FrameCache:
         """Store a decoded clip and give back what `load` will give.
 
         Raises:
-            ValueError: the folder cannot be written; that is no fault of the clip.
+            ValueError: the folder cannot be written and holds nothing; that is no fault of the clip.
         """
         tensors: dict[str, Tensor] = {}
         if media.pixels is not None:
@@ -133,9 +133,9 @@ class FrameCache:
         try:
             self._write(key, tensors, media=media)
         except (OSError, SafetensorError) as error:
-            if not _is_full(error) and not self._wrote:
+            if not _is_full(error) and not self._wrote and not self._holds_clips():
                 raise ValueError(f"data.frame_cache.path={self._root}: cannot be written: {error}") from error
-            what = "is full" if _is_full(error) else "cannot be written any more"
+            what = "is full" if _is_full(error) else f"cannot be written{' any more' if self._wrote else ''}"
             self._complain(f"{what}, what is missing is decoded every time: {error}")
         if media.pixels is None:
             return replace(media, key=key)
@@ -144,6 +144,10 @@ class FrameCache:
             return replace(media, key=key, pixels=media.pixels if slots is None else media.pixels[list(rows)])
         data = tensors["frames"].numpy().data
         return replace(media, key=key, pixels=self._decoded([data[i:j] for i, j, _ in tensors["places"][list(rows)]]))
+
+    def _holds_clips(self) -> bool:
+        """Return whether somebody has filled the folder, who need not let others write."""
+        return next(self._root.glob(f"??/*{_SUFFIX}"), None) is not None
 
     def _complain(self, what: str) -> None:
         """Say once what keeps clips from being stored; a run goes on without."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import queue
@@ -15,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +42,8 @@ TRIES_FROM_OUTSIDE = 6
 """The same for a process that was ended from outside."""
 _PAUSE = 0.5
 """Seconds before a file is read again whose process was ended from outside, doubled each time: memory gets free."""
+_SCARCE = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+"""What keeps a process from starting for as long as others take too much."""
 _START_SECONDS = 120.0
 """Time a new process has to import what it needs."""
 _COMMAND = (sys.executable, "-m", "arcvideo.decoding.worker")
@@ -48,6 +51,10 @@ _LARGEST_ANSWER = 8 << 30
 """Bytes of an answer where the memory of a process is not limited."""
 _AHEAD = 4
 """Files per process that are being examined or wait for an earlier one."""
+
+
+class NoDecoder(ValueError):
+    """No process that decodes can be started; no file is to blame."""
 
 
 class MediaPool:
@@ -182,7 +189,7 @@ class MediaWorker:
 
         Raises:
             MediaError: the one that the process met, or `timeout` or `crashed`, as often as a file is tried.
-            RuntimeError: the process does not start, which is no fault of the file.
+            NoDecoder: the process does not start, which is no fault of the file.
         """
         if len(data) > self._limits.max_bytes:  # not worth sending
             raise MediaError("too_large", f"{request.name}: {len(data)} bytes, the limit is {self._limits.max_bytes}")
@@ -195,7 +202,7 @@ class MediaWorker:
         """Return what is to know of files.
 
         Raises:
-            MediaError, RuntimeError: as `read` does.
+            MediaError, NoDecoder: as `read` does.
         """
         head, _ = self._answer(wire.probe_question(job), name=job.main.name)
         with _as_it_answers(job.main.name):
@@ -265,19 +272,7 @@ class MediaWorker:
             if self._process.poll() is None:
                 return self._socket
             self._end()
-        # Not `multiprocessing`: it would run the user's script again, which may be what started us.
-        root = str(Path(__file__).resolve().parents[2])
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        self._socket, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [*_COMMAND, json.dumps(asdict(self._limits))],
-                stdin=theirs.fileno(),
-                stdout=self._log,
-                stderr=self._log,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-            )
+        self._process, self._socket, self._log = _patiently_started(self._limits)
         self._owner = os.getpid()
         try:
             wire.receive(self._socket, most=0, lend=self._lend, deadline=time.monotonic() + _START_SECONDS)
@@ -286,7 +281,7 @@ class MediaWorker:
             if self._ended_by:
                 raise MediaError("crashed", f"{name}: the decoder died while it started ({how})") from None
             what = f"in {_START_SECONDS:g} s" if isinstance(error, TimeoutError) else f"({how})"
-            raise RuntimeError(f"the process that decodes media does not start {what}") from None
+            raise NoDecoder(f"the process that decodes media does not start {what}") from None
         return self._socket
 
     def _end(self) -> None:
@@ -314,3 +309,44 @@ class MediaWorker:
         self._ended_by = max(0, -code)
         how = signal.Signals(-code).name if code < 0 else f"exit {code}"
         return ": ".join([how, *lines[-1:]])
+
+
+def _patiently_started(limits: MediaLimits) -> tuple[subprocess.Popen[bytes], socket.socket, IO[bytes]]:
+    """As `_start`, tried again while others leave no room.
+
+    Raises:
+        NoDecoder: there is none.
+    """
+    for tried in range(TRIES_FROM_OUTSIDE):
+        try:
+            return _start(limits)
+        except OSError as error:
+            if error.errno not in _SCARCE or tried + 1 == TRIES_FROM_OUTSIDE:
+                raise NoDecoder(f"the process that decodes media does not start: {error}") from None
+        time.sleep(_PAUSE * 2**tried)
+    raise AssertionError("the last try returns or raises")
+
+
+def _start(limits: MediaLimits) -> tuple[subprocess.Popen[bytes], socket.socket, IO[bytes]]:
+    """Return a new process, our end of the socket to it, and the file that it prints to.
+
+    Raises:
+        OSError: there is none: no memory, no descriptors, no place for its file.
+    """
+    # Not `multiprocessing`: it would run the user's script again, which may be what started us.
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    with ExitStack() as opened:
+        log = opened.enter_context(tempfile.TemporaryFile())
+        ours, theirs = socket.socketpair()
+        opened.enter_context(ours)
+        with theirs:
+            process = subprocess.Popen(
+                [*_COMMAND, json.dumps(asdict(limits))],
+                stdin=theirs.fileno(),
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+            )
+        opened.pop_all()  # as long as the process lives
+    return process, ours, log

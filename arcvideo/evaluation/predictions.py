@@ -42,7 +42,7 @@ _FIELDS: Fields = {**_TEXTS, "score": (int, float), "weight": (int, float)}
 def write_predictions(path: Path, *, predictions: Iterable[Prediction]) -> None:
     """Write one JSON object a line, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_lines(path, map(asdict, predictions))
+    write_lines(path, map(asdict, predictions), checked=True)
 
 
 def read_predictions(path: Path) -> Iterator[Prediction]:

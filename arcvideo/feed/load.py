@@ -29,10 +29,11 @@ from arcvideo.planning.table import SourceTable, frame_counts, frame_shares
 from arcvideo.remote.links import is_url
 from arcvideo.remote.reading import Span
 from arcvideo.render import cut_prompt, media_ids, render_branch, render_shared, render_whole, split_question
+from arcvideo.shards.members import Unreadable
 from arcvideo.tasks import RecordError, make_pair, make_sample
 from arcvideo.types import Clip, Media, Sample
 
-FAILURES = (MediaError, RecordError, OSError)
+FAILURES = (MediaError, RecordError, Unreadable)
 """What one bad sample may raise; anything else is our own mistake and stops the run."""
 
 

@@ -332,7 +332,11 @@ class Source:
         return done
 
     def _attempt(self, family: Family) -> _Loaded:
-        """Return what can be made of the family; any thread may ask."""
+        """Return what can be made of the family; any thread may ask.
+
+        Raises:
+            OSError: its shard is gone, or the machine has no room: nothing that the family would be lost for.
+        """
         if self._ahead is not None:
             self._readers.add(current_thread())
             if self._closing:
@@ -354,6 +358,11 @@ class Source:
                 shard=table.place(family.clip)[0].shard.name,
             )
             return _Loaded(family=family, problem=problem, lost=True)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{error.filename}: is not there any more; mount its folder again, or put it back, then the same "
+                "command continues"
+            ) from error
         finally:
             forget(loader.spans(family))  # what was read ahead and not needed after all
 

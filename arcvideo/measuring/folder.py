@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from arcvideo.evaluation.answers import Answer, answer_of
-from arcvideo.files import json_line, parsed_lines, write_whole
+from arcvideo.files import is_partial, json_line, parsed_lines, write_whole
+from arcvideo.seals import digest_of, read_object
 
 CARD, SCORES, PREDICTIONS = "card.json", "scores.json", "predictions.jsonl"
 FORMAT = 1
@@ -54,13 +55,12 @@ def read_card(folder: Path) -> dict[str, Any]:
     """
     path = folder / CARD
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card = read_object(path)
     except FileNotFoundError:
         inside = sorted(card.parent for card in (*folder.glob(f"*/{CARD}"), *folder.glob(f"*/*/{CARD}")))
         more = f"; inside it are {', '.join(map(str, inside[:3]))}" if inside else ""
         raise ValueError(f"{folder} is no measurement: it has no {CARD}{more}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+    card.pop("seal", None)
     if card.get("format") != FORMAT:
         raise ValueError(f"{path} has format {card.get('format')!r}; this version reads format {FORMAT}")
     return dict(card)
@@ -86,7 +86,7 @@ def open_measurement(folder: Path, *, origin: Mapping[str, Any], facts: Mapping[
                              for key in differing)  # fmt: skip
             raise ValueError(f"{folder} holds another measurement: {details}; give another name=")
         return card
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and not all(map(is_partial, folder.iterdir())):
         raise ValueError(f"{folder} is not empty and no measurement; give another name= or out=")
     folder.mkdir(parents=True, exist_ok=True)
     card = {"format": FORMAT, "name": folder.name, "origin": origin, **facts}
@@ -96,7 +96,8 @@ def open_measurement(folder: Path, *, origin: Mapping[str, Any], facts: Mapping[
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
     """Write the card, whole."""
-    write_whole(folder / CARD, json.dumps(card, indent=1) + "\n")
+    content = json.loads(json.dumps(card))
+    write_whole(folder / CARD, json.dumps(content | {"seal": digest_of(content)}, indent=1) + "\n")
 
 
 def _short(value: Any) -> str:
@@ -187,7 +188,7 @@ class Journal:
 
     def _append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         # One write: a kill leaves whole lines and at most half of the last.
-        self._file.write("".join(map(json_line, rows)))
+        self._file.write("".join(json_line(row, checked=True) for row in rows))
         self._file.flush()
 
 

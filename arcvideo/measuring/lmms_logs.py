@@ -19,6 +19,7 @@ from arcvideo.evaluation.figures import measured
 from arcvideo.evaluation.predictions import read_predictions
 from arcvideo.files import json_line, write_whole
 from arcvideo.measuring.folder import PREDICTIONS, SCORES, read_answers, read_card
+from arcvideo.seals import read_object
 
 _FILTER = "none"
 """Name that lmms-eval gives to answers that went through no filter."""
@@ -38,7 +39,7 @@ def write_lmms_logs(folder: Path, *, out: Path) -> tuple[Path, Path]:
     """
     card = read_card(folder)
     try:
-        scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+        scores = read_object(folder / SCORES)
     except FileNotFoundError:
         raise ValueError(f"{folder} has no {SCORES}; `arcvideo evaluate rescore={folder}` writes it") from None
     task = _name(card["name"])

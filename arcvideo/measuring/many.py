@@ -16,7 +16,7 @@ import torch
 
 from arcvideo.evaluation.answers import FULL, Answer
 from arcvideo.evaluation.evaluate import Asked, ask
-from arcvideo.files import json_line, parsed_lines
+from arcvideo.files import appending, json_line, parsed_lines
 from arcvideo.lineage.identity import folder_digest
 from arcvideo.lineage.parents import checkpoint_folder
 from arcvideo.measuring.answering.ours import trained_processor
@@ -95,17 +95,16 @@ def ask_many(settings: Settings) -> str:
     out = Path(settings.out)
     how = _how(settings, folder=folder)
     lines = read_questions(Path(settings.questions), how=how)
-    done = _answered(out, how=how)
-    left = [line for line in lines if line.digest not in done]
     failed = 0
-    if left:
-        asker = _Asker(settings, folder=folder)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a", encoding="ascii") as file:
-            for row in watched(asker.answers(left), what="answering", total=len(left), unit="question"):
-                failed += "error" in row
-                file.write(json_line({**row, "how": how}))
-                file.flush()
+    with appending(out) as file:
+        done = _answered(out, how=how)
+        left = [line for line in lines if line.digest not in done]
+        asker = _Asker(settings, folder=folder) if left else None
+        answers = asker.answers(left) if asker is not None else ()
+        for row in watched(answers, what="answering", total=len(left), unit="question"):
+            failed += "error" in row
+            file.write(json_line({**row, "how": how}, checked=True))
+            file.flush()
     counts = f"{len(left) - failed} answered, {len(lines) - len(left)} were there already, {failed} could not be"
     return f"{settings.out}: {counts}"
 
@@ -148,12 +147,10 @@ def _answered(out: Path, *, how: str) -> set[str]:
     Raises:
         ValueError: the answers of another checkpoint or other settings.
     """
-    if not out.exists():
-        return set()
-    cut_half_line(out)
     rows = parsed_lines(out.read_bytes(), name=str(out))
-    if any(row.get("how") != how for row in rows):
+    if any(not isinstance(row, dict) or row.get("how") != how for row in rows):
         raise SettingsError(f"out={out}: holds answers of another checkpoint or of other settings; give another file")
+    cut_half_line(out)
     return {str(row["asked"]) for row in rows if "error" not in row}
 
 

@@ -166,7 +166,11 @@ def _shards(pattern: str, *, style: str, progress: bool) -> Asking:
                 detail = "a stage's own evaluation asks about several media, this command about one"
                 holes.append(Lost(key=index.key(row), reason="several_media", detail=detail))
                 continue
-            made = tuple(_of_record(index, row, style=style, first=number))
+            try:
+                made = tuple(_of_record(index, row, style=style, first=number))
+            except RecordError as error:
+                holes.append(Lost(key=index.key(row), reason=error.reason, detail=error.detail))
+                continue
             number += len(made)
             if made:
                 has_media = bool(index.clips[row]["media_size"])

@@ -15,13 +15,13 @@ from arcvideo.evaluation.bootstrap import paired_difference
 from arcvideo.evaluation.figures import choose, counts, figures, measured
 from arcvideo.evaluation.predictions import Prediction, write_predictions
 from arcvideo.evaluation.settings import EvaluationSettings, metric_names
-from arcvideo.files import write_lines, write_whole
+from arcvideo.files import write_lines
 from arcvideo.measuring.folder import SCORES, Found, Lost, read_answers, read_card
 from arcvideo.measuring.needs import classes
 from arcvideo.measuring.needs_page import PAGE as NEEDS_PAGE
 from arcvideo.measuring.needs_page import write_needs_page
 from arcvideo.measuring.settings import ARMS
-from arcvideo.seals import digest_of
+from arcvideo.seals import digest_of, write_sealed
 from arcvideo.tasks import TASKS
 from arcvideo.tasks.grounding import GROUNDING
 from arcvideo.tasks.spans import read_span
@@ -71,15 +71,15 @@ def score_folder(
     path = folder / scores_name(card, metrics=metrics)
     write_predictions(path.with_name(path.name.replace("scores", "predictions") + "l"), predictions=predictions)
     if path.name != SCORES:
-        write_whole(path, json.dumps(scores, indent=1) + "\n")
+        write_sealed(path, json.dumps(scores, indent=1) + "\n")
         return scores
     write_lines(folder / UNREAD, _unread(measurement.answers.values()))
     needs = classes(measurement.answers)
     if needs:
-        write_lines(folder / NEEDS, needs)
+        write_lines(folder / NEEDS, needs, checked=True)
         scores["needs"] = dict(Counter(tag for row in needs for tag in row["tags"]))
         write_needs_page(folder / NEEDS_PAGE, scores=scores, card=card, answers=measurement.answers)
-    write_whole(path, json.dumps(scores, indent=1) + "\n")
+    write_sealed(path, json.dumps(scores, indent=1) + "\n")
     return scores
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -31,8 +32,9 @@ from arcvideo.rollout.rewards.score import score
 from arcvideo.sampling.encode import with_features
 from arcvideo.sampling.sampler import InProcessSampler
 from arcvideo.sampling.settings import SampleSettings
-from arcvideo.shards.members import read_at, read_groups
-from arcvideo.shards.write import Record, write_shards
+from arcvideo.shards.members import read_groups
+from arcvideo.shards.write import Record, copied, write_shards
+from arcvideo.tasks import RecordError
 
 DRAWING = (
     "tasks", "tags", "max_clips", "items_per_clip", "num_generations", "style", "temperature", "top_p", "top_k",
@@ -178,18 +180,20 @@ def _records(
     for clip in dict.fromkeys(family.clip for family in families):
         index, row = questions.place(clip)
         keys = [questions.key(family, item) for family in families if family.clip == clip for item in family.items]
-        content = index.record(row)
         drawn = [journal.answers.rows[key] for key in keys if key in journal.answers.rows]
-        made = [
-            item for entry in drawn for item in items_of(entry, item=content["items"][entry.number], settings=settings)
-        ]
-        if not made:
+        if not drawn:
             continue
         if shard != index.shard:
             shard, groups = index.shard, {group.key: group for group in read_groups(index.shard)[0]}
-        members = [member for member in groups[index.key(row)].members if member.extension != "json"]
-        media = {member.extension: read_at(shard, offset=member.offset, size=member.size) for member in members}
-        yield Record(key=index.key(row), content={**content, "items": made}, media=media)
+        try:
+            record = copied(index, row, groups=groups)
+        except RecordError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        items = record.content["items"]
+        made = [item for entry in drawn for item in items_of(entry, item=items[entry.number], settings=settings)]
+        if made:
+            yield replace(record, content={**record.content, "items": made})
 
 
 def _summarise(settings: SampleSettings, *, units: int, origin: dict[str, Any]) -> dict[str, Any] | None:

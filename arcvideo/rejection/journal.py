@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arcvideo.files import json_line, parsed_lines
+from arcvideo.files import appending, json_line, parsed_lines
 from arcvideo.rejection.selection import Drawn
 from arcvideo.structured import filled
 
@@ -81,7 +81,7 @@ class Journal:
     """JSON lines: what was asked for, then a line for every question, and one when the shard was written from them."""
 
     def __init__(self, path: Path, *, origin: Mapping[str, Any]) -> None:
-        """Open or begin; the half line of a process that died is cut off.
+        """Open or begin; waits for another process that draws for the same shard.
 
         Args:
             path: see `journal_path`.
@@ -91,21 +91,21 @@ class Journal:
             ValueError: the answers there were drawn otherwise; the message names what differs.
         """
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.answers = read_answers(path)
-        if self.answers.origin:
-            _same(self.answers.origin, dict(origin), path=path)
-        if path.exists():
-            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-        self._file = path.open("a", encoding="ascii")
-        if not self.answers.origin:
-            self._append([{"origin": dict(origin)}])
+        with ExitStack() as opened:
+            self._file = opened.enter_context(appending(path))
+            self.answers = read_answers(path)
+            if self.answers.origin:
+                _same(self.answers.origin, dict(origin), path=path)
+            self._file.truncate(path.read_bytes().rfind(b"\n") + 1)  # a process died in the middle of a line
+            if not self.answers.origin:
+                self._append([{"origin": dict(origin)}])
+            self._open = opened.pop_all()
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._open.close()
 
     def add(self, rows: Iterable[Drawn]) -> None:
         """Remember answers."""

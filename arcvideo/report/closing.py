@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from arcvideo.seals import read_object
 
 
 def closing_text(folder: Path, *, steps: int, seconds: float, identity: str) -> str:
     """Return the lines that end a stage's run: its metrics with 95 % intervals, and the paths of what it leaves."""
     file = folder / "evaluation.json"
-    measured: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    measured: dict[str, Any] = read_object(file) if file.exists() else {}
     lines = [f"{folder}: finished, {steps} steps in {seconds / 60:.1f} minutes ({identity[:8]})"]
     lines += [
         f"  {name:<24}{_value(row)}" for name, row in measured.items() if isinstance(row, dict) and "value" in row

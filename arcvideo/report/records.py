@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from arcvideo import files
+from arcvideo.seals import Damaged, read_object
 
 Row = dict[str, Any]
 
@@ -86,14 +87,10 @@ def stage_names(run_dir: Path, *, summary: Mapping[str, Any]) -> list[str]:
 def read_json(path: Path, *, unread: list[str]) -> Row:
     """Return the object in a file; empty, with a line in `unread`, when it cannot be read, and when there is none."""
     try:
-        content = json.loads(path.read_bytes()) if path.exists() else {}
-    except (ValueError, RecursionError, OSError) as error:
-        unread.append(f"{path.name}: {error}")
+        return read_object(path) if path.exists() else {}
+    except (Damaged, OSError) as error:
+        unread.append(f"{path.name}: {str(error).removeprefix(f'{path}: ').partition('; ')[0]}")
         return {}
-    if isinstance(content, dict):
-        return content
-    unread.append(f"{path.name}: not an object")
-    return {}
 
 
 def read_lines(path: Path, *, unread: list[str]) -> list[Row]:

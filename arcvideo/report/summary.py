@@ -15,6 +15,7 @@ from rich.table import Table
 from arcvideo.report.page import write_page
 from arcvideo.report.records import read_lines
 from arcvideo.report.sets import Cells, metric_rows, question_sets, told_sets
+from arcvideo.seals import read_object, write_sealed
 
 SUMMARY = "summary.json"
 
@@ -35,7 +36,7 @@ def write_summary(
         prepared: seconds of the steps before the stages.
         differences: `evaluation.targets.compare`.
     """
-    manifests = {stage: json.loads((run_dir / stage / "manifest.json").read_text()) for stage in stages}
+    manifests = {stage: read_object(run_dir / stage / "manifest.json") for stage in stages}
     summary = {
         "stages": evaluations(run_dir, stages=stages),
         "sets": {
@@ -46,7 +47,7 @@ def write_summary(
         "differences": list(differences),
         "passed": all(v.met for v in verdicts),
     }
-    (run_dir / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
+    write_sealed(run_dir / SUMMARY, json.dumps(summary, indent=1) + "\n")
     write_page(run_dir, stages=list(stages))
     return summary
 
@@ -54,7 +55,7 @@ def write_summary(
 def evaluations(run_dir: Path, *, stages: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
     """stage -> metric -> {"value", "low", "high", "chance", "n"}; stages that were not evaluated are empty."""
     paths = {stage: run_dir / stage / "evaluation.json" for stage in stages}
-    return {stage: json.loads(path.read_text()) if path.exists() else {} for stage, path in paths.items()}
+    return {stage: read_object(path) if path.exists() else {} for stage, path in paths.items()}
 
 
 def print_summary(summary: Mapping[str, Any], *, page: Path) -> None:

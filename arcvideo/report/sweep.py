@@ -11,8 +11,10 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
+from arcvideo.files import Fields
 from arcvideo.report.curves import scatter
 from arcvideo.report.page import rendered, save
+from arcvideo.seals import Damaged, read_object, write_sealed
 
 
 def write_sweep(folder: Path) -> dict[str, Any]:
@@ -24,7 +26,7 @@ def write_sweep(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: no job has finished there.
     """
-    jobs = [json.loads(path.read_text()) for path in sorted(folder.glob("*/job.json"))]
+    jobs = read_jobs(folder, unread=[])
     if not jobs:
         raise ValueError(f"{folder} has no finished job (*/job.json)")
     keys = list(dict.fromkeys(key for job in jobs for key in job["overrides"]))
@@ -34,9 +36,32 @@ def write_sweep(folder: Path) -> dict[str, Any]:
     ranked = sorted(measured, key=lambda job: job["value"], reverse=not lower_is_better)
     ranked += [job for job in jobs if job["value"] is None]
     table = {"metric": jobs[0]["metric"], "keys": swept, "jobs": ranked}
-    (folder / "sweep.json").write_text(json.dumps(table, indent=1) + "\n")
+    write_sealed(folder / "sweep.json", json.dumps(table, indent=1) + "\n")
     save(folder / "sweep.html", _page(table, name=folder.name))
     return table
+
+
+def read_jobs(folder: Path, *, unread: list[str]) -> list[dict[str, Any]]:
+    """Return what the jobs of a sweep came to; of a file that cannot be read, a line in `unread` says why."""
+    jobs = []
+    for path in sorted(folder.glob("*/job.json")):
+        try:
+            job = read_object(path)
+        except (Damaged, OSError) as error:
+            unread.append(str(error))
+            continue
+        wrong = [name for name, kind in _JOB.items() if not isinstance(job.get(name), kind)]
+        if wrong:
+            unread.append(f"{path}: {wrong[0]!r} is missing or of another kind; delete it, run the job again")
+        else:
+            jobs.append(job)
+    return jobs
+
+
+_JOB: Fields = {
+    "folder": str, "overrides": dict, "metric": str, "seconds": (int, float),
+    "value": (int, float, type(None)),
+}  # fmt: skip
 
 
 def print_sweep(table: Mapping[str, Any], *, page: Path) -> None:

@@ -71,7 +71,7 @@ class RolloutLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._drop_from(step)
         with self.path.open("a", encoding="ascii") as file:
-            file.writelines(json_line({"step": step} | row) for row in rows)
+            file.writelines(json_line({"step": step} | row, checked=True) for row in rows)
         panels = [_asked(group) for group in groups if group.prompt.truth.get("span") is not None][:PICTURED]
         if panels:
             draw(panels, title=f"step {step}", path=self.path.with_suffix(".png"))
@@ -81,7 +81,7 @@ class RolloutLog:
         assert self.path is not None
         if step < self._next or self._next < 0:
             old = read_lines(self.path, fields={"step": int}) if self.path.exists() else []
-            write_lines(self.path, (row for row in old if row["step"] < step))
+            write_lines(self.path, (row for row in old if row["step"] < step), checked=True)
         self._next = step + 1
 
 

@@ -153,7 +153,9 @@ class CheckpointFolder:
     def _publish(self, folder: Path, *, step: int, files: Mapping[str, Mapping[str, Any]]) -> None:
         sync(folder)
         final = self.root / f"step-{step}"
-        if final.exists():
+        if final.is_symlink() or final.is_file():  # to a checkpoint that was moved elsewhere, which stays
+            final.unlink()
+        elif final.exists():
             shutil.rmtree(final)
         os.rename(folder, final)
         sync(self.root)

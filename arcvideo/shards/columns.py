@@ -33,6 +33,13 @@ FILES = ("clips.npy", "items.npy", "keys.npy", "parts.npy", "quarantine.jsonl")
 TEXTS = "records.bin"
 """File of an index with the records' JSON, one after the other: of remote shards, where each would be a request."""
 
+DIGESTS = "digests.npy"
+"""File of an index with a row of DIGEST per usable record; indexes that an older version made have none."""
+DIGEST = np.dtype([("sha256", "u1", (32,))])
+"""Of the record's JSON, so that a flipped letter is never taken for an answer. It is no part of the index's content."""
+
+OPTIONAL = frozenset({TEXTS, DIGESTS})
+
 _MEDIUM = [
     ("media_offset", "<i8"), ("media_size", "<i8"), ("sound_offset", "<i8"), ("sound_size", "<i8"),
     ("digest", "u1", (32,)), ("duration", "<f8"), ("has_video", "?"), ("sound_samples", "<i8"),
@@ -68,6 +75,8 @@ class Columns:
     texts: bytearray | None = None
     """The JSON of all clips, one after the other, where it is to be kept."""
     content: Any = field(default_factory=hashlib.sha256)
+    digests: bytearray = field(default_factory=bytearray)
+    """The sha256 of each clip's JSON, one after the other."""
 
     def add(
         self, group: RecordMembers, *, read: Callable[[Member], bytes], probed: Sequence[Probed | MediaError | None]
@@ -102,7 +111,9 @@ class Columns:
         self.parts += [(len(self.clips), *part.columns()) for part in media.parts]
         self.clips.append((start, len(key), source.offset, source.size, *media.columns(), len(self.items), len(good)))
         self.items += good
-        self.content.update(hashlib.sha256(text).digest())
+        digest = hashlib.sha256(text).digest()
+        self.content.update(digest)
+        self.digests += digest
         if self.texts is not None:
             self.texts += text
 
@@ -129,6 +140,7 @@ class Columns:
         np.save(folder / "items.npy", items, allow_pickle=False)
         np.save(folder / "keys.npy", keys, allow_pickle=False)
         np.save(folder / "parts.npy", parts, allow_pickle=False)
+        np.save(folder / DIGESTS, np.frombuffer(bytes(self.digests), dtype=DIGEST), allow_pickle=False)
         if self.texts is not None:
             (folder / TEXTS).write_bytes(self.texts)
         write_lines(folder / "quarantine.jsonl", map(asdict, self.problems))
@@ -141,6 +153,11 @@ class Columns:
         counts = {"clips": len(clips), "items": len(items), "parts": len(parts), "quarantined": len(self.problems)}
         totals = {"unheard_clips": sum(1 for seconds in unheard if seconds), "unheard_seconds": float(sum(unheard))}
         return {**meta, **counts, **totals}
+
+
+def files_of(folder: Path) -> list[str]:
+    """Return the names of the files of an index that was written, besides meta.json."""
+    return [*FILES, *sorted(name for name in OPTIONAL if (folder / name).exists())]
 
 
 def ended(content: Any, *, tasks: list[str], tagsets: list[list[str]], arrays: Sequence[np.ndarray]) -> str:
@@ -169,5 +186,5 @@ def check_meta(meta: Mapping[str, Any]) -> None:
     if not texts or not all(isinstance(listed, list) for listed in tagsets or ()) or not counts:
         raise ValueError("meta.json is not of an index")
     files = meta.get("files")
-    if not isinstance(meta.get("digest"), str) or not isinstance(files, dict) or set(files) - {TEXTS} != set(FILES):
+    if not isinstance(meta.get("digest"), str) or not isinstance(files, dict) or set(files) - OPTIONAL != set(FILES):
         raise ValueError("meta.json is not of an index")

@@ -27,15 +27,17 @@ from arcvideo.progress import counted
 from arcvideo.remote.links import read_link
 from arcvideo.remote.origin import Changed
 from arcvideo.shards.beside import take_over
-from arcvideo.shards.columns import CLIP, FILES, FORMAT, ITEM, PART, TEXTS, Columns, check_meta
+from arcvideo.shards.columns import CLIP, DIGEST, DIGESTS, FORMAT, ITEM, PART, TEXTS, Columns, check_meta, files_of
 from arcvideo.shards.locks import in_turns, locked
 from arcvideo.shards.members import Problem, read_at, read_groups
 from arcvideo.shards.record import parse_record, probe_jobs
 from arcvideo.shards.rows import mapped_npy
-from arcvideo.shards.seal import check, digests, sealed, unsealed
+from arcvideo.shards.seal import check, difference, digests, sealed, unsealed
 from arcvideo.shards.streamed import streamed_columns
+from arcvideo.tasks import RecordError
 
-_DTYPES: dict[str, np.dtype[Any]] = {"clips": CLIP, "items": ITEM, "keys": np.dtype(np.uint8), "parts": PART}
+_DTYPES: dict[str, np.dtype[Any]] = {"clips": CLIP, "items": ITEM, "keys": np.dtype(np.uint8), "parts": PART,
+                                        "digests": DIGEST}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +98,25 @@ class ShardIndex:
         return self.keys[clip["key_start"] : clip["key_start"] + clip["key_size"]].tobytes().decode()
 
     def record(self, row: int) -> dict[str, Any]:
-        """Return the record's JSON, read from the shard."""
+        """Return the record's JSON, read from the shard.
+
+        Raises:
+            RecordError: `corrupt`: its bytes are not those that were indexed.
+            OSError: the shard cannot be read.
+        """
         return parse_record(self.text(row))
 
     def text(self, row: int) -> bytes:
-        """Return the record's JSON as it stands in the shard."""
+        """Return the record's JSON as it stands in the shard; raises what `record` does."""
+        text = self._text(row)
+        if DIGESTS in self.meta["files"]:
+            digest = _column(self.folder, "digests", self.digest)[row]["sha256"]
+            if hashlib.sha256(text).digest() != digest.tobytes():
+                detail = f"{self.key(row)} in {self.shard.name}: its record is not the one that was indexed"
+                raise RecordError("corrupt", f"{detail}; restore the shard, `arcvideo verify {self.shard}` checks it")
+        return text
+
+    def _text(self, row: int) -> bytes:
         clip = self.clips[row]
         offset, size = int(clip["json_offset"]), int(clip["json_size"])
         if TEXTS not in self.meta["files"]:
@@ -225,8 +241,7 @@ def _tell(line: str) -> None:
 
 def seal_index(folder: Path, meta: Mapping[str, Any]) -> None:
     """Write `meta.json` of an index whose other files are complete, with their digests."""
-    files = [*FILES, *([TEXTS] if (folder / TEXTS).exists() else [])]
-    (folder / "meta.json").write_text(sealed({**meta, "files": digests(folder, files)}), encoding="utf-8")
+    (folder / "meta.json").write_text(sealed({**meta, "files": digests(folder, files_of(folder))}), encoding="utf-8")
 
 
 def ensure_indexes(
@@ -337,6 +352,8 @@ def _build(shard: Path, *, pool: MediaPool, progress: bool = False, place: str =
         )  # fmt: skip
         return
     groups, problems = read_groups(shard)
+    if all(problem.stage != "shard" for problem in problems) and (what := difference(shard)):
+        problems.append(Problem(key=shard.name, stage="shard", reason="changed", detail=what))
     columns = Columns(problems=problems)
     jobs = [probe_jobs(group, shard=shard) for group in groups]
     probed = pool.examined(chain.from_iterable(jobs))

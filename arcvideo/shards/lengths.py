@@ -152,7 +152,12 @@ def _count(
     # What stands before the media beside text of the item; the plan counts one token of it itself.
     opening = len(written("opening", tokenizer)) - 1
     for number, clip in enumerate(index.clips):
-        record, key = index.record(number), index.key(number)
+        key = index.key(number)
+        try:
+            record = index.record(number)
+        except RecordError as error:
+            problems.append(Problem(key=key, stage="tokens", reason=error.reason, detail=error.detail))
+            continue
         media_key = key if clip["media_size"] else None
         groups: dict[Any, int] = {}
         media_count = index.media_count(number)

@@ -213,11 +213,16 @@ def as_utf8(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+class Unreadable(OSError):
+    """The disk does not give the bytes of a member, or the shard ends before them: that member alone is lost."""
+
+
 def read_at(shard: Path, *, offset: int, size: int) -> bytes:
     """Return the bytes of a member.
 
     Raises:
-        OSError: the shard cannot be read or ends early.
+        Unreadable: these bytes are lost.
+        OSError: the shard is not there or may not be read: a folder that is not mounted, permissions, want of memory.
         ValueError: a remote shard changed since it was indexed, or cannot be read after all tries.
     """
     link = read_link(shard)
@@ -228,11 +233,14 @@ def read_at(shard: Path, *, offset: int, size: int) -> bytes:
             data = _read(shard, offset=offset, size=size)
             break
         except OSError as error:
-            if error.errno not in _PASSING or pause is None:
+            if error.errno in _PASSING and pause is not None:
+                time.sleep(pause)
+            elif error.errno == errno.EIO:
+                raise Unreadable(error.errno, error.strerror, str(shard)) from None
+            else:
                 raise
-            time.sleep(pause)
     if len(data) != size:
-        raise OSError(f"{shard}: {size} bytes expected at {offset}; the shard changed since it was indexed")
+        raise Unreadable(f"{shard}: {size} bytes expected at {offset}; the shard changed since it was indexed")
     return data
 
 

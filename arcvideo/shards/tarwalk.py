@@ -18,8 +18,11 @@ _EXTENDED = 1 << 20
 """Bytes that an extended header may have: a path is at most 4096, and nothing else in it is wanted."""
 _CHAIN = 16
 """Extended headers that one member may have."""
-_PADDING = 1 << 20
-"""Zeros that may end an archive: tar fills its last record, of up to 2048 blocks."""
+_RECORD = 20 * BLOCK
+"""Tar writes whole records of 20 blocks and fills the last one with zeros; `tar -b` chooses others."""
+_RECORDS = tuple(BLOCK << power for power in range(6, 12))
+"""Records of 32 to 2048 blocks, as people choose them; an archive has whole ones."""
+_FIRST_PIECE = 8 * BLOCK
 _PIECE = 1 << 20
 _MAGIC = b"ustar"
 _MAGIC_AT = 257
@@ -41,6 +44,8 @@ class Entry:
     offset: int
     """Where its data begin."""
     size: int
+    has_data: bool = True
+    """Whether as many bytes follow as `size` says; behind links, devices, folders and pipes none do."""
     fault: str = ""
     """What is wrong with its extended headers, so that name and size may be false."""
 
@@ -114,14 +119,30 @@ class _Walk:
                 continue
             members += 1
             yield member
+            if member.has_data and member.offset + member.size > self.size:
+                yield self._cut(member)
+                if self.at >= self.size:
+                    return
 
     def _end(self, *, members: int) -> Iterator[Gap]:
         """Yield what there is to say about the zeros up to the end of the file."""
         if not members:
             yield self._gap("empty_tar", self.size, "zeros and no member: never filled, or lost; write it again")
-        elif self.size - self.at > _PADDING:
-            detail = "more zeros than a tar ends with: space that was reserved and never filled; write it again"
+        elif not _is_padding(self.size - self.at, size=self.size):
+            detail = "more zeros than a tar ends with: never filled, or records in it are lost; write it again"
             yield self._gap("zero_tail", self.size, detail)
+
+    def _cut(self, member: Entry) -> Gap:
+        """Return the bytes behind a header that states more than the file holds, up to the next header in them."""
+        self.at = member.offset
+        end = self._header(member.offset)
+        what = f"a member of {member.size} bytes begins"
+        if end < self.size:
+            gap = self._gap("broken_tar", end, f"{what}, more than there are; what follows its header is read")
+        else:
+            gap = self._gap("truncated_tar", end, f"{what}: records behind it are lost; write it again")
+        self.at = end
+        return gap
 
     def _hole(self, what: str, *, start: int) -> Gap:
         """Return the bytes up to the next header, looked for from `start`; reading goes on there."""
@@ -162,8 +183,8 @@ class _Walk:
         entry = _entry(block, kind=kind, extended=extended, offset=at + BLOCK, size=size, fault=fault)
         while kind == b"S" and self._block(at)[482 if at == entry.offset - BLOCK else 504 : 505][:1] == b"\1":
             at += BLOCK  # further blocks of a sparse file's map
-        data = 0 if kind in _WITHOUT_DATA else _padded(size)
-        self.at = at + BLOCK + data
+        data = _padded(size) if entry.has_data else 0
+        self.at = min(at + BLOCK + data, self.size)
         return entry
 
     def _block(self, at: int) -> bytes:
@@ -171,7 +192,7 @@ class _Walk:
 
     def _nonzero(self, at: int) -> int:
         """Return where the first block from here begins that is not zero; the end of the file when there is none."""
-        while piece := self.pread(_PIECE, at):
+        for piece in self._pieces(at):
             rest = piece.lstrip(b"\0")
             if rest:
                 return at + (len(piece) - len(rest)) // BLOCK * BLOCK
@@ -180,15 +201,23 @@ class _Walk:
 
     def _header(self, at: int) -> int:
         """Return where the next header from here begins; the end of the file when there is none."""
-        while piece := self.pread(_PIECE + BLOCK, at):
-            place = piece.find(_MAGIC)
+        for piece in self._pieces(at):
+            place = piece.find(_MAGIC, _MAGIC_AT)
             while place >= 0:
-                start = place - _MAGIC_AT
-                if start >= 0 and start % BLOCK == 0 and _numbers(piece[start : start + BLOCK]) is not None:
+                block, beside = divmod(place - _MAGIC_AT, BLOCK)
+                start = block * BLOCK
+                if not beside and _numbers(piece[start : start + BLOCK]) is not None:
                     return at + start
-                place = piece.find(_MAGIC, place + 1)
-            at += _PIECE
+                place = piece.find(_MAGIC, start + BLOCK + _MAGIC_AT)
+            at += len(piece)
         return self.size
+
+    def _pieces(self, at: int) -> Iterator[bytes]:
+        """Yield the bytes from here on in whole blocks; a few at first, so that many small holes cost little."""
+        count = _FIRST_PIECE
+        while piece := self.pread(count, at):
+            yield piece
+            at, count = at + len(piece), min(2 * count, _PIECE)
 
 
 def _numbers(block: bytes) -> int | None:
@@ -249,11 +278,18 @@ def _entry(block: bytes, *, kind: bytes, extended: dict[str, str], offset: int, 
     sparse = kind == b"S" or any(key.startswith("GNU.sparse") for key in extended)
     folder = kind == b"5" or (kind in (b"\0", b"0") and name.endswith("/"))
     what = "folder" if folder else "file" if kind in _PLAIN and not sparse else "other"
-    return Entry(name=name, kind=what, offset=offset, size=size, fault=fault)
+    has_data = kind not in _WITHOUT_DATA
+    return Entry(name=name, kind=what, offset=offset, size=size, has_data=has_data, fault=fault)
 
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
+
+
+def _is_padding(zeros: int, *, size: int) -> bool:
+    """Return whether a whole archive of `size` bytes may end with so many zeros: two blocks and what fills a record."""
+    filling = zeros - 2 * BLOCK
+    return filling <= _RECORD or any(filling < record and size % record == 0 for record in _RECORDS)
 
 
 def _padded(size: int) -> int:

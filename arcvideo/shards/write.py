@@ -14,8 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from arcvideo.files import sync
+from arcvideo.media.read import media_digest
 from arcvideo.seals import publish, remember
-from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, numbered, record_key
+from arcvideo.shards.index import ShardIndex
+from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, RecordMembers, numbered, read_at, record_key
+from arcvideo.tasks import RecordError
 
 _OWNER, _MODE = "bigdata", 0o444
 """Of every member; webdataset's own, so that shards are byte for byte what its writer makes of the same records."""
@@ -140,6 +143,31 @@ def tar_size(key: str, sizes: Mapping[str, int]) -> int:
 def room_of_end() -> int:
     """Return the bytes that end a shard, at most."""
     return 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE
+
+
+def copied(index: ShardIndex, row: int, *, groups: Mapping[str, RecordMembers]) -> Record:
+    """Return a record as it lies in a shard, to be written into another one, where it is sealed anew.
+
+    Args:
+        index: of the shard.
+        row: of the record.
+        groups: key -> members, as `read_groups` finds them.
+
+    Raises:
+        RecordError: `corrupt`: its JSON or its media are not those that were indexed.
+        OSError: the shard cannot be read.
+    """
+    key, content = index.key(row), index.record(row)
+    found = [member for member in groups[key].members if member.extension != "json"] if key in groups else []
+    media = {member.extension: read_at(index.shard, offset=member.offset, size=member.size) for member in found}
+    places = {member.offset: media[member.extension] for member in found}
+    for medium in index.media(row):
+        sound = places.get(int(medium["sound_offset"])) if medium["sound_size"] else None
+        data = places.get(int(medium["media_offset"]), b"")
+        if media_digest(data, sidecar_audio=sound) != bytes(medium["digest"]):
+            detail = f"{key} in {index.shard.name}: its media are not those that were indexed"
+            raise RecordError("corrupt", f"{detail}; restore the shard, `arcvideo verify {index.shard}` checks it")
+    return Record(key=key, content=content, media=media)
 
 
 def json_text(content: Mapping[str, Any], *, has_media: bool) -> bytes:

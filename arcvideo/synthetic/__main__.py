@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from arcvideo.files import error_line
+from arcvideo.lineage.lock import alone_filling
 from arcvideo.processes.terminal import speak_plainly
 from arcvideo.progress import counted
 from arcvideo.synthetic.settings import TinyShortsSettings
@@ -38,7 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _make(out: Path, *, settings: TinyShortsSettings, workers: int) -> None:
     total = settings.clips + settings.test_clips + settings.texts
     started = time.perf_counter()
-    with counted(what="TinyShorts", total=total, unit="clip") as advance:
+    with alone_filling(out), counted(what="TinyShorts", total=total, unit="clip") as advance:
+        (out / "dataset.json.part").unlink(missing_ok=True)  # one that was killed left it, no stranger
         dataset = write_dataset(out, settings=settings, workers=workers, progress=advance)
     took = f"written in {time.perf_counter() - started:.1f} s" if dataset.written else "already there"
     print(f"{out}: {total} records in {len(dataset.shards)} shards, {took}, digest {dataset.digest[:12]}")

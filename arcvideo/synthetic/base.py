@@ -22,8 +22,9 @@ import torch
 import yaml
 from safetensors import SafetensorError
 
-from arcvideo.files import error_line
+from arcvideo.files import error_line, write_whole
 from arcvideo.layout import MediaLayout
+from arcvideo.lineage.lock import alone_filling
 from arcvideo.media.clip import read_clip, to_media
 from arcvideo.model.configuration import ArcVideoConfig
 from arcvideo.model.disk.loading import save_model
@@ -75,7 +76,7 @@ def make_base(options: argparse.Namespace) -> dict[str, float]:
     save_tokenizer(tokenizer, options.out)
     write_sums(options.out, but=(REPORT,))
     # Last: its presence says that the directory is complete.
-    (options.out / REPORT).write_text(json.dumps(reached, indent=1) + "\n")
+    write_whole(options.out / REPORT, json.dumps(reached, indent=1) + "\n")
     return reached
 
 
@@ -161,7 +162,8 @@ def main(arguments: list[str] | None = None) -> int:
         for place in (options.out, options.features):
             if place is not None and not writable(place):
                 raise ValueError(f"{place}: cannot be written; give another folder")
-        make_base(options)
+        with alone_filling(options.out):
+            make_base(options)
     except (ValueError, OSError, SafetensorError) as error:
         print(f"error: {error_line(error, folder=options.out)}", file=sys.stderr)
         return 2

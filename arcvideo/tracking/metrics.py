@@ -40,12 +40,21 @@ class MetricsFile:
         """
         self.path = path
         kept = [line for line in _lines(path) if line["step"] < keep_below]
-        write_lines(path, map(_plain, kept))
+        write_lines(path, map(_plain, kept), checked=True)
         self._file = path.open("a")
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append one object; it must have `step`."""
-        self._file.write(json_line(_plain(values)))
+        """Append one object; it must have `step`.
+
+        Raises:
+            FileNotFoundError: the file is gone with its folder; what is written from now on would lie elsewhere.
+        """
+        if not self.path.exists():
+            raise FileNotFoundError(
+                f"{self.path}: is not there any more: the folder of the run was unmounted, moved or removed; put it "
+                "back, then the same command continues"
+            )
+        self._file.write(json_line(_plain(values), checked=True))
         self._file.flush()
 
     def close(self) -> None:
@@ -105,7 +114,7 @@ class WandbMirror(BesideMirror):
         options = {
             "project": settings.project,
             "entity": settings.entity,
-            "tags": list(settings.tags) or None,
+            "tags": [hidden(tag) for tag in settings.tags] or None,
             "mode": mode,
             "dir": str(folder),
             "name": name,

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from arcvideo.files import write_whole
+from arcvideo.hidden import hidden
 from arcvideo.named import load
 from arcvideo.tracking.settings import MIRRORS, LoggerSettings
 
@@ -184,10 +186,10 @@ class MlflowMirror:
             history = self._client.get_metric_history(self.run_id, mlflow_name(STEP))
             self.last = max((row.step for row in history), default=-1)
             return
-        tags = {mlflow_name(tag): "true" for tag in settings.tags}
+        tags = {mlflow_name(hidden(tag)): "true" for tag in settings.tags}
         tags |= {"group": folder.absolute().parent.name, "stage": folder.name}
         self.run_id = self._client.create_run(experiment, run_name=name, tags=tags).info.run_id
-        note.write_text(json.dumps({"run_id": self.run_id}) + "\n")
+        write_whole(note, json.dumps({"run_id": self.run_id}) + "\n")
         parameters = [Param(mlflow_name(key), str(value)[:_PARAMETER]) for key, value in _flat(config)]
         for first in range(0, len(parameters), 100):
             self._client.log_batch(self.run_id, params=parameters[first : first + 100])
@@ -232,7 +234,7 @@ class SwanlabMirror:
             name=name,
             group=folder.absolute().parent.name,
             job_type=folder.name,
-            tags=list(settings.tags) or None,
+            tags=[hidden(tag) for tag in settings.tags] or None,
             config=dict(_flat(config)),
             mode=os.environ.get("SWANLAB_MODE", "offline"),  # type: ignore[arg-type]
             log_dir=str(folder / "swanlog"),
@@ -286,7 +288,7 @@ def kept_id(note: Path, *, again: bool) -> str:
     if again and note.exists():
         return str(json.loads(note.read_text())["id"])
     made = os.urandom(8).hex()
-    note.write_text(json.dumps({"id": made}) + "\n")
+    write_whole(note, json.dumps({"id": made}) + "\n")
     return made
 
 

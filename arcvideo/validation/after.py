@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from arcvideo.composing.config import RunConfig, plain_dict, recorded_settings
-from arcvideo.files import whole, write_whole
+from arcvideo.files import whole
 from arcvideo.lineage.code import evaluation_code
 from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, read_manifest, write_manifest
 from arcvideo.lineage.started import newest_checkpoint
@@ -25,7 +25,7 @@ from arcvideo.model.disk.loading import load_model
 from arcvideo.model.disk.tokenizer import load_tokenizer
 from arcvideo.model.towers.features import store_of
 from arcvideo.processes.ranks import World, barrier
-from arcvideo.seals import digest_of
+from arcvideo.seals import digest_of, write_sealed
 from arcvideo.tracking.log import RunLog
 from arcvideo.validation.asking import Figures, HeldOut, Reading
 from arcvideo.validation.during import KEPT, MEASUREMENTS, card_facts
@@ -62,7 +62,7 @@ def measure_export(config: RunConfig, *, world: World, parent: str) -> None:
             seconds=manifest.seconds + (time.monotonic() - began if first else 0.0),
         )
         if figures:
-            write_whole(folder / EVALUATION, json.dumps(figures, indent=1) + "\n")
+            write_sealed(folder / EVALUATION, json.dumps(figures, indent=1) + "\n")
             write_model_card(folder / EXPORT_NAME, card_of(new, figures=figures))
             _tell(figures, config=config, manifest=manifest)
         # Last: whoever stops before it measures again, and asks nothing twice.

@@ -350,3 +350,20 @@ def test_a_folder_that_took_clips_and_does_no_longer_ends_no_run(
     assert same(again, first)
     assert store.load(store.key("clip")) is None
     assert "cannot be written any more, what is missing is decoded every time" in capsys.readouterr().err
+
+
+def test_a_cache_that_somebody_else_filled_is_read_and_ends_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Root may write everywhere, so a file stands where this clip's folder of another user would be."""
+    theirs = cache(tmp_path)
+    first = theirs.save(theirs.key("one"), media(1))
+    store = cache(tmp_path)
+    (tmp_path / store.key("two")[:2]).write_text("")
+    again = [store.save(store.key("two"), media(2)) for _ in range(2)]
+    assert same(again[0], again[1])
+    found = store.load(store.key("one"))
+    assert found is not None
+    assert same(found, first)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be written, what is missing is decoded every time" in line

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from arcvideo.decoding import pool as pool_module
-from arcvideo.decoding.pool import TRIES, MediaPool
+from arcvideo.decoding.pool import TRIES, MediaPool, NoDecoder
 from arcvideo.layout import MediaLayout
 from arcvideo.media.clip import read_clip
 from arcvideo.media.errors import MediaError
@@ -216,3 +217,25 @@ os.read(0, 1 << 20)
     with MediaPool() as pool, pytest.raises(MediaError, match=re.escape(told)) as caught:
         pool.read_clip(b"x" * 10, name="a.mp4", layout=layout)
     assert caught.value.reason == "crashed"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EAGAIN])
+def test_a_process_that_the_system_does_not_start_costs_no_clip(short_video, layout, monkeypatch, number):
+    """The system refuses for a while (too many processes), or for good (no permission)."""
+    monkeypatch.setattr(pool_module, "_PAUSE", 0.001)
+    started, refusals = pool_module._start, []
+
+    def refusing(limits):
+        if number == errno.EACCES or len(refusals) < 2:
+            refusals.append(number)
+            raise OSError(number, os.strerror(number), sys.executable)
+        return started(limits)
+
+    monkeypatch.setattr(pool_module, "_start", refusing)
+    with MediaPool() as pool:
+        if number == errno.EACCES:
+            with pytest.raises(NoDecoder, match=r"does not start: .*Permission denied"):
+                pool.read_clip(short_video, name="a.mp4", layout=layout)
+        else:
+            assert pool.read_clip(short_video, name="a.mp4", layout=layout).key
+    assert len(refusals) == (1 if number == errno.EACCES else 2)

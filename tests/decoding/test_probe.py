@@ -62,7 +62,7 @@ def test_hanging_and_dying_decoders_cost_one_file_each(tmp_path: Path, monkeypat
 def test_process_that_cannot_start_is_not_the_fault_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "_COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
     job = ProbeJob(main=Extent(path=tmp_path / "x.wav", name="x.wav"))
-    with MediaPool(count=1) as pool, pytest.raises(RuntimeError, match="does not start"):
+    with MediaPool(count=1) as pool, pytest.raises(pools.NoDecoder, match="does not start"):
         list(pool.examined([job]))
 
 

@@ -93,7 +93,10 @@ def test_its_figures_stand_beside_those_of_the_measurement(name: str, value: flo
     status, figure = rescored(folder, name)
     assert status == 0
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.name in before}
-    scores, predictions = (next(path for path in folder.glob(f"{kind}-*")) for kind in ("scores", "predictions"))
+    scores, predictions = (
+        next(path for path in folder.glob(f"{kind}-*") if path.suffix != ".sha256")
+        for kind in ("scores", "predictions")
+    )
     assert json.loads(scores.read_text())["metrics"][figure]["value"] == value
     assert {json.loads(line)["metric"] for line in predictions.open()} == {figure}
 

@@ -10,7 +10,7 @@ import pytest
 
 from arcvideo.evaluation.answers import Answer
 from arcvideo.measuring.compare import compare, compare_text, write_comparison
-from arcvideo.measuring.folder import Journal, Lost, open_measurement, read_answers
+from arcvideo.measuring.folder import Journal, Lost, open_measurement, read_answers, read_card
 from arcvideo.measuring.scores import score_folder, table_text
 
 CHOICE = {"letter": "A", "options": ["x", "y"]}
@@ -140,3 +140,9 @@ def test_a_folder_that_holds_measurements_names_them(tmp_path: Path) -> None:
     for folder in (tmp_path / "one", inside.parent):
         with pytest.raises(ValueError, match=f"inside it are {inside}"):
             score_folder(folder)
+
+
+def test_a_measurement_that_was_killed_at_its_first_word_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / ".card.json.0123456789ab.partial").write_text("{")
+    assert open_measurement(tmp_path, origin={"questions": "q"}, facts={"bench": "shards"})["bench"] == "shards"
+    assert read_card(tmp_path)["origin"] == {"questions": "q"}

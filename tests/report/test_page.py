@@ -12,6 +12,8 @@ import pytest
 from arcvideo.report.page import write_page
 from arcvideo.report.records import StageRecord
 from arcvideo.report.samples import rollout_examples
+from arcvideo.report.summary import evaluations
+from arcvideo.seals import write_sealed
 from tests.report.runs import NASTY, finish, make_clips, make_run
 
 
@@ -129,6 +131,18 @@ def test_a_pipeline_that_still_runs_has_a_page(tmp_path: Path) -> None:
     assert "Not finished" in page
     assert "at step 10" in page
     assert page.count("<svg") == 4
+
+
+def test_figures_that_were_changed_since_they_were_written_are_told_and_not_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    path = run / "sft" / "evaluation.json"
+    write_sealed(path, path.read_text())
+    path.write_text(path.read_text().replace("0.61", "0.91"))
+    with pytest.raises(ValueError, match=r"sft/evaluation.json: is not the file of"):
+        evaluations(run, stages=["sft"])
+    page = write_page(run).read_text()
+    assert "evaluation.json: is not the file of evaluation.json.sha256" in page
+    assert "0.91" not in page
 
 
 def test_an_empty_folder_is_one_clear_error(tmp_path: Path) -> None:

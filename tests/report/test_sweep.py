@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from arcvideo.composing.sweep import report_sweep
 from arcvideo.report.sweep import write_sweep
+from arcvideo.seals import write_sealed
 
 
 def job(folder: Path, number: int, value: float | None, **overrides: str) -> None:
@@ -35,3 +37,20 @@ def test_jobs_stand_best_first_with_a_plot_of_each_swept_setting(tmp_path: Path)
 def test_a_sweep_without_a_finished_job_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no finished job"):
         write_sweep(tmp_path)
+
+
+def test_a_damaged_file_of_a_job_is_a_line_and_the_others_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(4):
+        job(tmp_path, number, 0.25, beta=str(number))
+    (tmp_path / "0" / "job.json").write_text('{"folder": "runs/0", "val')
+    (tmp_path / "1" / "job.json").write_text('{"folder": "runs/1"}')
+    write_sealed(tmp_path / "2" / "job.json", (tmp_path / "2" / "job.json").read_text())
+    (tmp_path / "2" / "job.json").write_text((tmp_path / "2" / "job.json").read_text().replace("0.25", "0.75"))
+    assert not report_sweep(tmp_path)
+    told = capsys.readouterr()
+    assert [line.partition("job.json")[0] for line in told.err.splitlines()] == [
+        f"error: {tmp_path}/{number}/" for number in range(3)
+    ]
+    assert "runs/3" in told.out

@@ -206,9 +206,7 @@ def test_metrics_of_steps_to_be_done_again_are_dropped(tmp_path: Path) -> None:
     file = MetricsFile(path, keep_below=2)
     file.write({"step": 2, "train/loss": float("nan")})
     file.close()
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"step": 0}, {"step": 1}, {"step": 2, "train/loss": "nan"},
-    ]  # fmt: skip
+    assert read_metrics(path) == [{"step": 0}, {"step": 1}, {"step": 2, "train/loss": "nan"}]
 
 
 def test_metrics_are_sums_over_counts_of_all_ranks() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -311,6 +312,24 @@ def test_a_restart_behind_damaged_checkpoints_keeps_what_it_writes(
         found = folder.newest()
         assert found is not None
         assert found.step == step
+
+
+@pytest.mark.parametrize("what", ["link", "dangling link", "file"])
+def test_what_stands_where_a_checkpoint_shall_be_is_replaced(tmp_path: Path, what: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    write(folder, 3)
+    if what == "file":
+        (folder.root / "step-5").write_text("notes")
+    else:
+        (folder.root / "step-5").symlink_to(elsewhere)
+    if what == "link":
+        shutil.copytree(folder.root / "step-3", elsewhere)
+    write(folder, 5)
+    found = folder.newest()
+    assert found is not None
+    assert (found.step, found.path.is_symlink()) == (5, False)
+    assert elsewhere.exists() == (what == "link")
 
 
 def flip(directory: Path) -> None:

@@ -21,6 +21,7 @@ from arcvideo.shards.index import ShardIndex, ensure_indexes, open_index
 from arcvideo.shards.lengths import all_lengths
 from arcvideo.shards.text import open_text
 from arcvideo.shards.write import Record, write_shards
+from arcvideo.tasks import RecordError
 from tests.data import build
 
 QA = {"task": "qa", "question": "what is shown?", "answer": "red"}
@@ -179,7 +180,7 @@ def test_a_flipped_bit_in_any_file_of_an_index_is_told_and_mended(
     index = indexed(shard)
     rows, digest = counted(index), index.digest
     names = sorted(path.name for path in index.folder.iterdir())
-    assert len(names) == 9
+    assert len(names) == 10
     for name in names:
         path = index.folder / name
         whole = path.read_bytes()
@@ -207,6 +208,60 @@ def test_a_whole_file_is_hashed_once_a_machine(shard: Path, tmp_path: Path, monk
     (index.folder / "keys.npy").touch()
     assert open_index(shard) is not None
     assert hashed == [str(index.folder / "keys.npy")]
+
+
+PICTURES = [build.png() + f"comment {number}".encode() for number in range(3)]
+
+
+def spoiled(shard: Path, what: bytes, by: bytes) -> None:
+    """Change bytes as a bad disk does: nobody has written, so the file's times stay."""
+    facts, data = shard.stat(), shard.read_bytes()
+    assert data.count(what) == 1
+    shard.write_bytes(data.replace(what, by))
+    os.utime(shard, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """A shard with an index, of which the answer of the second record was damaged since."""
+    records = [
+        Record(key=f"c{number}", content={"items": [QA | {"answer": f"red {number}"}]}, media={"png": picture})
+        for number, picture in enumerate(PICTURES)
+    ]
+    (path,) = write_shards(records, out=tmp_path / "in")
+    indexed(path)
+    spoiled(path, b"red 1", b"bed 1")
+    return path
+
+
+def test_a_record_that_was_damaged_since_it_was_indexed_is_one_row(three: Path) -> None:
+    index = indexed(three)
+    with pytest.raises(RecordError, match=r"corrupt: c1 in .*restore the shard"):
+        index.record(1)
+    assert index.record(2)["items"][0]["answer"] == "red 2"
+    (lengths,) = all_lengths([index], tokenizer=build.tokenizer(), style="plain", wording="brief", progress=False)
+    assert [(problem.key, problem.reason) for problem in lengths.problems] == [("c1", "corrupt")]
+    assert main(["stats", str(three)]) == 0
+    assert main(["verify", str(three)]) == 1
+
+
+@pytest.mark.parametrize("what", ["record", "media"])
+def test_damage_is_not_copied_into_new_shards(
+    three: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if what == "media":
+        spoiled(three, b"bed 1", b"red 1")
+        spoiled(three, b"comment 1", b"damaged 1")
+    (tmp_path / "needs.jsonl").write_text('{"key": "c0/0", "tags": ["needs:both"]}\n')
+    assert main(["tag", str(tmp_path), str(three), "--out", str(tmp_path / "out")]) == 0
+    assert keys(indexed(tmp_path / "out" / three.name.replace("000000", "000000-000000"))) == ["c0", "c2"]
+    assert "left out: corrupt: c1 in" in capsys.readouterr().err
+
+
+def test_a_shard_that_is_not_the_one_of_the_digest_beside_it_is_told_when_it_is_indexed(shard: Path) -> None:
+    assert not indexed(shard).problems()
+    shard.write_bytes(shard.read_bytes().replace(b"red", b"bed", 1))
+    assert [(problem.stage, problem.reason) for problem in indexed(shard).problems()] == [("shard", "changed")]
 
 
 @pytest.mark.parametrize("encoding", [None, "utf-16"])

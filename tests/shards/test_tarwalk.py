@@ -13,7 +13,7 @@ import pytest
 
 from arcvideo.shards.index import ensure_indexes
 from arcvideo.shards.members import Problem, read_groups
-from arcvideo.shards.tarwalk import BLOCK, Entry, Gap, walk
+from arcvideo.shards.tarwalk import BLOCK, Entry, Gap, walk, walk_bytes
 from arcvideo.shards.write import Record, write_shards
 from tests.data import build
 
@@ -86,12 +86,55 @@ def test_both_of_two_joined_tars_are_used_and_the_seam_is_told(tmp_path: Path) -
     assert f"to {first.stat().st_size}:" in problems[0].detail
 
 
-@pytest.mark.parametrize(("records", "zeros", "reason"), [(0, 1 << 20, "empty_tar"), (3, 3 << 20, "zero_tail")])
+@pytest.mark.parametrize(
+    ("records", "zeros", "reason"), [(0, 1 << 20, "empty_tar"), (3, 3 << 20, "zero_tail"), (3, 30 << 10, "zero_tail")]
+)
 def test_space_that_was_never_filled_is_told(tmp_path: Path, records: int, zeros: int, reason: str) -> None:
     data = shard(tmp_path, count=records).read_bytes() if records else b""
     keys, problems = keys_and_problems(written(tmp_path, data + bytes(zeros)))
     assert len(keys) == records
     assert [problem.reason for problem in problems] == [reason]
+
+
+def test_records_zeroed_up_to_the_end_are_told(tmp_path: Path) -> None:
+    good = shard(tmp_path, count=20).read_bytes()
+    at = good.index(b"clip-012.png")
+    _, problems = read_groups(written(tmp_path, good[:at] + bytes(len(good) - at)))
+    assert [problem.reason for problem in problems] == ["zero_tail"]
+    assert f"bytes {at} to {len(good)}:" in problems[0].detail
+
+
+@pytest.mark.parametrize("blocks", [1, 20, 32, 128, 2048])
+def test_zeros_that_fill_a_record_are_no_damage(tmp_path: Path, blocks: int) -> None:
+    good = shard(tmp_path, count=20).read_bytes()
+    content = good[: -(-len(good.rstrip(b"\0")) // BLOCK) * BLOCK] + bytes(2 * BLOCK)
+    _, problems = read_groups(written(tmp_path, content + bytes(-len(content) % (blocks * BLOCK))))
+    assert not problems
+
+
+@pytest.mark.parametrize("claimed", [1 << 20, 1 << 50])
+def test_records_behind_a_header_that_claims_more_than_there_is_are_used(tmp_path: Path, claimed: int) -> None:
+    good = shard(tmp_path, count=6).read_bytes()
+    at = good.index(b"clip-003.png")
+    keys, problems = keys_and_problems(written(tmp_path, good[:at] + header("x.json", size=claimed) + good[at:]))
+    assert keys == [f"clip-{number:03d}" for number in range(6)]
+    assert [(problem.key, problem.reason) for problem in problems] == [("x", "truncated"), ("x.tar", "broken_tar")]
+    assert f"bytes {at + BLOCK} to {at + BLOCK}:" in problems[1].detail
+
+
+@pytest.mark.parametrize("between", [bytes(BLOCK), b"x" * BLOCK, b"ustar" * 102 + b"us"])
+def test_many_small_holes_are_read_once(between: bytes) -> None:
+    data = (between + header("a", size=0)) * 2000
+    asked = 0
+
+    def pread(count: int, at: int) -> bytes:
+        nonlocal asked
+        asked += len(data[at : at + count])
+        return data[at : at + count]
+
+    found = list(walk_bytes(pread, size=len(data)))
+    assert len(found) == 4001
+    assert asked < 16 * len(data)
 
 
 def test_what_is_no_tar_behind_the_end_mark_is_told(tmp_path: Path) -> None:
@@ -186,6 +229,8 @@ def test_any_damage_leaves_every_byte_accounted_for(tmp_path: Path) -> None:
                 covered = found.end
             else:
                 assert found.offset > covered
-                covered = found.offset + -(-found.size // BLOCK) * BLOCK
+                covered = min(found.offset + -(-found.size // BLOCK) * BLOCK, len(data))
+                if found.offset + found.size > len(data):
+                    covered = found.offset  # the next gap says how much of it there is
         rest = data[covered:]
         assert not rest.strip(b"\0")

@@ -4,6 +4,7 @@ import json
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,15 @@ def test_what_stops_the_writer_stops_the_workers(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(OSError, match="full"), write._members(2):
         raise OSError("full")
     assert asked[0]
+
+
+def test_a_command_that_was_killed_at_its_last_word_goes_on_and_two_at_once_make_one_data_set(tmp_path):
+    out = tmp_path / "data"
+    words = ["--out", str(out), "--clips", "2", "--test-clips", "1", "--texts", "1", "--workers", "1"]
+    assert main(words) == 0
+    want = (out / "train-000000.tar").read_bytes()
+    (out / "dataset.json").rename(out / "dataset.json.part")
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        assert list(pool.map(main, [words, words])) == [0, 0]
+    assert (out / "train-000000.tar").read_bytes() == want
+    assert not list(out.glob("*.part"))

@@ -9,7 +9,7 @@ import pytest
 
 from arcvideo.processes.ranks import World
 from arcvideo.tracking.log import RunLog
-from arcvideo.tracking.metrics import Artifact, TensorBoardMirror, read_metrics, record_lineage
+from arcvideo.tracking.metrics import Artifact, MetricsFile, TensorBoardMirror, read_metrics, record_lineage
 from arcvideo.tracking.settings import LoggerSettings
 from tests.runner.test_runner import runner
 from tests.runner.tiny import Rows
@@ -127,3 +127,19 @@ def test_rollouts_become_a_wandb_table_and_stay_out_of_the_numbers(tmp_path: Pat
     assert shown["data"][0] == ["a/0", "<answer>0 - 1</answer>", "[0.0, 1.0]", '{"iou": 0.5}', 0.5, None]
     assert shown["data"][1][-1] == '{"iou": "no range"}'
     assert [set(row) for row in read_metrics(tmp_path / "metrics.jsonl")] == [{"step", *line}] * 2
+
+
+def test_a_folder_that_vanishes_during_the_run_is_told_and_no_row_goes_elsewhere(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    file = MetricsFile(folder / "metrics.jsonl", keep_below=1)
+    file.write({"step": 1, "train/loss": 1.0})
+    folder.rename(tmp_path / "away")
+    folder.mkdir()  # what an unmounted folder leaves
+    with pytest.raises(FileNotFoundError, match="was unmounted, moved or removed; put it back"):
+        file.write({"step": 2, "train/loss": 1.0})
+    folder.rmdir()
+    (tmp_path / "away").rename(folder)
+    file.write({"step": 2, "train/loss": 1.0})
+    file.close()
+    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == [1, 2]

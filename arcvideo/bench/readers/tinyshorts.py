@@ -57,7 +57,11 @@ def _read_shard(questions: Questions, index: ShardIndex, *, media: Path) -> None
 
 def _rows(index: ShardIndex) -> Iterator[tuple[str, Any]]:
     for number, clip in enumerate(index.clips):
-        items = index.record(number)["items"]
+        try:
+            items = index.record(number)["items"]
+        except RecordError as error:
+            yield index.key(number), error
+            continue
         start = int(clip["item_start"])
         for item in index.items[start : start + int(clip["item_count"])]:
             yield f"{index.key(number)}/{int(item['number'])}", (number, items[int(item["number"])])

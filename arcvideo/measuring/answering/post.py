@@ -22,10 +22,10 @@ _SHOWN = 300
 
 
 class Unanswered(OSError):
-    """There is no answer; the message says why."""
+    """There is no answer; the message says why, in one line."""
 
     def __init__(self, reason: str, *, status: int = 0) -> None:
-        super().__init__(hidden(reason))
+        super().__init__(hidden(" ".join(reason.split())))
         self.status = status
         """The HTTP status of a refusal; 0 when no whole answer came."""
 

@@ -134,6 +134,7 @@ def test_a_server_that_gives_no_whole_answer_is_left_after_the_deadline_and_ever
     assert len(asked) == 2
     assert f"endpoint={url}/chat/completions gave no answer" in str(error.value)
     assert "deadline=SECONDS" in str(error.value)
+    assert "\n" not in str(error.value)
     assert "(try 2 of 2)" in capsys.readouterr().err
 
 
