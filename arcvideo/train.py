@@ -36,6 +36,7 @@ from safetensors import SafetensorError
 from arcvideo.composing.compose import shown_text, stage_config
 from arcvideo.composing.config import ConfigError, RunConfig, plain_dict, recorded_settings, typed
 from arcvideo.composing.ending import Ended, forget_errors, refusals, traced
+from arcvideo.composing.grammar import quoted
 from arcvideo.composing.overrides import (
     LAUNCHERS_WORDS,
     agent_words,
@@ -45,7 +46,6 @@ from arcvideo.composing.overrides import (
     grammar_problems,
     merge_notes,
     override_problems,
-    quoted,
     settings_words,
     with_search,
 )

@@ -59,7 +59,7 @@ FRAMEWORKS = {
         "train.py",
         "composing/sweep.py",
         "composing/compose.py",
-        "composing/overrides.py",
+        "composing/grammar.py",
         "composing/ending.py",
     },
     "omegaconf": {"train.py", "composing/config.py", "composing/compose.py"},

@@ -52,6 +52,8 @@ def train(*words: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedPr
             ["mcq_acuracy is unknown", "did you mean 'mcq_accuracy'", "'package.module:function'"],
         ),
         (["stage=grpo", "grpo.beta=range(0", "-m"], ["grpo.beta=range(0", "cannot be read"]),
+        (["stage=grpo", "grpo.beta=range(0,1,0)", "-m"], ["grpo.beta=range(0,1,0)", "no values"]),
+        (["stage=sft", "runner.seed=range(5,1)", "-m"], ["runner.seed=range(5,1)", "no values"]),
         (["stage=sft", "engine=zero9"], ["engine=zero9", "zero0, zero1, zero2,"]),
         (["stage=sft", "engine=zero1"], ["optimizer.name=muon", "engine=zero0"]),
         (["stage=sft"], ["sft needs pretrain", "has not run", "python -m arcvideo.train stage=pretrain"]),

@@ -11,11 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
-
 from arcvideo.composing.config import RunConfig, former
+from arcvideo.composing.grammar import is_readable, parsed, quoted
 from arcvideo.named import conf_folders
 from arcvideo.places import CONF_DIR
 from arcvideo.structured import COLON, nearest
@@ -229,11 +226,10 @@ def grammar_problems(words: Sequence[str]) -> list[str]:
             continue
         try:
             parsed(word)
-        except HydraException as error:
-            said = str(error).splitlines()[0]
+        except ValueError as error:
             quoted = f"a text with such signs is quoted: \"{key.lstrip('+')}='{value}'\""
             remedy = COLON if value.startswith("{") and ":" in value else quoted
-            problems.append(f"{word.lstrip('+')}: cannot be read: {said}; {remedy}")
+            problems.append(f"{word.lstrip('+')}: cannot be read: {error}; {remedy}")
     return problems
 
 
@@ -283,73 +279,9 @@ def _as_override(word: str, *, arguments: Sequence[str], among: Sequence[Path]) 
         return word
     if kind is None and name.split(".")[0] != "hydra":
         return word
-    if kind is str and not _readable(f"{name}={value}"):
+    if kind is str and not is_readable(f"{name}={value}"):
         word = f"{key}={quoted(value)}"
     return word if key.startswith("+") or kind is None else f"++{word}"
-
-
-def _readable(word: str) -> bool:
-    try:
-        parsed(word)
-    except HydraException:
-        return False
-    return True
-
-
-def parsed(word: str) -> Override:
-    """Return an override as Hydra reads it.
-
-    Raises:
-        HydraException: it cannot be read.
-    """
-    return OverridesParser.create().parse_override(word)
-
-
-def quoted(text: str) -> str:
-    """Return a text as Hydra's grammar takes any text."""
-    return "'" + re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'") + "'"
-
-
-def words_of(settings: dict[str, Any], *, prefix: str = "") -> list[str]:
-    """Return nested settings as words, `{"runner": {"steps": 5}}` as `runner.steps=5`; keys with `~` delete."""
-    words: list[str] = []
-    for key, value in settings.items():
-        name = f"~{prefix}{key[1:]}" if key.startswith("~") else f"{prefix}{key}"
-        if key.startswith("~") and value is None:
-            words.append(name)
-        elif isinstance(value, dict) and value and all(re.fullmatch(r"~?[\w./-]+", str(inner)) for inner in value):
-            words += words_of({str(inner): entry for inner, entry in value.items()}, prefix=f"{name}.")
-        else:
-            words.append(f"{name}={_written(value)}")
-    return sorted(words, key=lambda word: not word.startswith("~"))  # what is taken out makes room for what comes
-
-
-def _written(value: Any) -> str:
-    """Return a value in Hydra's grammar."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict):
-        entries = [f"{_escaped(str(key))}:{_written(entry)}" for key, entry in value.items()]
-        return "{" + ",".join(entries) + "}"
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(_written(entry) for entry in value)}]"
-    if not isinstance(value, str):
-        return repr(value)
-    try:
-        plain = parsed(f"x={value}").value() == value and not set(",[](){}'\"") & set(value)
-    except HydraException:
-        plain = False
-    return value if plain and value else quoted(value)
-
-
-def _escaped(key: str) -> str:
-    """Return a key of a mapping in Hydra's grammar, which has no quotes for keys."""
-    return re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", key)
-
-
-# --- the settings there are ---
 
 
 def setting_type(key: str, kind: Any = RunConfig) -> Any:

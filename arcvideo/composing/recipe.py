@@ -15,7 +15,8 @@ import yaml
 
 from arcvideo.composing.compose import stage_config
 from arcvideo.composing.config import RunConfig, plain_dict
-from arcvideo.composing.overrides import folders, is_group, parsed, setting_type, settings_words, words_of
+from arcvideo.composing.grammar import parsed, words_of
+from arcvideo.composing.overrides import folders, is_group, setting_type, settings_words
 from arcvideo.evaluation.targets import Comparison, Target
 from arcvideo.lineage.identity import folder_digest
 from arcvideo.lineage.manifest import EXPORT_NAME, finished

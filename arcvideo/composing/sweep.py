@@ -18,7 +18,8 @@ from hydra.types import RunMode
 
 from arcvideo.composing.compose import search_words
 from arcvideo.composing.config import RunConfig
-from arcvideo.composing.overrides import DEFAULT_MODEL, as_overrides, beside, parsed, settings_words
+from arcvideo.composing.grammar import parsed
+from arcvideo.composing.overrides import DEFAULT_MODEL, as_overrides, beside, settings_words
 from arcvideo.evaluation.settings import LOSS
 from arcvideo.files import write_whole
 from arcvideo.hidden import hidden

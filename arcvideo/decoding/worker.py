@@ -6,7 +6,6 @@ It answers two questions: what clip these bytes are, and what is to know of thes
 from __future__ import annotations
 
 import faulthandler
-import itertools
 import json
 import os
 import resource
@@ -29,16 +28,17 @@ _ORPHAN_SECONDS = 30.0
 """How long past the deadline a stuck worker whose parent is gone lives on."""
 _FULL = 0.5
 """Share of its memory that a worker may hold between two files before it asks to be replaced."""
-_MOST_FILES = 10_000
+_MOST_CLIPS = 4_000
 """A worker asks to be replaced after so many: heaps that decoders have cut up grow for ever, if slowly (about 1 kB a
-file). A new process costs about a second, beside the training."""
+clip). A new process costs about a second, beside the training."""
 _STATM = Path("/proc/self/statm")
 
 
 def serve(parent: socket.socket, *, limits: MediaLimits) -> None:
     """Answer questions until the parent closes its end."""
     wire.send(parent, ({"ready": True}, []))
-    for number in itertools.count(1):
+    clips = 0
+    while True:
         try:
             head, body = wire.receive(parent, most=sys.maxsize, lend=lambda shape: np.empty(shape, np.uint8))
         except EOFError:
@@ -46,7 +46,8 @@ def serve(parent: socket.socket, *, limits: MediaLimits) -> None:
         faulthandler.dump_traceback_later(limits.deadline_seconds + _ORPHAN_SECONDS, exit=True)
         result = _result(head, body, limits=limits)
         faulthandler.cancel_dump_traceback_later()
-        wire.send(parent, wire.answer(result, last=number >= _MOST_FILES or _is_full(limits)))
+        clips += isinstance(result, ClipArrays)
+        wire.send(parent, wire.answer(result, last=clips >= _MOST_CLIPS or _is_full(limits)))
 
 
 def _result(head: dict[str, Any], body: np.ndarray, *, limits: MediaLimits) -> ClipArrays | Probed | MediaError:

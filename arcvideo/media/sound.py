@@ -13,6 +13,8 @@ from arcvideo.media.settings import MediaLimits
 from arcvideo.media.streams import check_tail, in_seconds
 
 SAMPLE_RATE = 16_000
+_PACKED = "flt"
+"""Format of resampled frames: all channels in one plane. Of more than eight planes PyAV does not see the end."""
 _TOLERATED_OFFSET = 0.02
 """Seconds between the starts of sound and picture that are left as they are: less than a video frame's time."""
 _TOLERATED_GAP = 0.1
@@ -61,7 +63,7 @@ def decode_sound(
 
 def _runs(packets: list[av.Packet], stream: AudioStream, *, name: str, limits: MediaLimits) -> list[_Run]:
     """Return the sound, cut where its time stamps jump ahead."""
-    resampler = av.AudioResampler(format="fltp", rate=SAMPLE_RATE)
+    resampler = av.AudioResampler(format=_PACKED, rate=SAMPLE_RATE)
     runs: list[_Run] = []
     end, clock, room = 0.0, 0.0, int(limits.max_seconds * SAMPLE_RATE)
     for packet in packets:
@@ -71,20 +73,25 @@ def _runs(packets: list[av.Packet], stream: AudioStream, *, name: str, limits: M
             assert isinstance(frame, av.AudioFrame)
             if not runs or (frame.time is not None and frame.time > clock + _TOLERATED_GAP):
                 if runs:
-                    runs[-1].pieces += [resampled.to_ndarray() for resampled in resampler.resample(None)]
-                    resampler = av.AudioResampler(format="fltp", rate=SAMPLE_RATE)
+                    runs[-1].pieces += [_channels(resampled) for resampled in resampler.resample(None)]
+                    resampler = av.AudioResampler(format=_PACKED, rate=SAMPLE_RATE)
                 runs.append(_Run(start=frame.time))
                 clock = frame.time or 0.0
             clock += frame.samples / frame.sample_rate
             for resampled in resampler.resample(frame):
-                runs[-1].pieces.append(resampled.to_ndarray())
+                runs[-1].pieces.append(_channels(resampled))
                 room -= resampled.samples
         if room < 0:
             raise MediaError("too_long", f"{name}: more than {limits.max_seconds} s of sound")
     if runs:
-        runs[-1].pieces += [resampled.to_ndarray() for resampled in resampler.resample(None)]
+        runs[-1].pieces += [_channels(resampled) for resampled in resampler.resample(None)]
     check_tail(stream, name=name, end=end)
     return runs
+
+
+def _channels(frame: av.AudioFrame) -> np.ndarray:
+    """Return (C, n) float32, contiguous, of a packed frame."""
+    return np.ascontiguousarray(frame.to_ndarray().reshape(frame.samples, -1).T)
 
 
 def _placed(

@@ -16,6 +16,8 @@ from pathlib import Path
 from arcvideo.files import write_whole
 from arcvideo.hidden import hidden
 from arcvideo.remote.origin import Changed, Identity
+from arcvideo.seals import Damaged
+from arcvideo.structured import filled
 
 _MAGIC = b"arcvideo link to a remote shard\n"
 _LONGEST = 1 << 14
@@ -24,6 +26,8 @@ _LONGEST = 1 << 14
 
 _URLS: dict[Path, str] = {}
 """Path of a link -> URL with its credentials, which no file holds."""
+_FOLDERS: set[Path] = set()
+"""Where links are believed."""
 _WHY = ".changed"
 """Of the file, behind the name of a link that was removed, that says why to every process and rank."""
 
@@ -47,17 +51,27 @@ def read_link(path: Path) -> Link | None:
     Raises:
         OSError: there is no such file.
         Changed: the link was removed, by whatever process, because the remote file is another one now.
+        Damaged: it begins like a link and is none, or came with somebody's data: nothing is fetched that the user has
+            not named.
     """
     try:
-        facts = path.stat()
+        link = _link_at(path)
     except FileNotFoundError:
         with suppress(OSError):
             raise Changed(_why(path).read_text(encoding="utf-8")) from None
         raise
+    if link is None:
+        return None
+    if path.parent not in _FOLDERS:
+        raise Damaged(f"{path}: no shard, but a link to {hidden(link.url)}; name that as the shard where it is meant")
+    return replace(link, url=_URLS[path]) if path in _URLS else link
+
+
+def _link_at(path: Path) -> Link | None:
+    facts = path.stat()
     if facts.st_size > _LONGEST:
         return None
-    link = _read(path, facts.st_ino, facts.st_size, facts.st_mtime_ns)
-    return link if link is None or path not in _URLS else replace(link, url=_URLS[path])
+    return _read(path, facts.st_ino, facts.st_size, facts.st_mtime_ns)
 
 
 @lru_cache(maxsize=1 << 15)
@@ -65,8 +79,11 @@ def _read(path: Path, *_: int) -> Link | None:
     with open(path, "rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
             return None
-        content = json.loads(file.read())
-    return Link(url=content["url"], identity=Identity(**content["identity"]))
+        try:
+            return filled(Link, json.loads(file.read()))
+        except (ValueError, RecursionError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise Damaged(f"{path}: a damaged link to a remote shard ({said}); delete it, it is made again") from None
 
 
 def write_link(path: Path, link: Link) -> None:
@@ -87,15 +104,16 @@ def _why(path: Path) -> Path:
 
 
 def know(path: Path, url: str) -> None:
-    """Remember the whole URL of a link, for this process alone."""
+    """Remember the whole URL of a link, and that its folder holds links, for this process alone."""
     _URLS[path] = url
+    _FOLDERS.add(path.parent)
 
 
 def link_or_none(path: Path) -> Link | None:
-    """Return what a path links to; None also where nothing is, or something else."""
+    """Return what a path links to, believed or not; None also where nothing is, or something else."""
     try:
-        return read_link(path)
-    except (OSError, ValueError, KeyError, TypeError):
+        return _link_at(path)
+    except (OSError, ValueError):
         return None
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from arcvideo.composing.compose import composed, shown_text, stage_config
 from arcvideo.composing.config import ConfigError
-from arcvideo.composing.overrides import as_overrides, grammar_problems, override_problems, words_of
+from arcvideo.composing.grammar import words_of
+from arcvideo.composing.overrides import as_overrides, grammar_problems, override_problems
 from arcvideo.composing.recipe import load_recipe, planned_stages
 from arcvideo.composing.sweep import first_words
 from arcvideo.places import words_from_home

@@ -151,8 +151,8 @@ def test_a_process_that_holds_on_to_memory_is_replaced_before_it_costs_a_file(la
             assert _process(pool) is None
 
 
-def test_a_process_is_replaced_after_so_many_files(layout, monkeypatch):
-    few = "from arcvideo.decoding import worker; worker._MOST_FILES = 3; worker.main()"
+def test_a_process_is_replaced_after_so_many_clips(layout, monkeypatch):
+    few = "from arcvideo.decoding import worker; worker._MOST_CLIPS = 3; worker.main()"
     monkeypatch.setattr(pool_module, "_COMMAND", [sys.executable, "-c", few])
     with MediaPool() as pool:
         kept = []

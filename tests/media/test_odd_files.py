@@ -83,6 +83,22 @@ def wav(*, riff: int | None = None, held: int | None = None) -> bytes:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+@pytest.mark.parametrize("count", [2, 9, 16, 24])
+def test_channels_are_averaged_however_many_there_are(count: int, rate: int) -> None:
+    tones = np.stack([np.sin(np.arange(rate) * (0.02 + 0.001 * channel)) for channel in range(count)])
+    samples = (tones * 9000).astype("<i2").T.tobytes()
+    form = struct.pack("<HHIIHH", 1, count, rate, 2 * count * rate, 2 * count, 16)
+    data = b"WAVEfmt " + struct.pack("<I", 16) + form + b"data" + struct.pack("<I", len(samples)) + samples
+    sound = decode(
+        b"RIFF" + struct.pack("<I", len(data)) + data, name="x.wav", choose=every_frame, limits=MediaLimits()
+    )
+    assert sound.waveform is not None
+    expected = tones.mean(axis=0)[:: rate // 16_000] * 9000 / 32768
+    inside = slice(200, -200)  # a resampler's filter reaches beyond both ends
+    assert np.abs(sound.waveform[inside] - expected[inside]).max() < 1e-3
+
+
 MARKS = [0, 0x7FFFF024, 0x7FFFFFFF, 0x80000000, 0x80000024, 0xFFFFFFF7, 0xFFFFFFFF]
 """What SoX, arecord, Asterisk, FFmpeg and others write into a pipe."""
 

@@ -225,14 +225,29 @@ def test_every_reader_of_a_shard_that_changed_is_told_so(served: Served, tmp_pat
     assert read_at(path, offset=512, size=512) == (served.folder / NAMES[0]).read_bytes()[512:1024]
 
 
+def test_a_link_that_came_with_the_data_is_not_followed(served: Served, tmp_path: Path) -> None:
+    link = opened(served, tmp_path)
+    mine, damaged = tmp_path / "data" / "train.tar", tmp_path / "data" / "cut.tar"
+    mine.parent.mkdir()
+    shutil.copy(link, mine)
+    damaged.write_bytes(link.read_bytes()[:-9])
+    asked = len(served.asked)
+    for path, why in ((mine, rf"no shard, but a link to {served.address}"), (damaged, "a damaged link")):
+        with pytest.raises(ValueError, match=f"^{path}: {why}"):
+            ensure_indexes([path], progress=False)
+    assert len(served.asked) == asked
+
+
 def test_every_process_that_reads_a_shard_that_changed_is_told_the_same(served: Served, tmp_path: Path) -> None:
     path = opened(served, tmp_path)
     ensure_indexes([path], progress=False)
     read = "import sys; from pathlib import Path; from arcvideo.shards.members import read_at\n"
+    read += "from arcvideo.remote.links import know; know(Path(sys.argv[1]), sys.argv[2])\n"
     read += "try: read_at(Path(sys.argv[1]), offset=512, size=512)\nexcept ValueError as error: print(error)"
+    words = [str(path), f"{served.address}/{NAMES[0]}"]
     shutil.copy(served.folder / NAMES[1], served.folder / NAMES[0])
     first, second = (
-        subprocess.run([sys.executable, "-c", read, str(path)], capture_output=True, text=True, check=True).stdout
+        subprocess.run([sys.executable, "-c", read, *words], capture_output=True, text=True, check=True).stdout
         for _ in range(2)
     )
     assert "changed since it was indexed" in first
