@@ -271,7 +271,11 @@ def read_summaries(data: bytes, folder: Path) -> None:
 def read_tar(data: bytes, folder: Path) -> None:
     path = folder / "x.tar"
     path.write_bytes(data)
-    groups, problems = read_groups(path)
+    try:
+        groups, problems = read_groups(path)
+    except Exception as error:  # what begins like a link to a remote shard is no tar at all
+        refusal(error, name="x.tar")
+        return
     for group in groups:
         for member in group.members:
             assert 0 <= member.offset <= member.offset + member.size <= len(data)
