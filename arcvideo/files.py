@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -14,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors of the operating system for want of room: a full disk, a used-up quota, the limit on the size of a file."""
@@ -128,22 +127,6 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]], *, checked: bool 
     """Write a file of JSON lines, whole; `checked` as in `json_line`."""
     with whole(path) as temporary, temporary.open("w", encoding="ascii") as file:
         file.writelines(json_line(row, checked=checked) for row in rows)
-
-
-@contextmanager
-def appending(path: Path) -> Iterator[IO[str]]:
-    """Open a file of JSON lines to append to, alone: wait for another process that has it so, and say that once.
-
-    What others wrote has to be read inside the block.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="ascii") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for {path}: another job writes it", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
 
 
 Fields = Mapping[str, type | tuple[type, ...]]

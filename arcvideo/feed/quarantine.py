@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from arcvideo.files import json_line, parsed_lines, read_lines
 from arcvideo.planning.settings import QuarantineSettings
 from arcvideo.planning.table import SourceTable
+from arcvideo.processes.locks import hold
 from arcvideo.shards.members import Problem
 
 UNREADABLE = ("media", "read")
@@ -94,7 +94,7 @@ class Quarantine:
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with open(self._file, "ab+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            hold(file, path=self._file)
             file.seek(self._read)
             content = file.read()
             ends = content.rfind(b"\n") + 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sys
@@ -11,11 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from arcvideo.files import write_whole
 from arcvideo.processes.activity import waiting
 from arcvideo.processes.launcher import launch_variables
+from arcvideo.processes.locks import hold
 
 POLL_SECONDS = 1.0
 FRESH_SECONDS = 120.0
@@ -33,23 +31,16 @@ def alone_in(folder: Path) -> Iterator[None]:
     """
     path = folder.with_name(f"{folder.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"waiting for {path}: another job works in {folder}", flush=True)
-        lock.acquire(poll_interval=POLL_SECONDS)
-    try:
+    with path.open("a") as file:
+        if not hold(file, path=path, wait=False):
+            print(f"waiting for {path}: another job works in {folder}", flush=True)
+            hold(file, path=path)
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
 def alone_filling(folder: Path) -> Iterator[None]:
     """As `alone_in` for a folder that a user named: it is made, and nothing is put in it or beside it.
-
-    Where the file system locks no folders (NFS) nobody waits.
 
     Raises:
         OSError: the folder cannot be made.
@@ -57,13 +48,9 @@ def alone_filling(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     place = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not hold(place, path=folder, wait=False):
             print(f"waiting for {folder}: another job writes there", flush=True)
-            fcntl.flock(place, fcntl.LOCK_EX)
-        except OSError:
-            pass
+            hold(place, path=folder)
         yield
     finally:
         os.close(place)

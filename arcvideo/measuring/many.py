@@ -16,13 +16,14 @@ import torch
 
 from arcvideo.evaluation.answers import FULL, Answer
 from arcvideo.evaluation.evaluate import Asked, ask
-from arcvideo.files import appending, json_line, parsed_lines
+from arcvideo.files import json_line, parsed_lines
 from arcvideo.lineage.identity import folder_digest
 from arcvideo.lineage.parents import checkpoint_folder
 from arcvideo.measuring.answering.ours import trained_processor
 from arcvideo.measuring.folder import cut_half_line
 from arcvideo.media.errors import MediaError
 from arcvideo.model.disk.loading import load_frozen
+from arcvideo.processes.locks import appending
 from arcvideo.progress import watched
 from arcvideo.sampling.encode import encoded
 from arcvideo.sampling.sampler import InProcessSampler

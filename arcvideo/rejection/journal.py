@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arcvideo.files import appending, json_line, parsed_lines
+from arcvideo.files import json_line, parsed_lines
+from arcvideo.processes.locks import appending
 from arcvideo.rejection.selection import Drawn
 from arcvideo.structured import filled
 

@@ -8,7 +8,6 @@ reads into a locked lease; what a living process reads is never removed.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlparse
 
+from arcvideo.processes.locks import NoLocks, held, hold
 from arcvideo.progress import counted
 from arcvideo.remote.held import FOLDER
 from arcvideo.remote.links import is_copy, link_or_none
@@ -207,7 +207,7 @@ def _now(path: Path) -> int:
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a file, which is made."""
     with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        hold(file, path=path)
         yield
 
 
@@ -216,7 +216,7 @@ class _Lease:
 
     def __init__(self, root: Path) -> None:
         self._file = open(root / f"{uuid.uuid4().hex}.lease", "a")  # noqa: SIM115 - open until the process ends
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        hold(self._file, path=root / "lease")
         self._names: set[str] = set()
 
     def add(self, name: str) -> None:
@@ -240,11 +240,13 @@ def _leased(root: Path) -> set[str]:
     for path in root.glob("*.lease"):
         with open(path) as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
+                lives = not held(file, wait=False, shared=True)
+            except NoLocks:
+                lives = True
+            if lives:
                 names.update(file.read().splitlines())
-                continue
-            path.unlink()
+            else:
+                path.unlink()
     return names
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from arcvideo.processes.locks import hold
 
 
 def in_turns(
@@ -68,9 +69,4 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
             "data.index_dir=DIR, or ARCVIDEO_INDEX_DIR=DIR in the environment of any command"
         ) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield hold(file, path=path, wait=wait)

@@ -225,19 +225,6 @@ def test_every_reader_of_a_shard_that_changed_is_told_so(served: Served, tmp_pat
     assert read_at(path, offset=512, size=512) == (served.folder / NAMES[0]).read_bytes()[512:1024]
 
 
-def test_a_link_that_came_with_the_data_is_not_followed(served: Served, tmp_path: Path) -> None:
-    link = opened(served, tmp_path)
-    mine, damaged = tmp_path / "data" / "train.tar", tmp_path / "data" / "cut.tar"
-    mine.parent.mkdir()
-    shutil.copy(link, mine)
-    damaged.write_bytes(link.read_bytes()[:-9])
-    asked = len(served.asked)
-    for path, why in ((mine, rf"no shard, but a link to {served.address}"), (damaged, "a damaged link")):
-        with pytest.raises(ValueError, match=f"^{path}: {why}"):
-            ensure_indexes([path], progress=False)
-    assert len(served.asked) == asked
-
-
 def test_every_process_that_reads_a_shard_that_changed_is_told_the_same(served: Served, tmp_path: Path) -> None:
     path = opened(served, tmp_path)
     ensure_indexes([path], progress=False)

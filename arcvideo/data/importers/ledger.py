@@ -6,7 +6,6 @@ instant leaves a ledger whose lines are finished shards, the last perhaps still 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ from typing import IO, Any
 from arcvideo.data.importers.sources import label_of, state_of
 from arcvideo.data.importers.spool import Draft
 from arcvideo.files import json_line, parsed_lines
+from arcvideo.processes.locks import hold
 from arcvideo.seals import publish, sha256_of, sidecar
 from arcvideo.shards.write import scratch_of
 
@@ -89,11 +89,9 @@ class Ledger:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "ab")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not hold(self._file, path=self.path, wait=False):
             self._file.close()
-            raise OtherImport(f"{self.path}: another import is writing these shards; wait until it has ended") from None
+            raise OtherImport(f"{self.path}: another import is writing these shards; wait until it has ended")
         self._read()
         if not self.parts:
             self._file.truncate(0)
