@@ -28,8 +28,8 @@ BEAT_SECONDS = 1.0
 """Between two beats of a rank that lives."""
 _LOOK_SECONDS, _FAR_SECONDS = 3.0, 12.0
 """Without a beat in this time a rank does not answer; the latter for one on another machine."""
-_SYNC_EVERY = 5
-"""Beats between two that are sure to leave this machine: a network disk keeps writes for half a minute."""
+_SYNC_SECONDS = 5.0
+"""Between two beats that are sure to leave this machine: a network disk keeps writes for half a minute."""
 _BYTES = 2048
 _AGAIN = "start the same command again: it continues from the newest checkpoint"
 
@@ -90,6 +90,8 @@ class Activity:
         self._tell()
         _HERE = self
         threading.Thread(target=self._live, name="activity", daemon=True).start()
+        if self.ranks > 1:
+            threading.Thread(target=self._sync, name="activity on the disk", daemon=True).start()
         return self
 
     def __exit__(
@@ -166,9 +168,6 @@ class Activity:
         while not self._end.wait(BEAT_SECONDS):
             self._beats += 1
             self._tell()
-            if self._beats % _SYNC_EVERY == 0 and self.ranks > 1:
-                with contextlib.suppress(OSError, TypeError):
-                    os.fsync(self._file)  # type: ignore[arg-type]
             now = time.monotonic()
             if not (self._waits and self.patience and self.ranks > 1):
                 heard.clear()
@@ -181,6 +180,12 @@ class Activity:
                 patient = now - self.patience
                 if self._waits_since < patient and any(since < patient for _, since in heard.values()):
                     self._give_up()
+
+    def _sync(self) -> None:
+        """Beside the beats: on a disk that takes minutes they must not stand still."""
+        while not self._end.wait(_SYNC_SECONDS):
+            with contextlib.suppress(OSError, TypeError):
+                os.fsync(self._file)  # type: ignore[arg-type]
 
     def _give_up(self) -> None:
         """End this process: it waits for a rank that no longer lives."""
