@@ -195,10 +195,15 @@ def read_object(path: Path) -> dict[str, Any]:
         raise Damaged(f"{path}: not JSON ({error}); restore it, or delete it") from None
     if not isinstance(content, dict):
         raise Damaged(f"{path}: not an object; restore it, or delete it")
+    check_own_seal(content, path=path)
+    return content
+
+
+def check_own_seal(content: Mapping[str, Any], *, path: Path) -> None:
+    """Raise Damaged where an object has a `seal` that is not its own."""
     own = content.get("seal")
     if isinstance(own, str) and own != digest_of({name: content[name] for name in content if name != "seal"}):
         raise Damaged(f"{path}: was changed since it was written; restore it, or delete it")
-    return content
 
 
 _MOST_REMEMBERED = 65536

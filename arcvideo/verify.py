@@ -199,7 +199,9 @@ def _file(path: Path, findings: Findings, *, vouched: set[Path]) -> None:
 
 def _json(path: Path) -> Any:
     content = json.loads(seals.read_sealed(path))
-    return seals.read_object(path) if isinstance(content, dict) else content
+    if isinstance(content, dict):
+        seals.check_own_seal(content, path=path)
+    return content
 
 
 def _is_features(path: Path) -> bool:

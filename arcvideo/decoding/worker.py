@@ -29,8 +29,8 @@ _ORPHAN_SECONDS = 30.0
 _FULL = 0.5
 """Share of its memory that a worker may hold between two files before it asks to be replaced."""
 _MOST_CLIPS = 4_000
-"""A worker asks to be replaced after so many: heaps that decoders have cut up grow for ever, if slowly (about 1 kB a
-clip). A new process costs about a second, beside the training."""
+"""A worker asks to be replaced after so many: heaps that decoders have cut up grow for ever, if slowly. A new process
+costs about a second, beside the training."""
 _STATM = Path("/proc/self/statm")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from arcvideo.files import write_whole
 from arcvideo.processes.activity import waiting
 from arcvideo.processes.launcher import launch_variables
-from arcvideo.processes.locks import hold
+from arcvideo.processes.locks import hold_in_turn
 
 POLL_SECONDS = 1.0
 FRESH_SECONDS = 120.0
@@ -32,9 +32,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     path = folder.with_name(f"{folder.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        if not hold(file, path=path, wait=False):
-            print(f"waiting for {path}: another job works in {folder}", flush=True)
-            hold(file, path=path)
+        hold_in_turn(file, path=path, busy=f"another job works in {folder}")
         yield
 
 
@@ -48,9 +46,7 @@ def alone_filling(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     place = os.open(folder, os.O_RDONLY)
     try:
-        if not hold(place, path=folder, wait=False):
-            print(f"waiting for {folder}: another job writes there", flush=True)
-            hold(place, path=folder)
+        hold_in_turn(place, path=folder, busy="another job writes there")
         yield
     finally:
         os.close(place)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 _NONE = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 """What disks without locks answer: Lustre mounted without `flock`, NFS without its lock service, some of FUSE."""
@@ -56,6 +56,19 @@ def held(file: IO[Any] | int, *, wait: bool = True, shared: bool = False) -> boo
     return True
 
 
+def hold_in_turn(file: IO[Any] | int, *, path: Path, busy: str, log: TextIO | None = None) -> None:
+    """As `hold`; where another has it, say once who that is, and wait.
+
+    Args:
+        path: its name, for people.
+        busy: what the other does.
+        log: where to say it; None is stdout.
+    """
+    if not hold(file, path=path, wait=False):
+        print(f"waiting for {path}: {busy}", file=log, flush=True)
+        hold(file, path=path)
+
+
 @contextmanager
 def appending(path: Path) -> Iterator[IO[str]]:
     """Open a file of JSON lines to append to, alone: wait for another process that has it so, and say that once.
@@ -64,7 +77,5 @@ def appending(path: Path) -> Iterator[IO[str]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="ascii") as file:
-        if not hold(file, path=path, wait=False):
-            print(f"waiting for {path}: another job writes it", file=sys.stderr, flush=True)
-            hold(file, path=path)
+        hold_in_turn(file, path=path, busy="another job writes it", log=sys.stderr)
         yield file
