@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,9 @@ from arcvideo.composing.overrides import (
     with_search,
 )
 from arcvideo.places import CONF_DIR
+
+_one_at_a_time = threading.RLock()
+"""Hydra keeps its search path for the whole process: a second thread would use the first one's, or find it gone."""
 
 
 def stage_config(words: Sequence[str]) -> RunConfig:
@@ -53,7 +57,7 @@ def composed(words: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
         ConfigError: an option, a key or a value that is not there or cannot be read.
     """
     name = flag_value(words, "--config-name") or "config"
-    with _initialized(words, primary=name) as searched:
+    with _one_at_a_time, _initialized(words, primary=name) as searched:
         overrides = with_search(settings_words(as_overrides(words)), first=searched)
         try:
             return compose(name.removesuffix(".yaml"), overrides=overrides, return_hydra_config=with_hydra)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,17 @@ def test_a_file_of_another_folder_may_be_the_first(conf: Path) -> None:
     (conf / "own.yaml").write_text("defaults: [config, _self_]\nrunner: {log_every: 3}\n")
     words = ["--config-dir", str(conf), "--config-name", "own", "stage=mine"]
     assert stage_config(words).runner.log_every == 3
+
+
+def test_threads_that_compose_at_once_get_each_its_own_settings(conf: Path) -> None:
+    (conf / "own.yaml").write_text("defaults: [config, _self_]\nrunner: {log_every: 3}\n")
+    own, plain = ["--config-dir", str(conf), "--config-name", "own", "stage=mine"], ["stage=sft"]
+    with ThreadPoolExecutor(4) as threads:
+        made = list(threads.map(stage_config, [own, plain] * 8))
+    assert {(one.stage.name, one.runner.log_every) for one in made[::2]} == {("mine", 3)}
+    assert {(one.stage.name, one.runner.log_every) for one in made[1::2]} == {
+        ("sft", stage_config(plain).runner.log_every)
+    }
 
 
 @pytest.mark.parametrize(
