@@ -35,7 +35,7 @@ from arcvideo.model.special import special_ids
 from arcvideo.model.towers.features import store_of
 from arcvideo.places import CONF_DIR, writable
 from arcvideo.processes.children import end_with_parent
-from arcvideo.processes.terminal import speak_plainly
+from arcvideo.processes.command import as_command
 from arcvideo.progress import watched
 from arcvideo.seals import write_sums
 from arcvideo.structured import filled
@@ -171,5 +171,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    speak_plainly()
-    sys.exit(main())
+    as_command(main)
