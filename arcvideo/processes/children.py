@@ -8,8 +8,12 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from arcvideo.processes.command import INTERRUPT_EXIT_CODE, REQUEUE_EXIT_CODE
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 _LIBC = ctypes.CDLL(None)
@@ -63,3 +67,21 @@ def end_with_parent(number: int = signal.SIGTERM, parent: int = 0) -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, number)
     if parent and os.getppid() != parent:
         os.kill(os.getpid(), number)
+
+
+def start_deaf(pool: ProcessPoolExecutor, *, workers: int) -> None:
+    """Start the processes of a pool deaf to Ctrl-C, which a terminal sends to them as well: their parent ends them.
+
+    Args:
+        pool: nothing was handed to it yet.
+        workers: how many processes it may have.
+    """
+    from multiprocessing import resource_tracker  # a pool has it loaded
+
+    resource_tracker.ensure_running()  # when it begins, it lets the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        for _ in range(workers):  # a process is started for each task that finds none idle
+            pool.submit(int)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from arcvideo.processes.command import TWICE_SECONDS
-from tests.spawned import finished, running
+from tests.spawned import children, finished, running
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = {
@@ -166,3 +166,21 @@ def test_what_is_printed_without_a_stream_goes_into_no_file(tmp_path: Path, clos
 def test_importing_the_package_answers_no_signals() -> None:
     code = "import signal, arcvideo; print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)"
     assert finished([sys.executable, "-c", code], seconds=300, env=ENV).stdout == "True\n"
+
+
+def test_ctrl_c_in_a_terminal_reaches_processes_that_a_command_has_started_and_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "arcvideo.synthetic", "--out", "made", "--workers", "3", "--clips", "300"]
+    words = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": hear_interrupts}
+    with running(command, cwd=tmp_path, env=ENV, start_new_session=True, **words) as process:
+        until = time.monotonic() + 300
+        while len(started := children(process.pid)) < 4:  # with the one that tidies up behind them
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.communicate(timeout=300)[1] == "\ninterrupted\n"
+        assert process.returncode == 130
+    until = time.monotonic() + 60  # the one that tidies up ends a moment later
+    while [number for number in started if Path(f"/proc/{number}").exists()]:
+        assert time.monotonic() < until
+        time.sleep(0.02)
