@@ -253,7 +253,7 @@ def _call(command: list[str], *, what: str) -> None:
     status = run_child(command)
     if status == REQUEUE_EXIT_CODE:
         print(f"{what} was asked to stop; the same command continues from there", file=sys.stderr)
-    elif status:
+    elif status and status != INTERRUPT_EXIT_CODE:  # after Ctrl-C the stage itself has said so
         print(f"error: {what} ended with status {status}; the same command continues from there", file=sys.stderr)
     if status:
         sys.exit(status)

@@ -5,6 +5,7 @@ Loads nothing that Python has not loaded already, since it comes before all else
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -37,6 +38,7 @@ def begin(words: Sequence[str]) -> None:
     _open_closed_streams()
     stop_with_status()
     _answer_interrupts(_end_interrupted)
+    atexit.register(_leave)  # the first to be registered is the last to be called
 
 
 def as_command(main: Callable[[], int | None]) -> NoReturn:
@@ -53,12 +55,19 @@ def as_command(main: Callable[[], int | None]) -> NoReturn:
     stop_with_status()
     _answer_interrupts(_interrupt)
     sys.unraisablehook = _unraisable
+    global _STATUS
+    status: Any = INTERRUPT_EXIT_CODE
     try:
         status = main()
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
-        status = INTERRUPT_EXIT_CODE
-    sys.exit(status)
+    except SystemExit as stop:
+        status = stop.code
+    if status is not None and not isinstance(status, int):
+        print(status, file=sys.stderr)
+        status = 1
+    _STATUS = status or 0
+    sys.exit(_STATUS)
 
 
 def stop_with_status() -> None:
@@ -71,6 +80,19 @@ def stop_with_status() -> None:
         if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
             continue  # started with nohup
         signal.signal(number, lambda number, frame: _end(REQUEUE_EXIT_CODE))
+
+
+_STATUS: int | None = None
+
+
+def _leave() -> None:
+    """End the process once all that wants to be told of its end was; it comes last.
+
+    What Python does behind that takes a second where torch is loaded, and a signal meanwhile, such as one that is sent
+    again, would replace the status.
+    """
+    if _STATUS is not None:
+        _end(_STATUS)
 
 
 def _is_command(words: Sequence[str]) -> bool:

@@ -43,6 +43,16 @@ class Halt:
 sys.meta_path.insert(0, Halt())
 """
 """A `sitecustomize` that says when a module is about to be imported, and waits there."""
+LAST = """
+import atexit, os, sys
+
+class Last:
+    def __del__(self, write=os.write):
+        write(1, b"taken apart\\n")
+
+sys.last = Last()
+"""
+"""A `sitecustomize` that tells when Python takes its modules apart."""
 BODY = """
 import atexit, os, signal, sys, time
 from arcvideo.processes.command import as_command
@@ -161,6 +171,20 @@ def test_what_is_printed_without_a_stream_goes_into_no_file(tmp_path: Path, clos
     done = finished(["sh", "-c", f'"$0" "$1" {closed}', *command], seconds=300, cwd=tmp_path, env=ENV)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "file").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize(("word", "status"), [("--version", 0), ("trian", 1)])
+def test_a_command_has_no_end_in_which_a_signal_would_replace_its_status(
+    tmp_path: Path, word: str, status: int
+) -> None:
+    """Python takes its modules apart at its end, a second where torch is loaded, and hears no signals any more."""
+    (tmp_path / "sitecustomize.py").write_text(LAST)
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = finished([sys.executable, "-m", "arcvideo", word], seconds=300, env=env)
+    assert done.returncode == status
+    assert "taken apart" not in done.stdout
+    ours = finished([sys.executable, "-c", "pass"], seconds=300, env=env)
+    assert "taken apart" in ours.stdout
 
 
 def test_importing_the_package_answers_no_signals() -> None:
