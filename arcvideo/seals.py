@@ -87,6 +87,21 @@ def check_once(folder: Path, seals: Mapping[str, Seal]) -> None:
             _note(folder / name, str(fact["sha256"]))
 
 
+def check_grown(folder: Path, seals: Mapping[str, Seal]) -> None:
+    """As `check`, for files to which rows may have been added since: what was sealed is their beginning.
+
+    Raises:
+        Damaged: one is missing, cut, changed or another.
+        OSError: the disk refuses to read.
+    """
+    for name, fact in seals.items():
+        if _size(folder, name, fact) < fact["size"]:
+            raise Damaged(f"{name} was cut: rows that stood in it are gone")
+        with _inside(folder, name).open("rb") as file:
+            if hashlib.sha256(file.read(fact["size"])).hexdigest() != fact["sha256"]:
+                raise Damaged(f"{name} is another, or rows that stood in it were changed")
+
+
 SUMS = "SHA256SUMS"
 """In a folder of weights: what its files were written with; moves with the folder, `sha256sum --check` reads it."""
 _SUFFIX = ".sha256"
@@ -275,13 +290,16 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def _check_size(folder: Path, name: str, fact: Seal) -> Path:
-    path = _inside(folder, name)
-    if not isinstance(fact, Mapping) or not {"size", "sha256"} <= fact.keys():
-        raise Damaged(f"{name} has no size and sha256")
-    try:
-        size = path.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        raise Damaged(f"{name} is missing") from None
+    size = _size(folder, name, fact)
     if size != fact["size"]:
         raise Damaged(f"{name} has {size} bytes, it was written with {fact['size']}")
-    return path
+    return _inside(folder, name)
+
+
+def _size(folder: Path, name: str, fact: Seal) -> int:
+    if not isinstance(fact, Mapping) or not isinstance(fact.get("size"), int) or "sha256" not in fact:
+        raise Damaged(f"{name} has no size and sha256")
+    try:
+        return _inside(folder, name).stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        raise Damaged(f"{name} is missing") from None
