@@ -129,6 +129,7 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]], *, checked: bool 
         file.writelines(json_line(row, checked=checked) for row in rows)
 
 
+_TORN = "{name}: its last row was cut short when a process stopped; left out"
 Fields = Mapping[str, type | tuple[type, ...]]
 """Name -> type of what every row must have."""
 
@@ -158,8 +159,23 @@ def parsed_lines(data: bytes, *, name: str, fields: Fields | None = None) -> lis
         try:
             rows.append(_row(rest, name=name, fields=fields))
         except ValueError:
-            print(f"{name}: its last row was cut short when a process stopped; left out", file=sys.stderr)
+            print(_TORN.format(name=name), file=sys.stderr)
     return rows
+
+
+def cut_torn_row(path: Path) -> None:
+    """Cut off what stands behind the last line end of a file of JSON lines, and say so: then rows can be added."""
+    with path.open("rb+") as file:
+        size = start = file.seek(0, os.SEEK_END)
+        end = 0
+        while start and not end:
+            stop, start = start, max(0, start - 65536)
+            file.seek(start)
+            place = file.read(stop - start).rfind(b"\n")
+            end = start + place + 1 if place >= 0 else 0
+        if end < size:
+            file.truncate(end)
+            print(_TORN.format(name=path), file=sys.stderr, flush=True)
 
 
 def _row(line: bytes, *, name: str, fields: Fields | None) -> Any:

@@ -87,6 +87,20 @@ def check_once(folder: Path, seals: Mapping[str, Seal]) -> None:
             _note(folder / name, str(fact["sha256"]))
 
 
+def check_grown(folder: Path, seals: Mapping[str, Seal]) -> None:
+    """As `check`, for files to which rows may have been added since: what was sealed is their beginning.
+
+    Raises:
+        Damaged: one is missing, cut, changed or another.
+        OSError: the disk refuses to read.
+    """
+    for name, fact in seals.items():
+        if _size(folder, name, fact) < fact["size"]:
+            raise Damaged(f"{name} was cut: rows that stood in it are gone")
+        if _sha256_of_first(_inside(folder, name), size=fact["size"]) != fact["sha256"]:
+            raise Damaged(f"{name} is another, or rows that stood in it were changed")
+
+
 SUMS = "SHA256SUMS"
 """In a folder of weights: what its files were written with; moves with the folder, `sha256sum --check` reads it."""
 _SUFFIX = ".sha256"
@@ -206,6 +220,15 @@ def check_own_seal(content: Mapping[str, Any], *, path: Path) -> None:
         raise Damaged(f"{path}: was changed since it was written; restore it, or delete it")
 
 
+def _sha256_of_first(path: Path, *, size: int) -> str:
+    found, left = hashlib.sha256(), size
+    with path.open("rb") as file:
+        while piece := file.read(min(left, 1 << 20)):
+            found.update(piece)
+            left -= len(piece)
+    return found.hexdigest()
+
+
 _MOST_REMEMBERED = 65536
 _remembered: dict[tuple[str, int, int, int], str] = {}
 
@@ -275,13 +298,16 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def _check_size(folder: Path, name: str, fact: Seal) -> Path:
-    path = _inside(folder, name)
-    if not isinstance(fact, Mapping) or not {"size", "sha256"} <= fact.keys():
-        raise Damaged(f"{name} has no size and sha256")
-    try:
-        size = path.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        raise Damaged(f"{name} is missing") from None
+    size = _size(folder, name, fact)
     if size != fact["size"]:
         raise Damaged(f"{name} has {size} bytes, it was written with {fact['size']}")
-    return path
+    return _inside(folder, name)
+
+
+def _size(folder: Path, name: str, fact: Seal) -> int:
+    if not isinstance(fact, Mapping) or not isinstance(fact.get("size"), int) or "sha256" not in fact:
+        raise Damaged(f"{name} has no size and sha256")
+    try:
+        return _inside(folder, name).stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        raise Damaged(f"{name} is missing") from None

@@ -16,7 +16,7 @@ from arcvideo.feed.source import Source
 from arcvideo.fingerprints.guard import refuse_overlap
 from arcvideo.lineage.continued import continued_from
 from arcvideo.lineage.identity import config_diff
-from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, write_manifest
+from arcvideo.lineage.manifest import EXPORT_NAME, Manifest, sealed_journals, write_manifest
 from arcvideo.lineage.parents import Parent
 from arcvideo.lineage.state import Wanted, wanted, write_started
 from arcvideo.model.disk.card import FILE as CARD
@@ -206,6 +206,7 @@ def _finish(config: RunConfig, *, parent: Parent, callbacks: Callbacks | None) -
             skipped=result.skipped,
             metrics=result.metrics,
             seconds=time.monotonic() - began,
+            journals=sealed_journals(folder),
             # A stage that is to be measured is finished, but not as it is asked for, until it is.
             evaluation="" if config.evaluation.measures else expected.evaluation,
         )

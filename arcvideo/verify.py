@@ -31,6 +31,7 @@ from arcvideo.files import error_line, read_lines
 from arcvideo.lineage.manifest import EXPORT_NAME, MANIFEST_NAME, read_manifest
 from arcvideo.lineage.parents import Parent
 from arcvideo.lineage.started import STARTED_NAME, read_started
+from arcvideo.measuring.folder import PREDICTIONS
 from arcvideo.media.read import media_digest
 from arcvideo.model.towers.features import check_features
 from arcvideo.processes.command import as_command
@@ -145,7 +146,28 @@ def _check_stage(folder: Path, findings: Findings) -> set[Path]:
         seals.forget(export)
         remedy = f"restore that file, or remove {folder} and train the stage again"
         findings.look("export", export, parent.verify, remedy=remedy)
-    return {path}
+    journals = manifest.journals if manifest is not None else {}
+    for name, fact in journals.items():
+        _check_rows(folder / name, findings, seal=fact)
+    return {path, *(folder / name for name in journals)}
+
+
+def _check_rows(path: Path, findings: Findings, *, seal: seals.Seal | None = None) -> None:
+    """A file of rows: each row, and with the seal of its stage that none is gone."""
+
+    def whole() -> None:
+        if path.exists():
+            if path.name == PREDICTIONS:
+                list(read_predictions(path))
+            else:
+                read_lines(path)
+        if seal is not None:
+            seals.check_grown(path.parent, {path.name: seal})
+
+    remedy = "measure the stage again" if path.name == PREDICTIONS else "repair or delete the line"
+    if seal is not None and path.name != PREDICTIONS:
+        remedy = "restore it from a copy; the weights do not depend on it"
+    findings.look("file of rows", path, whole, remedy=remedy)
 
 
 def _check_sums(folder: Path, findings: Findings) -> set[Path]:
@@ -185,10 +207,8 @@ def _file(path: Path, findings: Findings, *, vouched: set[Path]) -> None:
         )
     elif name.endswith(".answers.jsonl"):
         findings.look("journal", path, lambda: read_answers(path), remedy="delete the line, it is drawn again")
-    elif name == "predictions.jsonl":
-        findings.look("file of rows", path, lambda: list(read_predictions(path)), remedy="measure the stage again")
     elif name.endswith(".jsonl"):
-        findings.look("file of rows", path, lambda: read_lines(path), remedy="repair or delete the line")
+        _check_rows(path, findings)
     elif name.endswith(".json"):
         content = findings.look("JSON file", path, lambda: _json(path), remedy=_RESTORE)
         if not seals.sidecar(path).exists() and not (isinstance(content, dict) and "seal" in content):

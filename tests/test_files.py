@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.files import json_line, read_lines, whole, write_lines, write_whole
+from arcvideo.files import cut_torn_row, json_line, read_lines, whole, write_lines, write_whole
 
 ODD = ["plain", "a\u2028b\u2029c\x85d", "half \ud83d of a pair", "tab\tand\nnewline", "\x00\x1c\x0b", "红色"]
 
@@ -35,6 +35,19 @@ def test_a_last_row_that_was_cut_short_is_left_out_aloud(tmp_path: Path, capsys:
         assert capsys.readouterr().err == f"{path}: its last row was cut short when a process stopped; left out\n"
     path.write_bytes(data[:-1])  # complete but for its end
     assert read_lines(path) == whole_rows
+
+
+@pytest.mark.parametrize("rest", ["", "{", '{"a": "' + "x" * 200_000])
+@pytest.mark.parametrize("rows", [0, 2])
+def test_rows_are_added_behind_whole_rows_and_a_torn_one_is_cut_off_aloud(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: int, rest: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n' * rows + rest)
+    cut_torn_row(path)
+    assert path.read_text() == '{"a": 1}\n' * rows
+    told = f"{path}: its last row was cut short when a process stopped; left out\n"
+    assert capsys.readouterr().err == (told if rest else "")
 
 
 @pytest.mark.parametrize("line", [b"{", b"\xff\xff", b"[" * 100_000, b"\x00"])

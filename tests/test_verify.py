@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,14 @@ from arcvideo.decoding.cache import FrameCache
 from arcvideo.evaluation.predictions import Prediction, write_predictions
 from arcvideo.feed.quarantine import Quarantine
 from arcvideo.files import json_line, read_lines
-from arcvideo.lineage.manifest import Manifest, write_manifest
+from arcvideo.lineage.manifest import Manifest, sealed_journals, write_manifest
 from arcvideo.measuring import folder as measuring
 from arcvideo.measuring.folder import Lost, write_card
 from arcvideo.media.settings import FrameCacheSettings
 from arcvideo.model.towers.features import FeatureStore
 from arcvideo.rejection.journal import Journal
 from arcvideo.rejection.selection import Drawn
+from arcvideo.report.records import read_stage
 from arcvideo.rollout.log import RolloutLog
 from arcvideo.saving.checkpoint import CheckpointFolder
 from arcvideo.shards.index import ensure_indexes, index_folder
@@ -61,7 +64,6 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights(root / "sft" / "adapter")
     manifest = Manifest(stage="sft", identity="a" * 64, parent="b" * 64, parent_path="base", code={}, data="c" * 64,
                         config={}, exported=seals.seal_folder(export))  # fmt: skip
-    write_manifest(manifest, folder=root / "sft")
     weights(root / "base")
     FeatureStore(root / "features", "d" * 64).save("clip", patches=torch.ones(2, 3), speech=torch.zeros(1, 2))
     cache = FrameCache(FrameCacheSettings(path=str(root / "frames")), layout=LAYOUT)
@@ -84,6 +86,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "sft" / "quarantine.jsonl").write_text(
         json_line({"source": "s", "key": "k", "stage": "media", "reason": "corrupt"}, checked=True)
     )
+    write_manifest(replace(manifest, journals=sealed_journals(root / "sft")), folder=root / "sft")
     return root
 
 
@@ -129,6 +132,32 @@ def test_a_flipped_bit_anywhere_is_one_line_with_its_file_and_a_remedy(
     places = (shown, shown.parent, shown.parent / "meta.json")  # a checkpoint and an index are whole or not
     assert all(any(line.startswith(f"{place}: ") for place in places) for line in lines), lines
     assert all("; " in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (Path.unlink, "metrics.jsonl is missing"),
+        (lambda path: path.write_text(""), "was cut: rows that stood in it are gone"),
+        (lambda path: path.write_text(json_line({"step": 0, "train/loss": 9.25}, checked=True)), "is another, or rows"),
+    ],
+)
+def test_rows_that_a_finished_stage_had_and_that_are_gone_are_told(
+    everything: Path, tmp_path: Path, change: Callable[[Path], Any], what: str
+) -> None:
+    root = shutil.copytree(everything, tmp_path / "all")
+    path = root / "sft" / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write(json_line({"step": 1, "eval/mcq_accuracy": 0.5}, checked=True))  # of a measurement that came later
+    assert not verify(root).damages
+    assert not read_stage(root / "sft").unread
+    change(path)
+    (damage,) = verify(root).damages
+    assert damage.path == path
+    assert what in damage.what
+    assert damage.remedy.startswith("restore it from a copy")
+    (line,) = read_stage(root / "sft").unread
+    assert what in line
 
 
 @pytest.mark.parametrize("kind", ["features", "frames"])

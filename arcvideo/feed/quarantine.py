@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from arcvideo.files import json_line, parsed_lines, read_lines
+from arcvideo.files import cut_torn_row, json_line, parsed_lines, read_lines
 from arcvideo.planning.settings import QuarantineSettings
 from arcvideo.planning.table import SourceTable
 from arcvideo.processes.locks import hold
@@ -98,8 +98,8 @@ class Quarantine:
             file.seek(self._read)
             content = file.read()
             ends = content.rfind(b"\n") + 1
-            if ends < len(content):  # the half row of a process that died while it wrote
-                file.truncate(self._read + ends)
+            if ends < len(content):
+                cut_torn_row(self._file)
                 file.seek(0, os.SEEK_END)
             self._take_over(content[:ends])
             rows = [

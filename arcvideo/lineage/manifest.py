@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from arcvideo.files import write_whole
-from arcvideo.seals import digest_of
+from arcvideo.seals import digest_of, seal
 from arcvideo.structured import filled
 
 FORMAT = 3
 MANIFEST_NAME = "manifest.json"
 EXPORT_NAME = "export"
 """Folder inside a stage's folder with the weights that its children start from."""
+
+
+JOURNALS = ("metrics.jsonl", "rollouts.jsonl", "quarantine.jsonl", "skipped.jsonl")
+"""Files of rows that training leaves in a stage's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,8 @@ class Manifest:
     """Wall time of the stage."""
     exported: dict[str, dict[str, Any]] = field(default_factory=dict)
     """File of the export -> its size and sha256; children compare before they start from it."""
+    journals: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """File of rows in the folder -> size and sha256 of what stood in it when training ended; rows may come behind."""
     evaluation: str = ""
     """`lineage.identity.evaluation_digest` of how it was measured."""
     format: int = FORMAT
@@ -83,6 +89,11 @@ class Manifest:
         train/loss.
         """
         return self.metrics.get(name if "/" in name else f"eval/{name}")
+
+
+def sealed_journals(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return `Manifest.journals` of a stage whose training has ended."""
+    return {name: seal(folder / name) for name in JOURNALS if (folder / name).exists()}
 
 
 def write_manifest(manifest: Manifest, *, folder: Path) -> Path:
@@ -119,8 +130,7 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT:
             raise _Refused(f"has format {content['format']}, this version reads {FORMAT}: train the stage again")
-        seal = content.pop("seal")
-        if seal != digest_of(content):
+        if content.pop("seal") != digest_of(content):
             raise _Refused("was changed after it was written: restore it, or delete it and train the stage again")
         return filled(Manifest, {key: value for key, value in content.items() if key in names})
     except _Refused as reason:

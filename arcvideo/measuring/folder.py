@@ -8,14 +8,13 @@ with any number of ranks. `scores.json` and `predictions.jsonl` follow from the 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from arcvideo.evaluation.answers import Answer, answer_of
-from arcvideo.files import is_partial, json_line, parsed_lines, write_whole
+from arcvideo.files import cut_torn_row, is_partial, json_line, parsed_lines, write_whole
 from arcvideo.seals import digest_of, read_object
 
 CARD, SCORES, PREDICTIONS = "card.json", "scores.json", "predictions.jsonl"
@@ -157,10 +156,10 @@ class Journal:
     """This rank's answers, appended as they come."""
 
     def __init__(self, folder: Path, *, rank: int) -> None:
-        """Open or begin; the half line of a process that was killed is cut off."""
+        """Open or begin; the half line of a process that was killed is cut off, which is said."""
         self.path = folder / f"answers-{rank}.jsonl"
         if self.path.exists():
-            cut_half_line(self.path)
+            cut_torn_row(self.path)
         self._file = self.path.open("a", encoding="ascii")
 
     def __enter__(self) -> Journal:
@@ -190,18 +189,3 @@ class Journal:
         # One write: a kill leaves whole lines and at most half of the last.
         self._file.write("".join(json_line(row, checked=True) for row in rows))
         self._file.flush()
-
-
-def cut_half_line(path: Path) -> None:
-    """Cut off what stands behind the last line end of a file."""
-    with path.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - 65536)
-            file.seek(start)
-            place = file.read(end - start).rfind(b"\n")
-            if place >= 0:
-                file.truncate(start + place + 1)
-                return
-            end = start
-        file.truncate(0)

@@ -16,11 +16,10 @@ import torch
 
 from arcvideo.evaluation.answers import FULL, Answer
 from arcvideo.evaluation.evaluate import Asked, ask
-from arcvideo.files import json_line, parsed_lines
+from arcvideo.files import cut_torn_row, json_line, parsed_lines
 from arcvideo.lineage.identity import folder_digest
 from arcvideo.lineage.parents import checkpoint_folder
 from arcvideo.measuring.answering.ours import trained_processor
-from arcvideo.measuring.folder import cut_half_line
 from arcvideo.media.errors import MediaError
 from arcvideo.model.disk.loading import load_frozen
 from arcvideo.processes.locks import appending
@@ -148,10 +147,10 @@ def _answered(out: Path, *, how: str) -> set[str]:
     Raises:
         ValueError: the answers of another checkpoint or other settings.
     """
+    cut_torn_row(out)
     rows = parsed_lines(out.read_bytes(), name=str(out))
     if any(not isinstance(row, dict) or row.get("how") != how for row in rows):
         raise SettingsError(f"out={out}: holds answers of another checkpoint or of other settings; give another file")
-    cut_half_line(out)
     return {str(row["asked"]) for row in rows if "error" not in row}
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arcvideo.files import json_line, parsed_lines
+from arcvideo.files import cut_torn_row, json_line, parsed_lines
 from arcvideo.processes.locks import appending
 from arcvideo.rejection.selection import Drawn
 from arcvideo.structured import filled
@@ -97,7 +97,7 @@ class Journal:
             self.answers = read_answers(path)
             if self.answers.origin:
                 _same(self.answers.origin, dict(origin), path=path)
-            self._file.truncate(path.read_bytes().rfind(b"\n") + 1)  # a process died in the middle of a line
+            cut_torn_row(path)
             if not self.answers.origin:
                 self._append([{"origin": dict(origin)}])
             self._open = opened.pop_all()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from arcvideo import files
-from arcvideo.seals import Damaged, read_object
+from arcvideo.seals import Damaged, check_grown, read_object
 
 Row = dict[str, Any]
 
@@ -63,9 +63,11 @@ def read_stage(folder: Path) -> StageRecord:
         for path in sorted(folder.glob("quarantine*.jsonl"))
         for row in read_lines(path, unread=unread)
     }
+    manifest = read_json(folder / "manifest.json", unread=unread)
+    unread += _gone(folder, manifest)
     return StageRecord(
         name=folder.name,
-        manifest=read_json(folder / "manifest.json", unread=unread),
+        manifest=manifest,
         started=read_json(folder / "started.json", unread=unread),
         evaluation=read_json(folder / "evaluation.json", unread=unread),
         steps=read_lines(folder / "metrics.jsonl", unread=unread),
@@ -74,6 +76,19 @@ def read_stage(folder: Path) -> StageRecord:
         quarantine=list(lost.values()),
         unread=tuple(unread),
     )
+
+
+def _gone(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Return a line for each file of rows that lacks what stood in it when the stage was finished."""
+    lines, journals = [], manifest.get("journals")
+    for name, fact in (journals if isinstance(journals, Mapping) else {}).items():
+        try:
+            check_grown(folder, {name: fact})
+        except Damaged as damage:
+            lines.append(str(damage))
+        except OSError:
+            pass  # whoever reads its rows says so
+    return lines
 
 
 def stage_names(run_dir: Path, *, summary: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from bisect import bisect_left, insort
@@ -10,6 +9,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from arcvideo.files import cut_torn_row, json_line
 
 _TO_SIGMA = 1.4826
 """Median absolute deviation -> standard deviation of a normal distribution."""
@@ -149,8 +150,9 @@ class SkippedSteps:
         shown = ", ".join(keys[:8]) + (" ..." if len(keys) > 8 else "")
         say(f"step {step} skipped, weights unchanged: {why}; samples {shown}")
         if self._writes:
-            with self._path.open("a") as file:
-                file.write(json.dumps({"step": step, "why": why, "samples": list(keys)}) + "\n")
+            with self._path.open("a", encoding="ascii") as file:
+                cut_torn_row(self._path)
+                file.write(json_line({"step": step, "why": why, "samples": list(keys)}, checked=True))
         return shown
 
     def state(self) -> dict[str, list[int]]:

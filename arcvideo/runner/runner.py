@@ -387,6 +387,8 @@ class Runner:
         if checkpoint:
             how = "resumed" if checkpoint.identity == self.identity else "goes on"
             log.say(f"{how} after step {checkpoint.step} from {checkpoint.path}")
+            if checkpoint.identity == self.identity:
+                log.tell_missing(since=None if self.continue_from else 0, before=checkpoint.step)
         if self._sizes is not None:
             log.say(accounting(device=self.engine.device, peak=self._peak, ranks=self.world.size))
         return log

@@ -56,6 +56,24 @@ class RunLog:
         self._tensorboard = TensorBoardMirror(settings, folder=folder, start=start)
         self._mirrors = open_mirrors(settings, folder=folder, name=name, config=config, start=start, past=past)
 
+    def tell_missing(self, *, since: int | None, before: int) -> None:
+        """Say which steps of an earlier process have no row any more.
+
+        Args:
+            since: the run's first step; None is that of the first row.
+            before: the step that it resumes with.
+        """
+        if self._file is None:
+            return
+        there = {row["step"] for row in read_metrics(self._file.path)}
+        first = min(there, default=before) if since is None else since
+        gone = [step for step in range(first, before) if step not in there]
+        if gone:
+            self.say(
+                f"metrics.jsonl: rows of {len(gone)} of the {before} steps before are gone, the first is that of step "
+                f"{gone[0]}; put the file back to have them in curves and reports, training goes on without"
+            )
+
     @property
     def wandb_id(self) -> str | None:
         """Kept in checkpoints, so that a resumed run continues the same curves."""

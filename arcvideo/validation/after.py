@@ -25,7 +25,7 @@ from arcvideo.model.disk.loading import load_model
 from arcvideo.model.disk.tokenizer import load_tokenizer
 from arcvideo.model.towers.features import store_of
 from arcvideo.processes.ranks import World, barrier
-from arcvideo.seals import digest_of, write_sealed
+from arcvideo.seals import digest_of, seal, write_sealed
 from arcvideo.tracking.log import RunLog
 from arcvideo.validation.asking import Figures, HeldOut, Reading
 from arcvideo.validation.during import KEPT, MEASUREMENTS, card_facts
@@ -59,6 +59,7 @@ def measure_export(config: RunConfig, *, world: World, parent: str) -> None:
             config=manifest.config | {"evaluation": recorded_settings(config)["evaluation"]},
             metrics=kept | {f"eval/{name}": row["value"] for name, row in figures.items()},
             evaluation=wanted(plain_dict(config), parent=parent).evaluation,
+            journals=manifest.journals | ({PREDICTIONS: seal(folder / PREDICTIONS)} if figures else {}),
             seconds=manifest.seconds + (time.monotonic() - began if first else 0.0),
         )
         if figures:

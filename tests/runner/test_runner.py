@@ -153,6 +153,24 @@ def test_counts_pass_over_looking_ahead_and_restarts(tmp_path: Path, world: Worl
     assert second.skipped == [1]
 
 
+@pytest.mark.parametrize(("rows", "told"), [([], "4 of the 4 steps"), ([0, 3], "2 of the 4 steps"), ([0, 1, 2, 3], "")])
+def test_a_resumed_run_tells_of_which_steps_the_rows_are_gone(
+    tmp_path: Path, world: World, capfd: pytest.CaptureFixture[str], rows: list[int], told: str
+) -> None:
+    train(tmp_path, world=world, steps=6, until=4)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[row] for row in rows))
+    capfd.readouterr()
+    train(tmp_path, world=world, steps=6)
+    assert [row["step"] for row in read_metrics(path)] == [*rows, 4, 5]
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("metrics.jsonl")]
+    assert len(said) == bool(told)
+    assert all(
+        f"rows of {told} before are gone, the first is that of step {len(rows) // 2}; put" in line for line in said
+    )
+
+
 @pytest.mark.parametrize("gone", [(), (3,)])
 def test_a_run_killed_after_its_last_step_still_tells_its_metrics(
     tmp_path: Path, world: World, gone: tuple[int, ...]

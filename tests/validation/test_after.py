@@ -24,6 +24,7 @@ from arcvideo.processes.ranks import join
 from arcvideo.stage import measure_stage
 from arcvideo.validation import after
 from arcvideo.validation.asking import HeldOut
+from arcvideo.verify import verify
 from tests.compose import settings
 from tests.conftest import SmallWorld
 from tests.spawned import finished
@@ -153,6 +154,8 @@ def test_a_kill_while_measuring_costs_neither_the_weights_nor_an_answer(
     ours, theirs = (json.loads((one.folder / "evaluation.json").read_text()) for one in (done, measured))
     assert {name: row["value"] for name, row in ours.items()} == {name: row["value"] for name, row in theirs.items()}
     assert rows(done.folder / "predictions.jsonl") == rows(measured.folder / "predictions.jsonl")
+    assert {"metrics.jsonl", "predictions.jsonl"} <= read_manifest(done.folder).journals.keys()
+    assert not verify(done.folder).damages
 
 
 @pytest.mark.slow
