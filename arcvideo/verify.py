@@ -34,7 +34,7 @@ from arcvideo.lineage.started import STARTED_NAME, read_started
 from arcvideo.measuring.folder import PREDICTIONS
 from arcvideo.media.read import media_digest
 from arcvideo.model.towers.features import check_features
-from arcvideo.processes.terminal import speak_plainly
+from arcvideo.processes.command import as_command
 from arcvideo.rejection.journal import read_answers
 from arcvideo.saving.checkpoint import read_checkpoint
 from arcvideo.shards.columns import CONTENT
@@ -322,5 +322,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    speak_plainly()
-    sys.exit(main())
+    as_command(main)

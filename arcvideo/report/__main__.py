@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from arcvideo.files import error_line
-from arcvideo.processes.terminal import speak_plainly
+from arcvideo.processes.command import as_command
 from arcvideo.report.page import write_page
 
 
@@ -22,5 +22,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    speak_plainly()
-    main()
+    as_command(main)

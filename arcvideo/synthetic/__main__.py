@@ -10,7 +10,7 @@ from pathlib import Path
 
 from arcvideo.files import error_line
 from arcvideo.lineage.lock import alone_filling
-from arcvideo.processes.terminal import speak_plainly
+from arcvideo.processes.command import as_command
 from arcvideo.progress import counted
 from arcvideo.synthetic.settings import TinyShortsSettings
 from arcvideo.synthetic.write import write_dataset
@@ -60,5 +60,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    speak_plainly()
-    sys.exit(main())
+    as_command(main)

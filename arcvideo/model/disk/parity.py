@@ -26,7 +26,7 @@ from arcvideo.model.disk.parity_preprocessing import has_preprocessing, preproce
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration, ArcVideoOutput
 from arcvideo.model.positions import replace_newlines, xd_positions
 from arcvideo.model.special import SpecialIds
-from arcvideo.processes.terminal import speak_plainly
+from arcvideo.processes.command import as_command
 
 Difference = tuple[str, float]
 
@@ -250,5 +250,4 @@ def _all_differences(folder: Path, prefix: str) -> Iterator[Difference]:
 
 
 if __name__ == "__main__":
-    speak_plainly()
-    sys.exit(main())
+    as_command(main)
