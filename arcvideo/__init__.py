@@ -5,7 +5,11 @@ Importing the package makes its model known to transformers: `AutoModelForImageT
 
 import sys
 
-from arcvideo.processes.command import begin
+from arcvideo.processes.safepath import leave_working_directory
+
+leave_working_directory()
+
+from arcvideo.processes.command import begin  # noqa: E402
 
 begin(sys.orig_argv)  # before anything is imported that takes its time
 
