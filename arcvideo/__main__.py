@@ -7,12 +7,12 @@ import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import arcvideo
 from arcvideo.composing.completion import SHELLS, candidates, script
 from arcvideo.places import words_from_home
-from arcvideo.processes.children import stop_with_status
-from arcvideo.processes.terminal import speak_plainly
+from arcvideo.processes.command import as_command
 from arcvideo.structured import nearest
 
 
@@ -88,9 +88,12 @@ def help_text() -> str:
     )
 
 
-def main() -> None:
-    """Run the command that the first word names."""
-    speak_plainly()
+def main() -> NoReturn:
+    """Run the command that the first word names, and exit."""
+    as_command(_run)
+
+
+def _run() -> None:
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help"):
         print(help_text())
@@ -108,8 +111,6 @@ def main() -> None:
     elif rest in (["-h"], ["--help"]) and COMMANDS[name].documented:
         print(ast.get_docstring(ast.parse(_file(COMMANDS[name]).read_text(encoding="utf-8"))))
     else:
-        if name in ("train", "pipeline"):
-            stop_with_status()  # before what is imported now takes its time
         sys.argv = [f"arcvideo {name}", *words_from_home(rest)]
         sys.exit(importlib.import_module(commands()[name].module).main())
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from arcvideo.files import error_line
 from arcvideo.places import words_from_home, writable
-from arcvideo.processes.terminal import speak_plainly
+from arcvideo.processes.command import INTERRUPT_EXIT_CODE, as_command
 from arcvideo.structured import SettingsError, from_words, words_help
 from arcvideo.tasks import DEFAULT_TASK, TASKS, RecordError
 from arcvideo.tasks.mcq import MCQ, lists_options, with_options
@@ -335,10 +335,9 @@ def main(words: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         again = "; the same command goes on from here" if any(word.startswith("questions=") for word in words) else ""
         print(f"\ninterrupted{again}", file=sys.stderr)
-        return 130
+        return INTERRUPT_EXIT_CODE
     return 0
 
 
 if __name__ == "__main__":
-    speak_plainly()
-    sys.exit(main())
+    as_command(main)

@@ -25,7 +25,7 @@ from arcvideo.bench import BENCHES
 from arcvideo.files import error_line
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.places import words_from_home
-from arcvideo.processes.terminal import speak_plainly
+from arcvideo.processes.command import INTERRUPT_EXIT_CODE, as_command
 from arcvideo.structured import from_words, nearest, words_help
 
 
@@ -84,11 +84,10 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return INTERRUPT_EXIT_CODE
     print(text)
     return 0
 
 
 if __name__ == "__main__":
-    speak_plainly()
-    sys.exit(main())
+    as_command(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +62,21 @@ def whole(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; what the block writes there gets its name when the block ends.
 
     It is on the disk before it gets the name, so that a crash, too, leaves the new file or the old one. When the block
-    fails, nothing is left of it. Several processes may write the same file; the last one wins.
+    fails, nothing is left of it; what a killed process left in the folder is removed by the next one that writes there.
+    Several processes may write the same file; the last one wins.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    _remove_dead(path.parent)
+    temporary = path.with_name(f".{path.name}.{_machine()}{uuid.uuid4().hex[:8]}.partial")
     try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
+        with temporary.open("xb") as held:
+            _lock(held.fileno())  # for as long as this process lives
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk is told without the name of the file
+        # A full disk is told without a name, others with that of the temporary file.
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
     sync(path.parent)
@@ -84,6 +91,56 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def is_partial(path: Path) -> bool:
     """Return whether a file is under way, or was when its writer was killed; nobody reads it."""
     return path.name.startswith(".") and path.name.endswith(".partial")
+
+
+_PARTIAL = re.compile(r"\..+\.([0-9a-f]{4})[0-9a-f]{8}\.partial")
+"""Name of a file that `whole` has under way, with the mark of its machine."""
+_looked_into: set[Path] = set()
+
+
+def _remove_dead(folder: Path) -> None:
+    """Remove what killed processes left of `whole` in a folder; a process looks once into each.
+
+    Of processes on this machine the lock tells which live, of those on others the age of the file.
+    """
+    if folder in _looked_into:
+        return
+    _looked_into.add(folder)
+    with suppress(OSError):
+        names = [name for name in os.listdir(folder) if name.endswith(".partial")]
+        for name, match in ((name, _PARTIAL.fullmatch(name)) for name in names):
+            if match and match[1] == _machine():
+                _unlink_dead(folder / name)
+            elif match:
+                remove_leftovers([folder / name])
+
+
+def _unlink_dead(path: Path) -> None:
+    with suppress(OSError), path.open("rb") as file:
+        free = _lock(file.fileno())
+        if free:
+            path.unlink()
+        elif free is None:
+            remove_leftovers([path])
+
+
+def _lock(file: int) -> bool | None:
+    """Lock an open file; False when another has it, None on a disk without locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+@cache
+def _machine() -> str:
+    """Return a mark of this machine since it was started, four hex digits."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    name = f"{os.uname().nodename} {boot.read_text() if boot.exists() else ''}"
+    return f"{zlib.crc32(name.encode()) & 0xFFFF:04x}"
 
 
 _DEAD = 3600.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import os
 import pkgutil
 import re
 import sys
@@ -67,6 +68,7 @@ def imported(path: str, *, what: str) -> Any:
     """
     module, _, attribute = path.partition(":")
     try:
+        _from_working_directory(module.partition(".")[0])
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{what} cannot be imported: {error}") from error
@@ -148,12 +150,26 @@ def loaded(kind: str) -> Iterator[tuple[str, Any]]:
             print(f"a package's {kind} are left out: {type(error).__name__}: {error}", file=sys.stderr)
 
 
+def _from_working_directory(name: str) -> None:
+    """Let a module that was named be imported from the working directory, where nothing else has it.
+
+    That folder is on no path of a command's before, and behind everything then: what lies there takes nobody's place.
+    """
+    place = os.getcwd()
+    if place not in sys.path and _installed(name) is None and _spec(name, folders=[place]) is not None:
+        sys.path.append(place)
+
+
+def _installed(name: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+
+
 def _spec(name: str, *, folders: list[str] | None) -> ModuleSpec | None:
     if folders is None:
-        try:
-            return importlib.util.find_spec(name)
-        except (ImportError, ValueError):
-            return None
+        return _installed(name) or _spec(name, folders=[os.getcwd()])
     finders = [finder for folder in folders if (finder := pkgutil.get_importer(folder)) is not None]
     specs = [spec for finder in finders if (spec := finder.find_spec(name)) is not None]
     return next((spec for spec in specs if spec.loader is not None), specs[0] if specs else None)

@@ -38,8 +38,8 @@ from arcvideo.evaluation.targets import Target, compare, judge
 from arcvideo.files import error_line
 from arcvideo.lineage.lock import alone_in
 from arcvideo.places import no_place
-from arcvideo.processes.children import REQUEUE_EXIT_CODE, run_child, stop_with_status
-from arcvideo.processes.terminal import speak_plainly
+from arcvideo.processes.children import run_child
+from arcvideo.processes.command import INTERRUPT_EXIT_CODE, REQUEUE_EXIT_CODE, as_command
 from arcvideo.seals import Damaged, read_object, write_sealed
 from arcvideo.structured import nearest
 
@@ -253,7 +253,7 @@ def _call(command: list[str], *, what: str) -> None:
     status = run_child(command)
     if status == REQUEUE_EXIT_CODE:
         print(f"{what} was asked to stop; the same command continues from there", file=sys.stderr)
-    elif status:
+    elif status and status != INTERRUPT_EXIT_CODE:  # after Ctrl-C the stage itself has said so
         print(f"error: {what} ended with status {status}; the same command continues from there", file=sys.stderr)
     if status:
         sys.exit(status)
@@ -313,11 +313,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error_line(error, key='run_dir')}")
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues from there", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPT_EXIT_CODE)
     sys.exit(0 if met else 3)
 
 
 if __name__ == "__main__":
-    speak_plainly()
-    stop_with_status()
-    main()
+    as_command(main)

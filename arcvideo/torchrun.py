@@ -16,8 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from arcvideo.processes.children import ASKS_TO_STOP
-from arcvideo.processes.terminal import speak_plainly
+from arcvideo.processes.command import ASKS_TO_STOP, as_command
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -67,5 +66,4 @@ def _children() -> Iterator[int]:
 
 
 if __name__ == "__main__":
-    speak_plainly()
-    main()
+    as_command(main)

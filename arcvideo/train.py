@@ -70,9 +70,10 @@ from arcvideo.lineage.parents import Parent, resolve_parent
 from arcvideo.lineage.state import State, refusal, state_of, wanted
 from arcvideo.places import CONF_DIR, no_place, writable
 from arcvideo.processes.activity import note
-from arcvideo.processes.children import end_with_parent, stop_with_status
+from arcvideo.processes.children import end_with_parent
+from arcvideo.processes.command import INTERRUPT_EXIT_CODE, as_command
 from arcvideo.processes.lifesign import signs_of_life
-from arcvideo.processes.terminal import one_voice, speak_plainly
+from arcvideo.processes.terminal import one_voice
 from arcvideo.report.closing import closing_text
 
 REFUSAL_SECONDS = 10.0
@@ -302,7 +303,7 @@ def main() -> None:
         _refuse([error_line(error)])
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues from the newest checkpoint", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPT_EXIT_CODE)
 
 
 def _main() -> None:
@@ -391,6 +392,4 @@ def _refuse(problems: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    speak_plainly()
-    stop_with_status()
-    main()
+    as_command(main)

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from arcvideo import files
 from arcvideo.files import cut_torn_row, json_line, read_lines, whole, write_lines, write_whole
+from tests.spawned import running
 
+ROOT = Path(__file__).resolve().parent.parent
 ODD = ["plain", "a\u2028b\u2029c\x85d", "half \ud83d of a pair", "tab\tand\nnewline", "\x00\x1c\x0b", "红色"]
 
 
@@ -85,3 +91,38 @@ def test_what_is_not_finished_is_no_file_of_its_kind(tmp_path: Path) -> None:
     with whole(tmp_path / "model.safetensors") as temporary:
         temporary.touch()
         assert list(tmp_path.glob("*.safetensors")) == []
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from arcvideo.files import whole
+with whole(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    print("up", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_writer_left_goes_when_somebody_writes_there_and_what_is_under_way_stays(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "a")]
+    words: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    with running(command, **words) as dead, running(command, **words) as living:
+        assert dead.stdout is not None
+        assert living.stdout is not None
+        assert (dead.stdout.readline(), living.stdout.readline()) == ("up\n", "up\n")
+        assert len(list(tmp_path.iterdir())) == 2
+        dead.kill()
+        dead.wait()
+        elsewhere = tmp_path / f".a.{(int(files._machine(), 16) ^ 1):04x}01234567.partial"  # of another machine
+        elsewhere.write_text("half")
+        files._looked_into.discard(tmp_path)
+        write_whole(tmp_path / "b", "whole")
+        left = sorted(path.name for path in tmp_path.iterdir())
+        assert len(left) == 3
+        assert {"b", elsewhere.name} < set(left)
+        os.utime(elsewhere, (0, 0))
+        files._looked_into.discard(tmp_path)
+        write_whole(tmp_path / "b", "whole")
+        assert not elsewhere.exists()
+        assert len(list(tmp_path.iterdir())) == 2

@@ -7,8 +7,10 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -194,23 +196,45 @@ def test_a_mistake_is_one_line(words: str, told: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_pipeline_alone_saves_and_leaves_no_orphan(recipe: Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["alone", "with its stage"])
+def test_a_signal_to_the_pipeline_saves_and_leaves_no_orphan(
+    recipe: Recipe, tmp_path: Path, send: Callable[[int, int], None]
+) -> None:
     command = [sys.executable, "-m", "arcvideo.pipeline", f"recipe={tmp_path / 'small.yaml'}", "runner.steps=5000",
                "runner.save_every=0"]  # fmt: skip
     log, folder = tmp_path / "log", Path(recipe.run_dir) / "audio_warmup"
-    with log.open("w") as out, running(command, cwd=tmp_path, stdout=out, stderr=out, env={**os.environ}) as pipeline:
+    words: dict[str, Any] = {"cwd": tmp_path, "env": {**os.environ}, "start_new_session": True}
+    with log.open("w") as out, running(command, stdout=out, stderr=out, **words) as pipeline:
         deadline = time.monotonic() + 600
         while "step 2/5000" not in log.read_text():
             assert pipeline.poll() is None, log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.1)
         (stage,) = children(pipeline.pid)
-        pipeline.send_signal(signal.SIGTERM)
+        send(pipeline.pid, signal.SIGTERM)
         assert pipeline.wait(300) == 85
     assert not Path(f"/proc/{stage}").exists()
     assert list((folder / "checkpoints").glob("step-*"))
     assert not (folder / "manifest.json").exists()
     assert "audio_warmup was asked to stop; the same command continues" in log.read_text()
+
+
+def test_ctrl_c_while_a_pipeline_prepares_is_one_line(recipe: Recipe, tmp_path: Path) -> None:
+    content = yaml.safe_load((tmp_path / "small.yaml").read_text())
+    command = f"-m arcvideo.synthetic --out {tmp_path / 'made'} --workers 1"
+    content["prepare"] = [{"name": "data", "command": command, "makes": str(tmp_path / "made" / "dataset.json")}]
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
+    words: dict[str, Any] = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with running([sys.executable, "-m", "arcvideo.pipeline", f"recipe={tmp_path / 'small.yaml'}"], **words,
+                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as pipeline:  # fmt: skip
+        deadline = time.monotonic() + 600
+        while not (tmp_path / "made").exists():
+            assert pipeline.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        pipeline.send_signal(signal.SIGINT)
+        assert pipeline.communicate(timeout=300)[1] == "\ninterrupted\n"
+        assert pipeline.returncode == 130
 
 
 # --- the verdict ---

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from arcvideo.shards.members import AUDIO, VIDEO
-from arcvideo.shards.text import json_of, open_text, read_text, whole
+from arcvideo.shards.text import delimited_rows, json_of, read_text, whole
 from arcvideo.shards.text import rows as text_rows
 from arcvideo.tasks import RecordError
 
@@ -101,7 +100,7 @@ def json_file(path: Path) -> Any:
         ValueError: it cannot be read; one line.
     """
     try:
-        return json_of(read_text(path))
+        return json_of(read_text(path), once=False)
     except RecordError as error:
         raise ValueError(f"{path}: is not JSON: {error.detail}") from None
     except OSError as error:
@@ -142,15 +141,13 @@ def table_rows(path: Path) -> Iterator[tuple[str, Any]]:
         if kind == ".parquet":
             yield from _parquet(path)
         elif kind in (".csv", ".tsv"):
-            with open_text(path, newline="") as file:
-                table = csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ",")
-                for row in table:
-                    yield f"line {table.line_num}", {key: value for key, value in row.items() if key is not None}
+            for number, row in delimited_rows(path, delimiter="\t" if kind == ".tsv" else ","):
+                yield f"line {number}", row
         elif kind == ".json":
             yield from ((f"entry {number}", row) for number, row in enumerate(json_list(path)))
         else:
             yield from _json_lines(path)
-    except (OSError, csv.Error, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from arcvideo.composing.config import RunConfig
 from arcvideo.composing.recipe import Recipe
 from arcvideo.places import CONF_DIR
-from arcvideo.processes.terminal import speak_plainly
+from arcvideo.processes.command import as_command
 from arcvideo.structured import documented
 
 
@@ -137,5 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    speak_plainly()
-    main()
+    as_command(main)

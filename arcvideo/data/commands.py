@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,10 @@ from arcvideo.tasks import RecordError
 if TYPE_CHECKING:  # these load torch, which the import and every --help do without
     from arcvideo.data.inspection import View
     from arcvideo.types import Clip
+
+
+_TEXT, _CORPUS = 2_000, 1 << 20
+"""Characters of a text, and of all, that a tokenizer for looking is made from."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -225,8 +229,8 @@ def _view(options: argparse.Namespace, index: ShardIndex, *, token_budget: int |
     if options.tokenizer is not None:
         tokenizer = load_tokenizer(options.tokenizer)
     else:
-        corpus = (text for record in _whole_records(index, most=200) for text in _texts(record))
-        tokenizer = build_tiny_tokenizer(corpus)
+        texts = (text for record in _whole_records(index, most=200) for text in _texts(record))
+        tokenizer = build_tiny_tokenizer(_little(texts))
     layout = MediaLayout(
         image_size=options.image_size,
         mel_bins=options.mel_bins,
@@ -243,6 +247,16 @@ def _view(options: argparse.Namespace, index: ShardIndex, *, token_budget: int |
         colour=sys.stdout.isatty(),
         ids=getattr(options, "ids", False),
     )
+
+
+def _little(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the beginnings of the first texts: a tokenizer learns a word of megabytes in hours."""
+    left = _CORPUS
+    for text in texts:
+        yield text[: min(_TEXT, left)]
+        left -= len(text[:_TEXT])
+        if left <= 0:
+            return
 
 
 def _texts(value: Any) -> Iterator[str]:

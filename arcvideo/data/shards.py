@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from arcvideo.data import commands
 from arcvideo.files import error_line
 from arcvideo.places import words_from_home
-from arcvideo.processes.terminal import speak_plainly
+from arcvideo.processes.command import as_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,5 +30,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    speak_plainly()
-    sys.exit(main())
+    as_command(main)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,12 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from arcvideo.files import parsed_lines
-from arcvideo.progress import watched
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ShardIndex, ensure_indexes
-from arcvideo.shards.members import read_groups
-from arcvideo.shards.write import Record, copied, write_shards
-from arcvideo.tasks import RecordError
+from arcvideo.shards.write import Record, copies, write_shards
 
 NEEDS = "needs.jsonl"
 """What a measurement says of its items."""
@@ -104,13 +100,7 @@ def _records(
     index: ShardIndex, *, tags: Mapping[str, Sequence[str]], only: Collection[str], counts: Counter[str]
 ) -> Iterator[Record]:
     """Yield the shard's records, media as they are; those without an item that is kept are left out."""
-    groups = {group.key: group for group in read_groups(index.shard)[0]}
-    for row in watched(range(len(index.clips)), what=index.shard.name, total=len(index.clips), unit="clip"):
-        try:
-            record = copied(index, row, groups=groups)
-        except RecordError as error:
-            print(f"left out: {error}", file=sys.stderr)
-            continue
+    for _, record in copies(index):
         key, items = record.key, []
         for number, item in enumerate(record.content["items"]):
             mine = tags.get(f"{key}/{number}", ())

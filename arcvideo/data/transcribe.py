@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +13,10 @@ import numpy as np
 from arcvideo.layout import MediaLayout
 from arcvideo.media.errors import MediaError
 from arcvideo.media.settings import MediaLimits
-from arcvideo.progress import watched
 from arcvideo.remote.settings import ShardCacheSettings
 from arcvideo.shards.expand import expand_shards
 from arcvideo.shards.index import ShardIndex, ensure_indexes
-from arcvideo.shards.members import read_groups
-from arcvideo.shards.write import Record, copied, write_shards
-from arcvideo.tasks import RecordError
+from arcvideo.shards.write import Record, copies, write_shards
 
 if TYPE_CHECKING:  # these load torch
     from arcvideo.decoding.pool import MediaPool
@@ -95,13 +91,7 @@ def _target(shard: Path, *, out: Path) -> Path:
 
 def _records(index: ShardIndex, *, model: Whisper, pool: MediaPool, unheard: list[MediaError]) -> Iterator[Record]:
     """Yield the shard's records with what is heard in them; a file that cannot be decoded in time keeps its record."""
-    groups = {group.key: group for group in read_groups(index.shard)[0]}
-    for row in watched(range(len(index.clips)), what=index.shard.name, total=len(index.clips), unit="clip"):
-        try:
-            record = copied(index, row, groups=groups)
-        except RecordError as error:
-            print(f"left out: {error}", file=sys.stderr)
-            continue
+    for row, record in copies(index):
         content = dict(record.content)
         # Of several media nobody knows which one a transcript without a question is of.
         if index.clips[row]["sound_samples"] and index.media_count(row) == 1:

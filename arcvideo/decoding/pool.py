@@ -46,7 +46,7 @@ _SCARCE = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 """What keeps a process from starting for as long as others take too much."""
 _START_SECONDS = 120.0
 """Time a new process has to import what it needs."""
-_COMMAND = (sys.executable, "-m", "arcvideo.decoding.worker")
+_COMMAND = (sys.executable, "-P", "-m", "arcvideo.decoding.worker")
 _LARGEST_ANSWER = 8 << 30
 """Bytes of an answer where the memory of a process is not limited."""
 _AHEAD = 4

@@ -38,7 +38,7 @@ from arcvideo.preflight.machine import Machine, machine_of
 from arcvideo.preflight.measured import Measured, error_table, measured
 from arcvideo.preflight.table import table
 from arcvideo.processes.children import run_child
-from arcvideo.processes.terminal import speak_plainly
+from arcvideo.processes.command import as_command
 
 OWN_WORDS = (
     "recipe", "stage", "device", "gpus", "utilization", "gpu_memory", "host_memory", "largest", "trace", "price",
@@ -137,5 +137,4 @@ def _run_largest(stage: PlannedStage) -> int:
 
 
 if __name__ == "__main__":
-    speak_plainly()
-    main()
+    as_command(main)

@@ -31,7 +31,7 @@ from arcvideo.objectives.scores import forward_of, loss_of
 from arcvideo.planning.cost import pack_cost
 from arcvideo.preflight.made import batch_of, model_of, objective_of
 from arcvideo.preflight.row import fullest_row
-from arcvideo.processes.terminal import speak_plainly
+from arcvideo.processes.command import as_command
 from arcvideo.runner.trainable import PREFIXES, train_only, trained_modules
 from arcvideo.tracking.cost import MemoryUse, is_out_of_memory, peak_memory
 from arcvideo.types import Batch
@@ -120,5 +120,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    speak_plainly()
-    main()
+    as_command(main)

@@ -29,7 +29,7 @@ from arcvideo.model.plans import kernel_of
 from arcvideo.objectives.scores import forward_of, loss_of
 from arcvideo.preflight.made import batch_of, drop_gradients, model_of, objective_of
 from arcvideo.preflight.row import Row, fullest_row
-from arcvideo.processes.terminal import speak_plainly
+from arcvideo.processes.command import as_command
 
 META = torch.device("meta")
 GIB = 1 << 30
@@ -231,5 +231,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    speak_plainly()
-    main()
+    as_command(main)

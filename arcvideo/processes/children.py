@@ -6,15 +6,16 @@ import ctypes
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
+
+from arcvideo.processes.command import INTERRUPT_EXIT_CODE, REQUEUE_EXIT_CODE
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
-ASKS_TO_STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-"""What a run is asked to stop with: by schedulers, by launchers, and by a terminal that is closed."""
-REQUEUE_EXIT_CODE = 85
-"""Exit status of a run that was asked to stop: start the same command again to go on."""
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 _SI_KERNEL = 0x80
@@ -44,7 +45,7 @@ def run_child(command: Sequence[str]) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     status = child.returncode
     if -status in sent:
-        return 128 + signal.SIGINT if status == -signal.SIGINT else REQUEUE_EXIT_CODE
+        return INTERRUPT_EXIT_CODE if status == -signal.SIGINT else REQUEUE_EXIT_CODE
     return status if status >= 0 else 128 - status
 
 
@@ -68,19 +69,19 @@ def end_with_parent(number: int = signal.SIGTERM, parent: int = 0) -> None:
         os.kill(os.getpid(), number)
 
 
-def stop_with_status() -> None:
-    """From now on SIGTERM, SIGUSR1 and SIGHUP end this process at once with status 85, wherever it is.
+def start_deaf(pool: ProcessPoolExecutor, *, workers: int) -> None:
+    """Start the processes of a pool deaf to Ctrl-C, which a terminal sends to them as well: their parent ends them.
 
-    For what lies around the loop of a run, which saves first: whatever is half done there is done again by the same
-    command.
+    Args:
+        pool: nothing was handed to it yet.
+        workers: how many processes it may have.
     """
-    for number in ASKS_TO_STOP:
-        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-            continue  # started with nohup
-        signal.signal(number, lambda number, frame: _end(REQUEUE_EXIT_CODE))
+    from multiprocessing import resource_tracker  # a pool has it loaded
 
-
-def _end(status: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    resource_tracker.ensure_running()  # when it begins, it lets the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        for _ in range(workers):  # a process is started for each task that finds none idle
+            pool.submit(int)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType, TracebackType
 
-from arcvideo.processes.children import ASKS_TO_STOP, REQUEUE_EXIT_CODE
+from arcvideo.processes.command import ASKS_TO_STOP, REQUEUE_EXIT_CODE, TWICE_SECONDS
 
 
 class Preempted(SystemExit):
@@ -18,10 +19,11 @@ class Preempted(SystemExit):
 
 
 class StopSignals:
-    """While entered, notes the first SIGTERM, SIGUSR1 or SIGHUP; the second ends the process at once."""
+    """While entered, notes the first SIGTERM, SIGUSR1 or SIGHUP; a second one, not the same again, ends the process."""
 
     def __init__(self) -> None:
         self.requested = False
+        self._heard = 0.0
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopSignals:
@@ -38,9 +40,9 @@ class StopSignals:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGHUP:
-            return  # a closed terminal tells every process, and whoever started this one hands it on as well
+        if self.requested and (number == signal.SIGHUP or time.monotonic() - self._heard < TWICE_SECONDS):
+            return  # it was sent to every process, and whoever started this one hands it on as well
         if self.requested:
             # No clean-up: whoever sends twice does not want to wait for a collective that may never end.
             os._exit(128 + number)
-        self.requested = True
+        self.requested, self._heard = True, time.monotonic()

@@ -16,7 +16,7 @@ from typing import Any
 
 from arcvideo.files import error_line
 from arcvideo.places import words_from_home
-from arcvideo.processes.terminal import speak_plainly
+from arcvideo.processes.command import INTERRUPT_EXIT_CODE, as_command
 from arcvideo.sampling.settings import SampleSettings
 from arcvideo.structured import from_words, words_help
 
@@ -55,7 +55,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return INTERRUPT_EXIT_CODE
     if totals is None:
         print("this rank is done; the summary is written when all are")
         return 0
@@ -66,5 +66,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    speak_plainly()
-    sys.exit(main())
+    as_command(main)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from arcvideo.files import error_line
 from arcvideo.places import words_from_home
-from arcvideo.processes.terminal import speak_plainly
+from arcvideo.processes.command import as_command
 from arcvideo.report.page import write_page
 
 
@@ -23,5 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    speak_plainly()
-    main()
+    as_command(main)

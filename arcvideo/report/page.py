@@ -46,11 +46,14 @@ def write_page(run_dir: Path, *, stages: Sequence[str] | None = None) -> Path:
         stages: names of the sub-folders in order; None takes the order of summary.json, then the time they began.
 
     Raises:
-        ValueError: the folder has nothing to report.
+        ValueError: the folder has nothing to report, or nothing that can be read.
+        OSError: the folder cannot be looked into.
     """
     unread: list[str] = []
     summary = read_json(run_dir / "summary.json", unread=unread)
-    names = list(stages) if stages is not None else stage_names(run_dir, summary=summary)
+    names = list(stages) if stages is not None else stage_names(run_dir, summary=summary, unread=unread)
+    if not names and unread:
+        raise ValueError(f"{run_dir}: nothing there can be read ({'; '.join(unread)}); change the permissions")
     if not names:
         raise ValueError(f"{run_dir} has neither summary.json nor a stage with metrics.jsonl; train a stage first")
     records = [read_stage(run_dir / name) for name in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,12 +92,26 @@ def _gone(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def stage_names(run_dir: Path, *, summary: Mapping[str, Any]) -> list[str]:
-    """Return sub-folders that hold a stage: in the summary's order, then by the time of their last step."""
+def stage_names(run_dir: Path, *, summary: Mapping[str, Any], unread: list[str]) -> list[str]:
+    """Return sub-folders that hold a stage: in the summary's order, then by the time of their last step.
+
+    Args:
+        unread: gets a line for each sub-folder that cannot be looked into.
+
+    Raises:
+        OSError: the folder itself cannot be looked into, or is not there.
+    """
     named = summary.get("stages", {})
     listed = [name for name in named if (run_dir / name).is_dir()] if isinstance(named, Mapping) else []
-    paths = sorted(run_dir.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
-    return listed + [path.parent.name for path in paths if path.parent.name not in listed]
+    others: dict[str, float] = {}
+    for name in sorted(os.listdir(run_dir)):
+        try:
+            others[name] = (run_dir / name / "metrics.jsonl").stat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            unread.append(f"{name}: {os.strerror(error.errno or 0)}")
+    return listed + [name for name in sorted(others, key=lambda name: others[name]) if name not in listed]
 
 
 def read_json(path: Path, *, unread: list[str]) -> Row:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import braceexpand
 
+from arcvideo.files import error_line
 from arcvideo.remote.links import is_url
 from arcvideo.remote.settings import ShardCacheSettings
 from arcvideo.remote.shards import ShardCache
@@ -44,10 +46,28 @@ def expand_shards(pattern: str, *, cache: ShardCacheSettings | None = None, fetc
             raise ValueError(f"shards={pattern!r}: no such tar file: {missing[0]}{several}")
         paths.extend(local)
     if not paths:
+        for part in parts:
+            _look_into(part, pattern=pattern)
         raise ValueError(f"shards={pattern!r}: no such tar file")
     if len(set(paths)) < len(paths):
         raise ValueError(f"shards={pattern!r}: names a file twice; use weight to repeat a source")
     return paths
+
+
+def _look_into(part: str, *, pattern: str) -> None:
+    """Tell a folder that cannot be listed from one without tar files; `glob` takes both for empty.
+
+    Raises:
+        ValueError: it cannot be.
+    """
+    plain = re.split(r"[*?\[]", part, maxsplit=1)[0]
+    folder = os.path.dirname(plain) or "."
+    try:
+        os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise ValueError(f"shards={pattern!r}: {error_line(error)}") from None
 
 
 def _remote(urls: Sequence[str], *, pattern: str, cache: ShardCacheSettings | None, fetch: bool) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ import numpy as np
 
 from arcvideo.files import sync
 from arcvideo.media.read import media_digest
+from arcvideo.progress import watched
 from arcvideo.seals import publish, remember
 from arcvideo.shards.index import ShardIndex
-from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, RecordMembers, numbered, read_at, record_key
+from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, RecordMembers, numbered, read_at, read_groups, record_key
 from arcvideo.tasks import RecordError
 
 _OWNER, _MODE = "bigdata", 0o444
@@ -168,6 +170,22 @@ def copied(index: ShardIndex, row: int, *, groups: Mapping[str, RecordMembers]) 
             detail = f"{key} in {index.shard.name}: its media are not those that were indexed"
             raise RecordError("corrupt", f"{detail}; restore the shard, `arcvideo verify {index.shard}` checks it")
     return Record(key=key, content=content, media=media)
+
+
+def copies(index: ShardIndex) -> Iterator[tuple[int, Record]]:
+    """Yield the row and the record of each clip of a shard, as `copied` does; the damaged ones are told and left out.
+
+    Raises:
+        OSError: the shard cannot be read.
+    """
+    groups = {group.key: group for group in read_groups(index.shard)[0]}
+    for row in watched(range(len(index.clips)), what=index.shard.name, total=len(index.clips), unit="clip"):
+        try:
+            record = copied(index, row, groups=groups)
+        except RecordError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        yield row, record
 
 
 def json_text(content: Mapping[str, Any], *, has_media: bool) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 from arcvideo.files import error_line
 from arcvideo.lineage.lock import alone_filling
 from arcvideo.places import words_from_home
-from arcvideo.processes.terminal import speak_plainly
+from arcvideo.processes.command import as_command
 from arcvideo.progress import counted
 from arcvideo.synthetic.settings import TinyShortsSettings
 from arcvideo.synthetic.write import write_dataset
@@ -61,5 +61,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    speak_plainly()
-    sys.exit(main())
+    as_command(main)

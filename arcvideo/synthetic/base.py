@@ -34,8 +34,8 @@ from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import special_ids
 from arcvideo.model.towers.features import store_of
 from arcvideo.places import CONF_DIR, words_from_home, writable
-from arcvideo.processes.children import end_with_parent
-from arcvideo.processes.terminal import speak_plainly
+from arcvideo.processes.children import end_with_parent, start_deaf
+from arcvideo.processes.command import as_command
 from arcvideo.progress import watched
 from arcvideo.seals import write_sums
 from arcvideo.structured import filled
@@ -100,6 +100,7 @@ def _known(folder: Path, *, layout: MediaLayout, workers: int) -> list[Known]:
     members = [member for shard in shards for member in _members(shard)]
     jobs = [(name, content, truth, layout) for name, content, truth in members]
     with ProcessPoolExecutor(max_workers=workers, initializer=_start, initargs=(os.getpid(),)) as pool:
+        start_deaf(pool, workers=workers)
         clips = pool.map(_decode, jobs, chunksize=16)
         return list(watched(clips, what="decoding", total=len(jobs), unit="clip"))
 
@@ -171,5 +172,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    speak_plainly()
-    sys.exit(main())
+    as_command(main)

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from arcvideo.processes.children import end_with_parent
+from arcvideo.processes.children import end_with_parent, start_deaf
 from arcvideo.synthetic.encode import encode
 from arcvideo.synthetic.questions import letter_items, questions
 from arcvideo.synthetic.script import Script, draw_script
@@ -105,9 +105,12 @@ def _members(workers: int) -> Iterator[_Members]:
         return
     # spawn: a forked child would inherit the threads and locks of whatever framework the caller has started.
     context = multiprocessing.get_context("spawn")
+    # When this process is ended by a signal, the process that then tidies up behind it would complain on the terminal.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     start = partial(end_with_parent, signal.SIGKILL, os.getpid())  # a killed parent cannot tell them to end
     with ProcessPoolExecutor(workers, mp_context=context, initializer=start) as pool:
         try:
+            start_deaf(pool, workers=workers)
             yield lambda shard, seed: pool.map(
                 partial(_clip_members, shard.split, seed), _indices(shard), chunksize=_CHUNK
             )

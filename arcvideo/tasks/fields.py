@@ -9,6 +9,8 @@ from typing import Any
 
 from arcvideo.types import Sample, Turn
 
+_LONGEST = 500
+"""Characters of what is said about a record; a field of megabytes is not repeated."""
 PAST_END = 1.0
 """Seconds that a time may lie behind the end of its clip: annotations round, containers round otherwise."""
 _ARC = (
@@ -35,6 +37,7 @@ class RecordError(ValueError):
     """A record or item cannot become a sample; `reason` is a short name to count by, `detail` says what is wrong."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
+        detail = detail if len(detail) <= _LONGEST else f"{detail[:_LONGEST]}..."
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail

@@ -18,6 +18,7 @@ from arcvideo.files import json_line, read_lines, write_lines
 from arcvideo.hidden import hidden
 from arcvideo.tracking.mirrors import BesideMirror
 from arcvideo.tracking.sent import has_key, last_sent
+from arcvideo.tracking.service import is_left, leave_behind
 from arcvideo.tracking.settings import LoggerSettings
 
 WANDB_WORDS = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
@@ -129,6 +130,10 @@ class WandbMirror(BesideMirror):
         make = None if mode == "disabled" else partial(_WandbRun, options)
         super().__init__("W&B", make, past=past, advice=advice)
 
+    def _give_up(self, error: Exception) -> None:
+        super()._give_up(error)
+        leave_behind()
+
 
 class _WandbRun:
     """The run itself, in the thread that talks to W&B."""
@@ -138,6 +143,8 @@ class _WandbRun:
 
         sent = last_sent(Path(options["dir"]), run_id=options["id"])
         self._run = wandb.init(settings=_quiet(), **options)
+        # A server that is down is told by a line every five seconds otherwise; what is lost for good stays a line.
+        wandb.termsetup(wandb.Settings(show_info=False), logging.getLogger("wandb"))
         _hide_in_logs()
         # Online, the server says where the run stands; of files only they themselves know.
         self.last = int(self._run.step) - 1 if options["mode"] == "online" else sent
@@ -198,7 +205,7 @@ def record_lineage(
         run_id: `RunResult.wandb_id`; None records nothing.
     """
     mode = _wandb_mode(settings.wandb, say=False)
-    if mode == "disabled" or run_id is None:
+    if mode == "disabled" or run_id is None or is_left():
         return
     options = {"project": settings.project, "entity": settings.entity, "mode": mode, "dir": str(folder)}
     failures: list[Exception] = []
@@ -215,6 +222,7 @@ def record_lineage(
     if thread.is_alive():
         failures.append(TimeoutError(f"no answer in {2 * _PATIENCE} s"))
     for error in failures:
+        leave_behind()
         print(f"W&B does not know this stage's lineage: {type(error).__name__}: {error}", file=sys.stderr)
 
 

@@ -124,3 +124,13 @@ def test_subtitles_that_are_damaged(world: Path, place: int, junk: bytes) -> Non
     path = world / "worldsense/subtitles/AAW.srt"
     path.write_bytes(SRT.encode()[:place] + junk + SRT.encode()[place:])
     holds_up("worldsense", world / "worldsense")
+
+
+def test_an_odd_row_of_a_table_of_questions_costs_itself(tmp_path: Path) -> None:
+    LAYOUTS["own"](tmp_path)
+    rows = ["video,question,answer", 'a.mp4,"open,red', "a.mp4,which, red or blue?,red", f"a.mp4,long?,{'x' * 200_000}",
+            "a.mp4,what?,blue"]  # fmt: skip
+    (tmp_path / "q.csv").write_text("\n".join(rows) + "\n")
+    bench = read_bench("own", tmp_path, file="q.csv")
+    assert [item.fields["question"] for item in bench.items] == ["long?", "what?"]
+    assert [hole.reason for hole in bench.holes] == ["bad_row", "bad_row"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -221,3 +222,115 @@ def test_frames_that_make_no_video_are_an_error_of_the_media(times: list[float])
     huge[16:24] = (60_000).to_bytes(4, "big") * 2
     with pytest.raises(MediaError, match="no picture"):
         video_of_stills([bytes(huge)], times=[0.0])
+
+
+def row_of(**changes: Any) -> dict[str, Any]:
+    return {"messages": SAID, "videos": ["b.mp4"], **changes}
+
+
+R1 = {"problem": "p?", "solution": "<answer>A</answer>", "path": "b.mp4", "options": ["A. x", "B. y"]}
+MME = {"videoID": "b", "question": "q?", "options": ["A. x", "B. y"], "answer": "B"}
+SPAN = {"video": "b.mp4", "question": "q?", "start": 0, "end": 1}
+MEANT_OTHERWISE: dict[str, tuple[str, dict[str, Any], str]] = {
+    "a system that is no text": ("sharegpt", row_of(system=["s"]), "bad_conversations"),
+    "an input that is no text": (
+        "llama-factory", {"instruction": "q", "input": [1], "output": "a"}, "bad_conversations",
+    ),
+    "an instruction that is no text": (
+        "llama-factory", {"instruction": True, "input": "x", "output": "a"}, "bad_conversations",
+    ),
+    "a tag for a video and sound alone": (
+        "llama-factory",
+        {"messages": [{"role": "user", "content": "<video>q?"}, SAID[1]], "videos": None, "audios": ["a.wav"]},
+        "bad_media_tag",
+    ),
+    "a solution that is a list": ("video-r1", {**R1, "solution": ["A", "A"]}, "bad_row"),
+    "a letter without options": ("video-r1", {**R1, "options": None, "problem_type": "multiple choice"}, "bad_options"),
+    "options that are false": ("video-r1", {**R1, "options": False}, "bad_options"),
+    "a letter of a set without options": ("video-mme", {**MME, "options": None}, "bad_options"),
+    "a caption that is infinite": (
+        "sharegpt4video", {"video_path": "b.mp4", "captions": [{"idx": -1, "content": float("inf")}]}, "bad_number",
+    ),
+    "a span of nothing": ("table", {**SPAN, "question": None}, "no_caption"),
+    "a span without end": ("table", {**SPAN, "end": None}, "bad_span"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MEANT_OTHERWISE)
+def test_a_row_that_lacks_a_part_does_not_become_another_sample(media: Path, name: str, tmp_path: Path) -> None:
+    kind, row, reason = MEANT_OTHERWISE[name]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    report = ImportReport()
+    assert not list(IMPORTERS[kind](ImportRequest(annotations=(path,), videos=media), report=report))
+    assert [problem.reason for problem in report.problems] == [reason]
+
+
+def test_open_questions_may_be_answered_with_a_letter(media: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({**R1, "options": [], "problem_type": "OCR"}))
+    (draft,) = IMPORTERS["video-r1"](ImportRequest(annotations=(path,), videos=media), report=ImportReport())
+    assert draft.items[0]["task"] == "qa"
+
+
+@pytest.mark.parametrize(
+    ("data", "used", "reasons"),
+    [
+        (json.dumps([1]) + "\n" + json.dumps(row_of()) + "\n", 1, ["broken_json"]),
+        ("[" + json.dumps(row_of()) + "]\n\n", 1, []),
+        (json.dumps(row_of())[:-1] + ', "videos": ["a.wav"]}\n' + json.dumps(row_of()), 1, ["broken_json"]),
+        ("[" + json.dumps(row_of()) + "," + json.dumps(row_of())[:-1] + ', "videos": []}]', 1, ["broken_json"]),
+    ],
+    ids=["a list before rows", "one row in a list", "a name twice in a line", "a name twice in a list"],
+)
+def test_lists_and_names_that_stand_twice_cost_a_row(
+    media: Path, tmp_path: Path, data: str, used: int, reasons: list[str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(data)
+    report = ImportReport()
+    drafts = IMPORTERS["sharegpt"](ImportRequest(annotations=(path,), videos=media), report=report)
+    assert (sum(len(draft.items) for draft in drafts), [one.reason for one in report.problems]) == (used, reasons)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "used", "reasons"),
+    [
+        ("charades-sta", b"b 0 1##one\rb 0 1##two\r", 0, ["bad_row"]),
+        ("charades-sta", "b 0 1##one\nb 0 1##two".encode("utf-16")[:-1], 1, ["broken_text"]),
+        ("activitynet", b'{"b": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 0, ["broken_json"]),
+    ],
+    ids=["lines of an old Mac", "half a character of UTF-16", "nested without end"],
+)
+def test_what_is_no_line_or_no_text_is_told_as_what_it_is(
+    media: Path, tmp_path: Path, kind: str, data: bytes, used: int, reasons: list[str]
+) -> None:
+    (tmp_path / "rows.txt").write_bytes(data)
+    report = ImportReport()
+    drafts = IMPORTERS[kind](ImportRequest(annotations=(tmp_path / "rows.txt",), videos=media), report=report)
+    assert (sum(len(draft.items) for draft in drafts), [one.reason for one in report.problems]) == (used, reasons)
+
+
+def test_fields_of_megabytes_are_told_in_short_rows_and_counted_in_seconds(media: Path, tmp_path: Path) -> None:
+    """A tokenizer for looking is not learnt from a word of a million signs: its time grows with the square."""
+    rows = [row_of(id="y" * 1_000_000, messages=[{"from": "x" * 1_000_000, "value": "q"}]),
+            row_of(more="x", messages=[{**SAID[0], "content": "x" * 1_000_000}, SAID[1]])]  # fmt: skip
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    used, problems = imported("sharegpt", path, media, tmp_path / "out")
+    assert (used, len(problems)) == (1, 1)
+    assert len((tmp_path / "out" / "shard.quarantine.jsonl").read_text()) < 2_000
+    begun = time.monotonic()
+    assert main(["stats", str(tmp_path / "out" / "shard-000000.tar")]) == 0
+    assert time.monotonic() - begun < 60  # it took longer than anybody waited
+
+
+def test_columns_of_a_conversation_that_nobody_reads_are_told(
+    media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": SAID, "Videos": ["b.mp4"], "id": 1}))
+    imported("sharegpt", path, media, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "ignored  Videos of 1 rows" in said
+    assert "ignored  id" not in said

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from arcvideo.processes.children import ASKS_TO_STOP, REQUEUE_EXIT_CODE
+from arcvideo.processes.command import ASKS_TO_STOP, REQUEUE_EXIT_CODE, TWICE_SECONDS
 from arcvideo.processes.signals import StopSignals
 from tests.spawned import finished, running
 
@@ -88,7 +88,7 @@ def test_the_status_of_a_child_is_its_own() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_outside_of_the_loop_a_signal_ends_with_the_status_of_a_run_that_saved(number: int) -> None:
-    program = "from arcvideo.processes.children import stop_with_status; stop_with_status()\n" + DEAF
+    program = "from arcvideo.processes.command import stop_with_status; stop_with_status()\n" + DEAF
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=env)
     assert run.stdout is not None
@@ -100,7 +100,7 @@ def test_outside_of_the_loop_a_signal_ends_with_the_status_of_a_run_that_saved(n
 @pytest.mark.parametrize("number", ASKS_TO_STOP)
 def test_a_closed_terminal_asks_to_stop_like_a_scheduler(number: signal.Signals) -> None:
     code = (
-        "import time\nfrom arcvideo.processes.children import stop_with_status\nstop_with_status()\n"
+        "import time\nfrom arcvideo.processes.command import stop_with_status\nstop_with_status()\n"
         "print('up', flush=True)\ntime.sleep(60)\n"
     )
     with running([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
@@ -124,11 +124,29 @@ def test_nobody_who_reads_ends_no_run() -> None:
         assert process.wait(30) == 0
 
 
-def test_closing_a_terminal_twice_still_saves() -> None:
+@pytest.mark.parametrize("number", ASKS_TO_STOP)
+def test_one_signal_to_the_whole_group_that_is_handed_on_as_well_still_saves(number: signal.Signals) -> None:
     with StopSignals() as signals:
-        os.kill(os.getpid(), signal.SIGHUP)
-        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
         assert signals.requested
+
+
+def test_whoever_asks_again_later_does_not_want_to_wait() -> None:
+    code = (
+        "import time\nfrom arcvideo.processes.signals import StopSignals\n"
+        "with StopSignals() as signals:\n    print('up', flush=True)\n"
+        "    while not signals.requested:\n        time.sleep(0.01)\n"
+        "    print('asked', flush=True)\n    time.sleep(600)\n"
+    )
+    with running([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "asked\n"
+        time.sleep(TWICE_SECONDS + 0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
 
 
 def test_libraries_draw_no_bars_in_a_log() -> None:
@@ -140,3 +158,16 @@ def test_libraries_draw_no_bars_in_a_log() -> None:
     unset = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
     done = finished([sys.executable, "-c", code], seconds=300, env=unset)
     assert (done.stdout, "Writing" in done.stderr) == ("0 1 2 False\n", False)
+
+
+def test_a_command_that_ends_at_once_still_finishes_what_only_a_cycle_holds() -> None:
+    code = (
+        "import atexit, gc\n"
+        "atexit.register(lambda: print('spared', gc.get_freeze_count() > 0))\n"
+        "from arcvideo.processes.terminal import speak_plainly\nspeak_plainly()\n"
+        "class Writer:\n    def __del__(self): print('written')\n"
+        "gc.disable()\n"
+        "writer = Writer(); writer.me = writer; del writer\n"
+    )
+    done = finished([sys.executable, "-c", code], seconds=300)
+    assert done.stdout == "written\nspared True\n"

@@ -156,6 +156,19 @@ def test_an_empty_folder_is_one_clear_error(tmp_path: Path) -> None:
     assert "Traceback" not in made.stderr
 
 
+def test_a_folder_that_cannot_be_looked_into_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    """A link to itself refuses everybody, root included."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "sft").symlink_to("sft")
+    with pytest.raises(ValueError, match=r"run: nothing there can be read \(sft: Too many levels of symbolic links\)"):
+        write_page(tmp_path / "run")
+    with pytest.raises(OSError, match="Too many levels"):
+        write_page(tmp_path / "run" / "sft")
+    run = make_run(tmp_path)
+    (run / "grpo_again").symlink_to("grpo_again")
+    assert "grpo_again: Too many levels of symbolic links" in write_page(run).read_text()
+
+
 def test_two_prompts_of_a_step_with_one_key_are_two_groups() -> None:
     rows = [
         {

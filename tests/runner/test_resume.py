@@ -144,7 +144,7 @@ def wait_for_steps(folder: Path, count: int, *, seconds: float = 900.0) -> None:
 
 
 def test_sigterm_saves_after_the_step_and_asks_for_a_requeue(tmp_path: Path, world: World) -> None:
-    task = {"folder": str(tmp_path / "cut"), "steps": 40, "save_every": 0, "pause": 0.05}
+    task = {"folder": str(tmp_path / "cut"), "steps": 40, "save_every": 0, "pause": 0.25}
     (process,) = start_ranks([task], ranks=1, results=tmp_path / "results.json")
     try:
         wait_for_steps(tmp_path / "cut", 3)

@@ -272,3 +272,12 @@ def test_the_report_finds_clips_whose_indexes_have_a_folder(tmp_path: Path) -> N
     pattern = build.shards(tmp_path / "mounted", count=2, per_shard=1)
     ensure_indexes(sorted((tmp_path / "mounted").glob("*.tar")), progress=False, place=str(tmp_path / "indexes"))
     assert len(list(_indexes([str(pattern)], data={"index_dir": str(tmp_path / "indexes")}))) == 2
+
+
+def test_a_folder_that_cannot_be_looked_into_is_not_taken_for_one_without_shards(tmp_path: Path) -> None:
+    """A link to itself refuses everybody, root included."""
+    (tmp_path / "data").symlink_to("data")
+    with pytest.raises(ValueError, match="data: Too many levels of symbolic links"):
+        expand_shards(f"{tmp_path}/data/*.tar")
+    with pytest.raises(ValueError, match="no such tar file"):
+        expand_shards(f"{tmp_path}/nowhere/*.tar")

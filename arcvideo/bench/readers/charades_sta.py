@@ -88,8 +88,9 @@ def _stated(folder: Path) -> dict[str, float]:
     for name in ("Charades_v1_test.csv", "Charades_v1_train.csv"):
         path = next((place for place in (folder / name, folder / "Charades" / name) if place.is_file()), None)
         for _, row in table_rows(path) if path is not None else ():
-            if str(row.get("length") or "").replace(".", "", 1).isdecimal() and float(row["length"]) > 0:
-                seconds[str(row.get("id"))] = float(row["length"])
+            length = str(row.get("length") or "") if isinstance(row, dict) else ""
+            if length.replace(".", "", 1).isdecimal() and float(length) > 0:
+                seconds[str(row.get("id"))] = float(length)
     return seconds
 
 

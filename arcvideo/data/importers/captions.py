@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from arcvideo.data.importers.delimited import delimited_rows
 from arcvideo.data.importers.drafts import (
     Drafting,
     Drafts,
@@ -21,7 +20,7 @@ from arcvideo.data.importers.drafts import (
     media_path,
 )
 from arcvideo.data.importers.parts import json_parts
-from arcvideo.shards.text import rows, whole
+from arcvideo.shards.text import delimited_rows, rows, whole
 from arcvideo.tasks import RecordError
 
 GROUNDING_QUESTION = "When does this happen in the video: {}"
@@ -37,7 +36,11 @@ def import_webvid(request: ImportRequest, *, report: ImportReport) -> Drafts:
     request.media_folder()
     drafting = Drafting(report=report, audio=request.audio)
     for path in existing(request.annotations):
-        for number, row in delimited_rows(path, encoding=request.encoding, report=report):
+        for number, row in delimited_rows(path, encoding=request.encoding):
+            report.rows += 1
+            if isinstance(row, RecordError):
+                report.refuse(f"line {number}", reason=row.reason, detail=row.detail)
+                continue
             if not {"videoid", "name"} <= row.keys():
                 raise ValueError(f"{path}: a WebVid file has the columns videoid and name, found {', '.join(row)}")
             label = str(row["videoid"] or f"line {number}")
@@ -72,7 +75,7 @@ def import_charades_sta(request: ImportRequest, *, report: ImportReport) -> Draf
             label = f"line {number}"
             with judged(label, report=report):
                 match = _CHARADES.fullmatch(whole(line.strip()))
-                if match is None:
+                if match is None or "\r" in match[0]:
                     raise RecordError("bad_row", f"expected VIDEO START END##sentence, got {line.strip()[:80]!r}")
                 span = [_number(match["start"]), _number(match["end"])]
                 item = _grounding(match["sentence"], span=span)
@@ -97,6 +100,8 @@ def import_activitynet(request: ImportRequest, *, report: ImportReport) -> Draft
             video, entry = part
             items: list[dict[str, Any]] = []
             with judged(video, report=report):
+                if isinstance(entry, RecordError):
+                    raise entry
                 media = found_media(video, request=request)
                 events = _events(entry)
                 items = [_grounding(text, span=[start, end]) for start, end, text in events]

@@ -111,7 +111,7 @@ def _import(request: ImportRequest, *, report: ImportReport, needs_media: bool) 
             drafting.add(
                 item, label=label, name=known_as, media=media[0] if media else None, sound=sound, more=media[1:]
             )
-            report.ignored.update(talk.ignored)
+            report.ignore(talk.ignored)
             report.loose_tags += MEDIA_TAG in item["question"] and f"{MEDIA_TAG}\n" not in item["question"]
     return drafting.drafts()
 

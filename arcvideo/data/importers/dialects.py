@@ -26,8 +26,10 @@ _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("tool", "tool_call", "tool_response", "function", "function_call", "observation"), "tool"),
 }
-_IGNORED = ("tools", "objects", "rejected_response", "label", "margin")
-"""Columns with a meaning in their own format that has none here."""
+_MEDIA = ("video", "image", "audio")
+_READ = frozenset((*_TURNS, *_MEDIA, *(f"{kind}s" for kind in _MEDIA), "id", "system", "fps", "query", "response",
+                   "history", "instruction", "input", "output"))  # fmt: skip
+"""Columns that are read; what stands in others is left out, and told."""
 _NAMES = ("path", "url", "file", "video", "image", "audio")
 _LATEST = 1e9
 """Seconds; a later time of a frame is a mistake."""
@@ -71,15 +73,15 @@ def read_talk(row: Mapping[str, Any]) -> Talk:
     """Return the conversation of a row.
 
     Raises:
-        RecordError: `bad_conversations`, `no_answer`, `tool_turns`, `no_media`, `several_media`.
+        RecordError: `bad_conversations`, `no_answer`, `tool_turns`, `no_media`, `several_media`, `bad_media_tag`.
     """
-    media: dict[str, list[Named]] = {
-        kind: _named(row, (kind, f"{kind}s"), fps=row.get("fps")) for kind in ("video", "image", "audio")
-    }
+    media: dict[str, list[Named]] = {kind: _named(row, (kind, f"{kind}s"), fps=row.get("fps")) for kind in _MEDIA}
     said: list[tuple[str, str]] = []
     for role, content in _turns(row):
         said.append((role, _text(content, media=media)))
-    system = str(row.get("system") or "")
+    system = row.get("system") or ""
+    if not isinstance(system, str):
+        raise RecordError("bad_conversations", f"'system' must be a text, got {type(system).__name__}")
     if said and said[0][0] == "system":
         system = "\n".join(text for text in (system, said.pop(0)[1]) if text)
     roles = [role for role, _ in said]
@@ -91,6 +93,9 @@ def read_talk(row: Mapping[str, Any]) -> Talk:
     pictures, sounds = media["video"] + media["image"], media["audio"]
     both = len(pictures) == 1 and len(sounds) == 1
     questions = [text for _, text in said[::2]]
+    shows = next((kind for text in questions for kind in _kinds(text) if kind != "audio"), None)
+    if sounds and not pictures and shows is not None:
+        raise RecordError("bad_media_tag", f"a question has a tag for a {shows}, and the row names sound alone")
     several = len(pictures) + len(sounds) > 1 and not both
     shown = _in_order(questions, media=media) if several else tuple(pictures or sounds)
     questions = [_one_tag(text, both=both) for text in questions]
@@ -99,7 +104,7 @@ def read_talk(row: Mapping[str, Any]) -> Talk:
         system=system,
         media=shown,
         sound=sounds[0] if both else None,
-        ignored=tuple(name for name in _IGNORED if row.get(name)),
+        ignored=tuple(name for name, value in row.items() if name not in _READ and value not in (None, "", [])),
     )
 
 
@@ -147,8 +152,11 @@ def _turns(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _pairs(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return the turns of `query`, `response`, `history` and of `instruction`, `input`, `output`."""
     question = row.get("query", row.get("instruction"))
-    if isinstance(row.get("input"), str) and row["input"]:
-        question = f"{question}\n{row['input']}" if question else row["input"]
+    more = row.get("input")
+    if more not in (None, ""):
+        if not isinstance(more, str) or not isinstance(question, str | None):
+            raise RecordError("bad_conversations", "'input' and what it is added to must be texts")
+        question = f"{question}\n{more}" if question else more
     pairs = row.get("history") or []
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise RecordError("bad_conversations", "'history' must be a list of [question, answer]")
@@ -221,7 +229,7 @@ def _text(content: Any, *, media: Mapping[str, list[Named]]) -> str:
                 raise RecordError("bad_conversations", "a part of type text needs a text")
             texts.append(text)
             continue
-        medium = next((name for name in ("video", "image", "audio") if isinstance(kind, str) and name in kind), None)
+        medium = next((name for name in _MEDIA if isinstance(kind, str) and name in kind), None)
         if medium is None:
             raise RecordError("bad_conversations", f"a part of type {kind!r}; there are text, video, image, audio")
         inside = next((part[field] for field in (kind, medium, "frames", *_NAMES) if part.get(field)), None)

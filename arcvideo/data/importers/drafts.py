@@ -11,14 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from arcvideo.data.importers.columnar import ARROW, PARQUET
 from arcvideo.data.importers.parts import json_parts
 from arcvideo.data.importers.sources import Cell, Medium, label_of, place_of, rows_with_cells
-from arcvideo.data.importers.spool import Draft, Problems, Spool
+from arcvideo.data.importers.spool import Draft, Problems, Spool, import_problem
 from arcvideo.shards.items import check_renders, check_values, checked_sample
-from arcvideo.shards.members import AUDIO, IMAGE, VIDEO, Problem
+from arcvideo.shards.members import AUDIO, IMAGE, VIDEO
 from arcvideo.shards.text import json_of, open_text, read_text, whole
 from arcvideo.shards.text import rows as text_rows
 from arcvideo.tasks import RecordError
@@ -27,6 +27,10 @@ _LONGEST = 255
 """Bytes of a part of a path that file systems take."""
 _LONGEST_PATH = 4095
 """Bytes of a path that the system takes."""
+_MOST_COLUMNS, _LONGEST_COLUMN = 1000, 80
+"""Names of columns that are counted, and characters of each."""
+_LONGEST_ROW = 1 << 20
+"""Characters of a first line that is looked at as a row."""
 _OTHERS = re.compile("[.\0\ud800-\udfff]")
 """Signs of a name that the key of a record cannot have: keys end at the first dot, and are UTF-8."""
 
@@ -45,7 +49,13 @@ class ImportReport:
 
     def refuse(self, key: str, *, reason: str, detail: str) -> None:
         """Lists a row that is not used."""
-        self.problems.append(Problem(key=key, stage="import", reason=reason, detail=detail))
+        self.problems.append(import_problem(key, reason=reason, detail=detail))
+
+    def ignore(self, columns: Iterable[str]) -> None:
+        """Count columns that a row has and nothing was made of; each row may name its own, so only so many are kept."""
+        for name in columns:
+            if name in self.ignored or len(self.ignored) < _MOST_COLUMNS:
+                self.ignored[name[:_LONGEST_COLUMN]] += 1
 
 
 @contextmanager
@@ -290,15 +300,27 @@ def _columnar(path: Path, *, request: ImportRequest, report: ImportReport) -> It
 
 def _json_objects(path: Path, *, request: ImportRequest, report: ImportReport) -> Iterator[tuple[str, dict[str, Any]]]:
     with open_text(path, encoding=request.encoding) as file:
-        while (first := file.read(1)).isspace():
-            pass
-    is_list = first == "["
+        is_list = _begins_list(file)
     for place, row in (_list_rows if is_list else _line_rows)(path, request=request, report=report):
         if isinstance(row, dict):
             yield place, row
         else:
-            detail = row.detail if isinstance(row, RecordError) else "not an object"
+            listed = f"a list of {len(row)}, " if isinstance(row, list) else ""
+            detail = row.detail if isinstance(row, RecordError) else f"{listed}not an object"
             report.refuse(place, reason="broken_json", detail=detail)
+
+
+def _begins_list(file: IO[str]) -> bool:
+    """Return whether a file holds a list of rows, and not rows that are a line each, of which the first is odd."""
+    while (first := file.read(1)).isspace():
+        pass
+    if first != "[":
+        return False
+    try:
+        json.loads(first + file.readline(_LONGEST_ROW))
+        return not isinstance(json.loads(file.readline(_LONGEST_ROW)), dict)
+    except (ValueError, RecursionError):  # it goes on in the next line, or ends with the first
+        return True
 
 
 def existing(paths: Iterable[Path]) -> Iterator[Path]:
@@ -338,6 +360,6 @@ def whole_json(path: Path, *, encoding: str | None = None) -> Any:
     """
     (path,) = existing([path])
     try:
-        return json_of(read_text(path, encoding=encoding))
+        return json_of(read_text(path, encoding=encoding), once=False)
     except RecordError as error:
         raise ValueError(f"{path}: is not JSON: {error.detail}") from None

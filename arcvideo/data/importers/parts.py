@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from arcvideo.shards.text import open_text
+from arcvideo.shards.text import named_once, open_text
 from arcvideo.tasks import RecordError
 
 _PIECE = 1 << 18
@@ -19,14 +19,14 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _SIGNS = ("[", "]", "{", "}", ",")
 _STEP = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]|[^"\[\]{},]+', re.DOTALL)
 """A text, a sign of structure, or what stands between them."""
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(object_pairs_hook=named_once)
 
 
 def json_parts(path: Path, *, encoding: str | None = None) -> Iterator[Any]:
     """Yield the elements of the list in a JSON file, or (name, value) of the object there.
 
-    A part that Python cannot hold, for it is nested without end or has a number of thousands of digits, is passed over;
-    its value is a RecordError.
+    A part that cannot be held, for it is nested without end, has a number of thousands of digits or names something
+    twice, is passed over; its value is a RecordError.
 
     Raises:
         ValueError: it is not JSON, or neither of both; also after what was good before the damage.

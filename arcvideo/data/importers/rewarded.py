@@ -13,6 +13,8 @@ from arcvideo.tasks import RecordError
 _MEDIA = ("path", "video", "video_path", "video_filename", "image")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
+_OPEN = ("OCR", "free-form", "numerical", "regression")
+"""Kinds of problems whose answer may be a letter without options."""
 _TAGS = re.compile(r"<(?:video|image)>\n?")
 
 
@@ -33,16 +35,32 @@ def import_video_r1(request: ImportRequest, *, report: ImportReport) -> Drafts:
 
 
 def _problem(row: Mapping[str, Any]) -> dict[str, Any]:
-    solution, process = str(row.get("solution", row.get("answer")) or ""), str(row.get("process") or "")
+    solution, process = _text(row, "solution", "answer"), _text(row, "process")
     answer = _ANSWER.search(solution)
     think = _THINK.search(process) or _THINK.search(solution)
     return {
         "video": next((row[field] for field in _MEDIA if row.get(field)), None),
-        "question": _TAGS.sub("", str(row.get("problem", row.get("question")) or "")).strip(),
-        "options": row.get("options") or None,
+        "question": _TAGS.sub("", _text(row, "problem", "question")).strip(),
+        "options": row.get("options"),
+        "task": "qa" if not row.get("options") and row.get("problem_type") in _OPEN else None,
         "answer": (answer[1] if answer else solution).strip(),
         "think": think[1].strip() if think else None,
     }
+
+
+def _text(row: Mapping[str, Any], *fields: str) -> str:
+    """Return the text of the first of these fields that there is; a number is what it looks like, nothing is "".
+
+    Raises:
+        RecordError: `bad_row`.
+    """
+    field = next((field for field in fields if field in row), fields[0])
+    value = row.get(field)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise RecordError("bad_row", f"{field!r} must be a text, got {type(value).__name__}")
+    return str(value)
 
 
 def import_sharegpt4video(request: ImportRequest, *, report: ImportReport) -> Drafts:

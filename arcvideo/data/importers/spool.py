@@ -29,6 +29,8 @@ CREATE TABLE sounds (place TEXT PRIMARY KEY, sound TEXT);
 CREATE TABLE items (record INTEGER, item TEXT, label TEXT);
 """
 _NEXT = "SELECT {} FROM records LEFT JOIN sounds USING (place) WHERE number > ? ORDER BY number LIMIT 256"
+_LONGEST_LABEL = 300
+"""Characters of what a row is called in the list of problems."""
 _IN_MEMORY = 1 << 20
 """Bytes of a list that are kept in memory before it goes to the disk."""
 
@@ -53,6 +55,12 @@ class Draft:
     """Media that are shown behind the first."""
     clip: str = ""
     """What the clip is called by content, once `Spool.name_clips` was called; records of one clip share it."""
+
+
+def import_problem(label: str, *, reason: str, detail: str) -> Problem:
+    """Return the row of the list of problems for a row that is not used; a label of megabytes is cut."""
+    label = label if len(label) <= _LONGEST_LABEL else f"{label[:_LONGEST_LABEL]}..."
+    return Problem(key=label, stage="import", reason=reason, detail=detail)
 
 
 class Problems:

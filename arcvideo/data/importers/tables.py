@@ -7,6 +7,7 @@ Video columns of Hugging Face datasets hold the file itself or its path.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from arcvideo.data.importers.columnar import ARROW, PARQUET
-from arcvideo.data.importers.delimited import delimited_rows
 from arcvideo.data.importers.drafts import (
     Drafting,
     Drafts,
@@ -30,8 +30,9 @@ from arcvideo.data.importers.drafts import (
     media_path,
 )
 from arcvideo.data.importers.sources import Cell, Medium
-from arcvideo.shards.text import whole
+from arcvideo.shards.text import delimited_rows, whole
 from arcvideo.tasks import RecordError
+from arcvideo.tasks.fields import required_text
 
 FIELDS = (
     "video",
@@ -165,12 +166,14 @@ def _item(cells: Mapping[str, Any]) -> dict[str, Any]:
     has = {field for field in cells if cells[field] not in (None, "", [])}
     extra = {field: _words(cells[field]) for field in ("think",) if field in has}
     task = str(cells["task"]) if "task" in has else ""
+    _check_whole(cells, has=has, task=task)
     if task in ("", "mcq") and "options" in has:
         answer = _words(cells.get("answer"))
         return {"task": "mcq", "question": _words(cells.get("question")), "options": _options(cells["options"]),
                 "answer": answer, **extra}  # fmt: skip
     if task in ("", "grounding") and {"start", "end"} <= has:
-        about = _words(cells.get("question")) or _GROUNDING.format(_words(cells.get("caption")))
+        caption = required_text({"caption": _words(cells.get("caption"))}, "caption") if "question" not in has else ""
+        about = _words(cells["question"]) if "question" in has else _GROUNDING.format(caption)
         return {"task": "grounding", "question": about, "span": [_seconds(cells["start"]), _seconds(cells["end"])],
                 **extra}  # fmt: skip
     if task in ("", "qa") and "question" in has:
@@ -179,6 +182,20 @@ def _item(cells: Mapping[str, Any]) -> dict[str, Any]:
         if task in ("", name) and field in has:
             return {"task": name, "answer": _words(cells[field]), **extra}
     raise RecordError("no_answer", f"nothing to answer; the row has {sorted(has)}: say which column is what, --map")
+
+
+def _check_whole(cells: Mapping[str, Any], *, has: set[str], task: str) -> None:
+    """Complain about a row that lacks what would make it an item of another task, and of another meaning.
+
+    Raises:
+        RecordError: `bad_options`: the letter of an option without options. `bad_span`: one of `start` and `end`.
+    """
+    answer = _words(cells.get("answer"))
+    is_letter = isinstance(answer, str) and re.fullmatch(r"\W*[A-H]\W*", answer) is not None
+    if not task and "options" in cells and "options" not in has and is_letter:
+        raise RecordError("bad_options", f"the answer is the letter {answer[:20]!r}, and there are no options")
+    if len({"start", "end"} & has) == 1 and {"start", "end"} <= cells.keys():
+        raise RecordError("bad_span", "a row needs both of start and end, or none")
 
 
 def _options(value: Any) -> Any:
@@ -193,7 +210,13 @@ def _options(value: Any) -> Any:
 
 
 def _words(value: Any) -> Any:
-    """Return the text of a cell; numbers count as what they look like, everything else is judged by the task."""
+    """Return the text of a cell; numbers count as what they look like, everything else is judged by the task.
+
+    Raises:
+        RecordError: `bad_number`: infinite, or none. `broken_text`.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecordError("bad_number", f"{value} is no text and no number")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     return whole(value) if isinstance(value, str) else value
@@ -261,13 +284,7 @@ def _value(row: Mapping[str, Any], column: str | tuple[str, ...]) -> Any:
 def _note_ignored(row: Mapping[str, Any], *, mapping: Columns, report: ImportReport) -> None:
     """Count the columns that a row has and nothing was made of."""
     used = {name for column in mapping.values() for name in ((column,) if isinstance(column, str) else column)}
-    for name, value in row.items():
-        if (
-            name not in used
-            and value not in (None, "", [])
-            and (name in report.ignored or len(report.ignored) < _MOST_MAPPINGS)
-        ):
-            report.ignored[name] += 1
+    report.ignore(name for name, value in row.items() if name not in used and value not in (None, "", []))
 
 
 def _which(columns: Sequence[str]) -> str:
@@ -279,7 +296,11 @@ def _rows(path: Path, *, request: ImportRequest, report: ImportReport) -> Iterat
     kind = path.suffix.lower()
     if kind in (".csv", ".tsv"):
         delimiter = "\t" if kind == ".tsv" else ","
-        for number, cells in delimited_rows(path, encoding=request.encoding, delimiter=delimiter, report=report):
-            yield f"line {number}", cells
+        for number, cells in delimited_rows(path, encoding=request.encoding, delimiter=delimiter):
+            report.rows += 1
+            if isinstance(cells, RecordError):
+                report.refuse(f"line {number}", reason=cells.reason, detail=cells.detail)
+            else:
+                yield f"line {number}", cells
     else:
         yield from annotated_rows(path, request=request, report=report)

@@ -11,7 +11,7 @@ from typing import Any
 from arcvideo.data.importers.drafts import ImportReport
 from arcvideo.data.importers.ledger import Ledger, Part, draft_state
 from arcvideo.data.importers.sources import Medium, Opened, label_of, opened, size_of, unchanged
-from arcvideo.data.importers.spool import Draft
+from arcvideo.data.importers.spool import Draft, import_problem
 from arcvideo.decoding.pool import MediaPool
 from arcvideo.decoding.probe import Extent, Probed, ProbeJob
 from arcvideo.files import FULL
@@ -250,4 +250,4 @@ def _type(medium: Medium, *, known: Collection[str], other: str) -> str:
 
 
 def _problem(label: str, *, reason: str, detail: str) -> dict[str, str]:
-    return asdict(Problem(key=label, stage="import", reason=reason, detail=detail))
+    return asdict(import_problem(label, reason=reason, detail=detail))

@@ -27,7 +27,7 @@ from arcvideo.model.modeling import ArcVideoForConditionalGeneration, ArcVideoOu
 from arcvideo.model.positions import replace_newlines, xd_positions
 from arcvideo.model.special import SpecialIds
 from arcvideo.places import words_from_home
-from arcvideo.processes.terminal import speak_plainly
+from arcvideo.processes.command import as_command
 
 Difference = tuple[str, float]
 
@@ -251,5 +251,4 @@ def _all_differences(folder: Path, prefix: str) -> Iterator[Difference]:
 
 
 if __name__ == "__main__":
-    speak_plainly()
-    sys.exit(main())
+    as_command(main)

@@ -30,7 +30,7 @@ from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import AudioSettings
 from arcvideo.model.special import special_ids
 from arcvideo.places import words_from_home, writable
-from arcvideo.processes.terminal import speak_plainly
+from arcvideo.processes.command import as_command
 from arcvideo.seals import write_sums
 
 NEW_MODULES = ("vision_model.perceive", "mlp2")
@@ -301,5 +301,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    speak_plainly()
-    sys.exit(main())
+    as_command(main)
