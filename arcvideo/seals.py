@@ -133,6 +133,8 @@ def read_sums(path: Path) -> dict[str, str]:
         if len(sha256) != 64 or sha256.strip("0123456789abcdef") or not name:
             raise Damaged(f"{path.name}, line {number}: no line of sha256sum")
         sums[name] = sha256
+    if not sums:
+        raise Damaged(f"{path.name} names no file")
     return sums
 
 

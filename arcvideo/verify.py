@@ -13,11 +13,13 @@ Exit status: 0 all is whole, 1 something is damaged, 2 a path is not there.
 from __future__ import annotations
 
 import argparse
+import glob
 import hashlib
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,13 +36,14 @@ from arcvideo.lineage.started import STARTED_NAME, read_started
 from arcvideo.measuring.folder import PREDICTIONS
 from arcvideo.media.read import media_digest
 from arcvideo.model.towers.features import check_features
+from arcvideo.places import words_from_home
 from arcvideo.processes.command import as_command
 from arcvideo.rejection.journal import read_answers
 from arcvideo.saving.checkpoint import read_checkpoint
 from arcvideo.shards.columns import CONTENT
 from arcvideo.shards.index import ShardIndex, index_folder, open_index
 from arcvideo.shards.members import read_at, read_groups
-from arcvideo.shards.seal import unsealed, vouched
+from arcvideo.shards.seal import DATASET, LEDGER, PRINTS, unsealed, vouched
 
 T = TypeVar("T")
 _AGAIN = "remove it, it is made again when it is needed"
@@ -114,7 +117,7 @@ def _folder(folder: Path, findings: Findings) -> list[Path]:
     """
     folders: list[Path] = []
     vouched: set[Path] = set()
-    if folder.name.endswith(".index"):
+    if folder.name.endswith((".index", PRINTS, "-fingerprints")):
         _check_index(folder, findings)
         return folders
     if folder.name.startswith("step-") and (folder / "manifest.json").exists() and folder.parent.name == "checkpoints":
@@ -181,6 +184,10 @@ def _check_sums(folder: Path, findings: Findings) -> set[Path]:
     for name, sha256 in names.items():
         remedy = f"restore it, or delete {sums} when the change is meant"
         findings.look("file of weights", folder / name, lambda n=name, s=sha256: _compare(folder, n, s), remedy=remedy)  # type: ignore[misc]
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.name not in names:
+            what = f"is not named in {seals.SUMS}, as all weights of a folder are"
+            findings.damages.append(Damage(path=path, what=what, remedy=f"restore {seals.SUMS}, or remove the file"))
     return {sums, *(folder / name for name in names)}
 
 
@@ -192,6 +199,8 @@ def _compare(folder: Path, name: str, sha256: str) -> None:
 def _file(path: Path, findings: Findings, *, vouched: set[Path]) -> None:
     """Check a file by what its name says it is."""
     name = path.name
+    if name.endswith(".sha256"):
+        _check_presence(path.with_suffix(""), by=path, findings=findings)
     if name.endswith((".lock", ".word", ".partial", ".sha256")) or name == ".gitignore":
         return
     if name.endswith(".tar"):
@@ -209,12 +218,43 @@ def _file(path: Path, findings: Findings, *, vouched: set[Path]) -> None:
         findings.look("journal", path, lambda: read_answers(path), remedy="delete the line, it is drawn again")
     elif name.endswith(".jsonl"):
         _check_rows(path, findings)
+        if name.endswith(LEDGER):
+            _check_ledger(path, findings)
     elif name.endswith(".json"):
         content = findings.look("JSON file", path, lambda: _json(path), remedy=_RESTORE)
         if not seals.sidecar(path).exists() and not (isinstance(content, dict) and "seal" in content):
             findings.unsealed.append(path)
+        if name == DATASET and isinstance(content, dict) and isinstance(content.get("shards"), dict):
+            for shard in content["shards"]:
+                _check_presence(path.with_name(Path(shard).name or name), by=path, findings=findings)
     else:
         findings.unsealed.append(path)
+
+
+def _check_presence(path: Path, *, by: Path, findings: Findings) -> None:
+    """Whether a file is there that another one vouches for."""
+    if not path.exists():
+        remedy = f"{_RESTORE}; where its absence is meant, delete {by.name}"
+        findings.damages.append(Damage(path=path, what=f"is missing, though {by.name} tells of it", remedy=remedy))
+
+
+def _check_ledger(path: Path, findings: Findings) -> None:
+    """The shards of an import against the list of them."""
+    with suppress(ValueError, OSError):  # told already
+        parts = read_lines(path, fields={})[1:]
+        listed = {part.get("shard") for part in parts}
+        for shard in sorted(path.parent.glob(f"{glob.escape(path.name.removesuffix(LEDGER))}-{'[0-9]' * 6}.tar")):
+            if shard.name not in listed:
+                remedy = f"restore {path.name}: its end is gone; or remove the shard, the import makes it again"
+                findings.damages.append(Damage(path=shard, what=f"is not in {path.name}", remedy=remedy))
+        for part in parts:
+            shard = path.with_name(Path(str(part.get("shard"))).name or path.name)
+            said = vouched(shard) if shard.exists() else None
+            if not shard.exists():
+                _check_presence(shard, by=path, findings=findings)
+            elif said is not None and said[1] != part.get("sha256"):
+                remedy = "restore the one or the other; an import goes on by this list"
+                findings.damages.append(Damage(path=path, what=f"is not the list of {shard.name}", remedy=remedy))
 
 
 def _json(path: Path) -> Any:
@@ -282,7 +322,7 @@ def _media(index: ShardIndex) -> Iterator[tuple[str, bool]]:
 
 
 def _check_index(folder: Path, findings: Findings) -> None:
-    """An index and the token counts in it, every byte."""
+    """An index and the token counts in it, or fingerprints, every byte."""
     seals.forget(folder)
     names = ("meta.json", *(path.name for path in sorted(folder.glob("*.seal.json"))))
     for name in names:
@@ -291,7 +331,8 @@ def _check_index(folder: Path, findings: Findings) -> None:
             files = unsealed(path.read_text(encoding="utf-8"), name=path)["files"]
             seals.check(folder, files)
 
-        findings.look("index" if name == "meta.json" else "table of token counts", folder / name, whole, remedy=_AGAIN)
+        kind = "fingerprints" if folder.name.endswith("fingerprints") else "index"
+        findings.look(kind if name == "meta.json" else "table of token counts", folder / name, whole, remedy=_AGAIN)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -301,7 +342,7 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH")
     parser.add_argument("--all", action="store_true", help="name the files that nobody vouches for")
-    options = parser.parse_args(words)
+    options = parser.parse_args(words_from_home(words))
     damages = 0
     for path in options.paths:
         try:

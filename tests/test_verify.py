@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from arcvideo import seals
+from arcvideo.data.shards import main as shards
 from arcvideo.decoding.cache import FrameCache
 from arcvideo.evaluation.predictions import Prediction, write_predictions
 from arcvideo.feed.quarantine import Quarantine
@@ -302,3 +303,81 @@ def test_a_folder_that_nobody_may_look_into_is_a_line(
     assert f"{tmp_path / 'open.jsonl'}: " in said
     assert main([str(tmp_path / "closed" / "deeper")]) == 2
     assert "Permission denied" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def imports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two data sets, imported and fingerprinted, `a` and `b`."""
+    root = tmp_path_factory.mktemp("imports")
+    for name, shade in (("a", 10), ("b", 90)):
+        media = root / f"media-{name}"
+        media.mkdir()
+        for number in range(2):
+            (media / f"{number}.mp4").write_bytes(build.mp4(1.0, shade=shade + number))
+        rows = [f"{number}.mp4,what?,{name}{number}" for number in range(2)]
+        (media / "rows.csv").write_text("\n".join(["video,question,answer", *rows]) + "\n")
+        words = ["--format", "table", "--annotations", str(media / "rows.csv"), "--videos", str(media)]
+        more = ["--out", str(root / name), "--per-shard", "1", "--workers", "0"]
+        assert shards(["import", *words, *more]) == 0
+        assert shards(["fingerprint", *map(str, sorted((root / name).glob("*.tar")))]) == 0
+    return root
+
+
+def test_an_imported_set_with_fingerprints_is_whole(imports: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(imports / "a")]) == 0
+    assert "2 x fingerprints, 2 x index, 2 x shard; damaged: 0; without a seal: 0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["picture.npy", "counts.npy", "meta.json"])
+def test_fingerprints_that_changed_are_told(imports: Path, tmp_path: Path, name: str) -> None:
+    root = shutil.copytree(imports / "a", tmp_path / "a")
+    flipped(root / "shard-000001.tar.fingerprints" / name)
+    (damage,) = verify(root).damages
+    assert damage.path == root / "shard-000001.tar.fingerprints" / "meta.json"
+
+
+def test_what_is_missing_or_of_another_set_is_told_with_its_name(imports: Path, tmp_path: Path) -> None:
+    def found(change: Any) -> set[str]:
+        root = shutil.copytree(imports / "a", tmp_path / "a")
+        change(root)
+        names = {damage.path.name for damage in verify(root).damages}
+        shutil.rmtree(root)
+        return names
+
+    def cut(root: Path) -> None:
+        ledger = root / "shard.import.jsonl"
+        ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:2]))
+
+    assert found(lambda root: (root / "shard-000001.tar").unlink()) == {"shard-000001.tar"}
+    assert found(lambda root: shutil.copy(imports / "b" / "shard.import.jsonl", root)) == {"shard.import.jsonl"}
+    assert found(cut) == {"shard-000001.tar"}
+
+
+def test_weights_that_the_list_of_digests_does_not_name_are_told(tmp_path: Path) -> None:
+    folder = weights(tmp_path / "w")
+    (folder / seals.SUMS).write_text("")
+    assert [damage.path.name for damage in verify(folder).damages] == [seals.SUMS]
+    (folder / seals.SUMS).write_text("\n".join(["0" * 64 + "  other.json"]) + "\n")
+    (folder / "other.json").write_text("{}")
+    assert {damage.path.name for damage in verify(folder).damages} == {"model.safetensors", "other.json"}
+
+
+def test_a_missing_shard_of_tiny_shorts_is_told(small_world: SmallWorld, tmp_path: Path) -> None:
+    shutil.copy2(small_world.data / "dataset.json", tmp_path)
+    names = json.loads((tmp_path / "dataset.json").read_text())["shards"]
+    assert {damage.path.name for damage in verify(tmp_path).damages} == set(names)
+
+
+@pytest.mark.parametrize("towers", ["d" * 64, "e" * 64])
+def test_tower_outputs_of_another_clip_or_other_towers_are_not_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], towers: str
+) -> None:
+    store, other = FeatureStore(tmp_path, "d" * 64), FeatureStore(tmp_path, towers)
+    store.save("clip", patches=torch.ones(2, 3), speech=torch.zeros(1, 2))
+    key = "other clip" if towers == "d" * 64 else "clip"
+    other.save(key, patches=torch.zeros(2, 3), speech=torch.zeros(1, 2))
+    path = store._path("clip")
+    shutil.copy(other._path(key), path)
+    assert main([str(tmp_path)]) == 1
+    assert f"{path}: is of another clip, or of other towers; remove it" in capsys.readouterr().out
+    assert store.load("clip") is None

@@ -19,10 +19,9 @@ from arcvideo.progress import watched
 from arcvideo.shards.index import ShardIndex
 from arcvideo.shards.locks import locked
 from arcvideo.shards.members import VIDEO
-from arcvideo.shards.seal import check, digests, sealed, unsealed
+from arcvideo.shards.seal import PRINTS, check, digests, sealed, unsealed
 
 FORMAT = 2
-SUFFIX = ".fingerprints"
 IN_FOLDER = ".arcvideo-fingerprints"
 _FILES = ("picture.npy", "sound.npy", "counts.npy")
 
@@ -70,7 +69,7 @@ def read_shard(index: ShardIndex) -> Printed | None:
 
 def shard_folder(shard: Path) -> Path:
     """Return where the fingerprints of a shard lie."""
-    return shard.with_name(shard.name + SUFFIX)
+    return shard.with_name(shard.name + PRINTS)
 
 
 def print_folder(folder: Path, *, workers: int = 1) -> Printed:

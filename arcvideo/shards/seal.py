@@ -28,8 +28,12 @@ def check(folder: Path, files: Mapping[str, seals.Seal]) -> None:
     seals.check_once(folder, files)
 
 
-_DATASET = "dataset.json"
+DATASET = "dataset.json"
 """What lies beside the shards of TinyShorts."""
+LEDGER = ".import.jsonl"
+"""End of the name of the list of shards that an import has finished."""
+PRINTS = ".fingerprints"
+"""End of the name of the folder of a shard's fingerprints."""
 
 
 def vouched(shard: Path) -> tuple[Path, str] | None:
@@ -39,7 +43,7 @@ def vouched(shard: Path) -> tuple[Path, str] | None:
         Damaged: the file of digests is none.
         OSError: the disk refuses to read.
     """
-    side, facts = seals.sidecar(shard), shard.with_name(_DATASET)
+    side, facts = seals.sidecar(shard), shard.with_name(DATASET)
     if side.exists():
         return side, next(iter(seals.read_sums(side).values()), "")
     try:

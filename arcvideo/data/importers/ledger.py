@@ -22,9 +22,10 @@ from arcvideo.data.importers.spool import Draft
 from arcvideo.files import json_line, parsed_lines
 from arcvideo.processes.locks import hold
 from arcvideo.seals import publish, sha256_of, sidecar
+from arcvideo.shards.seal import LEDGER
 from arcvideo.shards.write import scratch_of
 
-SUFFIX = ".import.jsonl"
+SUFFIX = LEDGER
 """Of a ledger, behind the name of its shards."""
 _VERSION = 2
 _NEW = "give an empty --out or another --name, or delete it and its shards"

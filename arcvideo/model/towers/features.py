@@ -117,7 +117,7 @@ class FeatureStore:
         self._wrote = True
         partial = path.with_name(f".{uuid.uuid4().hex}.partial")
         try:
-            save_file(dict(tensors), partial, metadata={_CHECK: _checksum(tensors)})
+            save_file(dict(tensors), partial, metadata={_CHECK: _checksum(tensors), _PLACE: _place(path)})
             # safetensors writes for its owner alone; a cache is shared as far as the umask says.
             partial.chmod(path.parent.stat().st_mode & 0o666)
             os.replace(partial, path)
@@ -130,25 +130,33 @@ class FeatureStore:
         return self.folder / name[:2] / f"{name}.safetensors"
 
 
-_CHECK = "crc32"
-"""Name in the metadata of a file, by which `arcvideo verify` knows one of ours."""
+_CHECK, _PLACE = "crc32", "place"
+"""Names in the metadata of a file; by the first `arcvideo verify` knows one of ours, older ones lack the second."""
+
+
+def _place(path: Path) -> str:
+    """Return of which towers and clip a file is; one under another name is of another clip."""
+    return f"{path.parent.parent.name}/{path.stem}"
 
 
 def check_features(path: Path) -> bool:
     """Compare a file of tower outputs with its checksum; returns whether it has one.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: it is damaged, or of another clip.
         OSError: it cannot be read.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            said = (file.metadata() or {}).get(_CHECK)
+            metadata = file.metadata() or {}
+            said = metadata.get(_CHECK)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         raise ValueError(f"is damaged ({error})") from None
     if said is not None and said != _checksum(tensors):
         raise ValueError("is damaged: its content is not what was written")
+    if metadata.get(_PLACE, _place(path)) != _place(path):
+        raise ValueError("is of another clip, or of other towers")
     return said is not None
 
 
