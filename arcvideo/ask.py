@@ -314,7 +314,7 @@ def main(words: list[str] | None = None) -> int:
     """Answer, or say in one line what is wrong; returns the exit status."""
     from arcvideo.media.errors import MediaError
 
-    words = words_from_home(sys.argv[1:] if words is None else words)
+    words = words_from_home(words)
     if not words or {"-h", "--help"} & set(words):
         print(f"{__doc__}\n{words_help(AskSettings)}")
         return 0

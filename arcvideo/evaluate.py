@@ -67,7 +67,7 @@ def run(settings: EvaluateSettings) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure, or say in one line what is wrong; returns the exit status."""
-    words = words_from_home(sys.argv[1:] if words is None else words)
+    words = words_from_home(words)
     if not words or {"-h", "--help"} & set(words) or list(words) == ["help"]:
         print(f"{__doc__}\n{words_help(EvaluateSettings)}")
         return 0

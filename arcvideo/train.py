@@ -107,21 +107,19 @@ def train(composed: DictConfig) -> float | None:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         line = error_line(error, folder=Path(str(composed.get("run_dir", "."))), key="run_dir")
-        if job is None:
-            raise Ended(1, message=f"error: {line}") from error
-        # The other jobs of a sweep go on; the table says what became of this one.
-        job.done(None, error=line)
-        print(f"error: {line}", file=sys.stderr, flush=True)
-        return None
+        if job is not None:
+            # The other jobs of a sweep go on; the table says what became of this one.
+            job.done(None, error=line)
+            print(f"error: {line}", file=sys.stderr, flush=True)
+        raise Ended(1, message=f"error: {line}") from error
     except SystemExit as stop:
         queue_again(stop.code)
-        if job is None:
+        if job is None or not in_submitit():
             raise Ended(stop.code) from stop
-        if not in_submitit():
-            raise
         # A job that only ends would leave its launcher without an answer.
-        job.done(None, error=f"ended with {stop.code}; see the output of the job")
-        return None
+        why = f"ended with {stop.code}; see the output of the job"
+        job.done(None, error=why)
+        raise Ended(stop.code, message=why) from stop
 
 
 def _unmeasured(config: RunConfig) -> str:

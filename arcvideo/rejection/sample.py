@@ -41,7 +41,7 @@ def table_text(totals: dict[str, Any]) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Sample, or say in one line what is wrong; returns the exit status."""
-    words = words_from_home(sys.argv[1:] if words is None else words)
+    words = words_from_home(words)
     if not words or {"-h", "--help"} & set(words):
         print(f"{__doc__}\n{words_help(SampleSettings)}")
         return 0
