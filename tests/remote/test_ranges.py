@@ -193,19 +193,6 @@ def test_a_file_that_is_not_there_is_refused_at_once(served: Served, tmp_path: P
         expand_shards(f"{served.address}/missing.tar", cache=cache(tmp_path))
 
 
-def test_a_file_that_goes_before_it_is_indexed_or_asked_about_is_told_with_its_address(
-    served: Served, tmp_path: Path
-) -> None:
-    link = opened(served, tmp_path)
-    (served.folder / NAMES[0]).unlink()
-    with pytest.raises(ValueError, match=rf"^{served.address}/{NAMES[0]}: cannot be read: .*404.*no such file"):
-        ensure_indexes([link], progress=False)
-    known = read_link(link)
-    assert known is not None
-    with pytest.raises(ValueError, match=rf"^{served.address}/{NAMES[0]}: cannot be read: .*404.*no such file"):
-        confirm(link, known)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("etags", [True, False])
 def test_a_shard_that_changed_is_never_read_as_what_it_was(served: Served, tmp_path: Path, etags: bool) -> None:
