@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from arcvideo.files import error_line
 from arcvideo.places import words_from_home, writable
-from arcvideo.processes.command import INTERRUPT_EXIT_CODE, as_command
+from arcvideo.processes.command import INTERRUPT_EXIT_CODE, as_command, say_interrupted
 from arcvideo.structured import SettingsError, from_words, words_help
 from arcvideo.tasks import DEFAULT_TASK, TASKS, RecordError
 from arcvideo.tasks.mcq import MCQ, lists_options, with_options
@@ -314,7 +314,7 @@ def main(words: list[str] | None = None) -> int:
     """Answer, or say in one line what is wrong; returns the exit status."""
     from arcvideo.media.errors import MediaError
 
-    words = words_from_home(sys.argv[1:] if words is None else words)
+    words = words_from_home(words)
     if not words or {"-h", "--help"} & set(words):
         print(f"{__doc__}\n{words_help(AskSettings)}")
         return 0
@@ -334,7 +334,7 @@ def main(words: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         again = "; the same command goes on from here" if any(word.startswith("questions=") for word in words) else ""
-        print(f"\ninterrupted{again}", file=sys.stderr)
+        say_interrupted(again)
         return INTERRUPT_EXIT_CODE
     return 0
 

@@ -25,7 +25,7 @@ from arcvideo.bench import BENCHES
 from arcvideo.files import error_line
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.places import words_from_home
-from arcvideo.processes.command import INTERRUPT_EXIT_CODE, as_command
+from arcvideo.processes.command import INTERRUPT_EXIT_CODE, as_command, say_interrupted
 from arcvideo.structured import from_words, nearest, words_help
 
 
@@ -67,7 +67,7 @@ def run(settings: EvaluateSettings) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure, or say in one line what is wrong; returns the exit status."""
-    words = words_from_home(sys.argv[1:] if words is None else words)
+    words = words_from_home(words)
     if not words or {"-h", "--help"} & set(words) or list(words) == ["help"]:
         print(f"{__doc__}\n{words_help(EvaluateSettings)}")
         return 0
@@ -83,7 +83,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"error: {error_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        say_interrupted("; the same command goes on from here")
         return INTERRUPT_EXIT_CODE
     print(text)
     return 0

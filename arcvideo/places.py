@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,10 +47,11 @@ def from_home(value: Any) -> Any:
     return value
 
 
-def words_from_home(words: Sequence[str]) -> list[str]:
-    """Return words of a command line with `~/` expanded, at their beginning or behind their first `=`."""
+def words_from_home(words: Sequence[str] | None) -> list[str]:
+    """Return words of a command line, None for this process's, with `~/` expanded at their beginning or behind their
+    first `=`."""
     expanded = []
-    for word in words:
+    for word in sys.argv[1:] if words is None else words:
         key, equals, value = word.partition("=")
         expanded.append(f"{key}={from_home(value)}" if equals else from_home(word))
     return expanded

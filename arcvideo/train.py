@@ -71,7 +71,7 @@ from arcvideo.lineage.state import State, refusal, state_of, wanted
 from arcvideo.places import CONF_DIR, no_place, writable
 from arcvideo.processes.activity import note
 from arcvideo.processes.children import end_with_parent
-from arcvideo.processes.command import INTERRUPT_EXIT_CODE, as_command
+from arcvideo.processes.command import INTERRUPT_EXIT_CODE, as_command, say_interrupted
 from arcvideo.processes.lifesign import signs_of_life
 from arcvideo.processes.terminal import one_voice
 from arcvideo.report.closing import closing_text
@@ -107,21 +107,19 @@ def train(composed: DictConfig) -> float | None:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         line = error_line(error, folder=Path(str(composed.get("run_dir", "."))), key="run_dir")
-        if job is None:
-            raise Ended(1, message=f"error: {line}") from error
-        # The other jobs of a sweep go on; the table says what became of this one.
-        job.done(None, error=line)
-        print(f"error: {line}", file=sys.stderr, flush=True)
-        return None
+        if job is not None:
+            # The other jobs of a sweep go on; the table says what became of this one.
+            job.done(None, error=line)
+            print(f"error: {line}", file=sys.stderr, flush=True)
+        raise Ended(1, message=f"error: {line}") from error
     except SystemExit as stop:
         queue_again(stop.code)
-        if job is None:
+        if job is None or not in_submitit():
             raise Ended(stop.code) from stop
-        if not in_submitit():
-            raise
         # A job that only ends would leave its launcher without an answer.
-        job.done(None, error=f"ended with {stop.code}; see the output of the job")
-        return None
+        why = f"ended with {stop.code}; see the output of the job"
+        job.done(None, error=why)
+        raise Ended(stop.code, message=why) from stop
 
 
 def _unmeasured(config: RunConfig) -> str:
@@ -304,7 +302,7 @@ def main() -> None:
             raise
         _refuse([error_line(error)])
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues from the newest checkpoint", file=sys.stderr)
+        say_interrupted("; the same command continues from the newest checkpoint")
         sys.exit(INTERRUPT_EXIT_CODE)
 
 

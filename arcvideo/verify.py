@@ -36,6 +36,7 @@ from arcvideo.lineage.started import STARTED_NAME, read_started
 from arcvideo.measuring.folder import PREDICTIONS
 from arcvideo.media.read import media_digest
 from arcvideo.model.towers.features import check_features
+from arcvideo.places import words_from_home
 from arcvideo.processes.command import as_command
 from arcvideo.rejection.journal import read_answers
 from arcvideo.saving.checkpoint import read_checkpoint
@@ -341,7 +342,7 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH")
     parser.add_argument("--all", action="store_true", help="name the files that nobody vouches for")
-    options = parser.parse_args(words)
+    options = parser.parse_args(words_from_home(words))
     damages = 0
     for path in options.paths:
         try:

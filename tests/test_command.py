@@ -107,3 +107,26 @@ def test_hydras_own_flags_are_answered(words: list[str], tmp_path: Path) -> None
     done = arcvideo("train", *words, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) > 10
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("synthetic", ["--out=~/made", "--clips=1", "--test-clips=1", "--texts=1", "--workers=1"]),
+        ("synthetic.base", ["--data=~/made", "--out=~/base"]),
+        ("report", ["~/runs"]),
+        ("verify", ["~/runs"]),
+        ("model.disk.parts", ["--base=~/llm", "--out=~/base"]),
+        ("model.disk.parity", ["--fixtures=~/fixtures"]),
+    ],
+)
+def test_home_is_meant_by_a_tilde_behind_an_equals_sign(module: str, words: list[str], tmp_path: Path) -> None:
+    here, home = tmp_path / "here", tmp_path / "home"
+    here.mkdir()
+    home.mkdir()
+    env = {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT)}
+    call = [sys.executable, "-m", f"arcvideo.{module}", *words]
+    done = subprocess.run(call, cwd=here, env=env, capture_output=True, text=True)
+    assert not list(here.iterdir())
+    assert "~" not in done.stdout + done.stderr
+    assert str(home) in done.stdout + done.stderr

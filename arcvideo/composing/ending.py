@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal import utils
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 
 from arcvideo.files import error_line
 from arcvideo.hidden import plain
@@ -68,6 +69,14 @@ def refusals(refuse: Callable[[list[str]], None], *, words: Sequence[str], folde
 class EndWithStatus(Callback):
     """End the process as the job ended, in place of Hydra's traceback; conf/config.yaml names it first, so that it
     comes after the user's own callbacks."""
+
+    def on_job_end(self, config: Any, job_return: JobReturn, **kwargs: Any) -> None:
+        """In a sweep, let the others go on behind a job that failed, and end it with a job that was stopped."""
+        ended = job_return._return_value
+        if config.hydra.mode == RunMode.MULTIRUN and isinstance(ended, Ended):
+            if not ended.message:
+                sys.exit(ended.code)
+            job_return.return_value, job_return.status = None, JobStatus.COMPLETED
 
     def on_run_end(self, config: Any, *, job_return: JobReturn | None = None, **kwargs: Any) -> None:
         """Exit with the message and the status of an `Ended`; leave every other end to Hydra."""

@@ -72,9 +72,6 @@ def _import(options: argparse.Namespace) -> int:
     if options.map and options.format not in ("table", "video-chatgpt", "video-mme", "daily-omni"):
         raise ValueError(f"--map: columns are for tables; give --format table instead of {options.format}")
     held_out_share(options.held_out)
-    for folder in ("videos", "audio", "out"):
-        if getattr(options, folder) is not None:
-            setattr(options, folder, getattr(options, folder).expanduser())
     paths = tuple(path for pattern in options.annotations for path in _expanded(pattern))
     if options.format != META:
         request = ImportRequest(
@@ -96,7 +93,7 @@ def _import(options: argparse.Namespace) -> int:
 
 def _expanded(pattern: str) -> list[Path]:
     paths: list[Path] = []
-    for part in braceexpand.braceexpand(os.path.expanduser(pattern)):
+    for part in braceexpand.braceexpand(pattern):
         paths += map(Path, sorted(glob.glob(part)) or [part])
     return paths
 

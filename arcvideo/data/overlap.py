@@ -65,7 +65,7 @@ def _overlap(options: argparse.Namespace) -> int:
 
 
 def _printed(pattern: str, *, options: argparse.Namespace) -> Printed:
-    folder = Path(pattern).expanduser()
+    folder = Path(pattern)
     if folder.is_dir():
         return print_folder(folder, workers=options.workers)
     cache = None if options.cache is None else ShardCacheSettings(path=options.cache)

@@ -21,7 +21,7 @@ from arcvideo.processes.command import as_command
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    options = commands.parser().parse_args(words_from_home(sys.argv[1:] if arguments is None else arguments))
+    options = commands.parser().parse_args(words_from_home(arguments))
     try:
         return int(options.run(options))
     except (ValueError, OSError) as error:  # a full disk, a file where a folder should be

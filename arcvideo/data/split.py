@@ -29,7 +29,7 @@ def add_split(commands: Any) -> None:
 
 def _split(options: argparse.Namespace) -> int:
     share = held_out_share(options.held_out)
-    path: Path = options.questions.expanduser()
+    path: Path = options.questions
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     clips: dict[str, str] = {}
@@ -68,7 +68,7 @@ def _identity(name: str, *, videos: Path | None) -> str:
     if videos is None:
         return name
     try:
-        path = media_file(videos.expanduser(), name)
+        path = media_file(videos, name)
     except RecordError as error:
         raise ValueError(f"--videos {videos}: {error.detail}") from None
     try:

@@ -227,10 +227,12 @@ class MediaWorker:
             try:
                 head, body = self._asked(question, name=name)
                 break
-            except MediaError as error:
-                outside = error.reason == "crashed" and self._ended_by in FROM_OUTSIDE
+            except (MediaError, NoDecoder) as error:
+                begun = isinstance(error, MediaError)
+                crashed = not isinstance(error, MediaError) or error.reason == "crashed"
+                outside = crashed and self._ended_by in FROM_OUTSIDE
                 tried += 1
-                if self.abandoned or tried >= (TRIES_FROM_OUTSIDE if outside else TRIES):
+                if self.abandoned or tried >= (TRIES_FROM_OUTSIDE if outside else TRIES * begun):
                     raise
                 if outside:
                     time.sleep(_PAUSE * 2 ** (tried - 1))
@@ -241,7 +243,7 @@ class MediaWorker:
 
     def _asked(self, question: wire.Message, *, name: str) -> tuple[dict[str, Any], np.ndarray]:
         with self._lock:
-            peer = self._started(name)
+            peer = self._started()
             deadline = time.monotonic() + self._limits.deadline_seconds
             try:
                 if self.abandoned:
@@ -263,23 +265,25 @@ class MediaWorker:
                 raise
         return head, body
 
-    def _started(self, name: str) -> socket.socket:
+    def _started(self) -> socket.socket:
         """Return the socket to the running process; after a fork the parent's process is left alone and a new one is
         started.
+
+        Raises:
+            NoDecoder: it ended before it read anything, so no file is to blame.
         """
         if self._process is not None and self._owner == os.getpid():
             assert self._socket is not None
             if self._process.poll() is None:
                 return self._socket
             self._end()
+        self._ended_by = 0
         self._process, self._socket, self._log = _patiently_started(self._limits)
         self._owner = os.getpid()
         try:
             wire.receive(self._socket, most=0, lend=self._lend, deadline=time.monotonic() + _START_SECONDS)
         except (EOFError, TimeoutError, ConnectionError) as error:
             how = self._post_mortem()
-            if self._ended_by:
-                raise MediaError("crashed", f"{name}: the decoder died while it started ({how})") from None
             what = f"in {_START_SECONDS:g} s" if isinstance(error, TimeoutError) else f"({how})"
             raise NoDecoder(f"the process that decodes media does not start {what}") from None
         return self._socket

@@ -21,7 +21,7 @@ from arcvideo.media.riff import check_riff_size, skipped_frames
 from arcvideo.media.settings import MediaLimits
 from arcvideo.media.sound import decode_sound
 from arcvideo.media.still import is_still, read_still
-from arcvideo.media.streams import best_audio, best_video
+from arcvideo.media.streams import best_audio, best_video, was_piped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,8 @@ def _decode_streams(
             raise MediaError("no_media", f"{name}: has neither a video nor an audio stream")
         if not strict and (video is None or video.codec_context.name != "h264"):
             raise MediaError("corrupt", f"{name}: a closer look is for H.264 alone")
-        _check_length(container, name=name, limits=limits)
+        if audio is None or not was_piped(audio):
+            _check_length(container, name=name, limits=limits)
         packets = _packets(container, video, audio)
         timeline, frames, waveform = None, None, None
         if video is not None:

@@ -21,8 +21,9 @@ _WHITE = 255
 
 
 def is_still(data: bytes) -> bool:
-    """Return whether the first bytes are those of a JPEG, PNG, BMP, TIFF or WebP."""
-    return data.startswith(_MAGIC) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+    """Return whether the first bytes are those of a JPEG, PNG, BMP, TIFF, WebP or AVIF; one that moves is of type
+    `avis`."""
+    return data.startswith(_MAGIC) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP") or data[4:12] == b"ftypavif"
 
 
 def read_still(data: bytes, *, name: str, limits: MediaLimits) -> np.ndarray:

@@ -14,6 +14,11 @@ from arcvideo.media.settings import MediaLimits
 _EXACT_DURATION = ("mov",)
 """Containers whose header tells the duration of each stream, so that a missing tail can be noticed."""
 _TAIL_SECONDS = 1.0
+_COUNTED = ("aiff", "au", "wav")
+"""Containers of one sound whose header counts the samples when they are not compressed."""
+_COUNTED_TAIL_SECONDS = 0.1
+_PIPED = 0x7F00_0000
+"""Bytes from which on such a count is a mark: who writes into a pipe cannot go back and count."""
 
 
 def best_video(container: InputContainer) -> VideoStream | None:
@@ -41,12 +46,25 @@ def check_tail(stream: AudioStream | VideoStream, *, name: str, end: float) -> N
     Args:
         end: seconds at which the last packet ends.
     """
-    if stream.duration is not None and stream.container.format.name.startswith(_EXACT_DURATION):
-        promised = in_seconds(stream, stream.duration + (stream.start_time or 0))
+    counted, kind = _is_counted(stream), stream.container.format.name
+    tolerated = _COUNTED_TAIL_SECONDS if counted else _TAIL_SECONDS
+    if stream.duration is not None and (counted or kind.startswith(_EXACT_DURATION)):
+        promised = 0.0 if was_piped(stream) else in_seconds(stream, stream.duration + (stream.start_time or 0))
     else:
         promised = _clock_seconds(stream.metadata.get("DURATION", ""))
-    if end < promised - _TAIL_SECONDS:
+    if end < promised - tolerated:
         raise MediaError("truncated", f"{name}: the {stream.type} ends at {end:.2f} s of {promised:.2f} s")
+
+
+def was_piped(stream: AudioStream | VideoStream) -> bool:
+    """Return whether the length in the header of uncompressed sound means that its writer did not know it."""
+    if not _is_counted(stream) or stream.duration is None:
+        return False
+    return in_seconds(stream, stream.duration) * (stream.codec_context.bit_rate or 0) / 8 >= _PIPED
+
+
+def _is_counted(stream: AudioStream | VideoStream) -> bool:
+    return stream.container.format.name in _COUNTED and stream.codec_context.name.startswith("pcm_")
 
 
 def check_pixels(width: int, height: int, *, name: str, limits: MediaLimits) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from arcvideo.files import error_line
+from arcvideo.places import words_from_home
 from arcvideo.processes.command import as_command
 from arcvideo.report.page import write_page
 
@@ -16,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="arcvideo report", description="Write the HTML page of a pipeline's runs.")
     parser.add_argument("run_dir", type=Path, help="folder of the pipeline, for example runs/tiny_shorts")
     try:
-        print(write_page(parser.parse_args().run_dir))
+        print(write_page(parser.parse_args(words_from_home(None)).run_dir))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error_line(error)}")
 

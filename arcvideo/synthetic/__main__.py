@@ -10,6 +10,7 @@ from pathlib import Path
 
 from arcvideo.files import error_line
 from arcvideo.lineage.lock import alone_filling
+from arcvideo.places import words_from_home
 from arcvideo.processes.command import as_command
 from arcvideo.progress import counted
 from arcvideo.synthetic.settings import TinyShortsSettings
@@ -18,7 +19,7 @@ from arcvideo.synthetic.write import write_dataset
 
 def main(arguments: list[str] | None = None) -> int:
     """Return 0 when the data set is there, 2 when the arguments or the directory are wrong."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(words_from_home(arguments))
     try:
         if options.workers < 1:
             raise ValueError(f"--workers {options.workers}: must be at least 1")

@@ -33,7 +33,7 @@ from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import ModelSettings
 from arcvideo.model.special import special_ids
 from arcvideo.model.towers.features import store_of
-from arcvideo.places import CONF_DIR, writable
+from arcvideo.places import CONF_DIR, words_from_home, writable
 from arcvideo.processes.children import end_with_parent, start_deaf
 from arcvideo.processes.command import as_command
 from arcvideo.progress import watched
@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="decoding processes (%(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's choice")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(words_from_home(arguments))
     try:
         for place in (options.out, options.features):
             if place is not None and not writable(place):

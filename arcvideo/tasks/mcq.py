@@ -36,7 +36,9 @@ _COMPOUND = (re.compile(r"[A-Za-z]{2,}-$"), re.compile(r"-[A-Za-z]{2,}"))  # vit
 _UNIT = re.compile(r"\d\s*$")  # 12 s
 _ABBREVIATION = re.compile(r"\b(?:e\.\s?g|i\.\s?e|a\.\s?m|p\.\s?m)\.", re.IGNORECASE)
 _CLOSED = re.compile(rf"{_LEAD_MARK}|\s*(?:$|[.,:;!?/)\]}}】》。、\n{_TEXTS}]|[-\u2010-\u2015]\s)")
-_JOINED = re.compile(r"\s*(?:[\u4e00-\u9fff&]|(?:is|are|was|and|or|but|nor|because|since|not)(?![A-Za-z]))")
+_JOINED = re.compile(
+    rf"\s*(?:[\u4e00-\u9fff&{_LEAD_MARK}]|(?:is|are|was|and|or|but|nor|because|since|not)(?![A-Za-z]))"
+)
 _BEFORE = re.compile(rf"(?:^|{_LEAD_MARK})[\s(\[{{【《]*$")
 _RIGHT = rf"项?\s*是?(?:正确|对)|项|{_LEAD_MARK}|\s+(?:is|must be)\s+(?:(?:the\s+)?(?:right|correct|best)|{_LEAD_MARK})"
 _AFTER = re.compile(rf"[\s)\]}}】》]*(?:$|[.,:;!)\]}}】》。、{_TEXTS}]|[-\u2010-\u2015]\s|{_RIGHT})|[ )\]}}】》]*\n")

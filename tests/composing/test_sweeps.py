@@ -54,6 +54,27 @@ def jobs(run_dir: Path) -> list[dict[str, object]]:
     return [json.loads(path.read_text()) for path in sorted(run_dir.glob("sweeps/*/[0-9]*/job.json"))]
 
 
+LISTENER = """
+from hydra.experimental.callback import Callback
+
+class Listener(Callback):
+    def on_job_end(self, config, job_return, **how):
+        print("heard", job_return.status.name)
+"""
+
+
+@pytest.mark.parametrize("words", [["parent=/none"], ["-m", "parent=/none,/nothing"]], ids=["run", "sweep"])
+def test_callbacks_of_hydra_hear_that_a_job_failed(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "listening.py").write_text(LISTENER)
+    done = train(
+        *words, "stage=sft", "+hydra.callbacks.mine._target_=listening.Listener", cwd=tmp_path, path=str(tmp_path)
+    )
+    heard = [line for line in done.stdout.splitlines() if line.startswith("heard")]
+    assert heard == ["heard FAILED"] * (2 if "-m" in words else 1), done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("word", "package"),
     [("hydra/launcher=submitit_local", "hydra-submitit-launcher"), ("hydra/sweeper=optuna", "hydra-optuna-sweeper")],

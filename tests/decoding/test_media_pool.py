@@ -8,15 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 from arcvideo.decoding import pool as pool_module
-from arcvideo.decoding.pool import TRIES, MediaPool, NoDecoder
+from arcvideo.decoding.pool import TRIES, TRIES_FROM_OUTSIDE, MediaPool, NoDecoder
 from arcvideo.layout import MediaLayout
 from arcvideo.media.clip import read_clip
 from arcvideo.media.errors import MediaError
@@ -76,35 +74,46 @@ def test_errors_keep_their_reason_and_the_process_lives_on(pool, layout):
     assert _process(pool).pid == before
 
 
-@contextmanager
-def _every_process(pool: MediaPool, sign: int) -> Iterator[list[int]]:
-    """Send a signal to each process that the pool starts, as a file that breaks every decoder would end them."""
-    sent: list[int] = []
-    over = threading.Event()
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What the pool starts from here on, without pauses between the tries."""
+    monkeypatch.setattr(pool_module, "_PAUSE", 0.001)
+    started, seen = pool_module._start, []
 
-    def send() -> None:
-        while not over.is_set():
-            process = _process(pool)
-            if process is not None and process.poll() is None and process.pid not in sent:
-                os.kill(process.pid, sign)
-                sent.append(process.pid)
-            over.wait(0.002)
+    def start(limits):
+        seen.append(limits)
+        return started(limits)
 
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        yield sent
-    finally:
-        over.set()
-        thread.join()
+    monkeypatch.setattr(pool_module, "_start", start)
+    return seen
 
 
-def test_a_file_that_crashes_every_decoder_costs_one_error_and_the_next_is_read(layout):
+def _dying(sign: int, *, where: str) -> tuple[str, ...]:
+    """Return the command of a decoder that a signal ends, when it reads a file or while it starts."""
+    death = f"worker.{where} = lambda *_, **__: os.kill(os.getpid(), {sign})"
+    return (sys.executable, "-c", f"import os; from arcvideo.decoding import worker; {death}; worker.main()")
+
+
+def test_a_file_that_crashes_every_decoder_costs_one_error_and_the_next_is_read(layout, starts, monkeypatch):
     with MediaPool() as pool:
-        with _every_process(pool, signal.SIGSEGV) as sent, pytest.raises(MediaError) as caught:
-            pool.read_clip(picture(), name="bad.jpg", layout=layout)
+        with monkeypatch.context() as patched:
+            patched.setattr(pool_module, "_COMMAND", _dying(signal.SIGSEGV, where="read_arrays"))
+            with pytest.raises(MediaError) as caught:
+                pool.read_clip(picture(), name="bad.jpg", layout=layout)
         assert caught.value.reason == "crashed"
-        assert len(sent) == TRIES
+        assert len(starts) == TRIES
+        assert pool.read_clip(picture(), name="a.jpg", layout=layout).frames is not None
+
+
+@pytest.mark.parametrize(("sign", "tries"), [(signal.SIGKILL, TRIES_FROM_OUTSIDE), (signal.SIGSEGV, 1)])
+def test_a_decoder_that_dies_before_it_reads_a_file_costs_no_clip(layout, starts, monkeypatch, sign, tries):
+    """Where memory is short for long, the kernel ends every decoder while it starts."""
+    with MediaPool() as pool:
+        with monkeypatch.context() as patched:
+            patched.setattr(pool_module, "_COMMAND", _dying(sign, where="_volunteer"))
+            with pytest.raises(NoDecoder, match=f"does not start .*{sign.name}"):
+                pool.read_clip(picture(), name="a.jpg", layout=layout)
+        assert len(starts) == tries
         assert pool.read_clip(picture(), name="a.jpg", layout=layout).frames is not None
 
 

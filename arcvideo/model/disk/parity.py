@@ -26,6 +26,7 @@ from arcvideo.model.disk.parity_preprocessing import has_preprocessing, preproce
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration, ArcVideoOutput
 from arcvideo.model.positions import replace_newlines, xd_positions
 from arcvideo.model.special import SpecialIds
+from arcvideo.places import words_from_home
 from arcvideo.processes.command import as_command
 
 Difference = tuple[str, float]
@@ -218,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--fixtures", type=Path, required=True, metavar="DIR")
     parser.add_argument("--prefix", default="dev")
     parser.add_argument("--atol", type=float, default=3e-5)
-    options = parser.parse_args(argv)
+    options = parser.parse_args(words_from_home(argv))
     try:
         gaps = _all_differences(options.fixtures, options.prefix)
         worst = 0.0

@@ -29,7 +29,7 @@ from arcvideo.model.families.table import FAMILIES, family_of, parts_of
 from arcvideo.model.modeling import ArcVideoForConditionalGeneration
 from arcvideo.model.settings import AudioSettings
 from arcvideo.model.special import special_ids
-from arcvideo.places import writable
+from arcvideo.places import words_from_home, writable
 from arcvideo.processes.command import as_command
 from arcvideo.seals import write_sums
 
@@ -272,7 +272,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--seed", type=int, default=0, help="of the new projectors")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(words_from_home(argv))
     try:
         if not writable(options.out):
             raise ValueError(f"--out {options.out}: cannot be written; give another folder")
