@@ -60,6 +60,10 @@ def drawn_key(key: str, slots: Sequence[int]) -> str:
     return hashlib.sha256(f"{key} {list(slots)}".encode()).hexdigest()
 
 
+_complained: set[Path] = set()
+"""Folders that could not be written."""
+
+
 class FrameCache:
     """Clips by content and sampling policy; readers see whole files only, and any number of processes may write.
 
@@ -76,7 +80,7 @@ class FrameCache:
         self._how = f"{form}-{layout.mel_bins}-{layout.audio_positions}-{layout.max_seconds}"
         self._unscanned = self._limit  # so that the first write looks at what is there
         self._buffers = Buffers()
-        self._complained, self._wrote = False, False
+        self._wrote = False
 
     def key(self, key: str) -> str:
         """Return the key of a clip whose frames went through the cache, from its key without it."""
@@ -151,10 +155,10 @@ class FrameCache:
         return next(self._root.glob(f"??/*{_SUFFIX}"), None) is not None
 
     def _complain(self, what: str) -> None:
-        """Say once what keeps clips from being stored; a run goes on without."""
-        if not self._complained:
+        """Say once in a process what keeps clips from being stored; a run goes on without."""
+        if self._root not in _complained:
             print(f"data.frame_cache.path={self._root}: {what}", file=sys.stderr)
-        self._complained = True
+        _complained.add(self._root)
 
     def _write(self, key: str, tensors: dict[str, Tensor], *, media: Media) -> None:
         path = self._path(key)
