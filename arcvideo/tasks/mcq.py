@@ -53,7 +53,7 @@ _AROUND = " \t\n.,:;!。、，()[]{}【】《》-"
 _OPENS, _CLOSES = "(\uff08", ".):\u3001\uff0e\uff1a\uff09"
 _LABELS = [rf"[{_OPENS}]?[{letter}{chr(ord(letter) + 0xFEE0)}]\s*[{_CLOSES}]" for letter in ascii_uppercase]
 """What public files write before the options: `A.`, `A)`, `(A)`, `A:` and their full-width forms."""
-_LABELLED = [re.compile(rf"\s*{label}\s*(?=\S)") for label in _LABELS]
+_LABELLED = [re.compile(rf"\s*{label}\s*(?=\S)", re.IGNORECASE) for label in _LABELS]
 _LIST_BEGINS, _LIST_GOES_ON = re.compile(rf"(?:^|\s){_LABELS[0]}\s*\S"), re.compile(rf"[\s,;]{_LABELS[1]}\s*\S")
 _HEADINGS = ("options", "choices", "\u9009\u9879")
 
