@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from arcvideo.files import error_line
 from arcvideo.places import words_from_home, writable
-from arcvideo.processes.command import INTERRUPT_EXIT_CODE, as_command
+from arcvideo.processes.command import INTERRUPT_EXIT_CODE, as_command, say_interrupted
 from arcvideo.structured import SettingsError, from_words, words_help
 from arcvideo.tasks import DEFAULT_TASK, TASKS, RecordError
 from arcvideo.tasks.mcq import MCQ, lists_options, with_options
@@ -334,7 +334,7 @@ def main(words: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         again = "; the same command goes on from here" if any(word.startswith("questions=") for word in words) else ""
-        print(f"\ninterrupted{again}", file=sys.stderr)
+        say_interrupted(again)
         return INTERRUPT_EXIT_CODE
     return 0
 

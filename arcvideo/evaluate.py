@@ -25,7 +25,7 @@ from arcvideo.bench import BENCHES
 from arcvideo.files import error_line
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.places import words_from_home
-from arcvideo.processes.command import INTERRUPT_EXIT_CODE, as_command
+from arcvideo.processes.command import INTERRUPT_EXIT_CODE, as_command, say_interrupted
 from arcvideo.structured import from_words, nearest, words_help
 
 
@@ -83,7 +83,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"error: {error_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        say_interrupted("; the same command goes on from here")
         return INTERRUPT_EXIT_CODE
     print(text)
     return 0

@@ -39,7 +39,7 @@ from arcvideo.files import error_line
 from arcvideo.lineage.lock import alone_in
 from arcvideo.places import no_place
 from arcvideo.processes.children import run_child
-from arcvideo.processes.command import INTERRUPT_EXIT_CODE, REQUEUE_EXIT_CODE, as_command
+from arcvideo.processes.command import INTERRUPT_EXIT_CODE, REQUEUE_EXIT_CODE, as_command, say_interrupted
 from arcvideo.seals import Damaged, read_object, write_sealed
 from arcvideo.structured import nearest
 
@@ -312,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error_line(error, key='run_dir')}")
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues from there", file=sys.stderr)
+        say_interrupted("; the same command continues from there")
         sys.exit(INTERRUPT_EXIT_CODE)
     sys.exit(0 if met else 3)
 

@@ -29,7 +29,7 @@ def main(words: Sequence[str] | None = None) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)  # torch sets levels of its loggers one by one
     arguments = parse_args(words)
     arguments.training_script_args = [arguments.training_script, *arguments.training_script_args]
     arguments.training_script, arguments.module = "arcvideo.train", True

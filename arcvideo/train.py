@@ -71,7 +71,7 @@ from arcvideo.lineage.state import State, refusal, state_of, wanted
 from arcvideo.places import CONF_DIR, no_place, writable
 from arcvideo.processes.activity import note
 from arcvideo.processes.children import end_with_parent
-from arcvideo.processes.command import INTERRUPT_EXIT_CODE, as_command
+from arcvideo.processes.command import INTERRUPT_EXIT_CODE, as_command, say_interrupted
 from arcvideo.processes.lifesign import signs_of_life
 from arcvideo.processes.terminal import one_voice
 from arcvideo.report.closing import closing_text
@@ -302,7 +302,7 @@ def main() -> None:
             raise
         _refuse([error_line(error)])
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues from the newest checkpoint", file=sys.stderr)
+        say_interrupted("; the same command continues from the newest checkpoint")
         sys.exit(INTERRUPT_EXIT_CODE)
 
 

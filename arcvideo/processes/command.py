@@ -60,7 +60,7 @@ def as_command(main: Callable[[], int | None]) -> NoReturn:
     try:
         status = main()
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        say_interrupted()
     except SystemExit as stop:
         status = stop.code
     if status is not None and not isinstance(status, int):
@@ -158,9 +158,19 @@ def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 def _end_interrupted(*_: object) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, b"\ninterrupted\n")
+    say_interrupted()
     _end(INTERRUPT_EXIT_CODE)
+
+
+def say_interrupted(more: str = "") -> None:
+    """Say on stderr that Ctrl-C ends this process, once among the ranks of a job.
+
+    Args:
+        more: what the same command will do.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(OSError):
+            os.write(2, f"\ninterrupted{more}\n".encode())
 
 
 def _end(status: int) -> None:

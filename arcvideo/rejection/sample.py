@@ -16,7 +16,7 @@ from typing import Any
 
 from arcvideo.files import error_line
 from arcvideo.places import words_from_home
-from arcvideo.processes.command import INTERRUPT_EXIT_CODE, as_command
+from arcvideo.processes.command import INTERRUPT_EXIT_CODE, as_command, say_interrupted
 from arcvideo.sampling.settings import SampleSettings
 from arcvideo.structured import from_words, words_help
 
@@ -54,7 +54,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"error: {error_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        say_interrupted("; the same command goes on from here")
         return INTERRUPT_EXIT_CODE
     if totals is None:
         print("this rank is done; the summary is written when all are")

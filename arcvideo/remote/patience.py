@@ -65,6 +65,10 @@ class Patience:
             except Broken as error:
                 self.broken(error)
 
+    def named(self, error: Refused) -> Refused:
+        """Return the error with the URL in front, which what asks a server does not say."""
+        return error if str(error).startswith(self._url) else Refused(f"{self._url}: cannot be read: {error}")
+
     def broken(self, error: Broken) -> None:
         """Return when it is time for the next try.
 

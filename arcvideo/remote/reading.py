@@ -84,6 +84,8 @@ def confirm(path: Path, link: Link) -> None:
         difference = link.identity.difference(patience.answer(origin.identity))
     except NoRanges as error:
         raise Refused(f"{link.url}: its server does not give parts of files any more") from error
+    except Refused as error:
+        raise patience.named(error) from error
     if difference:
         raise changed(path, link, difference)
 

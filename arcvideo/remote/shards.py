@@ -120,7 +120,7 @@ class ShardCache:
             except Broken as error:
                 patience.broken(error)
             except Refused as error:
-                raise Refused(f"{url}: cannot be read: {error}") from error
+                raise patience.named(error) from error
 
 
 def _lock(path: Path) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import IO
 
 from arcvideo.remote.origin import Identity, Origin
-from arcvideo.remote.patience import Broken, Patience
+from arcvideo.remote.patience import Broken, Patience, Refused
 
 _KEPT = 4 << 20
 """Bytes behind the place last read that are kept: a reader of tars looks back so far."""
@@ -70,6 +70,8 @@ class Stream:
                 self._pieces = None
                 self._patience.broken(error)
                 continue
+            except Refused as error:
+                raise self._patience.named(error) from error
             self._patience.progress(len(piece))
             if self._advance is not None:
                 self._advance(len(piece))

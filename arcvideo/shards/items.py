@@ -14,6 +14,8 @@ from arcvideo.types import Sample
 
 _LARGEST = 10**300
 """Numbers beyond have no place in a float."""
+_LONGEST = 200_000
+"""Characters of an item's texts: several times what contexts of 20,000 tokens hold."""
 _MEDIA_TAGS = re.compile(
     r"<\|?(?:video|image|audio|vision|vid|img)(?:_?\d{1,4}|_(?:pad|start|end|bos|eos|soft_token))?\|?>|<ImageHere>",
     re.IGNORECASE,
@@ -37,7 +39,7 @@ def checked_sample(item: Any, *, key: str, has_media: bool, media_count: int = 1
     try:
         check_values(item)
         sample = make_sample(item, key=key, media_key=media_key, style="plain", media_count=media_count)
-        make_sample(item, key=key, media_key=media_key, style="think")
+        thought = make_sample(item, key=key, media_key=media_key, style="think")
         tags = item.get("tags") or []
         if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
             raise RecordError("bad_tags", "'tags' must be a list of strings")
@@ -46,8 +48,21 @@ def checked_sample(item: Any, *, key: str, has_media: bool, media_count: int = 1
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         # One odd item must not cost the other records of a shard, whatever a task did not expect.
         raise RecordError("bad_item", f"{type(error).__name__}: {error}") from error
+    _check_length(sample, thought)
     _check_tags(sample)
     return sample
+
+
+def _check_length(*samples: Sample) -> None:
+    """Complain about more text than any context holds: whoever asks about it would run out of memory.
+
+    Raises:
+        RecordError: `long_text`.
+    """
+    for sample in samples:
+        length = sum(len(turn.question) + len(turn.answer) for turn in sample.turns)
+        if length > _LONGEST:
+            raise RecordError("long_text", f"{length} characters of text; at most {_LONGEST} are read")
 
 
 def check_values(value: Any) -> None:

@@ -128,7 +128,7 @@ def test_subtitles_that_are_damaged(world: Path, place: int, junk: bytes) -> Non
 
 def test_an_odd_row_of_a_table_of_questions_costs_itself(tmp_path: Path) -> None:
     LAYOUTS["own"](tmp_path)
-    rows = ["video,question,answer", 'a.mp4,"open,red', "a.mp4,which, red or blue?,red", f"a.mp4,long?,{'x' * 200_000}",
+    rows = ["video,question,answer", 'a.mp4,"open,red', "a.mp4,which, red or blue?,red", f"a.mp4,long?,{'x' * 190_000}",
             "a.mp4,what?,blue"]  # fmt: skip
     (tmp_path / "q.csv").write_text("\n".join(rows) + "\n")
     bench = read_bench("own", tmp_path, file="q.csv")

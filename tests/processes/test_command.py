@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from arcvideo.processes.command import TWICE_SECONDS
-from tests.spawned import children, finished, running
+from tests.spawned import children, finished, free_port, running
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = {
@@ -108,6 +108,19 @@ def test_a_command_that_is_still_being_imported(
 def body(text: str, *, at: Path) -> list[str]:
     at.write_text(BODY.format(body="".join(f"    {line}\n" for line in text.strip().splitlines())))
     return [sys.executable, str(at)]
+
+
+def test_ranks_that_hear_ctrl_c_say_so_once(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HALT)
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "HALT_AT": "hydra"}
+    command = [sys.executable, "-m", "arcvideo.torchrun", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    words = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": hear_interrupts}
+    with running([*command, "stage=sft"], cwd=tmp_path, env=env, start_new_session=True, **words) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["here\n", "here\n"]
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.communicate(timeout=300)[1] == "\ninterrupted\n"
+        assert process.returncode == 130
 
 
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
