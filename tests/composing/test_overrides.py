@@ -124,6 +124,13 @@ def test_a_text_may_refer_to_other_settings() -> None:
     assert stage_config(words).data.sources["tiny_shorts"].shards == "d/{00..11}.tar"
 
 
+@pytest.mark.parametrize("value", ["[a;b]", "[a", "[a, b;c"])
+def test_a_list_that_cannot_be_read_is_shown_as_one_that_is_a_list(value: str) -> None:
+    (problem,) = grammar_problems([f"lora.targets={value}"])
+    shown = problem.split('"')[-2]
+    assert isinstance(stage_config(["stage=sft", shown]).lora.targets, list)
+
+
 def test_what_cannot_be_read_says_how_it_is_quoted() -> None:
     (problem,) = grammar_problems(["engine.x={a"])
     assert "\"engine.x='{a'\"" in problem
