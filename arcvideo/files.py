@@ -19,6 +19,8 @@ from typing import Any
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors of the operating system for want of room: a full disk, a used-up quota, the limit on the size of a file."""
+BROKEN = frozenset({errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT})
+"""Errors of a disk that is broken or gone, which no setting is to blame for."""
 
 
 _REMEDIES = {
@@ -38,22 +40,37 @@ _REMEDIES = {
 """Error of the operating system -> what to do before the same command is started again."""
 
 
-def error_line(error: Exception, *, folder: Path | None = None, key: str = "folder") -> str:
+def error_number(error: Exception) -> int | None:
+    """Return the number of what the operating system refused; None of an error of another kind."""
+    if isinstance(error, ValueError):
+        return None
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    match = re.search(r"\(os error (\d+)\)", str(error))  # how the writer of tensors says it
+    return int(match[1]) if match is not None else None
+
+
+def error_line(
+    error: Exception,
+    *,
+    folder: Path | None = None,
+    key: str = "folder",
+    then: str = ", then the same command continues",
+) -> str:
     """Return an error in one line; what the operating system says names a file where it knows it, and the remedy.
 
     Args:
         error: any.
         folder: named where the error names no file.
         key: the setting that says where is written.
+        then: what happens once the remedy was taken.
     """
-    match = re.search(r"\(os error (\d+)\)", str(error))  # how the writer of tensors says it
-    number = error.errno if isinstance(error, OSError) and not isinstance(error, ValueError) else None
-    number = int(match[1]) if number is None and match is not None and not isinstance(error, ValueError) else number
+    number = error_number(error)
     if number is None:
         return str(error) or type(error).__name__
     where = getattr(error, "filename", None) or folder
     remedy = _REMEDIES.get(number, "").format(key=key)
-    what = f"{os.strerror(number)}{f'; {remedy}, then the same command continues' if remedy else ''}"
+    what = f"{os.strerror(number)}{f'; {remedy}{then}' if remedy else ''}"
     return f"{where}: {what}" if where else what
 
 

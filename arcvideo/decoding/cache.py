@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import struct
 import sys
 import uuid
@@ -31,7 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from arcvideo.decoding.wire import Buffers
-from arcvideo.files import FULL, remove_leftovers
+from arcvideo.files import BROKEN, FULL, error_line, error_number, remove_leftovers
 from arcvideo.media.settings import FrameCacheSettings, Layout
 from arcvideo.types import Media
 
@@ -121,7 +120,8 @@ class FrameCache:
         """Store a decoded clip and give back what `load` will give.
 
         Raises:
-            ValueError: the folder cannot be written and holds nothing; that is no fault of the clip.
+            ValueError: the folder cannot be written and holds nothing, a mistake in the settings; that is no fault of
+                the clip. A disk that is full or broken ends nothing.
         """
         tensors: dict[str, Tensor] = {}
         if media.pixels is not None:
@@ -133,10 +133,11 @@ class FrameCache:
         try:
             self._write(key, tensors, media=media)
         except (OSError, SafetensorError) as error:
-            if not _is_full(error) and not self._wrote and not self._holds_clips():
-                raise ValueError(f"data.frame_cache.path={self._root}: cannot be written: {error}") from error
-            what = "is full" if _is_full(error) else f"cannot be written{' any more' if self._wrote else ''}"
-            self._complain(f"{what}, what is missing is decoded every time: {error}")
+            number, told = error_number(error), error_line(error, folder=self._root, key="path", then="")
+            if number not in FULL | BROKEN and not self._wrote and not self._holds_clips():
+                raise ValueError(f"data.frame_cache.path={self._root}: cannot be written: {told}") from error
+            what = "is full" if number in FULL else f"cannot be written{' any more' if self._wrote else ''}"
+            self._complain(f"{what}, what is missing is decoded every time: {told}")
         if media.pixels is None:
             return replace(media, key=key)
         rows = range(len(media.pixels)) if slots is None else slots
@@ -317,16 +318,6 @@ def _check(array: np.ndarray) -> int:
     whole = data.size // (8 * _SUMMED) * 8 * _SUMMED
     sums = data[:whole].view(np.uint64).reshape(-1, _SUMMED).sum(axis=1, dtype=np.uint64)
     return zlib.crc32(data[whole:].data, zlib.crc32(sums.data))
-
-
-def _is_full(error: OSError | SafetensorError) -> bool:
-    """Return whether a write failed for want of room, which a run survives; a folder that never takes any is a
-    mistake.
-    """
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and (match := re.search(r"os error (\d+)", str(error))):
-        number = int(match[1])
-    return number in FULL
 
 
 def _packed(pixels: Tensor, *, quality: int | None) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
-import gc
 import io
 import os
 import re
@@ -63,10 +61,8 @@ def speak_plainly() -> None:
     """From now on all that this process prints goes through `hidden.plain`, whoever prints it; for commands.
 
     Signs that the encoding of the terminal does not have, and halves of characters, are printed as escapes. In a log,
-    libraries that draw bars of their own (transformers, where it reads or writes weights) draw none. And when all is
-    said, the process ends.
+    libraries that draw bars of their own (transformers, where it reads or writes weights) draw none.
     """
-    atexit.register(_end_at_once)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in ("stdout", "stderr"):
@@ -82,14 +78,6 @@ def speak_plainly() -> None:
             write_through=stream.write_through,
         )
         setattr(sys, name, spoken)
-
-
-def _end_at_once() -> None:
-    """Spare the interpreter its last searches for cycles through all that torch and transformers hold: they take over a
-    second, and free what the end of the process frees.
-    """
-    gc.collect()  # once is enough for what has to be finished
-    gc.freeze()
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from arcvideo.decoding.cache import FrameCache, check_cached, draw
@@ -367,3 +369,17 @@ def test_a_cache_that_somebody_else_filled_is_read_and_ends_no_run(
     assert same(found, first)
     (line,) = capsys.readouterr().err.splitlines()
     assert "cannot be written, what is missing is decoded every time" in line
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EDQUOT])
+def test_a_broken_or_full_disk_ends_no_run_even_before_it_took_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refused(*words: object, **named: object) -> None:
+        raise SafetensorError(f"Error while serializing: I/O error: refused (os error {number})")
+
+    monkeypatch.setattr("arcvideo.decoding.cache.save_file", refused)
+    store = cache(tmp_path)
+    assert [store.save(store.key("clip"), media(1)).pixels is not None for _ in range(2)] == [True, True]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"what is missing is decoded every time: {tmp_path}: {os.strerror(number)}; " in line

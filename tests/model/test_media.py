@@ -242,3 +242,14 @@ def test_absent_sound_is_an_all_zero_encoder_input(model) -> None:
     zeros = replace(heard, has_audio=False, mel=torch.zeros_like(heard.mel))
     assert torch.equal(model.embed_media([silent]), model.embed_media([zeros]))
     assert not torch.equal(model.embed_media([silent]), model.embed_media([heard]))
+
+
+def test_a_store_that_cannot_be_written_says_so_once_in_a_process_with_the_remedy(tmp_path, capsys):
+    (tmp_path / "digest").write_text("")
+    for _ in range(2):  # training has a store, and evaluation another one
+        store = FeatureStore(tmp_path, "digest")
+        store.save("key", patches=torch.zeros(1, 2, 3), speech=torch.zeros(1, 2, 3))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tmp_path / 'digest'}: tower outputs are not stored: ")
+    assert "remove the file that stands where a folder shall be" in line
+    assert line.endswith("training goes on without")

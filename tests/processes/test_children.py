@@ -158,16 +158,3 @@ def test_libraries_draw_no_bars_in_a_log() -> None:
     unset = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
     done = finished([sys.executable, "-c", code], seconds=300, env=unset)
     assert (done.stdout, "Writing" in done.stderr) == ("0 1 2 False\n", False)
-
-
-def test_a_command_that_ends_at_once_still_finishes_what_only_a_cycle_holds() -> None:
-    code = (
-        "import atexit, gc\n"
-        "atexit.register(lambda: print('spared', gc.get_freeze_count() > 0))\n"
-        "from arcvideo.processes.terminal import speak_plainly\nspeak_plainly()\n"
-        "class Writer:\n    def __del__(self): print('written')\n"
-        "gc.disable()\n"
-        "writer = Writer(); writer.me = writer; del writer\n"
-    )
-    done = finished([sys.executable, "-c", code], seconds=300)
-    assert done.stdout == "written\nspared True\n"

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from arcvideo.files import remove_leftovers
+from arcvideo.files import error_line, remove_leftovers
 from arcvideo.model.settings import ModelSettings
 from arcvideo.types import Media
 
@@ -53,13 +53,17 @@ def store_of(model: Any, *, root: Path) -> FeatureStore:
     return FeatureStore(root, tower_digest(towers, settings=model.settings))
 
 
+_complained: set[Path] = set()
+"""Folders that could not be written: said once in a process."""
+
+
 class FeatureStore:
     """Patches and audio rows of clips under `root/digest`; writers may race, readers see whole files only."""
 
     def __init__(self, root: Path, digest: str) -> None:
         self.folder = Path(root) / digest[:32]
         self._whole: dict[Path, tuple[int, int, int]] = {}
-        self._complained, self._wrote = False, False
+        self._wrote = False
 
     def has(self, key: str) -> bool:
         """Return whether the clip's outputs are stored and as they were written; damaged ones are removed.
@@ -106,9 +110,10 @@ class FeatureStore:
         try:
             self._write(self._path(key), {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()})
         except (OSError, SafetensorError) as error:
-            if not self._complained:
-                print(f"{self.folder}: tower outputs are not stored: {error}; make room there", file=sys.stderr)
-            self._complained = True
+            if self.folder not in _complained:
+                told = error_line(error, folder=self.folder, key="run_dir", then="; training goes on without")
+                print(f"{self.folder}: tower outputs are not stored: {told}", file=sys.stderr)
+            _complained.add(self.folder)
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
