@@ -89,8 +89,14 @@ def attach(images: Sequence[Any], videos: Sequence[Any], sounds: Sequence[Any], 
     return [Attached(sound=medium) if kind == "audio" else Attached(picture=medium, fps=fps) for kind, medium in given]
 
 
-def attached(conversation: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Attached]]:
+def attached(
+    conversation: Sequence[Mapping[str, Any]], *, files: bool = True
+) -> tuple[list[dict[str, Any]], list[Attached]]:
     """Return a conversation from `messages_of` with one part for each medium, and the media in their order.
+
+    Args:
+        conversation: messages.
+        files: name each medium's file; False gives no media, and parts need none.
 
     Raises:
         ValueError: media outside of a question, or a part without its file.
@@ -108,8 +114,8 @@ def attached(conversation: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, 
     if len(places) == 2 and len(sounds) == 1 and {number for number, _ in places} == {0}:
         (picture,) = (part for _, part in places if part is not sounds[0])
         messages[0]["content"] = [part for part in messages[0]["content"] if part is not sounds[0]]
-        return messages, [_medium({**picture, "sound": _file(sounds[0])})]
-    return messages, [_medium(part) for _, part in places]
+        return messages, [_medium({**picture, "sound": _file(sounds[0])})] if files else []
+    return messages, [_medium(part) for _, part in places] if files else []
 
 
 def _medium(part: Mapping[str, Any]) -> Attached:

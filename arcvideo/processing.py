@@ -295,10 +295,10 @@ class ArcVideoProcessor(ProcessorMixin):
 
         Args:
             conversation: messages with role and content: a string, or parts of type text, image, video or audio, whose
-                file stands under its type, `url` or `path`, in any message of the user. Each is shown where its part
-                stands. Where a first message has one picture and one sound and no other has any, they are one clip;
-                `sound` of a video or an image names its sound otherwise. A video may be a list of frames with
-                `times`, the second of each, or `fps`.
+                file stands under its type, `url` or `path` (without `tokenize` it may be left out), in any message of
+                the user. Each is shown where its part stands. Where a first message has one picture and one sound and
+                no other has any, they are one clip; `sound` of a video or an image names its sound otherwise. A video
+                may be a list of frames with `times`, the second of each, or `fps`.
             chat_template: another template.
             tokenize: return ids in place of text.
             return_dict: with tokenize, return all that `generate` takes.
@@ -311,7 +311,8 @@ class ArcVideoProcessor(ProcessorMixin):
             ValueError: media that cannot be used, or text that holds marks of turns or frames.
         """
         many = bool(conversation) and not isinstance(conversation[0], dict)
-        attached = [chat.attached(chat.messages_of(talk)) for talk in (conversation if many else [conversation])]
+        talks = map(chat.messages_of, conversation if many else [conversation])
+        attached = [chat.attached(talk, files=tokenize) for talk in talks]
         conversations = [messages for messages, _ in attached]
         for messages in conversations:
             for message in messages:

@@ -59,7 +59,7 @@ class Damage:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.what}; {self.remedy}"
+        return f"{self.path}: {self.what}; {self.remedy}".replace("\n", "\\n")  # names of files may hold one
 
 
 @dataclass(kw_only=True)
@@ -233,7 +233,7 @@ def _file(path: Path, findings: Findings, *, vouched: set[Path]) -> None:
 
 def _check_presence(path: Path, *, by: Path, findings: Findings) -> None:
     """Whether a file is there that another one vouches for."""
-    if not path.exists():
+    if not os.path.exists(path):  # nor is one whose name no file can have
         remedy = f"{_RESTORE}; where its absence is meant, delete {by.name}"
         findings.damages.append(Damage(path=path, what=f"is missing, though {by.name} tells of it", remedy=remedy))
 
@@ -249,8 +249,8 @@ def _check_ledger(path: Path, findings: Findings) -> None:
                 findings.damages.append(Damage(path=shard, what=f"is not in {path.name}", remedy=remedy))
         for part in parts:
             shard = path.with_name(Path(str(part.get("shard"))).name or path.name)
-            said = vouched(shard) if shard.exists() else None
-            if not shard.exists():
+            said = vouched(shard) if os.path.exists(shard) else None
+            if not os.path.exists(shard):
                 _check_presence(shard, by=path, findings=findings)
             elif said is not None and said[1] != part.get("sha256"):
                 remedy = "restore the one or the other; an import goes on by this list"

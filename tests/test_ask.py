@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from arcvideo.ask import TerminalWriter, ask, main, read_words, readings
 from arcvideo.model.disk.loading import save_model
 from arcvideo.model.disk.tokenizer import save_tokenizer
+from arcvideo.seals import write_sums
 from arcvideo.structured import SettingsError
 from tests.data.build import mp4, png, wav
 from tests.rollout.world import make_model, tokenizer
@@ -155,6 +157,16 @@ def streamed(text: str) -> str:
         writer.put(torch.tensor([token]))
     writer.end()
     return out.getvalue()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_file_of_the_checkpoint_that_was_changed_is_named_before_it_is_read(checkpoint, tmp_path, capsys, name):
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    write_sums(copy)
+    (copy / name).write_text((copy / name).read_text().replace("1", "7"))
+    assert main([f"checkpoint={copy}", "question=hi"]) == 2
+    assert f"{copy}: {name} was changed" in capsys.readouterr().err
 
 
 def test_thoughts_and_answer_are_shown_apart():

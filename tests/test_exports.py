@@ -109,6 +109,18 @@ def test_a_chat_with_a_video_is_the_prompt_of_training(export, processor):
     assert torch.equal(model.generate(**inputs, **GREEDY), model.generate(**expected, **GREEDY))
 
 
+def test_a_chat_is_written_before_its_files_are_named(export, processor):
+    """The two steps of transformers' own examples."""
+    clip, sound = str(export / "clip.mp4"), str(export / "other.wav")
+    for parts, files in (([{"type": "video"}], {"videos": clip}), ([{"type": "audio"}], {"audio": sound}),
+                         ([{"type": "video"}, {"type": "audio"}], {"videos": clip, "audio": sound})):  # fmt: skip
+        named = [part | {"url": str(file)} for part, file in zip(parts, files.values(), strict=True)]
+        text = processor.apply_chat_template(asked(*parts))
+        assert text == processor.apply_chat_template(asked(*named))
+        ids = processor.apply_chat_template(asked(*named), tokenize=True)
+        assert torch.equal(processor(text, **files)["input_ids"], ids)
+
+
 def test_turns_of_a_chat_are_those_of_training(processor):
     turns = (Turn(question="Which?", answer="red"), Turn(question="When?", answer="one"))
     sample = Sample(key="k", task="qa", turns=turns, media_key=None)

@@ -381,3 +381,15 @@ def test_tower_outputs_of_another_clip_or_other_towers_are_not_taken(
     assert main([str(tmp_path)]) == 1
     assert f"{path}: is of another clip, or of other towers; remove it" in capsys.readouterr().out
     assert store.load("clip") is None
+
+
+def test_names_of_a_stranger_end_no_check_and_no_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps({"shards": {"x" * 5000: {}, "a\0": {}, "..": {}}}))
+    (tmp_path / "a\nerror: forged.json").write_text("{")
+    rows = [{"version": 2}, {"shard": "y" * 5000}, {"shard": None}]
+    (tmp_path / "x.import.jsonl").write_text("".join(map(json_line, rows)))
+    (tmp_path / "z.json").write_text("{")
+    assert main([str(tmp_path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith(f"{tmp_path}/z.json: ") for line in lines)
+    assert all(line.startswith(str(tmp_path)) for line in lines)

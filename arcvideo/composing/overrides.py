@@ -227,7 +227,11 @@ def grammar_problems(words: Sequence[str]) -> list[str]:
         try:
             parsed(word)
         except ValueError as error:
-            quoted = f"a text with such signs is quoted: \"{key.lstrip('+')}='{value}'\""
+            known = key.lstrip("+")
+            quoted = f"a text with such signs is quoted: \"{known}='{value}'\""
+            if typing.get_origin(setting_type(known)) is list and value.startswith("["):
+                entries = ",".join(f"'{entry.strip()}'" for entry in value.strip("[]").split(","))
+                quoted = f'a list is closed, and texts with such signs in it are quoted: "{known}=[{entries}]"'
             remedy = COLON if value.startswith("{") and ":" in value else quoted
             problems.append(f"{word.lstrip('+')}: cannot be read: {error}; {remedy}")
     return problems

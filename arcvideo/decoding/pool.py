@@ -285,6 +285,8 @@ class MediaWorker:
         except (EOFError, TimeoutError, ConnectionError) as error:
             how = self._post_mortem()
             what = f"in {_START_SECONDS:g} s" if isinstance(error, TimeoutError) else f"({how})"
+            if self._ended_by in FROM_OUTSIDE:
+                what += ": it is ended from outside, mostly for want of memory; make room, then start this again"
             raise NoDecoder(f"the process that decodes media does not start {what}") from None
         return self._socket
 

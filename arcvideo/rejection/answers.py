@@ -18,7 +18,7 @@ from arcvideo.decoding.pool import MediaPool
 from arcvideo.feed.prompts import Prompt
 from arcvideo.files import write_whole
 from arcvideo.lineage.parents import checkpoint_folder, resolve_parent
-from arcvideo.model.disk.loading import load_frozen
+from arcvideo.model.disk.loading import check_written, load_frozen
 from arcvideo.model.towers.features import store_of
 from arcvideo.objectives.settings import GrpoSettings
 from arcvideo.planning.families import Family
@@ -55,6 +55,7 @@ def sample(settings: SampleSettings) -> dict[str, Any] | None:
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     folder, out = checkpoint_folder(Path(settings.checkpoint)), Path(settings.out)
     weights = resolve_parent(run_dir=folder, stage="", parent="", override=folder).identity
+    check_written(folder)
     processor = ArcVideoProcessor.from_pretrained(folder, wording=settings.wording or None)
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device

@@ -26,7 +26,8 @@ _KIND = r"(?:answer|option|choice|letter)(?![a-z])"
 _LEAD = re.compile(
     rf"(?<![a-z])(?:(?:the|my|your)\s+)?(?:(?:final|correct|right|best|most likely)\s+)*{_KIND}\s*"
     rf"(?:(?:is|would be|should be|must be)(?![a-z])\s*|[:=]\s*)*(?:(?:the\s+)?{_KIND}\s*:?\s*)?"
-    r"|(?<![a-z])(?:i\s+(?:choose|select|pick)|it\s+(?:is|must\s+be)|it's)(?![a-z])\s*"
+    r"|(?<![a-z])(?:i(?:\s+would|['\u2019]d)?\s+(?:choose|select|pick|go\s+with)|it\s+(?:is|(?:must|should|would)\s+be)|it's)"
+    r"(?![a-z])\s*|(?<![a-z])(?:so|thus|hence|therefore)(?![a-z])\s*[,:]?\s*"
     r"|(?:应该?|应当)?(?:正确|最佳|最终)?的?(?:答案|选项|选择|选)(?:应该|应当|应)?(?:是|为|选择|选)?\s*:?\s*(?:选项)?\s*"
     r"|(?:应该?|应当)是\s*",
     re.IGNORECASE,
@@ -53,7 +54,7 @@ _AROUND = " \t\n.,:;!。、，()[]{}【】《》-"
 _OPENS, _CLOSES = "(\uff08", ".):\u3001\uff0e\uff1a\uff09"
 _LABELS = [rf"[{_OPENS}]?[{letter}{chr(ord(letter) + 0xFEE0)}]\s*[{_CLOSES}]" for letter in ascii_uppercase]
 """What public files write before the options: `A.`, `A)`, `(A)`, `A:` and their full-width forms."""
-_LABELLED = [re.compile(rf"\s*{label}\s*(?=\S)") for label in _LABELS]
+_LABELLED = [re.compile(rf"\s*{label}\s*(?=\S)", re.IGNORECASE) for label in _LABELS]
 _LIST_BEGINS, _LIST_GOES_ON = re.compile(rf"(?:^|\s){_LABELS[0]}\s*\S"), re.compile(rf"[\s,;]{_LABELS[1]}\s*\S")
 _HEADINGS = ("options", "choices", "\u9009\u9879")
 

@@ -10,7 +10,7 @@ import pytest
 
 from arcvideo.composing.compose import composed, shown_text, stage_config
 from arcvideo.composing.config import ConfigError
-from arcvideo.composing.grammar import words_of
+from arcvideo.composing.grammar import parsed, words_of
 from arcvideo.composing.overrides import as_overrides, grammar_problems, override_problems
 from arcvideo.composing.recipe import load_recipe, planned_stages
 from arcvideo.composing.sweep import first_words
@@ -122,6 +122,14 @@ def test_a_tilde_is_the_home_wherever_a_path_may_stand(monkeypatch: pytest.Monke
 def test_a_text_may_refer_to_other_settings() -> None:
     words = ["stage=sft", "data_dir=d", "data.sources.tiny_shorts.shards=${data_dir}/{00..11}.tar"]
     assert stage_config(words).data.sources["tiny_shorts"].shards == "d/{00..11}.tar"
+
+
+@pytest.mark.parametrize("value", ["[a;b]", "[a", "[a, b;c"])
+def test_a_list_that_cannot_be_read_is_shown_as_one_that_is_a_list(value: str) -> None:
+    (problem,) = grammar_problems([f"lora.targets={value}"])
+    shown = problem.split('"')[-2]
+    assert grammar_problems([shown]) == []
+    assert isinstance(parsed(shown).value(), list)
 
 
 def test_what_cannot_be_read_says_how_it_is_quoted() -> None:

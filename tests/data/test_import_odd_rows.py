@@ -337,3 +337,31 @@ def test_columns_of_a_conversation_that_nobody_reads_are_told(
     said = capsys.readouterr().out
     assert "ignored  Videos of 1 rows" in said
     assert "ignored  id" not in said
+
+
+@pytest.mark.parametrize("name", ["/ABS", "../up", "..", "", "a/b", "a\0", "\x1b[31m"])
+def test_a_meta_file_cannot_name_shards_outside_of_the_folder(
+    media: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = name.replace("/ABS", str(tmp_path / "elsewhere"))
+    assert meta_import(media, tmp_path, {name: 1}) == 2
+    assert "is no name for shards" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["meta.json", "rows.jsonl"]
+
+
+@pytest.mark.parametrize("repeat", [True, float("nan"), float("inf"), 10**400, -1, "2"])
+def test_a_meta_file_says_how_often_in_a_number(
+    media: Path, tmp_path: Path, repeat: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert meta_import(media, tmp_path, {"set": repeat}) == 2
+    assert "repeat_time" in capsys.readouterr().err
+
+
+def meta_import(media: Path, tmp_path: Path, repeats: dict[str, Any]) -> int:
+    """Import an ARC meta file with a set of each name, which repeats so often."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(ROWS["arc"][0]) + "\n")
+    sets = {name: {"root": str(media), "annotation": str(rows), "repeat_time": n} for name, n in repeats.items()}
+    (tmp_path / "meta.json").write_text(json.dumps(sets))
+    words = ["--annotations", str(tmp_path / "meta.json"), "--out", str(tmp_path / "out"), "--workers", "0"]
+    return main(["import", "--format", "arc-meta", *words])

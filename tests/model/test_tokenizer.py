@@ -136,6 +136,15 @@ def test_special_ids_are_read_from_the_tokenizer(tiny):
     assert len({ids.start, ids.end, ids.sep, ids.pad, ids.image, ids.newline}) == 6
 
 
+@pytest.mark.parametrize("change", [("1.0", "1.1"), ("{", "["), ('"BPE"', '"BPF"')])
+def test_a_damaged_tokenizer_is_refused_by_name(tiny, tmp_path, change):
+    save_tokenizer(tiny, tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text().replace(*change, 1))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: is damaged"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_directory_without_tokenizer_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"tokenizer\.json"):
         load_tokenizer(tmp_path)

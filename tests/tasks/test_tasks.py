@@ -75,6 +75,7 @@ def test_answers_are_read_back_as_the_truth() -> None:
     [
         {"options": ["A. red", "B. blue"]},
         {"options": ["(A) red", "(B) blue"]},
+        {"options": ["a. red", "b. blue"]},
         {"options": ["\uff21\uff0ered", "\uff22\uff0eblue"]},
         {"options": {"A": "red", "B": "blue"}},
         {"question": "which?\nA. red\nB. blue"},

@@ -51,6 +51,9 @@ def import_sharegpt(request: ImportRequest, *, report: ImportReport) -> Drafts:
     return _import(request, report=report, needs_media=False)
 
 
+_MOST_REPEATS = 1_000_000
+
+
 @dataclass(frozen=True, kw_only=True)
 class MetaEntry:
     """One data set of an ARC meta file."""
@@ -81,7 +84,9 @@ def meta_entries(path: Path, *, task: str, encoding: str | None = None) -> list[
     entries = []
     for name, entry in content.items():
         annotation, root, repeat = located(name, "annotation"), located(name, "root"), entry.get("repeat_time", 1)
-        if annotation is None or root is None or not isinstance(repeat, (int, float)) or repeat <= 0:
+        if not name or Path(name).name != name or name == ".." or not name.isprintable():  # its shards are called so
+            raise ValueError(f"{path}: {name[:80]!a} is no name for shards; take one without slashes")
+        if annotation is None or root is None or type(repeat) not in (int, float) or not 0 < repeat <= _MOST_REPEATS:
             raise ValueError(f"{path}: {name} needs annotation and root, and a repeat_time above 0")
         request = ImportRequest(
             annotations=(annotation,), videos=root, audio=located(name, "audio_root"), task=task, encoding=encoding

@@ -23,7 +23,7 @@ from arcvideo.measuring.questions import MeasuredQuestion
 from arcvideo.measuring.read import Read
 from arcvideo.measuring.settings import EvaluateSettings
 from arcvideo.media.clip import to_media
-from arcvideo.model.disk.loading import dtype_to_ask, load_frozen
+from arcvideo.model.disk.loading import check_written, dtype_to_ask, load_frozen
 from arcvideo.model.special import special_ids
 from arcvideo.model.towers.features import FeatureStore, store_of
 from arcvideo.processing import ArcVideoProcessor
@@ -219,7 +219,12 @@ class Ours:
 
 
 def trained_processor(folder: Path, *, wording: str = "", font: str = "") -> ArcVideoProcessor:
-    """Return the processor of a checkpoint; without a wording it has that of the stage which trained it."""
+    """Return the processor of a checkpoint; without a wording it has that of the stage which trained it.
+
+    Raises:
+        ValueError: a file of the checkpoint is missing or damaged.
+    """
+    check_written(folder)  # before anything of it is believed
     return ArcVideoProcessor.from_pretrained(
         folder, wording=wording or _trained_wording(folder) or None, font=font or None
     )

@@ -49,12 +49,7 @@ def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> ArcVid
         ValueError: no weights, or weights that do not fit, with every missing, unexpected and misshapen key.
     """
     directory = Path(directory)
-    try:
-        check_sums(directory)
-    except Damaged as error:
-        raise ValueError(
-            f"{directory}: {error}. Restore that file, or delete {SUMS} there when the change is meant"
-        ) from None
+    check_written(directory)
     files = weight_files(directory)
     # Built without memory and without drawing random numbers: loading fills everything or fails.
     model = empty_model(load_config(directory))
@@ -63,6 +58,20 @@ def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> ArcVid
     model.tie_weights()
     fill(model.state_dict(), files, tied=model.config.tie_word_embeddings)
     return model.eval()
+
+
+def check_written(directory: Path) -> None:
+    """Compare all files of a checkpoint directory with its SHA256SUMS, where it has one.
+
+    Raises:
+        ValueError: one is missing or changed.
+    """
+    try:
+        check_sums(directory)
+    except Damaged as error:
+        raise ValueError(
+            f"{directory}: {error}. Restore that file, or delete {SUMS} there when the change is meant"
+        ) from None
 
 
 def load_weights(model: nn.Module, *files: Path) -> None:

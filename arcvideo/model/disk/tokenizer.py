@@ -110,10 +110,15 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     """Return the tokenizer of a checkpoint directory.
 
     Raises:
-        ValueError: the directory has neither `tokenizer.json` nor `hunyuan.tiktoken`.
+        ValueError: the directory has neither `tokenizer.json` nor `hunyuan.tiktoken`, or a damaged one.
     """
-    if (directory / "tokenizer.json").exists():
-        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    if (path := directory / "tokenizer.json").exists():
+        try:
+            return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+        except Exception as error:  # tokenizers raises nothing more special
+            raise ValueError(
+                f"{path}: is damaged, copy it there anew ({next(iter(str(error).splitlines()), '')})"
+            ) from None
     if (directory / RELEASED_FILE).exists():
         return released_tokenizer(directory / RELEASED_FILE)
     raise ValueError(f"{directory} has neither tokenizer.json nor {RELEASED_FILE}: copy one there")
