@@ -228,11 +228,11 @@ class MediaWorker:
                 head, body = self._asked(question, name=name)
                 break
             except (MediaError, NoDecoder) as error:
-                begun = isinstance(error, MediaError)
+                begun = isinstance(error, MediaError)  # else no file was read yet
                 crashed = not isinstance(error, MediaError) or error.reason == "crashed"
                 outside = crashed and self._ended_by in FROM_OUTSIDE
                 tried += 1
-                if self.abandoned or tried >= (TRIES_FROM_OUTSIDE if outside else TRIES * begun):
+                if self.abandoned or tried >= (TRIES_FROM_OUTSIDE if outside else TRIES if begun else 1):
                     raise
                 if outside:
                     time.sleep(_PAUSE * 2 ** (tried - 1))
