@@ -16,6 +16,7 @@ from av.video.stream import VideoStream
 from arcvideo.media.animation import is_animated_png, is_animated_webp, video_of_webp
 from arcvideo.media.errors import MediaError
 from arcvideo.media.fast import fast_frames
+from arcvideo.media.losses import check_references
 from arcvideo.media.picture import Choose, VideoFacts, decode_frames, has_alpha, is_mirrored, read_timeline
 from arcvideo.media.riff import check_riff_size, skipped_frames
 from arcvideo.media.settings import MediaLimits
@@ -92,6 +93,7 @@ def _decode_streams(
             waveform = decode_sound(packets[audio.index], audio, origin=origin, name=name, limits=limits)
         if video is not None and timeline is not None:
             chosen, own = choose(timeline.facts), packets[video.index]
+            check_references(own, video, wanted={timeline.ticks[index] for index in chosen.indices}, name=name)
             if decoder == "torchcodec" and not (has_alpha(video) or is_mirrored(own, video, name=name)):
                 frames = fast_frames(data, video, timeline=timeline, chosen=chosen, name=name, limits=limits)
             if frames is None:

@@ -24,7 +24,7 @@ def restart_points(packets: Sequence[av.Packet], stream: VideoStream) -> list[in
     codec = stream.codec_context
     keys = [number for number, packet in enumerate(packets) if number and packet.size and packet.is_keyframe]
     if codec.name in _RESETTING_NALS:
-        wanted, prefix = _RESETTING_NALS[codec.name], _length_prefix(codec.name, codec.extradata or b"")
+        wanted, prefix = _RESETTING_NALS[codec.name], length_prefix(codec.name, codec.extradata or b"")
         keys = [number for number in keys if _has_nal(bytes(packets[number]), codec.name, prefix=prefix, types=wanted)]
     elif codec.name not in _KEY_FRAME_RESETS:
         keys = []
@@ -41,7 +41,7 @@ def starts_whole(packets: Sequence[av.Packet], stream: VideoStream) -> bool:
     first = next((packet for packet in packets if packet.size), None)
     if first is None or codec.name not in _RESETTING_NALS:
         return True
-    prefix = _length_prefix(codec.name, codec.extradata or b"")
+    prefix = length_prefix(codec.name, codec.extradata or b"")
     return _has_nal(bytes(first), codec.name, prefix=prefix, types=_RESETTING_NALS[codec.name])
 
 
@@ -57,19 +57,24 @@ def can_skip_unreferenced(stream: VideoStream) -> bool:
     return codec.name in ("h264", "vp8", "mpeg4", "mpeg2video")
 
 
-def _length_prefix(codec: str, extradata: bytes) -> int:
+def length_prefix(codec: str, extradata: bytes) -> int:
     """Return bytes of the length in front of each NAL unit; 0 when they are separated by start codes."""
     place = {"h264": 4, "hevc": 21}[codec]
     return (extradata[place] & 3) + 1 if len(extradata) > place and extradata[0] == 1 else 0
 
 
-def _has_nal(data: bytes, codec: str, *, prefix: int, types: tuple[int, ...]) -> bool:
+def nal_heads(data: bytes | memoryview, prefix: int) -> Iterator[int]:
+    """Yield where the NAL units of a packet begin; `prefix` as of `length_prefix`."""
     heads = _prefixed(data, prefix) if prefix else (match.end() for match in _START_CODE.finditer(data))
-    kinds = (data[head] & 31 if codec == "h264" else (data[head] >> 1) & 63 for head in heads if head < len(data))
+    return (head for head in heads if head < len(data))
+
+
+def _has_nal(data: bytes, codec: str, *, prefix: int, types: tuple[int, ...]) -> bool:
+    kinds = (data[head] & 31 if codec == "h264" else (data[head] >> 1) & 63 for head in nal_heads(data, prefix))
     return any(kind in types for kind in kinds)
 
 
-def _prefixed(data: bytes, prefix: int) -> Iterator[int]:
+def _prefixed(data: bytes | memoryview, prefix: int) -> Iterator[int]:
     """Yield where the NAL units of a packet with length prefixes begin."""
     at = 0
     while at + prefix < len(data):
