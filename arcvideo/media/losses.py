@@ -116,12 +116,14 @@ def _spoiled(packets: Sequence[av.Packet], stream: VideoStream) -> Iterator[int]
     From a gap on that is every frame up to the next one at which decoding may begin; where that one is no IDR picture,
     those shown before it, too.
     """
-    headers = _of(stream)
+    headers = _of(stream.codec_context.extradata or b"")
     last: int | None = None  # number of the reference picture before
     lost, before = False, None
     for packet in packets:
         if not packet.size:
             continue
+        if packet.has_sidedata("new_extradata"):  # a joined file goes on with other parameter sets
+            headers = _of(bytes(packet.get_sidedata("new_extradata")))
         picture, time = headers.picture(memoryview(packet)), packet.pts  # type: ignore[arg-type]
         if picture is None or time is None or picture.sequence.may_skip:
             return
@@ -137,8 +139,8 @@ def _spoiled(packets: Sequence[av.Packet], stream: VideoStream) -> Iterator[int]
         last = picture.number if picture.referred else last
 
 
-def _of(stream: VideoStream) -> _Headers:
-    data = stream.codec_context.extradata or b""
+def _of(data: bytes) -> _Headers:
+    """Return what the parameter sets of a container say."""
     headers = _Headers(length_prefix("h264", data))
     units = _listed(data) if data[:1] == b"\x01" else [data[head:] for head in nal_heads(memoryview(data), 0)]
     for unit in units:

@@ -22,7 +22,7 @@ STREAMS = {
     "closed groups": "keyint=12:bframes=3",
     "pyramids": "keyint=25:bframes=3:b-pyramid=normal:ref=4:scenecut=0",
     "open groups": "open-gop=1:b-pyramid=normal:keyint=25:min-keyint=25:bframes=3:ref=4:scenecut=0",
-    "no B": "keyint=250:bframes=0:ref=3",
+    "no B": "keyint=250:bframes=0:ref=16",
     "intra refresh": "keyint=12:intra-refresh=1",
     "interlaced": "tff=1:keyint=20:bframes=2",
     "slices": "slices=4:keyint=20:bframes=3",
@@ -105,6 +105,31 @@ def test_only_what_leans_on_the_loss_is_refused() -> None:
         check_references(packets, stream, wanted={times[0]}, name="x")
         with pytest.raises(MediaError, match=r"x: packets are missing that \d+ frames lean on, the first at 0\.\d\d s"):
             check_references(packets, stream, wanted=set(times), name="x")
+
+
+def joined(first: bytes, second: bytes, *, after: int) -> bytes:
+    """Two FLV files behind each other, the second `after` milliseconds later."""
+    out, at = bytearray(first), 13
+    while at + 11 <= len(second):
+        size = 11 + int.from_bytes(second[at + 1 : at + 4], "big") + 4
+        tag = bytearray(second[at : at + size])
+        time = after + int.from_bytes(bytes([tag[7], *tag[4:7]]), "big")
+        tag[4:8] = [time >> 16 & 255, time >> 8 & 255, time & 255, time >> 24]
+        if tag[0] == 9:  # a picture
+            out += tag
+        at += size
+    return bytes(out)
+
+
+def test_a_joined_file_is_read_with_the_parameter_sets_of_each_part() -> None:
+    parts = [made(kind, container="flv") for kind in ("no B", "closed groups")]
+    known = {frame.tobytes() for part in parts for frame in shown(part)}
+    data = joined(*parts, after=1000 * (COUNT + 10) // 25)
+    with av.open(io.BytesIO(data)) as container:
+        assert any(packet.has_sidedata("new_extradata") for packet in container.demux(video=0))
+    found = shown(data)
+    assert len(found) == 2 * COUNT
+    assert {frame.tobytes() for frame in found} <= known
 
 
 def test_headers_that_cannot_be_followed_are_no_loss() -> None:
