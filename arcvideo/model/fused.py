@@ -10,6 +10,8 @@ TODO: unmeasured on a GPU.
 from __future__ import annotations
 
 import functools
+import os
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +22,20 @@ from torch import nn
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function compiled for any length, once per process."""
+    _keep_apart()
     return torch.compile(function, dynamic=True)
+
+
+@functools.cache
+def _keep_apart() -> None:
+    """Give kernels for other vector instructions of the same processor a cache of their own.
+
+    torch's does not tell them apart (2.13), and a kernel that was compiled for one set computes garbage under another.
+    """
+    if instructions := os.environ.get("ATEN_CPU_CAPABILITY"):
+        usual = os.path.join(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")
+        folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or usual
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(folder, instructions)
 
 
 def kernel(function: Callable[..., Any], *, fused: bool) -> Callable[..., Any]:
