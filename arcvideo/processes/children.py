@@ -6,7 +6,9 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -79,9 +81,30 @@ def start_deaf(pool: ProcessPoolExecutor, *, workers: int) -> None:
     from multiprocessing import resource_tracker  # a pool has it loaded
 
     resource_tracker.ensure_running()  # when it begins, it lets the signal through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    with _interrupts_later():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for _ in range(workers):  # a process is started for each task that finds none idle
+                pool.submit(int)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Answer Ctrl-C behind the block; a mask is not enough, for threads of libraries take the signal, too.
+
+    A process that loses its parent while it is told what it is for says so with a traceback.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
     try:
-        for _ in range(workers):  # a process is started for each task that finds none idle
-            pool.submit(int)
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
+        if heard:
+            signal.raise_signal(signal.SIGINT)

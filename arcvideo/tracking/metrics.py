@@ -132,7 +132,8 @@ class WandbMirror(BesideMirror):
 
     def _give_up(self, error: Exception) -> None:
         super()._give_up(error)
-        leave_behind()
+        if self.run_id is not None:
+            leave_behind(self.run_id)
 
 
 class _WandbRun:
@@ -205,7 +206,7 @@ def record_lineage(
         run_id: `RunResult.wandb_id`; None records nothing.
     """
     mode = _wandb_mode(settings.wandb, say=False)
-    if mode == "disabled" or run_id is None or is_left():
+    if mode == "disabled" or run_id is None or is_left(run_id):
         return
     options = {"project": settings.project, "entity": settings.entity, "mode": mode, "dir": str(folder)}
     failures: list[Exception] = []
@@ -222,7 +223,7 @@ def record_lineage(
     if thread.is_alive():
         failures.append(TimeoutError(f"no answer in {2 * _PATIENCE} s"))
     for error in failures:
-        leave_behind()
+        leave_behind(run_id)
         print(f"W&B does not know this stage's lineage: {type(error).__name__}: {error}", file=sys.stderr)
 
 

@@ -13,26 +13,28 @@ from typing import Any
 
 SECONDS = 10
 """That it has at the end of the run to write its files."""
-_left: list[bool] = []
+_left: set[str] = set()
 
 
-def leave_behind() -> None:
-    """From now on W&B says nothing, and the end of this process waits for W&B's own no longer than `SECONDS`.
+def leave_behind(run_id: str) -> None:
+    """Give up a run of W&B's: it says nothing any more, and the end of this process waits for W&B's own no longer than
+    `SECONDS`.
 
     W&B waits there without end for a process that does not answer, and shows a traceback for one that is gone.
     """
     wandb = sys.modules.get("wandb")
-    if wandb is None or _left:
+    if wandb is None:
         return
-    _left.append(True)
+    if not _left:
+        atexit.register(_end, wandb)  # before W&B's own, which was registered earlier
+    _left.add(run_id)
     with suppress(Exception):
         wandb.termsetup(wandb.Settings(silent=True), None)
-    atexit.register(_end, wandb)  # before W&B's own, which was registered earlier
 
 
-def is_left() -> bool:
-    """Return whether W&B was given up in this process."""
-    return bool(_left)
+def is_left(run_id: str) -> bool:
+    """Return whether a run was given up in this process."""
+    return run_id in _left
 
 
 def _end(wandb: Any) -> None:

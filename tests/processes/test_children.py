@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from arcvideo.processes.children import _interrupts_later
 from arcvideo.processes.command import ASKS_TO_STOP, REQUEUE_EXIT_CODE, TWICE_SECONDS
 from arcvideo.processes.signals import StopSignals
 from tests.spawned import finished, running
@@ -158,3 +159,20 @@ def test_libraries_draw_no_bars_in_a_log() -> None:
     unset = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
     done = finished([sys.executable, "-c", code], seconds=300, env=unset)
     assert (done.stdout, "Writing" in done.stderr) == ("0 1 2 False\n", False)
+
+
+def test_ctrl_c_while_processes_are_started_is_answered_behind_that() -> None:
+    before, went_on = signal.signal(signal.SIGINT, signal.default_int_handler), []
+
+    def starting() -> None:
+        with _interrupts_later():
+            signal.raise_signal(signal.SIGINT)
+            went_on.append(True)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            starting()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert went_on

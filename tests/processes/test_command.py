@@ -37,7 +37,7 @@ class Halt:
     def find_spec(self, name, path=None, target=None):
         if name == os.environ.get("HALT_AT"):
             del os.environ["HALT_AT"]
-            print("here", flush=True)
+            os.write(1, b"here\\n")
             time.sleep(600)
 
 sys.meta_path.insert(0, Halt())

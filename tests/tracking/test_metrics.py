@@ -41,9 +41,9 @@ def test_what_a_stage_read_and_made_is_in_its_offline_run(tmp_path: Path) -> Non
         ],
         settings=OFFLINE,
         folder=export.parent,
-        run_id="abc12345",
+        run_id="lineage0",
     )
-    (file,) = export.parent.glob("wandb/offline-run-*-abc12345/*.wandb")
+    (file,) = export.parent.glob("wandb/offline-run-*-lineage0/*.wandb")
     content = file.read_bytes()
     for word in (b"pretrain", b"dataset", b"a" * 64, b"b" * 64, b"c" * 64, str(parent).encode()):
         assert word in content
@@ -59,8 +59,13 @@ def test_a_failing_lineage_is_said_and_nothing_else(
 
     monkeypatch.setattr(wandb, "init", broken)
     made = Artifact(name="sft", kind="model", identity="a", path=tmp_path)
-    record_lineage(made, used=[], settings=OFFLINE, folder=tmp_path, run_id="abc12345")
+    record_lineage(made, used=[], settings=OFFLINE, folder=tmp_path, run_id="broken00")
     assert capfd.readouterr().err == "W&B does not know this stage's lineage: RuntimeError: no network\n"
+    # It is not tried again, and other runs of this process are.
+    record_lineage(made, used=[], settings=OFFLINE, folder=tmp_path, run_id="broken00")
+    assert capfd.readouterr().err == ""
+    record_lineage(made, used=[], settings=OFFLINE, folder=tmp_path, run_id="broken01")
+    assert "no network" in capfd.readouterr().err
 
 
 def test_without_wandb_there_is_no_lineage_to_record(tmp_path: Path) -> None:
